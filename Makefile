@@ -1,0 +1,52 @@
+# `make demo` and `make test` set up $(VENV) once, and again when setup.cfg changes.
+
+VENV ?= .venv
+PYTHON ?= python3
+EXTRAS ?= cpu,rtx,dev
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       export a small model, run it on each engine of this machine, print the table"
+	@echo "make test       linters, type checks and all tests"
+	@echo "make lint       linters and type checks only"
+	@echo "make setup      the virtual environment only ($(VENV))"
+	@echo "make clean      remove caches and build products"
+	@echo "make distclean  and the virtual environment too"
+	@echo
+	@echo "Settings: VENV=$(VENV) PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/yolact-deploy demo
+
+test: lint
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+$(STAMP): setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): PyTorch is several GB, so this takes minutes. It is done once."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 5 --timeout 60 -e '.[$(EXTRAS)]'
+	@touch $@
+
+clean:
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find cli.py yolact_deploy tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean
+	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

@@ -1,0 +1,77 @@
+"""Every error that a user can meet, and the helper that imports an optional dependency.
+
+A message names the thing that is wrong and the cure. The command line prints it in one line and exits with
+``exit_code``; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class YolactDeployError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 2
+
+
+class ConfigError(YolactDeployError, ValueError):
+    """A configuration value that no YOLACT can have, or an unknown configuration name."""
+
+
+class CheckpointError(YolactDeployError):
+    """Weights that cannot be read, or that do not fit the configuration."""
+
+
+class ArtifactError(YolactDeployError):
+    """An ONNX or engine file that cannot be read or was not made by this package."""
+
+
+class ExportError(YolactDeployError):
+    """An export that failed; nothing was left behind."""
+
+
+class BackendError(YolactDeployError):
+    """A runtime that cannot run here, or failed while running."""
+
+
+class MissingDependencyError(BackendError, ImportError):
+    """An optional package that is not installed; the message names the extra."""
+
+
+class InputError(YolactDeployError, ValueError):
+    """An image, video, folder or array that cannot be used."""
+
+
+class DatasetError(YolactDeployError):
+    """Annotations or results that are missing, malformed or do not fit the model."""
+
+
+class OutputError(YolactDeployError):
+    """An output that cannot be written."""
+
+
+class DownloadError(YolactDeployError):
+    """Weights that could not be fetched or whose checksum is wrong."""
+
+
+class GateError(YolactDeployError):
+    """A measured figure failed the limit the user set."""
+
+    exit_code = 1
+
+
+def import_optional(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import ``module``, or raise :class:`MissingDependencyError` that names the extra to install.
+
+    >>> import_optional("json", extra="onnx", purpose="reading metadata").__name__
+    'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the Python package '{module.partition('.')[0]}' ({error}). "
+            f"Install it with: python -m pip install 'yolact-deploy[{extra}]'"
+        ) from error

@@ -1,0 +1,215 @@
+"""A PyTorch model to one ONNX file that every runtime takes: images in, detections and masks out.
+
+Precision lives in the graph: with "fp16" the trunk (everything that is convolution) computes in half precision, while
+normalisation, softmax, box decoding, NMS and masks stay in FP32. Batch normalisation is folded in FP32 before.
+
+Legend: N images, S input side, P priors, C classes, K coefficients, D detections, h x w prototypes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from yolact_deploy import __version__
+from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
+from yolact_deploy.errors import ExportError
+from yolact_deploy.export import functions
+from yolact_deploy.runtime.torch.ops import decode_boxes
+from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.model.fuse import fuse_batch_norm
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
+OUTPUT_NAMES = {
+    "heads": ["boxes", "scores", "coeff", "proto"],
+    "functions": ["num_detections", "boxes", "scores", "labels", "masks"],
+}
+MAX_BATCH = 1024
+
+
+class _Pipeline(nn.Module):
+    """What the file computes: images [N, S, S, 3] BGR in 0..255 to the outputs of ``metadata.tail``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: YolactModel, metadata: Metadata) -> None:
+        super().__init__()
+        self.metadata = metadata
+        self.dtype = PRECISIONS[metadata.precision]
+        self.model = fuse_batch_norm(model)
+        self.priors = self.model.priors.float()
+        self.model.to(self.dtype)
+        self.register_buffer("mean", torch.tensor(metadata.config.pixel_mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(metadata.config.pixel_std, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        normalised = (images.float() - self.mean) / self.std
+        trunk_input = normalised.permute(0, 3, 1, 2).flip(1).to(self.dtype)  # BGR to RGB
+        loc, logits, coeff, proto = (output.float() for output in self.model.heads(trunk_input))
+        boxes = decode_boxes(loc, self.priors)
+        scores = logits.softmax(dim=-1)[..., 1:]
+        if self.metadata.tail == "heads":
+            return boxes, scores, coeff, proto
+        return self._tail(boxes, scores, coeff, proto)
+
+    def _tail(self, boxes: Tensor, scores: Tensor, coeff: Tensor, proto: Tensor) -> tuple[Tensor, ...]:
+        config, batch = self.metadata.config, boxes.shape[0]
+        slots = config.top_k if self.metadata.cross_class else config.max_detections
+        counts, found_boxes, found_scores, labels, found_coeff = torch.onnx.ops.symbolic_multi_out(
+            f"{functions.DOMAIN}::{functions.FAST_NMS}",
+            (boxes, scores, coeff),
+            attrs={
+                "score_threshold": config.score_threshold,
+                "iou_threshold": config.iou_threshold,
+                "top_k": min(config.top_k, config.num_priors),
+                "max_detections": slots,
+                "cross_class": int(self.metadata.cross_class),
+            },
+            dtypes=(torch.int32, torch.float32, torch.float32, torch.int32, torch.float32),
+            shapes=((batch,), (batch, slots, 4), (batch, slots), (batch, slots), (batch, slots, coeff.shape[2])),
+            version=functions.DOMAIN_VERSION,
+        )
+        masks = torch.onnx.ops.symbolic(
+            f"{functions.DOMAIN}::{functions.MASK_ASSEMBLY}",
+            (proto, found_coeff, found_boxes),
+            attrs={"padding": 1.0},
+            dtype=torch.float32,
+            shape=(batch, slots, proto.shape[1], proto.shape[2]),
+            version=functions.DOMAIN_VERSION,
+        )
+        return counts, found_boxes, found_scores, labels, masks.to(self.dtype)
+
+
+def export_onnx(
+    model: YolactModel,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "fp32",
+    tail: str = "functions",
+    batch: tuple[int, int, int] = (1, 1, 1),
+    input_dtype: str = "uint8",
+    cross_class: bool = False,
+    weights_sha256: str = "",
+) -> Metadata:
+    """Write ``model`` to ``path`` as ONNX; gives the metadata that is in the file.
+
+    The caller gives a temporary path where the file must appear whole or not at all.
+
+    Args:
+        precision: "fp32" or "fp16"
+        tail: "functions" (detections and masks) or "heads" (boxes, scores, coeff, proto)
+        batch: smallest, usual and largest batch; three equal numbers fix it
+        input_dtype: "uint8", or "float32" for images resized without rounding to grey levels
+        cross_class: one Fast NMS over all classes
+        weights_sha256: of the checkpoint, for the record
+
+    Raises:
+        ExportError: arguments that do not fit, or weights that FP16 cannot hold.
+    """
+    metadata = Metadata(
+        config=model.config,
+        precision=precision,
+        tail=tail,
+        cross_class=cross_class,
+        input_dtype=input_dtype,
+        batch=batch,
+        weights_sha256=weights_sha256,
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
+    )
+    _check_arguments(metadata)
+    pipeline = _Pipeline(model, metadata).eval()
+    _check_weights(pipeline.model, precision)
+    proto = _trace(pipeline, metadata)
+    _finish(proto, metadata)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, os.fspath(path))
+    return metadata
+
+
+def _check_arguments(metadata: Metadata) -> None:
+    config = metadata.config
+    for name, value, known in (
+        ("precision", metadata.precision, tuple(PRECISIONS)),
+        ("tail", metadata.tail, TAILS),
+        ("input_dtype", metadata.input_dtype, INPUT_DTYPES),
+    ):
+        if value not in known:
+            raise ExportError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    low, usual, high = metadata.batch
+    if not 1 <= low <= usual <= high <= MAX_BATCH:
+        raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
+    entries = min(config.top_k, config.num_priors) * (1 if metadata.cross_class else config.num_classes)
+    slots = config.top_k if metadata.cross_class else config.max_detections
+    if slots > entries:
+        raise ExportError(f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries}")
+
+
+def _check_weights(model: nn.Module, precision: str) -> None:
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            cure = "export with --fp32" if precision == "fp16" else "the checkpoint is damaged or its training diverged"
+            raise ExportError(f"{name} has values that are not finite in {precision}: {cure}")
+
+
+def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
+    low, _, high = metadata.batch
+    side = metadata.config.image_size
+    # A dynamic dimension is traced with an example of 2: 0 and 1 would be specialised.
+    count = low if low == high else 2
+    images = torch.zeros(count, side, side, 3, dtype=getattr(torch, metadata.input_dtype))
+    dynamic = None if low == high else {"images": {0: torch.export.Dim("batch", min=low, max=max(high, 2))}}
+    with _quiet_exporter(), torch.no_grad():
+        program = torch.onnx.export(
+            pipeline,
+            (images,),
+            input_names=["images"],
+            output_names=OUTPUT_NAMES[metadata.tail],
+            opset_version=functions.OPSET,
+            dynamo=True,
+            external_data=False,
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    assert program is not None  # None only comes from the old exporter
+    return program.model_proto
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter's advice is for developers of models; ours is fixed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _finish(proto: onnx.ModelProto, metadata: Metadata) -> None:
+    """Add the functions' bodies and the metadata, and drop what tells of the machine that exported."""
+    if metadata.tail == "functions":
+        proto.functions.append(functions.fast_nms_function(cross_class=metadata.cross_class))
+        proto.functions.append(functions.mask_assembly_function())
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # stack traces with the paths of the exporting machine
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    proto.graph.name = metadata.config.name
+    proto.producer_name = "yolact-deploy"
+    proto.producer_version = __version__
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})

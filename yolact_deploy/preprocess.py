@@ -1,0 +1,71 @@
+"""From a picture to the network's input: reading, checking, resizing, normalising.
+
+The whole picture is resized to S x S, without letterbox, bilinear, without antialiasing. Exported graphs normalise by
+themselves; :func:`normalize` serves the eager model.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read a picture as uint8 BGR [H, W, 3], turned upright as its EXIF says.
+
+    Raises:
+        InputError: no such file, or not a picture OpenCV can decode.
+    """
+    try:
+        data = np.frombuffer(Path(path).read_bytes(), dtype=np.uint8)
+    except FileNotFoundError as error:
+        raise InputError(f"no such image: {path}") from error
+    except OSError as error:
+        raise InputError(f"cannot read image {path}: {error.strerror or error}") from error
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error as error:  # a picture larger than OpenCV agrees to decode
+        raise InputError(f"cannot decode image {path}: {error.err}") from error
+    if image is None:
+        raise InputError(f"cannot decode image {path}: it is damaged or not a picture (JPEG, PNG, BMP, WebP, TIFF)")
+    return image  # type: ignore[return-value]  # IMREAD_COLOR gives uint8
+
+
+def check_image(image: Any) -> NDArray[np.uint8]:
+    """Accept uint8 BGR [H, W, 3] and nothing else; raises :class:`InputError`."""
+    if not isinstance(image, np.ndarray):
+        raise InputError(f"expected a NumPy image uint8 BGR [H, W, 3], got {type(image).__name__}")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"expected an image uint8 BGR [H, W, 3], got {image.dtype} {list(image.shape)}; "
+            "convert grey or RGBA pictures with cv2.cvtColor, and floats in 0..1 with (image * 255).astype('uint8')"
+        )
+    return image
+
+
+def resize_image(image: NDArray[np.uint8], size: int, dtype: str = "uint8") -> NDArray[Any]:
+    """Resize BGR [H, W, 3] to [size, size, 3].
+
+    Args:
+        dtype: "uint8" rounds to grey levels; "float32" (0..255) keeps the fractions, as the original does.
+    """
+    source = image if dtype == "uint8" else image.astype(np.float32)
+    return cv2.resize(source, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+def normalize(images: NDArray[Any], config: YolactConfig) -> NDArray[np.float32]:
+    """BGR [N, S, S, 3] in 0..255 to the trunk's input: float32 RGB [N, 3, S, S]."""
+    mean = np.array(config.pixel_mean, dtype=np.float32)
+    std = np.array(config.pixel_std, dtype=np.float32)
+    scaled = (images.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(scaled[..., ::-1].transpose(0, 3, 1, 2))

@@ -1,0 +1,50 @@
+"""Prior boxes of a configuration, and the SSD box code that is relative to them.
+
+Legend: P priors, N images. Boxes are normalised to 0..1 of the image; priors are (cx, cy, w, h), boxes xyxy.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.config import YolactConfig
+
+#: SSD encoding variances of the centre and of the size
+VARIANCES = (0.1, 0.2)
+
+
+@lru_cache(maxsize=16)
+def make_priors(config: YolactConfig) -> NDArray[np.float32]:
+    """Prior boxes, float32 [P, 4] as (cx, cy, w, h), normalised; read-only, cached.
+
+    Order: level, row, column, scale, ratio. Computed in float64 and rounded once, as the original does.
+    """
+    rows: list[tuple[float, float, float, float]] = []
+    for side, scales in zip(config.level_sizes, config.prior_scales, strict=True):
+        shapes = []
+        for scale in scales:
+            for ratio in config.aspect_ratios:
+                root = math.sqrt(ratio)
+                width = scale * root / config.image_size
+                height = width if config.square_priors else scale / root / config.image_size
+                shapes.append((width, height))
+        for y in range(side):
+            for x in range(side):
+                rows.extend(((x + 0.5) / side, (y + 0.5) / side, w, h) for w, h in shapes)
+    priors = np.array(rows, dtype=np.float64).astype(np.float32)
+    priors.flags.writeable = False
+    return priors
+
+
+def decode_boxes(loc: NDArray[np.floating], priors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Boxes xyxy normalised [..., P, 4] from regression [..., P, 4] and priors [P, 4] (SSD, arXiv:1512.02325)."""
+    loc = np.asarray(loc, dtype=np.float32)
+    centre = priors[:, :2] + loc[..., :2] * np.float32(VARIANCES[0]) * priors[:, 2:]
+    with np.errstate(over="ignore"):  # an absurd regression gives an infinite box, which NMS then drops
+        size = priors[:, 2:] * np.exp(loc[..., 2:] * np.float32(VARIANCES[1]))
+    top_left = centre - size / 2
+    return np.concatenate([top_left, top_left + size], axis=-1).astype(np.float32, copy=False)

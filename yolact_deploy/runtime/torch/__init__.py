@@ -1,0 +1,1 @@
+"""Inference with PyTorch: the operations after the trunk, and the eager backend."""

@@ -1,0 +1,9 @@
+"""YOLACT in PyTorch: the model, its checkpoints, and what trains it."""
+
+from __future__ import annotations
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.training.checkpoint import load_model, save_checkpoint
+from yolact_deploy.training.model import YolactModel
+
+__all__ = ["YolactConfig", "YolactModel", "load_model", "save_checkpoint"]

@@ -1,0 +1,33 @@
+"""Feature pyramid: C3, C4, C5 of the backbone to P3..P7.
+
+Source: FPN (arXiv:1612.03144) with the changes of YOLACT (arXiv:1904.02689, section 3.4): no P2, and P6 and P7 by
+strided convolutions.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, relu
+
+
+class FeaturePyramid(nn.Module):
+    """C3, C4, C5 to five maps [N, channels, h, w], largest first.
+
+    The lateral and the prediction modules are kept deepest first (C5, C4, C3), as the original stores them.
+    """
+
+    def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.lat_layers = nn.ModuleList(nn.Conv2d(c, channels, kernel_size=1) for c in reversed(in_channels))
+        self.pred_layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+        self.downsample_layers = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, ...]:
+        merged: list[Tensor] = [self.lat_layers[0](c5)]
+        for lateral, feature in zip(list(self.lat_layers)[1:], (c4, c3), strict=True):
+            # To the exact size: at odd sides a factor of two would overshoot.
+            above = interpolate(merged[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
+            merged.append(above + lateral(feature))
+        p5, p4, p3 = (relu(predict(x)) for predict, x in zip(self.pred_layers, merged, strict=True))
+        p6 = self.downsample_layers[0](p5)  # no ReLU after these two
+        return p3, p4, p5, p6, self.downsample_layers[1](p6)

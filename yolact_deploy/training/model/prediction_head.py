@@ -1,0 +1,32 @@
+"""Prediction head shared by the five pyramid levels. Source: YOLACT (arXiv:1904.02689), section 3.2 and figure 4."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class PredictionHead(nn.Module):
+    """One level [N, channels, h, w] to box regression, class logits and mask coefficients of its h * w * A priors.
+
+    Returns ``loc [N, hwA, 4]``, ``logits [N, hwA, num_scores]`` (background first) and ``coeff [N, hwA, K]`` in -1..1.
+    """
+
+    def __init__(self, channels: int, anchors: int, num_scores: int, num_prototypes: int) -> None:
+        super().__init__()
+        self.upfeature = nn.Sequential(nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True))
+        self.bbox_layer = nn.Conv2d(channels, anchors * 4, kernel_size=3, padding=1)
+        self.conf_layer = nn.Conv2d(channels, anchors * num_scores, kernel_size=3, padding=1)
+        self.mask_layer = nn.Conv2d(channels, anchors * num_prototypes, kernel_size=3, padding=1)
+        self.anchors = anchors
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.upfeature(feature)
+        loc = self._per_prior(self.bbox_layer(x))
+        logits = self._per_prior(self.conf_layer(x))
+        return loc, logits, torch.tanh(self._per_prior(self.mask_layer(x)))
+
+    def _per_prior(self, x: Tensor) -> Tensor:
+        """[N, A * V, h, w] to [N, hwA, V]; only the batch stays open: an exported graph then has constant shapes."""
+        _, values, height, width = x.shape
+        return x.permute(0, 2, 3, 1).reshape(-1, height * width * self.anchors, values // self.anchors)

@@ -1,0 +1,158 @@
+"""`YolactModel`: the whole network, for training, eager inference and export alike.
+
+It knows nothing about image files, losses or engines. Images come in normalised RGB (see `yolact_deploy.preprocess`).
+
+Legend: N images, S input side, P priors, C foreground classes, K prototypes, h and w of the prototypes, n detections.
+
+Source: YOLACT (arXiv:1904.02689).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ConfigError, InputError
+from yolact_deploy.priors import make_priors
+from yolact_deploy.runtime.torch import ops
+from yolact_deploy.training.model import resnet
+from yolact_deploy.training.model.darknet import DarknetBackbone
+from yolact_deploy.training.model.fpn import FeaturePyramid
+from yolact_deploy.training.model.mobilenet import MobileNetBackbone
+from yolact_deploy.training.model.prediction_head import PredictionHead
+from yolact_deploy.training.model.protonet import make_protonet
+
+
+class RawHeads(NamedTuple):
+    """What the trunk computes, before anything that is not a convolution."""
+
+    #: box regression relative to the priors, float [N, P, 4]
+    loc: Tensor
+    #: class logits, background first, float [N, P, C + 1]
+    logits: Tensor
+    #: mask coefficients after tanh, float [N, P, K]
+    coeff: Tensor
+    #: prototype masks after ReLU, float [N, h, w, K]
+    proto: Tensor
+
+
+class YolactModel(nn.Module):
+    """A YOLACT network with fresh weights; `yolact_deploy.training.load_model` makes one from a file.
+
+    >>> sum(p.numel() for p in YolactModel(YolactConfig(num_classes=80)).parameters())
+    50157071
+
+    Raises:
+        ConfigError: a YOLACT++ configuration, which this version cannot build.
+    """
+
+    priors: Tensor
+
+    def __init__(self, config: YolactConfig) -> None:
+        super().__init__()
+        if config.is_plus:
+            raise ConfigError(
+                f"{config.name} is not yet supported: deformable convolutions and the mask-IoU network of YOLACT++ are "
+                "missing. Use a configuration without them, such as yolact_base or yolact_resnet50"
+            )
+        self.config = config
+        self.backbone = _make_backbone(config.backbone)
+        channels = config.fpn_channels
+        self.proto_net = make_protonet(channels, config.num_prototypes)
+        self.fpn = FeaturePyramid(self.backbone.out_channels, channels)
+        head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
+        self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
+        self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
+        self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He's initialisation in the backbone, Glorot's elsewhere, no biases."""
+        backbone = set(self.backbone.modules())
+        for module in self.modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            if module in backbone:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Pyramid maps P3..P7, float [N, channels, side, side] with the sides of ``config.level_sizes``.
+
+        Raises:
+            InputError: images of another shape or of whole numbers.
+        """
+        side = self.config.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not images.is_floating_point():
+            raise InputError(
+                f"expected normalised float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
+                "resize and normalise them, or build the model with another image_size"
+            )
+        levels: tuple[Tensor, ...] = self.fpn(*self.backbone(images))
+        return levels
+
+    def predict(self, levels: tuple[Tensor, ...]) -> RawHeads:
+        """Raw predictions from the pyramid maps of :meth:`features`."""
+        head = self.prediction_layers[0]
+        loc, logits, coeff = (torch.cat(parts, dim=1) for parts in zip(*map(head, levels), strict=True))
+        return RawHeads(loc, logits, coeff, self.proto_net(levels[0]).permute(0, 2, 3, 1))
+
+    def heads(self, images: Tensor) -> RawHeads:
+        """The trunk: raw predictions for normalised RGB images, float [N, 3, S, S]."""
+        return self.predict(self.features(images))
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Raw predictions for a loss while training, detections by Fast NMS otherwise.
+
+        Training: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K] coefficients, ``scores`` [N, P, C + 1] logits,
+        ``prior_boxes`` [P, 4], ``proto_masks`` [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3.
+
+        Evaluation, lists with one tensor an image: ``boxes`` [n, 4] xyxy normalised, ``masks`` [n, h, w] probabilities
+        cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first.
+        """
+        levels = self.features(images)
+        raw = self.predict(levels)
+        return self._training_outputs(raw, levels[0]) if self.training else self._detections(raw)
+
+    def _training_outputs(self, raw: RawHeads, p3: Tensor) -> dict[str, Any]:
+        return {
+            "boxes": raw.loc,
+            "masks": raw.coeff,
+            "scores": raw.logits,
+            "prior_boxes": self.priors,
+            "proto_masks": raw.proto,
+            "semantic_masks": self.semantic_seg_conv(p3),
+        }
+
+    def _detections(self, raw: RawHeads) -> dict[str, Any]:
+        config = self.config
+        found: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
+        for loc, logits, coeff, proto in zip(*raw, strict=True):
+            detected = ops.detect(
+                ops.decode_boxes(loc, self.priors),
+                logits.softmax(dim=-1)[:, 1:],
+                coeff,
+                score_threshold=config.score_threshold,
+                iou_threshold=config.iou_threshold,
+                top_k=config.top_k,
+                max_detections=config.max_detections,
+            )
+            found["boxes"].append(detected.boxes)
+            found["masks"].append(ops.assemble_masks(proto, detected.coeff, detected.boxes))
+            found["scores"].append(detected.scores)
+            found["labels"].append(detected.labels)
+        return found
+
+
+def _make_backbone(name: str) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
+    if name == "darknet53":
+        return DarknetBackbone()
+    if name == "mobilenet_v2":
+        return MobileNetBackbone()
+    return resnet.ResNetBackbone(resnet.STAGE_BLOCKS[name])

@@ -168,14 +168,34 @@ def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = 
             wide = part.take(across.cell[left[i] : left[i] + crop_w[i]] - x1[i], axis=1)
             wide.take(down.cell[top[i] : top[i] + crop_h[i]] - y1[i], axis=0, out=crop)
 
-    mask, y, x = np.nonzero(touched & ~whole)
+    _interpolate_boundary(buffer, masks, touched & ~whole, (down, across), first, top, left, crop_w, logits)
+    return MaskCrops(height, width, np.stack([left, top], axis=1).astype(np.int64), crops)
+
+
+def _interpolate_boundary(
+    buffer: Bools,
+    masks: NDArray[Any],
+    mixed: Bools,
+    axes: tuple[_Axis, _Axis],
+    first: NDArray[np.intp],
+    top: NDArray[np.intp],
+    left: NDArray[np.intp],
+    crop_w: NDArray[np.intp],
+    logits: bool,
+) -> None:
+    """Fill the pixels of the cells ``mixed`` [n, h, w] in the buffer of crops, those of all masks together."""
+    down, across = axes
+    _, rows, columns = masks.shape
+    cell = np.flatnonzero(mixed)
+    plane, x = np.divmod(cell, columns)
+    mask, y = np.divmod(plane, rows)
     filled = (down.start[y + 1] > down.start[y]) & (across.start[x + 1] > across.start[x])
-    mask, y, x = mask[filled], y[filled], x[filled]
-    below_y, right_x = np.minimum(y + 1, rows - 1), np.minimum(x + 1, columns - 1)
-    corners = np.stack(
-        [masks[mask, y, x], masks[mask, y, right_x], masks[mask, below_y, x], masks[mask, below_y, right_x]]
-    )
-    corners = corners.astype(np.float32, copy=False)
+    if not filled.all():  # a shrinking paste passes over cells
+        cell, mask, y, x = cell[filled], mask[filled], y[filled], x[filled]
+    right = np.where(x + 1 < columns, cell + 1, cell)
+    step = np.where(y + 1 < rows, columns, 0)
+    flat = masks.reshape(-1)
+    corners = flat.take(np.stack([cell, right, cell + step, right + step])).astype(np.float32, copy=False)
     if logits:
         corners = sigmoid(corners)
     wx, wy = across.weight[x], down.weight[y]
@@ -183,9 +203,8 @@ def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = 
     lower = corners[2, :, None] * (1 - wx) + corners[3, :, None] * wx
     value = upper[:, None, :] * (1 - wy)[:, :, None]
     value += lower[:, None, :] * wy[:, :, None]
-    row = first[mask, None] + (down.pixel[y] - top[mask, None]) * crop_w[mask, None] - left[mask, None]
+    row = (first[mask] - left[mask])[:, None] + (down.pixel[y] - top[mask, None]) * crop_w[mask, None]
     buffer[row[:, :, None] + across.pixel[x][:, None, :]] = value > 0.5
-    return MaskCrops(height, width, np.stack([left, top], axis=1).astype(np.int64), crops)
 
 
 def _extent(used: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,9 @@ def _read_safetensors(path: Path) -> tuple[StateDict, YolactConfig | None]:
 
 def _read_pickle(path: Path) -> StateDict:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of TorchScript archives before it refuses them
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(_why_unreadable(path, error)) from error
     state = content
@@ -126,7 +129,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
             f"{path} is refused: it holds more than tensors ({refused[1]}), and reading that could run code. "
             "Save it again with torch.save(model.state_dict(), path) where you trust it"
         )
-    return f"{path} is not a weights file, or a damaged one ({_short(error)}): copy or download it again"
+    # What torch says of such files is about its own options; --debug shows it as the cause.
+    return f"{path} is not a weights file, or a damaged one: copy or download it again"
 
 
 def _short(error: Exception) -> str:

@@ -1,0 +1,32 @@
+"""What all tests share: where the golden files are, torch's threads, and a checkpoint of deterministic weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+
+# The helpers of the golden files (detweights, goldencheck, lossinputs) and those of the tests (deterministic), and
+# the package itself where it is not installed.
+for folder in (TESTS, GOLDEN, TESTS.parent):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep torch to two threads, once some collected test has imported it."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``.pth`` file with the deterministic weights of yolact_resnet50, as the original would save them."""
+    from deterministic import write_checkpoint
+
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "yolact_resnet50_54_800000.pth", "yolact_resnet50")

@@ -1,0 +1,40 @@
+"""Checkpoints with the deterministic weights of the golden files, for tests that need a loadable network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detweights import det_state, load_keys  # tests/golden is on sys.path, see conftest.py
+
+from yolact_deploy.config import get_config
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def deterministic_state(config_name: str) -> dict[str, Any]:
+    """State dict of torch tensors for a named configuration, the same on every machine.
+
+    Names and shapes come from the golden keys file, or from the model where there is none.
+    """
+    import torch
+
+    keys_file = GOLDEN / f"keys_{config_name}.json"
+    if keys_file.exists():
+        keys = load_keys(keys_file)
+    else:
+        from yolact_deploy.training.model import YolactModel
+
+        with torch.device("meta"):
+            model = YolactModel(get_config(config_name))
+        keys = [(name, list(value.shape)) for name, value in model.state_dict().items()]
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in det_state(keys).items()}
+
+
+def write_checkpoint(path: str | Path, config_name: str) -> Path:
+    """Write the deterministic weights of a configuration as a ``.pth`` state dict, as the original saves them."""
+    import torch
+
+    torch.save(deterministic_state(config_name), path)
+    return Path(path)

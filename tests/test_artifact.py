@@ -1,0 +1,178 @@
+"""Metadata and atomic writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.artifact import (
+    Metadata,
+    atomic_write,
+    read_json,
+    sha256_file,
+    write_bytes,
+    write_json,
+)
+from yolact_deploy.config import get_config
+from yolact_deploy.errors import ArtifactError, DatasetError, OutputError
+
+METADATA = Metadata(
+    config=get_config("yolact_plus_resnet50"),
+    precision="fp16",
+    tail="heads",
+    cross_class=True,
+    input_dtype="float32",
+    batch=(1, 8, 16),
+    weights_sha256="ab" * 32,
+    versions={"torch": "2.15.0"},
+)
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "model.onnx"
+    with atomic_write(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".onnx"
+        temporary.write_bytes(b"model")
+        assert not target.exists()
+    assert target.read_bytes() == b"model"
+    assert left_over(target.parent) == ["model.onnx"]
+
+
+def test_atomic_write_suffix(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "report", suffix=".html") as temporary:
+        assert temporary.suffix == ".html"
+    assert left_over(tmp_path) == ["report"]
+
+
+def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "file", b"")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "model.onnx"
+    target.write_bytes(b"old")
+    with pytest.raises(error), atomic_write(target) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert target.read_bytes() == b"old"
+    assert left_over(tmp_path) == ["model.onnx"]
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match="No space left on device. Free some space"):
+        write_bytes(tmp_path / "model.onnx", b"model")
+    assert left_over(tmp_path) == []
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write .*Choose another place with -o"):
+        write_bytes(tmp_path / "file" / "model.onnx", b"")
+
+
+def test_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match="cannot write"):
+        write_bytes(tmp_path / "folder", b"")
+    assert left_over(tmp_path) == ["folder"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_unwritable_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write_bytes(tmp_path / "model.onnx", b"")
+
+
+def test_unwritable_folder_as_seen_by_anyone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(**_: object) -> tuple[int, str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.mkstemp", denied)
+    with pytest.raises(OutputError, match="Permission denied. Choose another place"):
+        write_bytes(tmp_path / "model.onnx", b"")
+
+
+def test_metadata_round_trip() -> None:
+    assert Metadata.from_json(METADATA.to_json(), "file") == METADATA
+    json.loads(METADATA.to_json())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "not json",
+        "[]",
+        "null",
+        '"text"',
+        "{}",
+        '{"schema": 1}',
+        '{"schema": 1, "config": []}',
+        '{"schema": 1, "config": {}}',
+        '{"schema": 1, "config": {"image_size": "big"}, "batch": [1, 1, 1]}',
+        '{"schema": 1, "config": {}, "batch": 1}',
+        '{"schema": 1, "config": {}, "batch": [1, 1, 1], "colour": 1}',
+    ],
+)
+def test_metadata_that_is_not_ours(text: str) -> None:
+    with pytest.raises(ArtifactError, match=r"model\.onnx has unreadable .*export it again"):
+        Metadata.from_json(text, "model.onnx")
+
+
+def test_metadata_of_another_schema() -> None:
+    values = {**json.loads(METADATA.to_json()), "schema": 99}
+    with pytest.raises(ArtifactError, match="schema 99, this version reads 1"):
+        Metadata.from_json(json.dumps(values), "model.onnx")
+
+
+def test_metadata_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        METADATA.tail = "functions"  # type: ignore[misc]
+
+
+def test_sha256_reads_in_pieces(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000  # more than two pieces
+    (tmp_path / "file").write_bytes(data)
+    assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_json_files(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"ap": 29.8})
+    assert path.read_text().endswith("}\n")
+    assert read_json(path, "result", DatasetError) == {"ap": 29.8}
+
+
+def test_json_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no such annotation file"):
+        read_json(tmp_path / "none.json", "annotation file", DatasetError)
+    (tmp_path / "bad.json").write_text("{\n oops")
+    with pytest.raises(DatasetError, match=r"bad\.json is not valid JSON \(line 2"):
+        read_json(tmp_path / "bad.json", "annotation file", DatasetError)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DatasetError, match="cannot read annotation file"):
+        read_json(tmp_path / "binary.json", "annotation file", DatasetError)
+    with pytest.raises(DatasetError, match="cannot read annotation file"):
+        read_json(tmp_path, "annotation file", DatasetError)

@@ -1,0 +1,175 @@
+"""Configurations: the published ones, their geometry, and what a wrong one says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES, PASCAL_NAMES
+from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "size", "priors", "square", "plus"),
+    [
+        ("yolact_base", "resnet101", 550, 19248, True, False),
+        ("yolact_resnet50", "resnet50", 550, 19248, True, False),
+        ("yolact_im400", "resnet101", 400, 10077, True, False),
+        ("yolact_im700", "resnet101", 700, 30963, True, False),
+        ("yolact_darknet53", "darknet53", 550, 19248, True, False),
+        ("yolact_plus_base", "resnet101", 550, 57744, False, True),
+        ("yolact_plus_resnet50", "resnet50", 550, 57744, False, True),
+        ("yolact_edge_mobilenetv2", "mobilenet_v2", 550, 19248, True, False),
+        ("yolact_resnet50_pascal", "resnet50", 550, 19248, False, False),
+    ],
+)
+def test_named_configurations(name: str, backbone: str, size: int, priors: int, square: bool, plus: bool) -> None:
+    config = get_config(name)
+    assert (config.name, config.backbone, config.image_size) == (name, backbone, size)
+    assert config.num_priors == priors
+    assert (config.square_priors, config.is_plus, config.mask_iou) == (square, plus, plus)
+
+
+def test_list_configs_names_all() -> None:
+    assert len(list_configs()) == len(set(list_configs())) == 9
+    assert [get_config(name).name for name in list_configs()] == list_configs()
+
+
+def test_default_is_yolact_base() -> None:
+    assert YolactConfig() == get_config("yolact_base")
+    assert YolactConfig(num_classes=80) == YolactConfig()
+    assert hash(YolactConfig()) == hash(get_config("yolact_base"))
+
+
+@pytest.mark.parametrize(
+    ("name", "scales"),
+    [
+        ("yolact_base", (24, 48, 96, 192, 384)),
+        ("yolact_im400", (17, 34, 69, 139, 279)),
+        ("yolact_im700", (30, 61, 122, 244, 488)),
+        ("yolact_resnet50_pascal", (32, 64, 128, 256, 512)),
+    ],
+)
+def test_prior_scales(name: str, scales: tuple[int, ...]) -> None:
+    assert get_config(name).prior_scales == tuple((float(s),) for s in scales)
+
+
+def test_plus_has_three_scales_a_level() -> None:
+    for base, level in zip((24, 48, 96, 192, 384), get_config("yolact_plus_base").prior_scales, strict=True):
+        assert level == pytest.approx([base, base * 2 ** (1 / 3), base * 2 ** (2 / 3)])
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "prototypes"),
+    [(550, (69, 35, 18, 9, 5), 138), (400, (50, 25, 13, 7, 4), 100), (700, (88, 44, 22, 11, 6), 176)],
+)
+def test_geometry(size: int, levels: tuple[int, ...], prototypes: int) -> None:
+    config = YolactConfig(image_size=size)
+    assert config.level_sizes == levels
+    assert config.prototype_size == prototypes
+
+
+def test_classes() -> None:
+    base, pascal = get_config("yolact_base"), get_config("yolact_resnet50_pascal")
+    assert (base.class_names, base.category_ids) == (COCO_NAMES, COCO_CATEGORY_IDS)
+    assert len(COCO_NAMES) == len(COCO_CATEGORY_IDS) == 80
+    assert (COCO_CATEGORY_IDS[0], COCO_CATEGORY_IDS[-1]) == (1, 90)
+    assert (pascal.class_names, pascal.category_ids) == (PASCAL_NAMES, tuple(range(1, 21)))
+    other = YolactConfig(num_classes=3)
+    assert other.class_names == ("class 1", "class 2", "class 3")
+    assert other.category_ids == (1, 2, 3)
+
+
+def test_pixel_statistics() -> None:
+    assert get_config("yolact_base").pixel_mean == (103.94, 116.78, 123.68)
+    assert get_config("yolact_base").pixel_std == (57.38, 57.12, 58.40)
+    darknet = get_config("yolact_darknet53")
+    assert (darknet.pixel_mean, darknet.pixel_std) == ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+
+def test_with_size_scales_the_priors() -> None:
+    config = get_config("yolact_base").with_size(400)
+    assert config.prior_scales == get_config("yolact_im400").prior_scales
+    assert get_config("yolact_base").with_size(550) == get_config("yolact_base")
+    fractional = get_config("yolact_plus_base").with_size(275)
+    assert fractional.prior_scales[0] == pytest.approx([s / 2 for s in get_config("yolact_plus_base").prior_scales[0]])
+
+
+def test_with_classes() -> None:
+    config = get_config("yolact_resnet50").with_classes(("scratch", "dent"))
+    assert (config.num_classes, config.class_names, config.category_ids) == (2, ("scratch", "dent"), (1, 2))
+    assert get_config("yolact_resnet50").with_classes(5).num_classes == 5
+    assert get_config("yolact_resnet50").with_classes(("a", "b"), (7, 9)).category_ids == (7, 9)
+
+
+@pytest.mark.parametrize("name", list_configs())
+def test_json_round_trip(name: str) -> None:
+    config = get_config(name)
+    assert YolactConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backbone", "vgg16"),
+        ("image_size", 63),
+        ("image_size", 4097),
+        ("image_size", 550.0),
+        ("num_classes", 0),
+        ("num_classes", True),
+        ("class_names", ("one",)),
+        ("category_ids", (1, 2)),
+        ("category_ids", (1,) * 80),
+        ("prior_scales", ((24.0,),)),
+        ("prior_scales", ((24.0,), (48.0,), (96.0,), (192.0,), (384.0, 400.0))),
+        ("prior_scales", ((), (), (), (), ())),
+        ("prior_scales", ((24.0,), (48.0,), (96.0,), (192.0,), (-1.0,))),
+        ("aspect_ratios", ()),
+        ("aspect_ratios", (1.0, 0.0)),
+        ("num_prototypes", 0),
+        ("fpn_channels", 0),
+        ("deformable_blocks", (1, 2)),
+        ("score_threshold", 1.0),
+        ("iou_threshold", 0.0),
+        ("top_k", 0),
+        ("top_k", 3841),
+        ("max_detections", 3841),
+    ],
+)
+def test_wrong_values_name_the_field(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: expected .*, got "):
+        YolactConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["image_size", "num_classes", "class_names", "aspect_ratios", "num_prototypes", "score_threshold", "top_k"],
+)
+@pytest.mark.parametrize("value", ["text", 0.5j, {"a": 1}])
+def test_from_dict_with_a_wrong_type(field: str, value: object) -> None:
+    with pytest.raises(ConfigError):
+        YolactConfig.from_dict({**YolactConfig().to_dict(), field: value})
+
+
+def test_from_dict_of_a_newer_version() -> None:
+    with pytest.raises(ConfigError, match=r"unknown configuration fields \['colour'\].*Update yolact-deploy"):
+        YolactConfig.from_dict({**YolactConfig().to_dict(), "colour": 1})
+    with pytest.raises(ConfigError, match="JSON object, got list"):
+        YolactConfig.from_dict([])  # type: ignore[arg-type]
+
+
+def test_frozen_and_keyword_only() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        YolactConfig().image_size = 400  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        YolactConfig("yolact_base")  # type: ignore[misc]
+
+
+def test_unknown_name_suggests() -> None:
+    with pytest.raises(ConfigError, match="did you mean yolact_resnet50"):
+        get_config("yolact_resnet")
+    with pytest.raises(ConfigError, match="known are yolact_base"):
+        get_config("zzz")

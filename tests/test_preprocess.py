@@ -1,0 +1,117 @@
+"""Reading, resizing and normalising pictures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolact_deploy.config import get_config
+from yolact_deploy.errors import InputError
+from yolact_deploy.preprocess import check_image, normalize, read_image, resize_image
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+NETWORKS = sorted(path.stem.removeprefix("net_") for path in GOLDEN.glob("net_*.npz"))
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("name", NETWORKS)
+# Their cv2 transform is ours; their fast one resizes in torch, which differs by up to 1e-4 (pre.fast_vs_cv2_maxabs).
+@pytest.mark.parametrize(("variant", "atol"), [("cv2", 1e-4), ("fast", 2e-4)])
+def test_input_equals_the_originals(name: str, index: int, variant: str, atol: float) -> None:
+    from goldencheck import check_sample
+
+    config = get_config(name)
+    image = read_image(GOLDEN / f"input{index}.png")
+    tensor = normalize(resize_image(image, config.image_size, "float32")[None], config)
+    with np.load(GOLDEN / f"net_{name}.npz") as golden:
+        ok, worst = check_sample(golden, f"img{index}.pre.{variant}", tensor, atol=atol, rtol=0)
+    assert ok, worst
+
+
+def test_normalize_swaps_to_rgb_planes() -> None:
+    image = np.zeros((1, 2, 2, 3), np.uint8)
+    image[..., 0] = 255  # blue
+    tensor = normalize(image, get_config("yolact_darknet53"))
+    assert tensor.shape == (1, 3, 2, 2)
+    assert tensor.dtype == np.float32
+    assert tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor[0, :, 0, 0], [0, 0, 1])
+
+
+def test_normalize_constants() -> None:
+    tensor = normalize(np.zeros((1, 1, 1, 3), np.uint8), get_config("yolact_base"))
+    np.testing.assert_allclose(tensor.ravel(), [-123.68 / 58.40, -116.78 / 57.12, -103.94 / 57.38], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (37, 53), (64, 64)])
+def test_resize(dtype: str, shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    resized = resize_image(image, 64, dtype)
+    assert resized.shape == (64, 64, 3)
+    assert resized.dtype == dtype
+    if shape == (64, 64):
+        np.testing.assert_array_equal(resized, image)
+
+
+def test_resize_uint8_is_the_float_one_within_a_grey_level() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8)
+    difference = resize_image(image, 64).astype(float) - resize_image(image, 64, "float32")
+    assert np.abs(difference).max() < 1  # OpenCV interpolates bytes in fixed point
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_read_image(tmp_path: Path, suffix: str) -> None:
+    image = np.random.default_rng(2).integers(0, 256, (5, 7, 3), np.uint8)
+    path = tmp_path / f"ünicode name{suffix}"
+    path.write_bytes(cv2.imencode(suffix, image)[1].tobytes())
+    np.testing.assert_array_equal(read_image(path), image)
+    np.testing.assert_array_equal(read_image(str(path)), image)
+
+
+def test_read_image_makes_colour_of_grey(tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    path.write_bytes(cv2.imencode(".png", np.full((4, 4), 9, np.uint8))[1].tobytes())
+    np.testing.assert_array_equal(read_image(path), np.full((4, 4, 3), 9))
+
+
+def test_read_image_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such image: .*none.png"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="cannot read image"):
+        read_image(tmp_path)
+    for name, data in {"empty.jpg": b"", "text.jpg": b"not a picture", "cut.png": b"\x89PNG\r\n\x1a\n\x00"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"cannot decode image .*{name}"):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 0, 3), np.uint8),
+    ],
+    ids=lambda image: f"{image.dtype}{list(image.shape)}",
+)
+def test_check_image_says_expected_and_actual(image: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"expected an image uint8 BGR \[H, W, 3\], got") as caught:
+        check_image(image)
+    assert f"{image.dtype} {list(image.shape)}" in str(caught.value)
+
+
+def test_check_image_wants_an_array() -> None:
+    with pytest.raises(InputError, match="got list"):
+        check_image([[1, 2, 3]])
+    image = np.zeros((2, 2, 3), np.uint8)
+    assert check_image(image) is image

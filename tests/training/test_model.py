@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+from deterministic import deterministic_state
+
+from yolact_deploy.config import YolactConfig, get_config
+from yolact_deploy.errors import ConfigError, InputError
+from yolact_deploy.priors import make_priors
+
+torch = pytest.importorskip("torch")
+
+from yolact_deploy.training.model import YolactModel, fuse_batch_norm  # noqa: E402
+
+BACKBONES = ["resnet50", "darknet53", "mobilenet_v2"]
+
+
+def _small(backbone: str = "resnet50", **changes: Any) -> Any:
+    torch.manual_seed(0)
+    config = YolactConfig(name="small", backbone=backbone, image_size=97, num_classes=3, fpn_channels=16, **changes)
+    return YolactModel(config)
+
+
+def _settled(model: Any) -> Any:
+    """Give the batch normalisations statistics that are not the identity."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("yolact_base", 50_157_071),
+        ("yolact_resnet50", 31_164_943),
+        ("yolact_im400", 50_157_071),
+        ("yolact_im700", 50_157_071),
+        ("yolact_darknet53", 47_783_087),
+        ("yolact_edge_mobilenetv2", 8_616_655),
+    ],
+)
+def test_number_of_parameters(name: str, parameters: int) -> None:
+    with torch.device("meta"):
+        model = YolactModel(get_config(name))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_default_configuration_is_yolact_base() -> None:
+    with torch.device("meta"):
+        model = YolactModel(YolactConfig(num_classes=80))
+    assert model.config == get_config("yolact_base")
+
+
+@pytest.mark.parametrize("name", ["yolact_plus_base", "yolact_plus_resnet50"])
+def test_plus_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is not yet supported"):
+        YolactModel(get_config(name))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_training_outputs(backbone: str) -> None:
+    model = _small(backbone).train()
+    config = model.config
+    out = model(torch.randn(2, 3, 97, 97))
+    assert {key: tuple(value.shape) for key, value in out.items()} == {
+        "boxes": (2, config.num_priors, 4),
+        "masks": (2, config.num_priors, 32),
+        "scores": (2, config.num_priors, 4),
+        "prior_boxes": (config.num_priors, 4),
+        "proto_masks": (2, config.prototype_size, config.prototype_size, 32),
+        "semantic_masks": (2, 3, config.level_sizes[0], config.level_sizes[0]),
+    }
+    assert out["masks"].abs().max() <= 1
+    assert out["proto_masks"].min() >= 0
+    np.testing.assert_array_equal(out["prior_boxes"].numpy(), make_priors(config))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_trained_parameter_gets_a_gradient(backbone: str) -> None:
+    model = _small(backbone).train()
+    sum(value.sum() for value in model(torch.randn(2, 3, 97, 97)).values()).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_detections() -> None:
+    model = _settled(_small(score_threshold=0.2))
+    with torch.inference_mode():
+        out = model(torch.randn(2, 3, 97, 97))
+    assert list(out) == ["boxes", "masks", "scores", "labels"]
+    for boxes, masks, scores, labels in zip(*out.values(), strict=True):
+        n = len(boxes)
+        assert 0 < n <= 100
+        assert boxes.shape == (n, 4)
+        assert masks.shape == (n, 26, 26)
+        assert 0 <= masks.min() <= masks.max() <= 1
+        assert (scores.diff() <= 0).all()
+        assert labels.dtype == torch.int64
+        assert 0 <= labels.min() <= labels.max() <= 2
+
+
+def test_no_detections() -> None:
+    model = _settled(_small())
+    model.prediction_layers[0].conf_layer.bias.data[::4] = 1e6  # all background
+    with torch.inference_mode():
+        out = model(torch.randn(1, 3, 97, 97))
+    assert [tuple(out[key][0].shape) for key in out] == [(0, 4), (0, 26, 26), (0,), (0,)]
+
+
+@pytest.mark.parametrize("size", [64, 65, 138, 143])
+def test_any_input_size(size: int) -> None:
+    model = YolactModel(YolactConfig(backbone="mobilenet_v2", image_size=size, num_classes=2, fpn_channels=8)).eval()
+    with torch.inference_mode():
+        levels = model.features(torch.randn(1, 3, size, size))
+        raw = model.predict(levels)
+    assert [level.shape[-1] for level in levels] == list(model.config.level_sizes)
+    assert raw.loc.shape == (1, model.config.num_priors, 4)
+    assert raw.proto.shape[1] == model.config.prototype_size
+
+
+@pytest.mark.parametrize("shape", [(3, 97, 97), (1, 97, 97, 3), (1, 3, 96, 97), (1, 1, 97, 97)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected normalised float images \[N, 3, 97, 97\]"):
+        _small().heads(torch.zeros(shape))
+
+
+def test_images_of_whole_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match=r"torch.uint8"):
+        _small().heads(torch.zeros((1, 3, 97, 97), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_fusing_keeps_the_outputs_and_the_model(backbone: str) -> None:
+    model = _settled(_small(backbone)).double().train()  # double: only rounding may differ
+    before = copy.deepcopy(model.state_dict())
+    fused = fuse_batch_norm(model)
+    assert model.training
+    assert not fused.training
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    images = torch.randn(2, 3, 97, 97).double()
+    with torch.inference_mode():
+        for a, b in zip(fused.heads(images), model.eval().heads(images), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_fusing_refuses_a_lonely_normalisation() -> None:
+    with pytest.raises(ValueError, match="got 0 alone"):
+        fuse_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_trunk_exports_with_an_open_batch(backbone: str) -> None:
+    class Trunk(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Any) -> Any:
+            return tuple(self.model.heads(images))
+
+    model = _settled(_small(backbone))
+    batch = torch.export.Dim("batch", min=1, max=16)
+    program = torch.export.export(Trunk(model), (torch.randn(2, 3, 97, 97),), dynamic_shapes=({0: batch},))
+    for number in (1, 3):
+        images = torch.randn(number, 3, 97, 97)
+        with torch.inference_mode():
+            for a, b in zip(program.module()(images), model.heads(images), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_mobilenet_runs_with_deterministic_weights() -> None:
+    model = YolactModel(get_config("yolact_edge_mobilenetv2").with_size(200)).eval()
+    model.load_state_dict(deterministic_state("yolact_edge_mobilenetv2"))
+    with torch.inference_mode():
+        raw = model.heads(torch.randn(1, 3, 200, 200))
+    assert all(torch.isfinite(value).all() for value in raw)

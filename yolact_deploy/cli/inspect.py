@@ -1,0 +1,92 @@
+"""Tell what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+HELP = "tell what is inside an ONNX file, an engine or a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt")
+    parser.add_argument("--layers", action="store_true", help="also list all nodes (ONNX) or tensors (weights)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.console import print_json
+    from yolact_deploy.inspection import inspect_file
+
+    facts = inspect_file(args.file, layers=args.layers)
+    if args.json:
+        print_json(facts)
+    else:
+        _print(facts)
+    return 0
+
+
+def _print(facts: dict[str, Any]) -> None:
+    from yolact_deploy.console import print_table
+
+    print_table(["", facts["path"]], _overview(facts))
+    if "inputs" in facts:
+        rows = [
+            (kind, value["name"], value["dtype"], _shape(value["shape"]))
+            for kind in ("inputs", "outputs")
+            for value in facts[kind]
+        ]
+        print_table(["", "name", "dtype", "shape"], rows, title="Inputs and outputs")
+    if facts.get("parameters"):
+        rows = [(dtype, f"{n['values']:,}", f"{n['bytes']:,}") for dtype, n in facts["parameters"].items()]
+        print_table(["dtype", "values", "bytes"], rows, title="Parameters")
+    if "nodes" in facts:
+        print_table(["type", "nodes"], facts["nodes"].items(), title="Nodes")
+    if facts.get("functions"):
+        rows = [(function["name"], function["nodes"]) for function in facts["functions"]]
+        print_table(["function", "nodes"], rows, title="Functions")
+    if facts.get("layers"):
+        columns = list(facts["layers"][0])
+        print_table(columns, [[_shape(layer[c]) for c in columns] for layer in facts["layers"]], title="Layers")
+
+
+def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("kind", facts["kind"]), ("size", f"{facts['bytes']:,} bytes"), ("SHA-256", facts["sha256"])]
+    metadata = facts["metadata"]
+    config = facts.get("inferred_config")
+    if metadata:
+        config = metadata["config"]
+        low, usual, high = metadata["batch"]
+        rows += [
+            ("precision", metadata["precision"]),
+            ("tail", metadata["tail"]),
+            ("batch", str(high) if low == high else f"{low} to {high}, usually {usual}"),
+            ("input", metadata["input_dtype"]),
+            ("weights SHA-256", metadata["weights_sha256"] or "not recorded"),
+            ("made with", ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) or "not recorded"),
+        ]
+    elif "metadata_error" in facts:
+        rows.append(("metadata", facts["metadata_error"]))
+    elif facts["kind"] in ("ONNX", "safetensors"):
+        rows.append(("metadata", "none: not made by yolact-deploy"))
+    if config:
+        size = config["image_size"]
+        rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {config['num_classes']} classes"))
+        rows.insert(2, ("input size", f"{size} x {size}"))
+    rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
+    if "opsets" in facts:
+        rows.append(("opsets", ", ".join(f"{k} {v}" for k, v in facts["opsets"].items())))
+    return rows
+
+
+_PLAIN = (
+    ("built by version", "builder_version"),
+    ("note", "note"),
+    ("configuration", "config_error"),
+    ("tensors", "tensors"),
+    ("producer", "producer"),
+    ("IR version", "ir_version"),
+)
+
+
+def _shape(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,208 @@
+"""Entry point: finds the command, imports its module only, and turns every failure into one line and an exit code.
+
+Exit codes: 0 done, 1 a gate failed (``--min-fps`` and the like), 2 anything else that went wrong. The help must
+answer at once, so nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import errno
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from yolact_deploy import __version__
+from yolact_deploy.errors import YolactDeployError
+
+PROGRAM = "yolact-deploy"
+
+#: name of each command's module in this package, and its line in the overview
+COMMANDS = {
+    "export": "write ONNX and a TensorRT engine from weights, and check them against the eager model",
+    "build": "build a TensorRT engine from an exported ONNX file (needs no torch)",
+    "bench": "measure accuracy and speed of engines side by side",
+    "eval": "COCO box and mask AP of one model",
+    "compare": "compare two models, output by output and detection by detection",
+    "predict": "detect in pictures, folders, a video or a camera",
+    "inspect": "tell what is inside an ONNX file, an engine or a checkpoint",
+    "doctor": "tell what this machine can run, and what is missing for the rest",
+    "summary": "layer table, parameters and multiply-adds of a network",
+    "demo": "export and measure a small model that comes with the package",
+    "fetch": "download the official weights of a configuration",
+}
+_GLOBAL_FLAGS = ("--debug", "--quiet", "--json")
+#: what a shell reports of a program that SIGPIPE ended
+_BROKEN_PIPE = 141
+_CURES = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some of your quota, or choose another place",
+    errno.EACCES: "check the permissions, or choose another place",
+    errno.EPERM: "check the permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; raises SystemExit for ``--help``, ``--version`` and wrong arguments."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Global flags may also stand before the command.
+    leading = []
+    while arguments and arguments[0] in _GLOBAL_FLAGS:
+        leading.append(arguments.pop(0))
+    if not arguments or arguments[0].startswith("-"):
+        return _overview(arguments)
+    name = arguments[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
+        _complain(f"unknown command {name!r}: {hint} ('{PROGRAM} --help' lists all)")
+        return 2
+    return _run(name, leading + arguments[1:])
+
+
+def _overview(arguments: Sequence[str]) -> int:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [options]",
+        description="YOLACT instance segmentation: weights in, a measured engine out.",
+        epilog=f"commands:\n{lines}\n\n'{PROGRAM} COMMAND --help' tells the options of one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.parse_args(arguments)
+    parser.print_help(sys.stderr)
+    _complain("a command is missing")
+    return 2
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    debug = "--debug" in arguments  # for failures before the arguments are parsed
+    try:
+        with _terminate_as_interrupt():
+            module = importlib.import_module(f"yolact_deploy.cli.{name}")
+            parser = argparse.ArgumentParser(
+                prog=f"{PROGRAM} {name}",
+                description=module.__doc__ or module.HELP,
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                # A command may give a global flag a meaning of its own, such as bench's --json FILE.
+                conflict_handler="resolve",
+            )
+            _add_global_flags(parser)
+            module.add_arguments(parser)
+            args = parser.parse_args(arguments)
+            debug = args.debug
+            with _warnings_on_stderr(args.quiet):
+                code: int = module.run(args)
+            sys.stdout.flush()  # so that a closed pipe is met here and not at exit
+            return code
+    except BrokenPipeError:
+        _discard_stdout()
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        _show_traceback(debug)
+        _complain("interrupted; nothing half-written was left")
+        return 2
+    except YolactDeployError as error:
+        _show_traceback(debug)
+        _complain(_one_line(error))
+        return error.exit_code
+    except OSError as error:
+        _show_traceback(debug)
+        _complain(_describe_os_error(error))
+        return 2
+    except Exception as error:
+        _show_traceback(debug)
+        hint = "please report it" if debug else "run again with --debug and report what it prints"
+        _complain(f"internal error: {type(error).__name__}: {_one_line(error)}; {hint}")
+        return 2
+
+
+def _add_global_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("everywhere")
+    group.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    group.add_argument("--quiet", action="store_true", help="print errors only")
+    group.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+
+
+# -- messages -------------------------------------------------------------------------------------------------------
+
+
+def _complain(message: str) -> None:
+    text = f"{PROGRAM}: error: {message}"
+    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
+        text = f"\x1b[31m{text}\x1b[0m"
+    # Nobody may be left to read it.
+    with contextlib.suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _describe_os_error(error: OSError) -> str:
+    what = error.strerror or _one_line(error)
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    cure = _CURES.get(error.errno or 0)
+    return f"{where}{what}: {cure}" if cure else f"{where}{what}"
+
+
+def _show_traceback(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever ``sys.stderr`` is at that moment: a progress bar replaces it while it is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _warnings_on_stderr(quiet: bool) -> Iterator[None]:
+    logger = logging.getLogger("yolact_deploy")
+    handler = _StderrHandler(logging.ERROR if quiet else logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered to nowhere, or Python complains about the closed pipe while it exits."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

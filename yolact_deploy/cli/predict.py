@@ -1,0 +1,100 @@
+"""Detect in pictures, folders of pictures, a video or a camera; write pictures with the detections and JSON.
+
+  yolact-deploy predict yolact.onnx street.jpg photos/ -o found
+  yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
+  yolact-deploy predict yolact.onnx 0                        (camera 0, until Ctrl-C)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.prediction import Summary
+
+HELP = "detect in pictures, folders, a video or a camera"
+
+_FORMATS = ("overlay", "json", "coco")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="ONNX file, engine or checkpoint; FILE@BACKEND picks a backend")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, video file or camera number")
+    parser.add_argument("-o", "--output", metavar="DIR", default="predictions", help="folder (default predictions)")
+    parser.add_argument(
+        "--format",
+        metavar="LIST",
+        type=_formats,
+        default=("overlay", "json"),
+        help="overlay (pictures, MP4), json (a file a picture, lines a video), coco (one results file); "
+        "separated by commas (default overlay,json)",
+    )
+    parser.add_argument("--score-threshold", type=float, default=0.15, metavar="X", help="default 0.15")
+    parser.add_argument(
+        "--class", dest="classes", metavar="NAME", action="append", help="only this class; can be repeated"
+    )
+    parser.add_argument("--recursive", action="store_true", help="also the folders in a folder")
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop a video or camera after N frames")
+    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino, torch or tensorrt")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--nms", metavar="KIND", help="fast, cross-class or traditional")
+    parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint, where it cannot be inferred")
+
+
+def run(args: argparse.Namespace) -> int:
+    # A damaged video is told by us, once; these are read when OpenCV is first used.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from yolact_deploy import loading
+    from yolact_deploy.prediction import Job, output_folder, select_classes
+    from yolact_deploy.sources import find_sources
+
+    found = find_sources(args.sources, recursive=args.recursive)
+    found.check_formats(args.format)
+    with output_folder(args.output) as folder:
+        model = loading.load(
+            args.model,
+            backend=args.backend,
+            threads=args.threads,
+            config=args.config,
+            score_threshold=args.score_threshold,
+            nms=args.nms,
+            lazy_masks=False,  # so that pasting is in the timings
+        )
+        with model:
+            labels = select_classes(model.config, args.classes)
+            job = Job(model, folder, args.format, labels, quiet=args.quiet or args.json, max_frames=args.max_frames)
+            summary = job.run(found)
+    _tell(summary, args)
+    return 2 if summary.failed else 0
+
+
+def _tell(summary: Summary, args: argparse.Namespace) -> None:
+    from yolact_deploy.console import print_json, print_table
+
+    facts = summary.to_dict()
+    if args.json:
+        print_json(facts)
+    elif not args.quiet:
+        print_table(["stage", "mean ms"], [(k, f"{v:.2f}") for k, v in facts["mean_ms"].items()])
+        rate = f" ({facts['images_per_second']:.1f} images/s)" if summary.images else ""
+        failed = f", {len(summary.failed)} failed" if summary.failed else ""
+        print(f"{summary.images} images{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}")
+        shown = summary.outputs if len(summary.outputs) <= 4 else [*summary.outputs[:3], "..."]
+        print(f"written to {args.output}: {len(summary.outputs)} files ({', '.join(map(str, shown))})")
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    unknown = [name for name in names if name not in _FORMATS]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(_FORMATS)} separated by commas, got {text!r}")
+    return names
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+    return int(text)

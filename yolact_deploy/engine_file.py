@@ -1,0 +1,128 @@
+"""What an engine file tells without a GPU: its header, and our metadata, which is the network's name.
+
+TensorRT's format is not documented. Seen in files of TensorRT for RTX 1.7, and for the version told by NVIDIA for
+TensorRT (github.com/NVIDIA/TensorRT issue 3073): 4 letters, at byte 16 the length of the file, at byte 24 the version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.errors import ArtifactError
+
+KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
+
+_HEADER_BYTES = 28
+_SCHEMA = re.compile(rb'"schema":\d')
+#: more than the metadata of 10,000 classes with long names takes
+_LONGEST_METADATA = 1 << 21
+
+
+@dataclass(frozen=True)
+class EngineHeader:
+    """First bytes of an engine file."""
+
+    kind: str  #: "TensorRT" or "TensorRT for RTX"
+    version: str  #: of the builder: major.minor.patch.build
+    size: int  #: bytes of the file
+
+
+def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:
+    """Kind and version of an engine file.
+
+    Raises:
+        ArtifactError: no such file, empty, cut short, or not an engine.
+    """
+    path = Path(path)
+    with _mapped(path) as data:
+        return _header(path, data)
+
+
+def read_engine_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """What we wrote into an engine when it was built, found in the bytes of the file.
+
+    Raises:
+        ArtifactError: not an engine, one that is cut short, or one that this package did not build.
+    """
+    path = Path(path)
+    with _mapped(path) as data:
+        _header(path, data)
+        text = _find_metadata(data)
+    if text is None:
+        raise ArtifactError(
+            f"{path} has no yolact-deploy metadata: it was built by another program. "
+            "Build it with: yolact-deploy build MODEL.onnx"
+        )
+    return Metadata.from_json(text, str(path))
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ArtifactError(f"{path} is empty: build or copy the engine again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                yield data
+    except FileNotFoundError as error:
+        raise ArtifactError(f"no such engine: {path}. Check the path") from error
+    except IsADirectoryError as error:
+        raise ArtifactError(f"{path} is a folder: name the engine file in it") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read engine {path}: {error.strerror or error}. Check its permissions") from error
+
+
+def _header(path: Path, data: mmap.mmap) -> EngineHeader:
+    kind = KINDS.get(data[:4])
+    if kind is None:
+        raise ArtifactError(
+            f"{path} is not a TensorRT engine (it starts with {data[:4]!r}): build one with "
+            "yolact-deploy build MODEL.onnx"
+        )
+    if len(data) < _HEADER_BYTES:
+        raise ArtifactError(f"{path} is cut short after {len(data)} bytes: build or copy the engine again")
+    declared = struct.unpack_from("<Q", data, 16)[0]
+    # The length was seen in engines for RTX only, so that others are not judged by it.
+    if kind == KINDS[b"vtrt"] and declared > len(data):
+        raise ArtifactError(
+            f"{path} is cut short: it has {len(data):,} of {declared:,} bytes. Build or copy the engine again"
+        )
+    return EngineHeader(kind, ".".join(str(number) for number in data[24:28]), len(data))
+
+
+def _find_metadata(data: mmap.mmap) -> str | None:
+    """The first JSON object with a schema and a configuration; weights can hold any bytes, so each hit is decoded."""
+    for hit in _SCHEMA.finditer(data):
+        lowest = max(0, hit.start() - _LONGEST_METADATA)
+        start = data.rfind(b'{"', lowest, hit.start())
+        while start >= 0:
+            text = _object_at(data, start)
+            if text is not None:
+                return text
+            start = data.rfind(b'{"', lowest, start)
+    return None
+
+
+def _object_at(data: mmap.mmap, start: int) -> str | None:
+    window = data[start : start + _LONGEST_METADATA]
+    # The metadata is ASCII, as json.dumps makes it; what follows may be anything.
+    text = window.decode("latin-1")
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return text[:end] if _is_ours(value) else None
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, dict) and "schema" in value and isinstance(value.get("config"), dict)

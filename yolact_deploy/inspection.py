@@ -1,0 +1,237 @@
+"""What is inside a model file, as a JSON-ready dictionary: ONNX, engines, safetensors and checkpoints.
+
+Files that other programs made are described, too, as far as they go.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
+from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
+from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+
+Facts = dict[str, Any]
+
+NO_LAYERS = "layers and bindings of an engine need an NVIDIA driver"
+
+
+def inspect_file(path: str | os.PathLike[str], *, layers: bool = False) -> Facts:
+    """Describe a model file.
+
+    Returns:
+        JSON-ready facts: always ``path``, ``kind``, ``bytes``, ``sha256`` and ``metadata`` (None where the file is not
+        ours); the rest depends on the kind. With ``layers``, also a list of nodes or tensors under ``layers``.
+
+    Raises:
+        ArtifactError: no such file, empty, cut short, or of an unknown kind.
+        CheckpointError: a ``.pth`` file that is not a state dict.
+        MissingDependencyError: the package that reads this kind is not installed.
+    """
+    path = Path(path)
+    describe = _DESCRIBERS[_kind(path)]
+    facts = {"path": str(path), "kind": "", "bytes": path.stat().st_size, "metadata": None, **describe(path, layers)}
+    return {**facts, "sha256": sha256_file(path)}
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise ArtifactError(f"no such file: {path}. Check the path")
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder: name the model file in it")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}. Check its permissions") from error
+    if not start:
+        raise ArtifactError(f"{path} is empty: export, build or copy it again")
+    if start[:4] in KINDS:
+        return "engine"
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise ArtifactError(
+            f"{path}: cannot tell what kind of file {path.suffix or 'this'} is; known are {', '.join(_SUFFIXES)}"
+        )
+    return kind
+
+
+def _read_metadata(text: str | None, path: Path) -> Facts:
+    if text is None:
+        return {"metadata": None}
+    try:
+        return {"metadata": json.loads(Metadata.from_json(text, str(path)).to_json())}
+    except ArtifactError as error:
+        return {"metadata": None, "metadata_error": str(error)}
+
+
+# -- ONNX -----------------------------------------------------------------------------------------------------------
+
+
+def _describe_onnx(path: Path, layers: bool) -> Facts:
+    onnx = import_optional("onnx", "export", "describing an ONNX file")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf raises its own errors, and other implementations others
+        raise ArtifactError(f"{path} is not an ONNX file, or is cut short: export or copy it again") from error
+    if not model.ir_version or not model.graph.output:
+        raise ArtifactError(f"{path} holds no ONNX graph: export or copy it again")
+    graph = model.graph
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    facts: Facts = {
+        "kind": "ONNX",
+        **_read_metadata(properties.get(METADATA_KEY), path),
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "ir_version": model.ir_version,
+        "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [_value_info(onnx, value) for value in graph.input],
+        "outputs": [_value_info(onnx, value) for value in graph.output],
+        "nodes": dict(Counter(_op_name(node) for node in graph.node).most_common()),
+        "functions": [
+            {"name": f"{function.domain}::{function.name}", "nodes": len(function.node)} for function in model.functions
+        ],
+        "parameters": _count_tensors(
+            (_onnx_dtype(onnx, tensor.data_type), math.prod(tensor.dims)) for tensor in graph.initializer
+        ),
+        "other_properties": sorted(set(properties) - {METADATA_KEY}),
+    }
+    if layers:
+        facts["layers"] = [
+            {
+                "name": node.name,
+                "type": _op_name(node),
+                "inputs": list(node.input),
+                "outputs": list(node.output),
+            }
+            for node in graph.node
+        ]
+    return facts
+
+
+def _op_name(node: Any) -> str:
+    return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
+
+
+def _onnx_dtype(onnx: Any, number: int) -> str:
+    return str(onnx.TensorProto.DataType.Name(number)).lower()
+
+
+def _value_info(onnx: Any, value: Any) -> Facts:
+    tensor = value.type.tensor_type
+    shape = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim]
+    return {"name": value.name, "dtype": _onnx_dtype(onnx, tensor.elem_type), "shape": shape}
+
+
+# -- engines --------------------------------------------------------------------------------------------------------
+
+
+def _describe_engine(path: Path, layers: bool) -> Facts:
+    header = read_engine_header(path)
+    facts: Facts = {"kind": f"{header.kind} engine", "builder_version": header.version, "note": NO_LAYERS}
+    try:
+        return {**facts, "metadata": json.loads(read_engine_metadata(path).to_json())}
+    except ArtifactError as error:
+        return {**facts, "metadata_error": str(error)}
+
+
+# -- weights --------------------------------------------------------------------------------------------------------
+
+_SAFETENSORS_HEADER_LIMIT = 100_000_000
+
+
+def _describe_safetensors(path: Path, layers: bool) -> Facts:
+    header = _safetensors_header(path)
+    text = header.pop("__metadata__", {}).get(METADATA_KEY)
+    try:
+        tensors = [(name, entry["dtype"].lower(), list(entry["shape"])) for name, entry in header.items()]
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ArtifactError(f"{path} has a damaged safetensors header: save or copy it again") from error
+    with open(path, "rb") as file:
+        start = 8 + struct.unpack("<Q", file.read(8))[0]
+    if start + end > path.stat().st_size:
+        raise ArtifactError(
+            f"{path} is cut short: it has {path.stat().st_size:,} of {start + end:,} bytes. Save or copy it again"
+        )
+    return {"kind": "safetensors", **_read_metadata(text, path), **_tensor_facts(tensors, layers)}
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        text = file.read(length) if 2 <= length <= _SAFETENSORS_HEADER_LIMIT else b""
+    try:
+        header = json.loads(text)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{path} is not a safetensors file, or is cut short: save or copy it again")
+    return header
+
+
+def _describe_checkpoint(path: Path, layers: bool) -> Facts:
+    import_optional("torch", "train", "describing a checkpoint")
+    from yolact_deploy.training.checkpoint import infer_config, read_state_dict
+
+    state, stored = read_state_dict(path)
+    tensors = [(name, re.sub(r"^torch\.", "", str(tensor.dtype)), list(tensor.shape)) for name, tensor in state.items()]
+    facts: Facts = {"kind": "PyTorch checkpoint", **_tensor_facts(tensors, layers)}
+    try:
+        return {**facts, "inferred_config": (stored or infer_config(state)).to_dict()}
+    except CheckpointError as error:  # a backbone's initial weights, or another network
+        return {**facts, "config_error": str(error)}
+
+
+def _tensor_facts(tensors: list[tuple[str, str, list[int]]], layers: bool) -> Facts:
+    facts: Facts = {
+        "tensors": len(tensors),
+        "parameters": _count_tensors((dtype, math.prod(shape)) for _, dtype, shape in tensors),
+    }
+    if layers:
+        facts["layers"] = [{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in tensors]
+    return facts
+
+
+def _count_tensors(tensors: Iterable[tuple[str, int]]) -> dict[str, dict[str, int]]:
+    """Values and bytes of each dtype."""
+    values: Counter[str] = Counter()
+    for dtype, count in tensors:
+        values[dtype] += count
+    return {dtype: {"values": count, "bytes": count * _bits(dtype) // 8} for dtype, count in values.most_common()}
+
+
+def _bits(dtype: str) -> int:
+    """Bits of a value, from the names that ONNX, torch and safetensors give their dtypes.
+
+    >>> [_bits(name) for name in ("float", "double", "f16", "bfloat16", "int4", "bool", "float8_e4m3fn")]
+    [32, 64, 16, 16, 4, 8, 8]
+    """
+    words = {"float": 32, "double": 64, "bool": 8, "string": 8, "complex64": 64, "complex128": 128}
+    number = re.match(r"[a-z]+(\d+)", dtype)
+    return words.get(dtype) or (int(number[1]) if number else 8)
+
+
+_SUFFIXES = {
+    ".onnx": "onnx",
+    ".trt": "engine",
+    ".engine": "engine",
+    ".plan": "engine",
+    ".safetensors": "safetensors",
+    ".pth": "checkpoint",
+    ".pt": "checkpoint",
+}
+_DESCRIBERS: dict[str, Callable[[Path, bool], Facts]] = {
+    "onnx": _describe_onnx,
+    "engine": _describe_engine,
+    "safetensors": _describe_safetensors,
+    "checkpoint": _describe_checkpoint,
+}

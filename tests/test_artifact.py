@@ -68,9 +68,14 @@ def test_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "model.onnx"
     target.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def interrupted() -> None:
+        with atomic_write(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
     assert target.read_bytes() == b"old"
     assert left_over(tmp_path) == ["model.onnx"]
 
@@ -80,14 +85,14 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="No space left on device. Free some space"):
+    with pytest.raises(OutputError, match=r"No space left on device\. Free some space"):
         write_bytes(tmp_path / "model.onnx", b"model")
     assert left_over(tmp_path) == []
 
 
 def test_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write .*Choose another place with -o"):
+    with pytest.raises(OutputError, match=r"cannot write .*Choose another place with -o"):
         write_bytes(tmp_path / "file" / "model.onnx", b"")
 
 
@@ -110,7 +115,7 @@ def test_unwritable_folder_as_seen_by_anyone(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("tempfile.mkstemp", denied)
-    with pytest.raises(OutputError, match="Permission denied. Choose another place"):
+    with pytest.raises(OutputError, match=r"Permission denied\. Choose another place"):
         write_bytes(tmp_path / "model.onnx", b"")
 
 

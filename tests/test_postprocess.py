@@ -310,10 +310,9 @@ def test_assemble_masks_against_the_definition() -> None:
     masks = assemble_masks(proto, coeff, boxes)
     for mask, c, (x1, y1, x2, y2) in zip(masks, coeff, boxes, strict=True):
         whole = 1 / (1 + np.exp(-(proto @ c)))
-        for y in range(9):
-            for x in range(11):
-                inside = max(x1 * 11 - 1, 0) <= x < min(x2 * 11 + 1, 11) and max(y1 * 9 - 1, 0) <= y < min(y2 * 9 + 1, 9)
-                assert mask[y, x] == pytest.approx(whole[y, x] if inside else 0, abs=1e-6)
+        columns = [max(x1 * 11 - 1, 0) <= x < min(x2 * 11 + 1, 11) for x in range(11)]
+        rows = [max(y1 * 9 - 1, 0) <= y < min(y2 * 9 + 1, 9) for y in range(9)]
+        np.testing.assert_allclose(mask, np.where(np.outer(rows, columns), whole, 0), atol=1e-6)
     assert (mask_logits(proto, coeff, None) > -80).all()
     np.testing.assert_array_equal(assemble_masks(proto, coeff, boxes), sigmoid(mask_logits(proto, coeff, boxes)))
     assert assemble_masks(proto, coeff[:0], boxes[:0]).shape == (0, 9, 11)

@@ -82,7 +82,7 @@ def test_read_image_makes_colour_of_grey(tmp_path: Path) -> None:
 
 
 def test_read_image_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such image: .*none.png"):
+    with pytest.raises(InputError, match=r"no such image: .*none\.png"):
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="cannot read image"):
         read_image(tmp_path)

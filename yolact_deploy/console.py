@@ -9,7 +9,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TypeVar
 
@@ -37,7 +38,7 @@ def progress(
     Args:
         total: number of items; by default the iterable's length where it has one
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if quiet:
         return iter(iterable)
@@ -82,6 +83,26 @@ def _lines(iterable: Iterable[T], description: str, total: int | None, unit: str
             told = time.perf_counter()
             tell()
     tell()
+
+
+@contextmanager
+def step_progress(description: str, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function (phase, steps done, steps in all) that shows the phases of a long piece of work on stderr.
+
+    A bar on a terminal; elsewhere one line when the work begins.
+    """
+    if quiet or not sys.stderr.isatty() or not _rich():
+        if not quiet:
+            print(f"{description} ...", file=sys.stderr)
+        yield lambda phase, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None, phase="")
+        yield lambda phase, done, total: bar.update(task, completed=done, total=total, phase=phase)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import torch
 
 
+class PasteFunction(Protocol):
+    """A function like :func:`yolact_deploy.paste.paste_masks`."""
+
+    def __call__(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops: ...
+
+
 @dataclass(frozen=True, eq=False)
 class PrototypeMasks:
     """Masks [n, h, w] before they are pasted into an image of ``height`` x ``width``."""
@@ -30,13 +36,14 @@ class PrototypeMasks:
     width: int
     #: values are logits, not probabilities
     logits: bool
+    paste: PasteFunction = paste_masks
 
     @cached_property
     def crops(self) -> MaskCrops:
-        return paste_masks(self.values, self.height, self.width, logits=self.logits)
+        return self.paste(self.values, self.height, self.width, logits=self.logits)
 
     def select(self, index: NDArray[np.intp]) -> PrototypeMasks:
-        chosen = PrototypeMasks(self.values[index], self.height, self.width, self.logits)
+        chosen = PrototypeMasks(self.values[index], self.height, self.width, self.logits, self.paste)
         if "crops" in self.__dict__:
             chosen.__dict__["crops"] = self.crops.select(index)
         return chosen
@@ -75,12 +82,13 @@ class Detections:
         height: int,
         width: int,
         logits: bool = False,
+        paste: PasteFunction = paste_masks,
     ) -> Detections:
         """From a detector's output: boxes [n, 4] normalised, masks [n, h, w] cropped, at prototype resolution."""
         x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width)
         y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height)
         pixels = np.stack([x1, y1, x2, y2], axis=1).astype(np.float32, copy=False)
-        prototypes = PrototypeMasks(masks, height, width, logits)
+        prototypes = PrototypeMasks(masks, height, width, logits, paste)
         return cls(
             pixels,
             scores.astype(np.float32, copy=False),
@@ -214,7 +222,7 @@ class Detections:
         from yolact_deploy.errors import import_optional
 
         module = import_optional("supervision", "supervision", "Detections.to_supervision()")
-        return module.Detections(  # type: ignore[no-any-return]
+        return module.Detections(
             xyxy=self.boxes,
             mask=self.masks,
             confidence=self.scores,

@@ -35,7 +35,7 @@ def draw_detections(image: Image, detections: Detections, *, alpha: float = 0.45
     Raises:
         InputError: not a uint8 BGR image, of another size than the detections', or alpha out of range.
     """
-    out = check_image(image).copy()
+    out: Image = check_image(image).copy()
     if out.shape[:2] != (detections.height, detections.width):
         raise InputError(
             f"expected the image of the detections, {detections.width} x {detections.height}, "

@@ -35,6 +35,9 @@ class Detected(NamedTuple):
     labels: Ints  #: [n], 0-based
     coeff: Floats  #: [n, K]
 
+    def select(self, keep: NDArray[Any]) -> Detected:
+        return Detected(self.boxes[keep], self.scores[keep], self.labels[keep], self.coeff[keep])
+
 
 def box_iou(a: Floats, b: Floats) -> Floats:
     """Intersection over union [n, m] of boxes [n, 4] and [m, 4]; NaN where both have no area."""

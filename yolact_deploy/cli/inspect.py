@@ -30,20 +30,20 @@ def _print(facts: dict[str, Any]) -> None:
 
     print_table(["", facts["path"]], _overview(facts))
     if "inputs" in facts:
-        rows = [
+        values = [
             (kind, value["name"], value["dtype"], _shape(value["shape"]))
             for kind in ("inputs", "outputs")
             for value in facts[kind]
         ]
-        print_table(["", "name", "dtype", "shape"], rows, title="Inputs and outputs")
+        print_table(["", "name", "dtype", "shape"], values, title="Inputs and outputs")
     if facts.get("parameters"):
-        rows = [(dtype, f"{n['values']:,}", f"{n['bytes']:,}") for dtype, n in facts["parameters"].items()]
-        print_table(["dtype", "values", "bytes"], rows, title="Parameters")
+        dtypes = [(dtype, f"{n['values']:,}", f"{n['bytes']:,}") for dtype, n in facts["parameters"].items()]
+        print_table(["dtype", "values", "bytes"], dtypes, title="Parameters")
     if "nodes" in facts:
         print_table(["type", "nodes"], facts["nodes"].items(), title="Nodes")
     if facts.get("functions"):
-        rows = [(function["name"], function["nodes"]) for function in facts["functions"]]
-        print_table(["function", "nodes"], rows, title="Functions")
+        functions = [(function["name"], function["nodes"]) for function in facts["functions"]]
+        print_table(["function", "nodes"], functions, title="Functions")
     if facts.get("layers"):
         columns = list(facts["layers"][0])
         print_table(columns, [[_shape(layer[c]) for c in columns] for layer in facts["layers"]], title="Layers")

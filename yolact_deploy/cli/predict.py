@@ -1,9 +1,4 @@
-"""Detect in pictures, folders of pictures, a video or a camera; write pictures with the detections and JSON.
-
-  yolact-deploy predict yolact.onnx street.jpg photos/ -o found
-  yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
-  yolact-deploy predict yolact.onnx 0                        (camera 0, until Ctrl-C)
-"""
+"""Detect in pictures, folders of pictures, a video or a camera; write pictures with the detections and JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +7,19 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolact_deploy.prediction import Summary
+    from yolact_deploy.cli.prediction import Summary
 
 HELP = "detect in pictures, folders, a video or a camera"
 
+_EXAMPLES = """examples:
+  yolact-deploy predict yolact.onnx street.jpg photos/ -o found
+  yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
+  yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)"""
 _FORMATS = ("overlay", "json", "coco")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLES
     parser.add_argument("model", metavar="MODEL", help="ONNX file, engine or checkpoint; FILE@BACKEND picks a backend")
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, video file or camera number")
     parser.add_argument("-o", "--output", metavar="DIR", default="predictions", help="folder (default predictions)")
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
-    from yolact_deploy.prediction import Job, output_folder, select_classes
-    from yolact_deploy.sources import find_sources
+    from yolact_deploy.cli.prediction import Job, output_folder, select_classes
+    from yolact_deploy.cli.sources import find_sources
 
     found = find_sources(args.sources, recursive=args.recursive)
     found.check_formats(args.format)

@@ -161,7 +161,8 @@ class _Build:
         for i in range(parser.num_errors):
             error = parser.get_error(i)
             errors.append(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}")
-        raise ExportError(f"TensorRT {self.trt.__version__} cannot parse {self.source}: {'; '.join(errors) or 'no reason given'}")
+        reasons = "; ".join(errors) or self._complaints()
+        raise ExportError(f"TensorRT {self.trt.__version__} cannot parse {self.source}: {reasons}")
 
     def _target(self, config: Any, target_sm: str) -> None:
         known = self.trt.ComputeCapability.__members__
@@ -197,7 +198,7 @@ class _Build:
 
 
 def _quiet_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]  # the base class is only known at run time
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is only known at run time
         """Keeps TensorRT's errors for our own message."""
 
         def __init__(self) -> None:
@@ -212,7 +213,7 @@ def _quiet_logger(trt: Any) -> Any:
 
 
 def _make_monitor(trt: Any, progress: Progress | None, interrupted: threading.Event) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         """Hands TensorRT's progress on, and stops the build when it was interrupted."""
 
         def __init__(self) -> None:

@@ -6,12 +6,15 @@ Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w 
 from __future__ import annotations
 
 import abc
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.paste import MaskCrops, paste_masks
+from yolact_deploy.postprocess import detect, mask_logits
 
 Floats = NDArray[np.float32]
 
@@ -38,6 +41,24 @@ class DetectionOutputs(NamedTuple):
 Outputs = HeadOutputs | DetectionOutputs
 
 
+class ImageDetections(NamedTuple):
+    """Detections of one image before its size is known, best first."""
+
+    boxes: Floats  #: [n, 4] xyxy normalised
+    scores: Floats  #: [n]
+    labels: NDArray[np.int64]  #: [n]
+    masks: NDArray[Any]  #: [n, h, w] cropped, probabilities or logits
+    logits: bool  #: which of the two
+
+
+@dataclass(frozen=True)
+class DetectSettings:
+    """What the user may choose about detection after the model is loaded."""
+
+    score_threshold: float  #: of the final scores
+    nms: str  #: one of postprocess.NMS_VARIANTS, for graphs that end in heads
+
+
 class Backend(abc.ABC):
     """One network loaded into one runtime."""
 
@@ -57,6 +78,38 @@ class Backend(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts about the runtime: versions, threads, device."""
+
+    def detect(self, outputs: Outputs, index: int, settings: DetectSettings) -> ImageDetections:
+        """Detections of image ``index`` of a batch."""
+        if isinstance(outputs, DetectionOutputs):
+            count = int(outputs.num_detections[index])
+            keep = np.flatnonzero(outputs.scores[index, :count] > settings.score_threshold)
+            return ImageDetections(
+                outputs.boxes[index, keep],
+                outputs.scores[index, keep],
+                outputs.labels[index, keep].astype(np.int64),
+                outputs.masks[index, keep],
+                False,
+            )
+        config = self.metadata.config
+        found = detect(
+            outputs.boxes[index],
+            outputs.scores[index],
+            outputs.coeff[index],
+            score_threshold=config.score_threshold,
+            iou_threshold=config.iou_threshold,
+            top_k=config.top_k,
+            max_detections=config.max_detections,
+            nms=settings.nms,
+            image_size=config.image_size,
+        )
+        found = found.select(found.scores > settings.score_threshold)
+        masks = mask_logits(outputs.proto[index], found.coeff, found.boxes)
+        return ImageDetections(found.boxes, found.scores, found.labels, masks, True)
+
+    def paste(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops:
+        """Masks [n, h, w] as :meth:`detect` gave them, at the size of the image."""
+        return paste_masks(masks, height, width, logits=logits)
 
     def close(self) -> None:  # noqa: B027  # most backends leave it to the garbage collector
         """Free the runtime's memory."""

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.postprocess import NMS_VARIANTS, detect, mask_logits
+from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.preprocess import check_image, read_image, resize_image
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs
+from yolact_deploy.runtime.backend import Backend, DetectSettings, Outputs
 
 Image = NDArray[np.uint8]
 Source = Image | str | os.PathLike[str]
@@ -116,32 +116,19 @@ class Predictor:
             slot[...] = resize_image(image, size, dtype)
         return batch
 
-    def postprocess(self, outputs: HeadOutputs | DetectionOutputs, index: int, shape: Sequence[int]) -> Detections:
+    def postprocess(self, outputs: Outputs, index: int, shape: Sequence[int]) -> Detections:
         """Detections of image ``index`` of a batch, for an image of ``shape`` (H, W, ...)."""
-        config = self.config
-        if isinstance(outputs, HeadOutputs):
-            found = detect(
-                outputs.boxes[index],
-                outputs.scores[index],
-                outputs.coeff[index],
-                score_threshold=config.score_threshold,
-                iou_threshold=config.iou_threshold,
-                top_k=config.top_k,
-                max_detections=config.max_detections,
-                nms=self.nms,
-                image_size=config.image_size,
-            )
-            keep = found.scores > self.score_threshold
-            boxes, scores, labels = found.boxes[keep], found.scores[keep], found.labels[keep]
-            masks, logits = mask_logits(outputs.proto[index], found.coeff[keep], boxes), True
-        else:
-            count = int(outputs.num_detections[index])
-            keep = outputs.scores[index, :count] > self.score_threshold
-            boxes, scores = outputs.boxes[index, :count][keep], outputs.scores[index, :count][keep]
-            labels = outputs.labels[index, :count][keep].astype(np.int64)
-            masks, logits = outputs.masks[index, :count][keep], False
+        found = self.backend.detect(outputs, index, DetectSettings(self.score_threshold, self.nms))
         return Detections.from_normalized(
-            boxes, scores, labels, masks, class_names=config.class_names, height=shape[0], width=shape[1], logits=logits
+            found.boxes,
+            found.scores,
+            found.labels,
+            found.masks,
+            class_names=self.config.class_names,
+            height=shape[0],
+            width=shape[1],
+            logits=found.logits,
+            paste=self.backend.paste,
         )
 
     def stream(self, source: str | os.PathLike[str] | int | Iterable[Image]) -> Iterator[tuple[Image, Detections]]:

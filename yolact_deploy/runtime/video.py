@@ -10,7 +10,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def is_camera(source: object) -> bool:
     return isinstance(source, int)
 
 
-def read_ahead(source: VideoSource, depth: int = 4) -> Iterator[Image]:
+def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, None]:
     """Frames of a video file, a camera or an iterable, decoded in a thread up to ``depth`` frames ahead.
 
     Closing the iterator (leaving the loop, ``close()``) ends the thread. What goes wrong in the thread is raised here.
@@ -132,7 +132,7 @@ def _frames(capture: cv2.VideoCapture, name: str, expected: int | None) -> Itera
         _log.warning("%s ended after %d of %d frames: the file is damaged or incomplete", name, count, expected)
 
 
-def _read_in_thread(frames: Iterator[Image], depth: int) -> Iterator[Image]:
+def _read_in_thread(frames: Iterator[Image], depth: int) -> Generator[Image, None, None]:
     ahead: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
     stop = threading.Event()
 

@@ -1,6 +1,7 @@
 """The eager PyTorch model as a backend: the reference to which every engine is compared.
 
-It detects with the torch functions of `ops`, so that nothing but the resized images is shared with the other backends.
+It detects and pastes as the original does, with the torch functions of `ops`, so that nothing but the resized images is
+shared with the other backends.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import InputError
+from yolact_deploy.paste import MaskCrops
 from yolact_deploy.preprocess import normalize
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs
-from yolact_deploy.runtime.torch.ops import decode_boxes
+from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
+from yolact_deploy.runtime.torch import ops
 
 
 class Trunk(Protocol):
@@ -52,9 +55,37 @@ class TorchBackend(Backend):
     @torch.inference_mode()
     def run(self, images: NDArray[Any]) -> Outputs:
         loc, logits, coeff, proto = self._model.heads(torch.from_numpy(normalize(images, self.metadata.config)))
-        boxes = decode_boxes(loc, self._model.priors)
+        boxes = ops.decode_boxes(loc, self._model.priors)
         scores = logits.softmax(dim=-1)[..., 1:]
         return HeadOutputs(*(np.asarray(output) for output in (boxes, scores, coeff, proto)))
+
+    @torch.inference_mode()
+    def detect(self, outputs: Outputs, index: int, settings: DetectSettings) -> ImageDetections:
+        assert isinstance(outputs, HeadOutputs)  # the only kind that run() gives
+        config = self.metadata.config
+        boxes, scores, coeff, proto = (torch.from_numpy(output[index]) for output in outputs)
+        found = ops.detect(
+            boxes,
+            scores,
+            coeff,
+            score_threshold=config.score_threshold,
+            iou_threshold=config.iou_threshold,
+            top_k=config.top_k,
+            max_detections=config.max_detections,
+            nms=settings.nms,
+            image_size=config.image_size,
+        )
+        keep = found.scores > settings.score_threshold
+        boxes, scores, labels, coeff = (values[keep] for values in found)
+        masks = ops.assemble_masks(proto, coeff, boxes)
+        return ImageDetections(boxes.numpy(), scores.numpy(), labels.numpy(), masks.numpy(), False)
+
+    @torch.inference_mode()
+    def paste(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops:
+        if logits:
+            raise InputError("the eager backend pastes probabilities, not logits")
+        pasted = ops.paste_masks_full(torch.from_numpy(masks), height, width).numpy()
+        return MaskCrops(height, width, np.zeros((len(pasted), 2), np.int64), tuple(pasted))
 
     def describe(self) -> dict[str, Any]:
         return {"backend": self.name, "version": torch.__version__, "threads": torch.get_num_threads()}

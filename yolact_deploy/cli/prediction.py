@@ -8,19 +8,23 @@ import itertools
 import json
 import logging
 import os
+import signal
 import tempfile
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write, write_bytes, write_json
+from yolact_deploy.cli.sources import Sources, UniqueNames, image_ids
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
@@ -29,7 +33,6 @@ from yolact_deploy.errors import InputError, OutputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.video import DEFAULT_FPS, VideoWriter, probe_video, read_ahead
-from yolact_deploy.sources import Sources, UniqueNames, image_ids
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Summary:
     images: int = 0
     detections: int = 0
     seconds: float = 0.0
-    spent_ms: Counter[str] = field(default_factory=Counter)
+    spent_ms: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     outputs: list[Path] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
@@ -150,12 +153,8 @@ class Job:
         if sources.pictures:
             self._run_pictures(sources.pictures, alone)
         for video in sources.videos:
-            try:
+            with self._reported(video, alone):
                 self._run_video(video)
-            except InputError as error:
-                if alone:
-                    raise
-                self._report(video, error)
         self.summary.seconds = time.perf_counter() - start
         return self.summary
 
@@ -167,19 +166,16 @@ class Job:
         work = list(zip(pictures, image_ids(pictures), strict=True))
         batch: list[tuple[Path, int, Image]] = []
         for index, (path, image_id) in enumerate(progress(work, "predict", quiet=self.quiet), start=1):
-            try:
-                with self._timed("decode"):
-                    batch.append((path, image_id, read_image(path)))
-            except InputError as error:
-                if alone:
-                    raise
-                self._report(path, error)
+            with self._reported(path, alone), self._timed("decode"):
+                batch.append((path, image_id, read_image(path)))
             if batch and (len(batch) == self.model.backend.max_batch or index == len(work)):
                 for (done, done_id, image), found in zip(batch, self._detect([b[2] for b in batch]), strict=True):
                     self._write_picture(done, image, found)
                     if "coco" in self.formats:
                         results += found.to_coco(done_id, self.model.config.category_ids)
-                        images.append({"id": done_id, "file_name": str(done), "width": found.width, "height": found.height})
+                        images.append(
+                            {"id": done_id, "file_name": str(done), "width": found.width, "height": found.height}
+                        )
                 batch = []
         if "coco" in self.formats:
             self._write_json("detections.coco.json", results)
@@ -213,73 +209,108 @@ class Job:
     # -- videos -----------------------------------------------------------------------------------------------------
 
     def _run_video(self, source: Path | int) -> None:
-        camera = isinstance(source, int)
         info = None if isinstance(source, int) else probe_video(source)
-        fps = info.fps if info else DEFAULT_FPS
         total = min(filter(None, (info.frames if info else None, self.max_frames)), default=None)
         name = self._names(f"camera{source}" if isinstance(source, int) else source.stem)
-        frames = read_ahead(source)
-        with contextlib.ExitStack() as stack:
-            stack.callback(frames.close)  # type: ignore[attr-defined]  # a generator, which ends its thread
+        with contextlib.closing(read_ahead(source)) as frames, contextlib.ExitStack() as stack:
             first = next(frames)
-            lines = self._open_lines(stack, f"{name}.jsonl") if "json" in self.formats else None
-            writer = self._open_video(stack, f"{name}_overlay.mp4", fps, first) if "overlay" in self.formats else None
-            shown = progress(
-                self._until_interrupt(itertools.islice(itertools.chain([first], frames), self.max_frames), camera),
-                "predict",
-                total,
-                self.quiet,
-                "frames",
-            )
-            for number, frame in enumerate(shown):
+            fps = info.fps if info else self._camera_fps(first)
+            outputs = _VideoOutputs(stack, self.folder / name, self.formats, fps, first)
+            stopped = stack.enter_context(_interrupt_stops()) if info is None else threading.Event()
+            wanted = itertools.islice(itertools.chain([first], frames), self.max_frames)
+            for number, frame in enumerate(progress(wanted, "predict", total, self.quiet, "frames")):
                 (found,) = self._detect([frame])
-                if lines is not None:
-                    line = {"frame": number, "time": round(number / fps, 4), **found.to_json()}
-                    lines.write(json.dumps(line) + "\n")
-                if writer is not None:
+                outputs.write_line(number, found)
+                if outputs.video is not None:
                     with self._timed("draw"):
                         drawn = draw_detections(frame, found)
                     with self._timed("write"):
-                        writer.write(drawn)
+                        outputs.video.write(drawn)
+                if stopped.is_set():
+                    break
+        self.summary.outputs += outputs.paths
 
-    def _open_lines(self, stack: contextlib.ExitStack, name: str) -> Any:
-        target = self.folder / name
-        temporary = stack.enter_context(atomic_write(target))
-        self.summary.outputs.append(target)
-        return stack.enter_context(open(temporary, "w", encoding="utf-8"))
-
-    def _open_video(self, stack: contextlib.ExitStack, name: str, fps: float, first: Image) -> VideoWriter:
-        target = self.folder / name
-        writer = stack.enter_context(VideoWriter(target, fps, (first.shape[1], first.shape[0])))
-        self.summary.outputs.append(target)
-        return writer
-
-    @staticmethod
-    def _until_interrupt(frames: Iterable[Image], camera: bool) -> Iterator[Image]:
-        """A camera has no end but Ctrl-C, which so is no failure: what was recorded is kept."""
-        try:
-            yield from frames
-        except KeyboardInterrupt:
-            if not camera:
-                raise
+    def _camera_fps(self, frame: Image) -> float:
+        """As many frames a second as the model manages, so that the recording plays at about the right speed."""
+        self.model([frame])
+        start = time.perf_counter()
+        draw_detections(frame, self.model([frame])[0])
+        return min(DEFAULT_FPS, 1 / (time.perf_counter() - start))
 
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _detect(self, images: list[Image]) -> list[Detections]:
         found = self.model(images)
-        self.summary.spent_ms.update({k: v for k, v in self.model.timings.items() if k != "decode"})
+        for stage, spent in self.model.timings.items():
+            if stage != "decode":  # done before, and timed there
+                self.summary.spent_ms[stage] += spent
         if self.labels is not None:
             found = [one[np.isin(one.labels, list(self.labels))] for one in found]
         self.summary.images += len(images)
         self.summary.detections += sum(map(len, found))
         return found
 
-    def _report(self, source: Path | int, error: InputError) -> None:
-        _log.error("%s", error)
-        self.summary.failed.append({"source": str(source), "error": str(error)})
+    @contextlib.contextmanager
+    def _reported(self, source: Path | int, alone: bool) -> Iterator[None]:
+        """Report a source that cannot be read and go on, unless there is no other."""
+        try:
+            yield
+        except InputError as error:
+            if alone:
+                raise
+            _log.error("%s", error)
+            self.summary.failed.append({"source": str(source), "error": str(error)})
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.summary.spent_ms[stage] += (time.perf_counter() - start) * 1e3
+
+
+class _VideoOutputs:
+    """The files of one video, which get their names when ``stack`` is left without an error."""
+
+    def __init__(
+        self, stack: contextlib.ExitStack, stem: Path, formats: Sequence[str], fps: float, first: Image
+    ) -> None:
+        self.paths: list[Path] = []
+        self.video: VideoWriter | None = None
+        self._lines: TextIO | None = None
+        self._fps = fps
+        if "overlay" in formats:
+            self.paths.append(stem.with_name(f"{stem.name}_overlay.mp4"))
+            self.video = stack.enter_context(VideoWriter(self.paths[-1], fps, (first.shape[1], first.shape[0])))
+        if "json" in formats:
+            self.paths.append(stem.with_name(f"{stem.name}.jsonl"))
+            temporary = stack.enter_context(atomic_write(self.paths[-1]))
+            self._lines = stack.enter_context(temporary.open("w", encoding="utf-8"))
+
+    def write_line(self, number: int, found: Detections) -> None:
+        """One line of JSON for a frame; ``time`` is in seconds from the video's start."""
+        if self._lines is not None:
+            line = {"frame": number, "time": round(number / self._fps, 4), **found.to_json()}
+            self._lines.write(json.dumps(line) + "\n")
+
+
+@contextlib.contextmanager
+def _interrupt_stops() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets: a camera has no other end, and what was recorded is to be kept.
+
+    A second Ctrl-C interrupts as usual.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stopped.set()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,219 @@
+"""`Detections`: choosing some, and every form they take."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
+from yolact_deploy.detections import Detections
+from yolact_deploy.errors import MissingDependencyError
+
+HEIGHT, WIDTH = 30, 40
+
+
+def make(num: int = 4) -> Detections:
+    """Boxes side by side, each with a full mask inside it; scores 0.9, 0.8, ..."""
+    masks = np.zeros((num, 12, 16), np.float32)
+    boxes = np.zeros((num, 4), np.float32)
+    for i in range(num):
+        masks[i, 3:9, 4 * (i % 4) : 4 * (i % 4) + 3] = 1
+        boxes[i] = [(i % 4) / 4, 0.25, (i % 4) / 4 + 0.1875, 0.75]
+    return Detections.from_normalized(
+        boxes,
+        (0.9 - 0.1 * np.arange(num)).astype(np.float32),
+        np.arange(num, dtype=np.int32),
+        masks,
+        class_names=COCO_NAMES,
+        height=HEIGHT,
+        width=WIDTH,
+    )
+
+
+def same(one: Detections, other: Detections) -> bool:
+    return all(
+        np.array_equal(getattr(one, field), getattr(other, field)) for field in ("boxes", "scores", "labels", "masks")
+    )
+
+
+def test_from_normalized() -> None:
+    found = make()
+    np.testing.assert_allclose(found.boxes[1], [10, 7.5, 17.5, 22.5])
+    assert found.boxes.dtype == found.scores.dtype == np.float32
+    assert found.labels.dtype == found.pixel_boxes.dtype == np.int64
+    assert found.pixel_boxes[1].tolist() == [10, 7, 17, 22]
+    assert found.names == ["person", "bicycle", "car", "motorcycle"]
+    assert found.masks.shape == (4, HEIGHT, WIDTH)
+    assert found.masks.dtype == bool
+
+
+def test_boxes_are_sorted_and_clamped() -> None:
+    boxes = np.array([[0.9, 0.8, -0.5, 1.5]], np.float32)
+    found = Detections.from_normalized(
+        boxes,
+        np.ones(1, np.float32),
+        np.zeros(1, np.int64),
+        np.zeros((1, 4, 4)),
+        class_names=("a",),
+        height=10,
+        width=20,
+    )
+    np.testing.assert_allclose(found.boxes, [[0, 8, 18, 10]])
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (0, [0]),
+        (-1, [3]),
+        (slice(1, 3), [1, 2]),
+        (slice(None, None, -1), [3, 2, 1, 0]),
+        ([2, 0, 2], [2, 0, 2]),
+        (np.array([True, False, True, False]), [0, 2]),
+        (np.int64(1), [1]),
+        (np.array([], np.int64), []),
+        (slice(9, 12), []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("computed", [False, True], ids=["lazy", "computed"])
+def test_indexing(index: Any, expected: list[int], computed: bool) -> None:
+    found = make()
+    if computed:
+        _ = found.crops
+    some = found[index]
+    assert some.labels.tolist() == expected
+    assert len(some) == len(expected)
+    assert ("crops" in some.prototype_masks.__dict__) == computed
+    np.testing.assert_array_equal(some.masks, make().masks[np.array(expected, np.int64)])
+    np.testing.assert_array_equal(some.boxes, found.boxes[np.array(expected, np.int64)])
+    assert (some.height, some.width, some.class_names) == (HEIGHT, WIDTH, COCO_NAMES)
+
+
+def test_masks_are_pasted_once_on_first_use() -> None:
+    found = make()
+    assert "crops" not in found.prototype_masks.__dict__
+    assert found.crops is found.crops
+
+
+def test_index_out_of_range() -> None:
+    with pytest.raises(IndexError):
+        make()[4]
+
+
+def test_iteration_gives_one_each() -> None:
+    parts = list(make())
+    assert [part.names for part in parts] == [["person"], ["bicycle"], ["car"], ["motorcycle"]]
+    assert same(parts[2], make()[2])
+
+
+def test_above() -> None:
+    assert make().above(0.75).labels.tolist() == [0, 1]
+    assert len(make().above(1.0)) == 0
+    assert len(make().above(0.0)) == 4
+
+
+def test_repr() -> None:
+    assert repr(make(1)) == "Detections(1 in 40 x 30: person 0.90)"
+    assert repr(make(7)).endswith("airplane 0.50, ... 2 more)")
+    assert repr(make(0)) == "Detections(0 in 40 x 30: )"
+
+
+def test_mask_forms_agree() -> None:
+    found = make()
+    masks = found.masks
+    np.testing.assert_array_equal(np.unpackbits(found.packed_masks(), axis=-1, count=WIDTH), masks)
+    np.testing.assert_array_equal(found.areas(), masks.sum(axis=(1, 2)))
+    assert all(rle["size"] == [HEIGHT, WIDTH] for rle in found.rle())
+
+
+def test_polygons_outline_the_masks() -> None:
+    import cv2
+
+    found = make()
+    for polygons, mask in zip(found.polygons(), found.masks, strict=True):
+        assert all(p.dtype == np.int32 and p.shape[1] == 2 for p in polygons)
+        drawn = np.zeros(mask.shape, np.uint8)
+        cv2.fillPoly(drawn, polygons, 1)
+        np.testing.assert_array_equal(drawn.astype(bool), mask)
+
+
+def test_polygons_of_an_empty_mask() -> None:
+    found = Detections.from_normalized(
+        np.zeros((1, 4), np.float32),
+        np.ones(1, np.float32),
+        np.zeros(1, np.int64),
+        np.zeros((1, 4, 4), np.float32),
+        class_names=("a",),
+        height=9,
+        width=9,
+    )
+    assert found.polygons() == [[]]
+    assert make(0).polygons() == []
+
+
+def test_to_coco() -> None:
+    results = make().to_coco(42, COCO_CATEGORY_IDS)
+    assert [result["category_id"] for result in results] == [1, 2, 3, 4]
+    assert results[1]["image_id"] == 42
+    assert results[1]["bbox"] == [10.0, 7.5, 7.5, 15.0]
+    assert results[1]["score"] == pytest.approx(0.8)
+    assert results[1]["segmentation"] == make().rle()[1]
+    assert json.loads(json.dumps(results)) == results
+    assert make(0).to_coco(1, COCO_CATEGORY_IDS) == []
+
+
+def test_to_json() -> None:
+    value = make().to_json()
+    assert json.loads(json.dumps(value)) == value
+    assert (value["width"], value["height"], len(value["detections"])) == (WIDTH, HEIGHT, 4)
+    assert value["detections"][1] == {
+        "name": "bicycle",
+        "label": 1,
+        "score": pytest.approx(0.8),
+        "box": [10.0, 7.5, 17.5, 22.5],
+        "mask": make().rle()[1],
+    }
+    assert make(0).to_json()["detections"] == []
+
+
+def test_to_torch() -> None:
+    torch = pytest.importorskip("torch")
+    found = make()
+    tensors = found.to_torch()
+    assert tensors["boxes"].data_ptr() == found.boxes.ctypes.data  # shared
+    assert tensors["masks"].dtype == torch.bool
+    assert {key: tuple(value.shape) for key, value in tensors.items()} == {
+        "boxes": (4, 4),
+        "labels": (4,),
+        "scores": (4,),
+        "masks": (4, HEIGHT, WIDTH),
+    }
+
+
+def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingDependencyError, match=r"yolact-deploy\[supervision\]"):
+        make().to_supervision()
+
+
+def test_to_supervision() -> None:
+    pytest.importorskip("supervision")
+    converted = make().to_supervision()
+    assert len(converted) == 4
+    assert converted.data["class_name"].tolist() == make().names
+
+
+def test_draw_copies() -> None:
+    pytest.importorskip("yolact_deploy.draw")
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    drawn = make().draw(image)
+    assert drawn.shape == image.shape
+    assert drawn.any()
+    assert not image.any()
+    np.testing.assert_array_equal(make(0).draw(image), image)

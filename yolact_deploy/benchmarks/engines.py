@@ -1,0 +1,62 @@
+"""The models of a benchmark before they are loaded, and whether two loaded ones can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from yolact_deploy.artifact import sha256_file
+from yolact_deploy.errors import InputError
+from yolact_deploy.loading import CHECKPOINT_SUFFIXES, ModelSpec, load
+from yolact_deploy.runtime.predictor import Predictor
+
+#: row name of the model that --weights names
+EAGER = "eager"
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """A model to measure, not loaded yet.
+
+    Attributes:
+        load: gives a predictor with ``score_threshold=0`` and ``lazy_masks=False``
+        file_bytes: size of the model's file
+        weights_sha256: of the file itself where it is a checkpoint; else the engine's metadata is asked
+    """
+
+    name: str
+    load: Callable[[], Predictor]
+    file_bytes: int = 0
+    weights_sha256: str = ""
+
+    @classmethod
+    def from_spec(cls, text: str, name: str | None = None, **options: Any) -> EngineSource:
+        """From ``FILE[@BACKEND...]`` and further arguments of :func:`yolact_deploy.loading.load`.
+
+        Raises:
+            InputError: no such file, or a spelling that means nothing.
+        """
+        spec = ModelSpec.parse(text)
+        if not spec.path.is_file():
+            raise InputError(f"no such model file: {spec.path}")
+        choice = text[len(str(spec.path)) :] if spec.backend else ""
+        checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
+        return cls(
+            name or spec.path.name + choice,
+            lambda: load(text, score_threshold=0.0, lazy_masks=False, **options),
+            spec.path.stat().st_size,
+            sha256_file(spec.path) if checkpoint else "",
+        )
+
+
+def check_same_classes(reference_name: str, reference: Predictor, name: str, other: Predictor) -> None:
+    """Raises :class:`InputError` where two models do not have the same classes in the same order."""
+    a, b = reference.config, other.config
+    if a.class_names != b.class_names or a.category_ids != b.category_ids:
+        differ = next((f"{x!r} and {y!r}" for x, y in zip(a.class_names, b.class_names, strict=False) if x != y), "")
+        raise InputError(
+            f"{name} has {b.num_classes} classes and {reference_name} has {a.num_classes}"
+            + (f" (the first that differ: {differ})" if differ else " or other category ids")
+            + ": only models of the same classes can be compared"
+        )

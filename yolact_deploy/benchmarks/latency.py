@@ -1,0 +1,170 @@
+"""Latency of the whole way from a picture's file to pasted masks, and the memory that a model takes.
+
+Several models are measured in turns on each picture, in changing order, so that whatever else the machine does hits
+all alike. All times are milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.detections import Detections
+from yolact_deploy.errors import InputError, import_optional
+from yolact_deploy.runtime.predictor import STAGES, Predictor
+
+MEBIBYTE = 1 << 20
+_SAMPLE_SECONDS = 0.005
+
+#: called with the picture's number and what each model found, in the first round
+OnResult = Callable[[int, dict[str, Detections]], None]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of one model, one image a call.
+
+    Attributes:
+        samples: wall-clock time of each call, in the order of the pictures and rounds
+        stages: mean time of each of :data:`~yolact_deploy.runtime.predictor.STAGES`
+    """
+
+    samples: tuple[float, ...]
+    stages: dict[str, float]
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.samples, q))
+
+    @property
+    def p50(self) -> float:
+        return self.percentile(50)
+
+    @property
+    def mean(self) -> float:
+        return sum(self.samples) / len(self.samples)
+
+    @property
+    def images_per_second(self) -> float:
+        return 1e3 / self.mean
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "p50_ms": self.p50,
+            "p90_ms": self.percentile(90),
+            "p99_ms": self.percentile(99),
+            "mean_ms": self.mean,
+            "images_per_s": self.images_per_second,
+            "calls": len(self.samples),
+            "stages_mean_ms": self.stages,
+        }
+
+
+def measure(predictor: Predictor, images: Sequence[Path], *, warmup: int = 3, repeats: int = 1) -> Latency:
+    """Latency of one model; see :func:`measure_interleaved`."""
+    return measure_interleaved({"": predictor}, images, warmup=warmup, repeats=repeats)[""]
+
+
+def measure_interleaved(
+    predictors: Mapping[str, Predictor],
+    images: Sequence[Path],
+    *,
+    warmup: int = 3,
+    repeats: int = 1,
+    on_result: OnResult | None = None,
+    each: Callable[[Sequence[int]], Any] = iter,
+) -> dict[str, Latency]:
+    """Latency of several models on the same pictures.
+
+    Args:
+        predictors: with ``lazy_masks=False``, so that pasting is inside the call
+        images: paths, so that decoding is inside the call
+        warmup: calls of each model before the measurement
+        repeats: rounds over all pictures
+        on_result: gets the detections of the first round, outside the measured time
+        each: wraps the sequence of steps (one a picture and round), to show progress
+
+    Raises:
+        InputError: no pictures, counts out of range, a picture that cannot be read, or lazy masks.
+    """
+    if not images or not predictors:
+        raise InputError("nothing to measure: give at least one picture and one model")
+    if warmup < 0 or repeats < 1:
+        raise InputError(f"expected warmup >= 0 and repeats >= 1, got {warmup} and {repeats}")
+    if any(predictor.lazy_masks for predictor in predictors.values()):
+        raise InputError("lazy masks would leave pasting out of the measurement: load with lazy_masks=False")
+    for predictor in predictors.values():
+        warm_up(predictor, images, warmup)
+    names = list(predictors)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    stages: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for step in each(range(repeats * len(images))):
+        turn, index = step % len(names), step % len(images)
+        found = {}
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            found[name] = predictors[name](images[index])
+            samples[name].append((time.perf_counter() - start) * 1e3)
+            stages[name].append(predictors[name].timings)
+        if on_result is not None and step < len(images):
+            on_result(index, found)
+    return {
+        name: Latency(
+            tuple(samples[name]),
+            {stage: sum(s[stage] for s in stages[name]) / len(stages[name]) for stage in STAGES},
+        )
+        for name in names
+    }
+
+
+def warm_up(predictor: Predictor, images: Sequence[Path], times: int) -> None:
+    """Run the first pictures, so that start-up work is done; pictures repeat where there are fewer."""
+    for i in range(times):
+        predictor(images[i % len(images)])
+
+
+class MemorySampler:
+    """Growth of this process's resident memory inside a ``with`` block, at its peak.
+
+    Around loading and warming up a model it covers the weights, the runtime's buffers, what loading needed for a
+    moment, and the runtime's libraries where this model is the first to load them. Memory that an earlier model left
+    with the allocator and this one reuses is not seen.
+    """
+
+    def __init__(self) -> None:
+        psutil = import_optional("psutil", "bench", "Measuring memory")
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="yolact-memory", daemon=True)
+        self._before = self._peak = 0
+
+    @property
+    def growth_mib(self) -> float:
+        return (self._peak - self._before) / MEBIBYTE
+
+    def __enter__(self) -> MemorySampler:
+        gc.collect()
+        self._before = self._peak = self._rss()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._peak = max(self._peak, self._rss())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._peak = max(self._peak, self._rss())
+
+    def _rss(self) -> int:
+        return int(self._process.memory_info().rss)

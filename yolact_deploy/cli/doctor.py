@@ -1,0 +1,49 @@
+"""Tell which runtimes and tools work on this machine, and for the others why not and what to install.
+
+Each is really tried, in a process of its own. Exit code 2 when nothing here can run a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.doctor import Finding
+
+HELP = "tell what this machine can run, and what is missing for the rest"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="for each attempt (default 120)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from yolact_deploy import __version__
+    from yolact_deploy.console import print_json
+    from yolact_deploy.runtime.doctor import describe_machine, examine
+
+    machine = {"yolact_deploy": __version__, **describe_machine()}
+    findings = examine(timeout=args.timeout)
+    if args.json:
+        print_json({"machine": machine, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    elif not args.quiet:
+        _print(machine, findings)
+    return 0 if any(finding.works and finding.kind == "runtime" for finding in findings) else 2
+
+
+def _print(machine: dict[str, object], findings: list[Finding]) -> None:
+    from yolact_deploy.console import print_table
+
+    for key, value in machine.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"{key.replace('_', '-'):<14} {shown}")
+    print()
+    for kind, title in (("runtime", "Runs models"), ("tool", "Driver, builders and tools")):
+        chosen = (finding for finding in findings if finding.kind == kind)
+        rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, f.cure) for f in chosen]
+        print_table(["", "works", "version", "", "what to do"], rows, title=title)
+    print("Engines (.trt) are built here and run with trtexec; this version of yolact-deploy does not run them itself.")

@@ -1,0 +1,211 @@
+"""Write an ONNX file, and the TensorRT engine from it, out of YOLACT weights.
+
+The file takes uint8 BGR images and gives detections and masks; it runs unchanged in ONNX Runtime, OpenVINO and
+TensorRT. After writing it is run in ONNX Runtime and compared with the eager model: where they disagree, nothing is
+kept.
+
+examples:
+  yolact-deploy export --weights yolact_base_54_800000.pth --fp16       yolact_base.onnx and yolact_base.trt
+  yolact-deploy export --weights w.pth --engine none -o out/model       out/model.onnx only
+  yolact-deploy export --weights w.pth --batch 1:8:16 --size 400        any batch from 1 to 16, input 400 x 400
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolact_deploy.export.parity import ParityReport
+    from yolact_deploy.export.tensorrt import EngineReport
+
+HELP = "write ONNX and a TensorRT engine from weights, and check them against the eager model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", required=True, metavar="W", help="checkpoint (.pth, .safetensors) or the name of official weights"
+    )
+    parser.add_argument("--config", metavar="NAME", help="configuration; by default told from the tensors")
+    parser.add_argument("--size", type=int, metavar="S", help="side of the input image; by default the configuration's")
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument("--fp16", action="store_true", help="trunk in half precision, for GPUs")
+    precision.add_argument("--fp32", action="store_true", help="everything in single precision (the default)")
+    parser.add_argument(
+        "--tail",
+        choices=("functions", "heads"),
+        default="functions",
+        help="functions: end in detections and masks; heads: end in boxes, scores, coefficients and prototypes",
+    )
+    parser.add_argument(
+        "--batch", type=_batch, default=(1, 1, 1), metavar="N or MIN:OPT:MAX", help="images a call (default 1)"
+    )
+    parser.add_argument(
+        "--input",
+        choices=("uint8", "float32"),
+        default="uint8",
+        help="dtype of the images; float32 (0..255) resizes without rounding to grey levels",
+    )
+    parser.add_argument("--cross-class", action="store_true", help="one Fast NMS over all classes together")
+    add_engine_arguments(parser, choices=("auto", "tensorrt", "rtx", "none"))
+    parser.add_argument(
+        "-o", "--output", metavar="STEM", help="files become STEM.onnx and STEM.trt (default: the configuration's name)"
+    )
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ...]) -> None:
+    """Arguments of the engine, which ``build`` has too."""
+    parser.add_argument(
+        "--engine",
+        choices=choices,
+        default="auto",
+        help="TensorRT to build with; auto: TensorRT, else TensorRT for RTX, whichever is installed",
+    )
+    parser.add_argument("--workspace", type=int, metavar="MIB", help="limit of TensorRT's scratch memory")
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="0..5", help="effort of the builder"
+    )
+    parser.add_argument(
+        "--target-sm", metavar="SM", help="RTX: compute capability, such as 89; by default 8.0 and later"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.console import print_json
+    from yolact_deploy.errors import OutputError, import_optional
+
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        import_optional(module, "export", "Exporting")
+    from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+    from yolact_deploy.export.tensorrt import available_flavour, import_tensorrt
+    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.training.pretrained import resolve_weights
+
+    flavour = None if args.engine == "none" else args.engine
+    if flavour == "auto":
+        flavour = available_flavour()
+        if flavour is None:
+            _say(args, "no TensorRT is installed here: writing the ONNX file only ('yolact-deploy doctor' tells more)")
+    elif flavour is not None:
+        import_tensorrt(flavour)  # a missing one should be known before the work
+
+    weights = resolve_weights(args.weights)
+    model = load_model(weights, config=args.config, image_size=args.size)
+    stem = Path(args.output or model.config.name)
+    onnx_path = stem.with_name(stem.name.removesuffix(".onnx") + ".onnx")
+    if stem.is_dir():
+        raise OutputError(f"{stem} is a folder: give -o the files' common stem, such as {stem / model.config.name}")
+    options = ExportOptions(
+        precision="fp16" if args.fp16 else "fp32",
+        tail=args.tail,
+        batch=args.batch,
+        input_dtype=args.input,
+        cross_class=args.cross_class,
+    )
+    _say(args, f"exporting {model.config.name} ({options.precision}) to {onnx_path} ...")
+    start = time.perf_counter()
+    metadata, parity = export_checkpoint(model, weights, onnx_path, options)
+    seconds = time.perf_counter() - start
+    if not args.json:
+        _print_parity(parity)
+        _say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
+    result: dict[str, Any] = {
+        "onnx": {"path": str(onnx_path), "bytes": onnx_path.stat().st_size, "seconds": round(seconds, 2)},
+        "config": metadata.config.name,
+        "precision": metadata.precision,
+        "parity": parity.to_json(),
+        "engine": None,
+    }
+    if flavour is not None:
+        report = build(args, onnx_path, onnx_path.with_suffix(".trt"), flavour)
+        result["engine"] = engine_json(report)
+    if args.json:
+        print_json(result)
+    return 0
+
+
+def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour: str) -> EngineReport:
+    """Build the engine with a progress bar, and say what was made."""
+    from yolact_deploy.console import step_progress
+    from yolact_deploy.export.tensorrt import build_engine
+
+    with step_progress(f"building {engine_path.name}", quiet=args.quiet) as progress:
+        report = build_engine(
+            onnx_path,
+            engine_path,
+            flavour=flavour,
+            workspace_mib=args.workspace,
+            optimization_level=args.optimization_level,
+            target_sm=args.target_sm,
+            progress=progress,
+        )
+    name = "TensorRT for RTX" if report.flavour == "rtx" else "TensorRT"
+    _say(args, f"wrote {report.path} ({report.bytes / 1e6:.1f} MB, {name} {report.version}) in {report.seconds:.1f} s")
+    return report
+
+
+def engine_json(report: EngineReport) -> dict[str, Any]:
+    return {
+        "path": str(report.path),
+        "bytes": report.bytes,
+        "seconds": round(report.seconds, 2),
+        "tensorrt": report.flavour,
+        "version": report.version,
+    }
+
+
+def _print_parity(
+    parity: ParityReport,
+) -> None:
+    from yolact_deploy.console import print_table
+
+    print_table(
+        ("output", "max error", "relative RMS", "limit", ""),
+        [
+            (t.name, f"{t.max_error:.2g}", f"{t.relative_rms:.2g}", f"{t.limit:g}", "ok" if t.ok else "FAILED")
+            for t in parity.tensors
+        ],
+        title=f"ONNX Runtime against eager FP32, {parity.images} images",
+    )
+    rows = [("whole file, eager", parity.eager)]
+    if parity.tail is not None:
+        rows.append(("functions in the file, NumPy from the same heads", parity.tail))
+    print_table(
+        ("compared with", "score above", "detections", "matched", "extra", "box IoU", "mask IoU", "score drift"),
+        [
+            (
+                name,
+                a.score_threshold,
+                a.reference_detections,
+                a.reference_detections - a.missed,
+                a.extra,
+                _figure(a.mean_box_iou, ".4f"),
+                _figure(a.mean_mask_iou, ".4f"),
+                _figure(a.max_score_difference, ".1e"),
+            )
+            for name, a in rows
+        ],
+    )
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _say(args: argparse.Namespace, text: str) -> None:
+    if not args.quiet and not args.json:
+        print(text, flush=True)
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    try:
+        numbers = [int(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+        raise argparse.ArgumentTypeError(f"expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {text!r}")
+    return numbers[0], numbers[1], numbers[2]

@@ -1,0 +1,340 @@
+"""What this machine can run, and why not: each runtime is really tried, in a child process of its own.
+
+A native library that is broken or finds no driver can end the process that loads it; so a child tries it and answers
+in JSON. "Runs" is said only after something minimal ran.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: ONNX: y = Relu(x), float32 [1], opset 17; so that trying a runtime does not need the onnx package
+TINY_ONNX = (
+    b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
+)
+_NO_DRIVER = "no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
+_DRIVER_CURE = "use a machine with an NVIDIA GPU and its driver"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    name: str
+    #: "runtime" runs models; "tool" serves export, training or measuring
+    kind: str
+    works: bool
+    version: str = ""
+    #: what it offers, or why it does not work
+    detail: str = ""
+    #: what to do about it
+    cure: str = ""
+
+
+class _UnusableError(Exception):
+    """Why a runtime does not work here, and the cure."""
+
+    def __init__(self, why: str, cure: str = "", version: str = "") -> None:
+        super().__init__(why)
+        self.cure = cure
+        self.version = version
+
+
+def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> list[Finding]:
+    """Try all runtimes and tools, or the named ones, two at a time.
+
+    Args:
+        timeout: seconds that each may take
+    """
+    chosen = list(PROBES) if names is None else list(names)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return list(pool.map(lambda name: _in_child(name, timeout), chosen))
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, its instructions that matter here, Python, and the NVIDIA driver."""
+    model, flags = _cpu_info()
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": model or platform.processor() or "unknown",
+        "cores": os.cpu_count(),
+        "instructions": [flag for flag in wanted if flag in flags],
+        "python": platform.python_version(),
+    }
+
+
+def _cpu_info() -> tuple[str, frozenset[str]]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "", frozenset()
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return values.get("model name", ""), frozenset(values.get("flags", "").split())
+
+
+# -- children -------------------------------------------------------------------------------------------------------
+
+
+def _in_child(name: str, timeout: float) -> Finding:
+    probe = PROBES[name]
+    root = Path(__file__).resolve().parents[2]
+    code = f"import sys; sys.path.insert(0, {str(root)!r}); from yolact_deploy.runtime.doctor import _answer; "
+    command = [sys.executable, "-c", f"{code}_answer({name!r})"]
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return Finding(name, probe.kind, False, detail=f"no answer within {timeout:.0f} s")
+    except OSError as error:
+        return Finding(name, probe.kind, False, detail=f"cannot start Python to try it: {error}")
+    # Libraries print what they like before our line.
+    lines = [line for line in child.stdout.splitlines() if line.startswith(_MARK)]
+    if child.returncode != 0 or not lines:
+        return Finding(
+            name, probe.kind, False, detail=_describe_crash(child.returncode, child.stderr), cure=_install(probe)
+        )
+    return Finding(**json.loads(lines[-1].removeprefix(_MARK)))
+
+
+_MARK = "yolact-doctor:"
+
+
+def _describe_crash(code: int, stderr: str) -> str:
+    last = (stderr.strip().splitlines() or ["no message"])[-1][:200]
+    if code < 0:
+        try:
+            return f"the library crashed ({signal.Signals(-code).name}): {last}"
+        except ValueError:
+            pass
+    return f"the attempt ended with code {code}: {last}"
+
+
+def _answer(name: str) -> None:
+    """What a child does: try one runtime and print the finding."""
+    print(_MARK + json.dumps(dataclasses.asdict(try_here(name))), flush=True)
+
+
+def try_here(name: str) -> Finding:
+    """Try one runtime or tool in this process, which a broken library may end."""
+    probe = PROBES[name]
+    try:
+        version, detail = probe.attempt()
+    except _UnusableError as error:
+        return Finding(name, probe.kind, False, error.version, str(error), error.cure)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name in probe.modules
+        detail = f"{error.name} is not installed" if missing else f"cannot be imported: {_line(error)}"
+        return Finding(name, probe.kind, False, "", detail, _install(probe))
+    except Exception as error:  # the report is about whatever goes wrong
+        return Finding(name, probe.kind, False, "", f"{type(error).__name__}: {_line(error)}")
+    return Finding(name, probe.kind, True, version, detail)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _install(probe: Probe) -> str:
+    return f"python -m pip install 'yolact-deploy[{probe.extra}]'"
+
+
+# -- attempts: each returns version and detail, or raises -----------------------------------------------------------
+
+
+def _driver() -> tuple[str, str]:
+    """CUDA version of the driver, and the names of its GPUs."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise _UnusableError(_NO_DRIVER, _DRIVER_CURE) from error
+    status = cuda.cuInit(0)
+    if status != 0:
+        raise _UnusableError(f"the NVIDIA driver does not start (cuInit gives {status})", "check it with nvidia-smi")
+    version, count = ctypes.c_int(), ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    cuda.cuDeviceGetCount(ctypes.byref(count))
+    names = []
+    for index in range(count.value):
+        device, text = ctypes.c_int(), ctypes.create_string_buffer(100)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(text, len(text), device)
+        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        names.append(f"{text.value.decode()} (compute capability {major.value}.{minor.value})")
+    if not names:
+        raise _UnusableError("the NVIDIA driver finds no GPU", "check it with nvidia-smi")
+    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}", ", ".join(names)
+
+
+def _run_onnxruntime(provider: str) -> tuple[str, str]:
+    import numpy as np
+
+    ort: Any = importlib.import_module("onnxruntime")
+    if provider not in ort.get_available_providers():
+        raise _UnusableError(
+            f"this onnxruntime package has no {provider}",
+            "python -m pip uninstall onnxruntime; python -m pip install 'yolact-deploy[gpu]'",
+            ort.__version__,
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is told below
+    session = ort.InferenceSession(TINY_ONNX, options, providers=[provider])
+    # ONNX Runtime falls back to the CPU without an error.
+    if session.get_providers()[0] != provider:
+        _driver()
+        raise _UnusableError(
+            f"{provider} does not start, and ONNX Runtime falls back to the CPU",
+            "check that its libraries are installed (CUDA, cuDNN; TensorRT for its provider)",
+            ort.__version__,
+        )
+    session.run(None, {"x": np.ones(1, np.float32)})
+    return ort.__version__, provider
+
+
+def _openvino() -> tuple[str, str]:
+    import numpy as np
+
+    openvino: Any = importlib.import_module("openvino")
+    core = openvino.Core()
+    devices = core.available_devices
+    compiled = core.compile_model(core.read_model(TINY_ONNX), "CPU")
+    compiled([np.ones(1, np.float32)])
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    bf16 = "native BF16" if native else "no native BF16, so openvino-bf16 is slow here"
+    return openvino.__version__.split("-")[0], f"devices {', '.join(devices)}; CPU with {bf16}"
+
+
+def _tensorrt() -> tuple[str, str]:
+    trt: Any = importlib.import_module("tensorrt")
+    _require_driver(trt.__version__)
+    if trt.Runtime(trt.Logger(trt.Logger.ERROR)) is None or trt.Builder(trt.Logger(trt.Logger.ERROR)) is None:
+        raise _UnusableError("TensorRT finds no GPU it can use", _DRIVER_CURE, trt.__version__)
+    return trt.__version__, "builder and runtime start"
+
+
+def _load_rtx() -> Any:
+    importlib.import_module("tensorrt_rtx_libs")  # loads the libraries that the bindings need
+    return importlib.import_module("tensorrt_rtx_bindings")
+
+
+def _rtx_runtime() -> tuple[str, str]:
+    trt = _load_rtx()
+    _require_driver(trt.__version__)
+    if trt.Runtime(trt.Logger(trt.Logger.ERROR)) is None:
+        raise _UnusableError(
+            "TensorRT for RTX does not support this GPU", "an RTX 30 or later is needed", trt.__version__
+        )
+    return trt.__version__, "runtime starts"
+
+
+def _rtx_builder() -> tuple[str, str]:
+    trt = _load_rtx()
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(TINY_ONNX):
+        raise _UnusableError(f"its parser fails: {parser.get_error(0).desc()}", version=trt.__version__)
+    plan = builder.build_serialized_network(network, builder.create_builder_config())
+    if plan is None:
+        raise _UnusableError("it cannot build a network of one layer", version=trt.__version__)
+    try:
+        _driver()
+    except _UnusableError as error:
+        return trt.__version__, f"builds engines, cannot run them: {error}"
+    return trt.__version__, "builds engines"
+
+
+def _require_driver(version: str) -> None:
+    try:
+        _driver()
+    except _UnusableError as error:
+        raise _UnusableError(str(error), error.cure, version) from error
+
+
+def _torch_cpu() -> tuple[str, str]:
+    torch: Any = importlib.import_module("torch")
+    torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
+    return torch.__version__, f"{torch.get_num_threads()} threads"
+
+
+def _torch_cuda() -> tuple[str, str]:
+    torch: Any = importlib.import_module("torch")
+    if torch.version.cuda is None:
+        raise _UnusableError(
+            "this torch was built without CUDA", "install torch from its CUDA index (pytorch.org)", torch.__version__
+        )
+    _require_driver(torch.__version__)
+    if not torch.cuda.is_available():
+        raise _UnusableError(
+            f"torch cannot use the driver (it was built for CUDA {torch.version.cuda})",
+            "update the driver, or install a torch for an older CUDA",
+            torch.__version__,
+        )
+    torch.ones(8, device="cuda").sum().item()
+    return torch.__version__, f"CUDA {torch.version.cuda}, {torch.cuda.get_device_name(0)}"
+
+
+def _importable(module: str, distribution: str = "") -> Callable[[], tuple[str, str]]:
+    def attempt() -> tuple[str, str]:
+        importlib.import_module(module)
+        return importlib.metadata.version(distribution or module), ""
+
+    return attempt
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to try one runtime or tool."""
+
+    kind: str
+    extra: str
+    attempt: Callable[[], tuple[str, str]]
+    #: import names whose absence means "not installed"
+    modules: tuple[str, ...]
+
+
+def _tool(extra: str, module: str, distribution: str = "") -> Probe:
+    return Probe("tool", extra, _importable(module, distribution), (module,))
+
+
+_RTX_MODULES = ("tensorrt_rtx_libs", "tensorrt_rtx_bindings")
+_ORT_MODULES = ("onnxruntime",)
+
+PROBES = {
+    "NVIDIA driver": Probe("tool", "rtx", _driver, ()),
+    "onnxruntime CPU": Probe("runtime", "onnx", lambda: _run_onnxruntime("CPUExecutionProvider"), _ORT_MODULES),
+    "onnxruntime CUDA": Probe("runtime", "gpu", lambda: _run_onnxruntime("CUDAExecutionProvider"), _ORT_MODULES),
+    "onnxruntime TensorRT": Probe(
+        "runtime", "gpu", lambda: _run_onnxruntime("TensorrtExecutionProvider"), _ORT_MODULES
+    ),
+    "openvino": Probe("runtime", "openvino", _openvino, ("openvino",)),
+    "torch CPU": Probe("runtime", "train", _torch_cpu, ("torch",)),
+    "torch CUDA": Probe("runtime", "train", _torch_cuda, ("torch",)),
+    "tensorrt": Probe("runtime", "tensorrt", _tensorrt, ("tensorrt",)),
+    "tensorrt-rtx": Probe("runtime", "rtx", _rtx_runtime, _RTX_MODULES),
+    "tensorrt-rtx builder": Probe("tool", "rtx", _rtx_builder, _RTX_MODULES),
+    "onnx": _tool("export", "onnx"),
+    "onnxscript": _tool("export", "onnxscript"),
+    "torchvision": _tool("train", "torchvision"),
+    "safetensors": _tool("train", "safetensors"),
+    "torchinfo": _tool("train", "torchinfo"),
+    "pycocotools": _tool("bench", "pycocotools"),
+    "huggingface_hub": _tool("hub", "huggingface_hub"),
+}

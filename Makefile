@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= cpu,rtx,dev
+DEMO ?= demo
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
@@ -23,8 +24,14 @@ help:
 
 setup: $(STAMP)
 
-demo: $(STAMP)
-	@$(BIN)/yolact-deploy demo
+# No trained weights ship with this version: the demo shows the path on pseudo-random ones, whose accuracy means nothing.
+demo: $(DEMO)/weights.pth
+	@echo "These weights are pseudo-random: look at agreement and speed, the AP means nothing."
+	@$(BIN)/yolact-deploy demo --weights $< -o $(DEMO)
+
+$(DEMO)/weights.pth: $(STAMP) tests/deterministic.py
+	@mkdir -p $(DEMO)
+	@PYTHONPATH=tests:tests/golden $(BIN)/python -c "import deterministic; deterministic.write_checkpoint('$@', 'yolact_resnet50')"
 
 test: lint
 	@$(BIN)/python -m pytest

@@ -69,10 +69,12 @@ def _bar(iterable: Iterable[T], description: str, total: int | None, unit: str) 
 
 def _lines(iterable: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
     start = told = time.perf_counter()
-    done = 0
+    done = shown = 0
     of_total = f"/{total}" if total is not None else ""
 
     def tell() -> None:
+        nonlocal shown, told
+        shown, told = done, time.perf_counter()
         rate = done / max(time.perf_counter() - start, 1e-9)
         print(f"{description}: {done}{of_total} {unit} ({rate:.1f} {unit}/s)", file=sys.stderr)
 
@@ -80,9 +82,9 @@ def _lines(iterable: Iterable[T], description: str, total: int | None, unit: str
         yield item
         done += 1
         if time.perf_counter() - told > _SECONDS_BETWEEN_LINES:
-            told = time.perf_counter()
             tell()
-    tell()
+    if shown != done or not done:
+        tell()
 
 
 @contextmanager

@@ -44,13 +44,13 @@ def draw_detections(image: Image, detections: Detections, *, alpha: float = 0.45
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha: expected 0 <= value <= 1, got {alpha}")
     scale = max(0.5, min(out.shape[:2]) / 720)  # sizes below are those for 720 lines
-    crops = detections.crops
+    crops, boxes = detections.crops, detections.pixel_boxes.tolist()
     order = np.argsort(detections.scores, kind="stable")
     for i in order:
         _draw_mask(out, crops.crops[i], crops.offsets[i], instance_colour(int(i)), alpha, scale)
     # Boxes and names above all masks, or a large mask would cover the names of what stands before it.
     for i in order:
-        colour, box = instance_colour(int(i)), [int(v) for v in detections.pixel_boxes[i]]
+        colour, box = instance_colour(int(i)), boxes[i]
         cv2.rectangle(out, box[:2], box[2:], colour, max(1, round(1.5 * scale)))
         if labels:
             name = detections.class_names[detections.labels[i]]
@@ -83,8 +83,8 @@ def _draw_mask(out: Image, mask: NDArray[np.bool_], offset: Any, colour: Colour,
     x, y = (int(v) for v in offset)
     region = out[y : y + mask.shape[0], x : x + mask.shape[1]]
     inside = mask.view(np.uint8)
-    tinted = cv2.LUT(region, _tint(colour, alpha))
-    np.copyto(region, cv2.copyTo(tinted, inside, region.copy()))
+    # Into the picture itself: its rows are contiguous, so OpenCV writes through the view.
+    cv2.copyTo(cv2.LUT(region, _tint(colour, alpha)), inside, region)
     outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(out, outlines, -1, colour, max(1, round(scale)), offset=(x, y))
 

@@ -121,7 +121,8 @@ def _op_name(node: Any) -> str:
 
 
 def _onnx_dtype(onnx: Any, number: int) -> str:
-    return str(onnx.TensorProto.DataType.Name(number)).lower()
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _value_info(onnx: Any, value: Any) -> Facts:
@@ -212,10 +213,10 @@ def _count_tensors(tensors: Iterable[tuple[str, int]]) -> dict[str, dict[str, in
 def _bits(dtype: str) -> int:
     """Bits of a value, from the names that ONNX, torch and safetensors give their dtypes.
 
-    >>> [_bits(name) for name in ("float", "double", "f16", "bfloat16", "int4", "bool", "float8_e4m3fn")]
-    [32, 64, 16, 16, 4, 8, 8]
+    >>> [_bits(name) for name in ("float32", "f16", "bfloat16", "int4", "bool", "float8_e4m3fn")]
+    [32, 16, 16, 4, 8, 8]
     """
-    words = {"float": 32, "double": 64, "bool": 8, "string": 8, "complex64": 64, "complex128": 128}
+    words = {"bool": 8, "string": 8, "complex64": 64, "complex128": 128}
     number = re.match(r"[a-z]+(\d+)", dtype)
     return words.get(dtype) or (int(number[1]) if number else 8)
 

@@ -147,9 +147,10 @@ def _by_falling_score(
     limit = -np.inf if threshold is None else threshold
     done = 0
     if flat.size > chunk:
-        first = np.argpartition(-flat, chunk)[:chunk]
-        first = first[flat[first] > limit]
-        order = first[np.lexsort((first, -flat[first]))]
+        # All entries that equal the last of the chunk take part in the sort: which of them come first is by index.
+        bar = np.partition(flat, flat.size - chunk)[flat.size - chunk]
+        first = np.flatnonzero((flat >= bar) & (flat > limit))
+        order = first[np.argsort(-flat[first], kind="stable")][:chunk]
         yield np.divmod(order, num)
         done = len(order)
         if done < chunk:
@@ -219,7 +220,8 @@ def _greedy(pixels: Floats, scores: Floats, iou_threshold: float) -> Ints:
         width = np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest]) + 1
         height = np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest]) + 1
         inter = np.maximum(width, 0) * np.maximum(height, 0)
-        order = rest[~(inter / (area[best] + area[rest] - inter) >= iou_threshold)]
+        with np.errstate(invalid="ignore"):  # infinite boxes
+            order = rest[~(inter / (area[best] + area[rest] - inter) >= iou_threshold)]
     return np.array(kept, dtype=np.int64)
 
 

@@ -44,7 +44,8 @@ def decode_boxes(loc: NDArray[np.floating], priors: NDArray[np.floating]) -> NDA
     """Boxes xyxy normalised [..., P, 4] from regression [..., P, 4] and priors [P, 4] (SSD, arXiv:1512.02325)."""
     loc = np.asarray(loc, dtype=np.float32)
     centre = priors[:, :2] + loc[..., :2] * np.float32(VARIANCES[0]) * priors[:, 2:]
-    with np.errstate(over="ignore"):  # an absurd regression gives an infinite box, which NMS then drops
+    with np.errstate(over="ignore", invalid="ignore"):  # an absurd regression gives an infinite size and a NaN corner
         size = priors[:, 2:] * np.exp(loc[..., 2:] * np.float32(VARIANCES[1]))
-    top_left = centre - size / 2
-    return np.concatenate([top_left, top_left + size], axis=-1).astype(np.float32, copy=False)
+        top_left = centre - size / 2
+        bottom_right = top_left + size
+    return np.concatenate([top_left, bottom_right], axis=-1).astype(np.float32, copy=False)

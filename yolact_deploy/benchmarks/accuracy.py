@@ -49,7 +49,9 @@ class Accuracy:
         return asdict(self)
 
 
-def coco_ap(content: Mapping[str, Any], results: Sequence[Result], image_ids: Iterable[int], kind: str) -> AveragePrecision:
+def coco_ap(
+    content: Mapping[str, Any], results: Sequence[Result], image_ids: Iterable[int], kind: str
+) -> AveragePrecision:
     """COCO AP of checked results against checked annotations.
 
     Args:

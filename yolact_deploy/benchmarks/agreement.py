@@ -130,8 +130,8 @@ def mask_iou(a: MaskCrops, i: int, b: MaskCrops, j: int) -> float:
     inter = 0
     if x2 > x1 and y2 > y1:
         part_a = crop_a[y1 - ay : y2 - ay, x1 - ax : x2 - ax]
-        inter = np.count_nonzero(part_a & crop_b[y1 - by : y2 - by, x1 - bx : x2 - bx])
-    union = np.count_nonzero(crop_a) + np.count_nonzero(crop_b) - inter
+        inter = int(np.count_nonzero(part_a & crop_b[y1 - by : y2 - by, x1 - bx : x2 - bx]))
+    union = int(np.count_nonzero(crop_a)) + int(np.count_nonzero(crop_b)) - inter
     return inter / union if union else 1.0
 
 

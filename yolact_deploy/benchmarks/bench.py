@@ -15,13 +15,14 @@ from typing import Any
 from yolact_deploy.benchmarks.accuracy import Accuracy, Result, accuracy
 from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter, ImageAgreement
 from yolact_deploy.benchmarks.coco import CocoImage, CocoImages
-from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.benchmarks.engines import EngineSource, check_same_classes
+from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, MemorySampler, measure_interleaved, warm_up
 from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.runtime.predictor import Predictor
+
 
 @dataclass(frozen=True)
 class EngineRow:
@@ -33,7 +34,7 @@ class EngineRow:
     image_size: int
     runtime: dict[str, Any]
     file_mib: float
-    #: growth of the process while it was loaded and warmed up, see :class:`~yolact_deploy.benchmarks.latency.MemorySampler`
+    #: growth of the process while it was loaded and warmed up, see ``latency.MemorySampler``
     memory_mib: float
     latency: Latency
     #: p50 latency of the reference divided by this one's

@@ -188,7 +188,8 @@ def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
         annotation.setdefault("iscrowd", 0)
         if not is_box(annotation["bbox"]):
             raise DatasetError(
-                f"{path}: annotation {annotation['id']}: expected bbox [x, y, width, height], got {annotation['bbox']!r}"
+                f"{path}: annotation {annotation['id']}: expected bbox [x, y, width, height], "
+                f"got {annotation['bbox']!r}: repair the file"
             )
         if annotation["category_id"] not in known:
             raise DatasetError(
@@ -221,7 +222,9 @@ def _with_files(path: Path, content: dict[str, Any], folders: Sequence[Path], li
     best: list[CocoImage] = []
     for folder in folders:
         if folder.is_dir():
-            found = [CocoImage(r["id"], folder / r["file_name"]) for r in records if (folder / r["file_name"]).is_file()]
+            found = [
+                CocoImage(r["id"], folder / r["file_name"]) for r in records if (folder / r["file_name"]).is_file()
+            ]
             best = max(best, found, key=len)
         if len(best) == len(records):
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
@@ -24,7 +25,17 @@ _DISTRIBUTIONS = {
     "pycocotools": ("pycocotools",),
 }
 #: instruction sets that decide how fast a CPU runs networks
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
+_INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "asimd",
+)
 
 
 def environment() -> dict[str, Any]:
@@ -79,10 +90,8 @@ def _os() -> str:
 
 def _version(names: tuple[str, ...]) -> str | None:
     for name in names:
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             return version(name)
-        except PackageNotFoundError:
-            continue
     return None
 
 

@@ -30,7 +30,17 @@ def bench_tables(result: BenchResult) -> list[Table]:
 
 
 def _speed(result: BenchResult) -> Table:
-    columns = ("engine", "backend", "precision", "p50 ms", "p90", "p99", "images/s", f"x {result.reference}", "peak MiB")
+    columns = (
+        "engine",
+        "backend",
+        "precision",
+        "p50 ms",
+        "p90",
+        "p99",
+        "images/s",
+        f"x {result.reference}",
+        "peak MiB",
+    )
     rows = [
         (
             row.name,

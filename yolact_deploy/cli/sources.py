@@ -11,7 +11,7 @@ import cv2
 
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import IMAGE_SUFFIXES
-from yolact_deploy.runtime.video import is_camera
+from yolact_deploy.runtime.video import is_camera, probe_video
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".ogv")
 
@@ -36,7 +36,7 @@ def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
     """Sort out what the names mean; folders give their pictures in alphabetic order.
 
     Raises:
-        InputError: a name that is nothing, or a folder without pictures.
+        InputError: a name that is nothing, a folder without pictures, or an only video that cannot be read.
     """
     found = Sources()
     for name in names:
@@ -51,6 +51,8 @@ def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
             found.videos.append(path)
         else:
             found.pictures.append(path)
+    if not found.pictures and len(found.videos) == 1 and isinstance(found.videos[0], Path):
+        probe_video(found.videos[0])  # among several, one that is damaged is reported and the others go on
     return found
 
 

@@ -62,12 +62,15 @@ class ParityReport:
     def failures(self) -> list[str]:
         """What is wrong, in words; empty when the export is good."""
         wrong = [
-            f"{t.name} differ by {t.relative_rms:.2g} (relative RMS; at most {t.limit:g})" for t in self.tensors if not t.ok
+            f"{tensor.name} differ by {tensor.relative_rms:.2g} (relative RMS; at most {tensor.limit:g})"
+            for tensor in self.tensors
+            if not tensor.ok
         ]
-        if self.tail is not None and self.tail.missed + self.tail.extra > (1 - TAIL_LIMIT) * self.tail.reference_detections:
+        tail = self.tail
+        if tail is not None and tail.missed + tail.extra > (1 - TAIL_LIMIT) * tail.reference_detections:
             wrong.append(
-                f"of the reference's {self.tail.reference_detections} detections from the same heads the functions in "
-                f"the file miss {self.tail.missed}, and find {self.tail.extra} others"
+                f"of the reference's {tail.reference_detections} detections from the same heads the functions in the "
+                f"file miss {tail.missed}, and find {tail.extra} others"
             )
         return wrong
 

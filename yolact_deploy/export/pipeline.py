@@ -55,7 +55,6 @@ def export_checkpoint(
         report = check_parity(model, temporary, check_images)
         if report.failures:
             cure = "try --fp32" if options.precision != "fp32" else "please report it"
-            raise ExportError(
-                f"the exported file disagrees with the eager model: {'; '.join(report.failures)}. Nothing was kept; {cure}"
-            )
+            reasons = "; ".join(report.failures)
+            raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
     return metadata, report

@@ -177,4 +177,4 @@ class _StageTimer:
 
 
 def _image(source: Source) -> Image:
-    return check_image(source) if isinstance(source, np.ndarray) else read_image(source)
+    return read_image(source) if isinstance(source, (str, os.PathLike)) else check_image(source)

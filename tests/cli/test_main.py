@@ -1,0 +1,222 @@
+"""The frame around the commands: help, exit codes, messages, interrupts."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.cli import main as cli
+from yolact_deploy.errors import GateError, InputError
+
+ROOT = Path(__file__).parents[2]
+Install = Callable[[Callable[[argparse.Namespace], int]], None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Puts a function in the place of the command ``doctor``."""
+
+    def replace(run: Callable[[argparse.Namespace], int]) -> None:
+        module = types.ModuleType("yolact_deploy.cli.doctor", "A command of the tests.")
+        module.HELP = "line"  # type: ignore[attr-defined]
+        module.add_arguments = lambda parser: None  # type: ignore[attr-defined]
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "yolact_deploy.cli.doctor", module)
+
+    return replace
+
+
+def raising(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+        import sys
+        from yolact_deploy.cli.main import main
+        try:
+            main(["--help"])
+        except SystemExit as error:
+            assert error.code == 0
+        heavy = {"torch", "onnx", "onnxruntime", "openvino", "cv2", "rich", "tensorrt_rtx_libs"}
+        sys.exit(f"imported {heavy & set(sys.modules)}" if heavy & set(sys.modules) else 0)
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert "predict" in child.stdout
+
+
+@pytest.mark.parametrize("name", ["predict", "inspect", "doctor", "summary", "fetch"])
+def test_help_of_a_command_imports_nothing_heavy(name: str) -> None:
+    code = f"""
+        import sys
+        from yolact_deploy.cli.main import main
+        try:
+            main([{name!r}, "--help"])
+        except SystemExit as error:
+            assert error.code == 0
+        heavy = {{"torch", "onnx", "onnxruntime", "openvino", "cv2", "rich"}} & set(sys.modules)
+        sys.exit(f"imported {{heavy}}" if heavy else 0)
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    for flag in ("--debug", "--quiet", "--json"):
+        assert flag in child.stdout
+
+
+@pytest.mark.parametrize("start", [["cli.py"], ["-m", "yolact_deploy"]])
+def test_both_ways_to_start(start: list[str]) -> None:
+    child = subprocess.run([sys.executable, *start, "--version"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.startswith("yolact-deploy ")
+
+
+def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predit"]) == 2
+    assert "did you mean 'predict'?" in capsys.readouterr().err
+
+
+def test_missing_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "a command is missing" in capsys.readouterr().err
+
+
+def test_wrong_argument_of_a_command_is_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["inspect", "file.onnx", "--no-such-option"])
+    assert caught.value.code == 2
+    assert "--no-such-option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (InputError("no such\nimage: a.jpg"), 2, "error: no such image: a.jpg"),
+        (GateError("30 FPS, 60 wanted"), 1, "error: 30 FPS, 60 wanted"),
+        (KeyboardInterrupt(), 2, "error: interrupted; nothing half-written was left"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.onnx"), 2, "a.onnx: No space left on device: free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), 2, "a: Permission denied: check the permissions"),
+        (OSError("odd"), 2, "error: odd"),
+        (ZeroDivisionError("division by zero"), 2, "internal error: ZeroDivisionError: division by zero; run again"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    install: Install, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
+) -> None:
+    install(raising(error))
+    assert cli.main(["doctor"]) == code
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert captured.err.startswith("yolact-deploy: error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("argv", [["doctor", "--debug"], ["--debug", "doctor"]])
+def test_debug_shows_the_traceback(install: Install, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    install(raising(InputError("broken")))
+    assert cli.main(argv) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_may_redefine_json(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+
+    def run(args: argparse.Namespace) -> int:
+        seen.append(args.json)
+        return 0
+
+    install(run)
+    module = sys.modules["yolact_deploy.cli.doctor"]
+    monkeypatch.setattr(module, "add_arguments", lambda parser: parser.add_argument("--json", metavar="FILE"))
+    assert cli.main(["doctor", "--json", "out.json"]) == 0
+    assert seen == ["out.json"]
+
+
+@pytest.mark.parametrize(("flags", "expected"), [([], "warning: careful\nerror: bad\n"), (["--quiet"], "error: bad\n")])
+def test_warnings_go_to_stderr(
+    install: Install, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        log = logging.getLogger("yolact_deploy.somewhere")
+        log.info("chatter")
+        log.warning("careful")
+        log.error("bad")
+        return 0
+
+    install(run)
+    assert cli.main(["doctor", *flags]) == 0
+    assert capsys.readouterr().err == expected
+    assert logging.getLogger("yolact_deploy").handlers == []
+
+
+def test_termination_cleans_up_like_an_interrupt(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from yolact_deploy.artifact import atomic_write
+
+    def run(args: argparse.Namespace) -> int:
+        with atomic_write(tmp_path / "engine.trt") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.sigtimedwait([], 1)  # the handler runs here at the latest
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    install(run)
+    assert cli.main(["doctor"]) == 2
+    assert "interrupted" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_closed_pipe_is_silent() -> None:
+    code = """
+        import sys, types
+        module = types.ModuleType("doctor", "doc")
+        module.HELP, module.add_arguments = "line", lambda parser: None
+        module.run = lambda args: print("x" * 1_000_000) or 0
+        sys.modules["yolact_deploy.cli.doctor"] = module
+        from yolact_deploy.cli.main import main
+        sys.exit(main(["doctor"]))
+    """
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    with child.stderr:
+        assert child.stderr.read() == b""
+    assert child.wait() == 141
+
+
+def test_every_command_is_listed_with_its_own_help() -> None:
+    folder = ROOT / "yolact_deploy" / "cli"
+    for name in cli.COMMANDS:
+        path = folder / f"{name}.py"
+        if path.exists():
+            text = path.read_text(encoding="utf-8")
+            assert "def add_arguments(" in text, path
+            assert "def run(" in text, path
+            assert "HELP" in text, path

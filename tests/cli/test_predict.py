@@ -1,0 +1,340 @@
+"""`predict` on a scripted network: what is written, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from yolact_deploy import loading
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.cli import main as cli
+from yolact_deploy.cli.sources import UniqueNames, image_ids
+from yolact_deploy.config import get_config
+from yolact_deploy.errors import BackendError
+from yolact_deploy.runtime import video
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs
+from yolact_deploy.runtime.predictor import Predictor
+
+DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
+CONFIG = get_config("yolact_resnet50").with_size(64)
+
+
+class ScriptedBackend(Backend):
+    """Finds a person in the left half and a dog in the right one, whatever it is shown."""
+
+    name = "scripted"
+    precision = "fp32"
+
+    def __init__(self, max_batch: int = 1) -> None:
+        self.metadata = Metadata(config=CONFIG, batch=(max_batch, max_batch, max_batch))
+        self.max_batch = max_batch
+        self.calls = 0
+        self.fail = False
+
+    def run(self, images: NDArray[Any]) -> DetectionOutputs:
+        if self.fail:
+            raise BackendError("the network failed")
+        self.calls += 1
+        count = len(images)
+        names = CONFIG.class_names
+        boxes = np.tile(np.array([[0, 0.2, 0.5, 0.8], [0.5, 0.1, 1, 0.9]], np.float32), (count, 1, 1))
+        masks = np.zeros((count, 2, 16, 16), np.float32)
+        masks[:, 0, 4:12, 1:7] = 1
+        masks[:, 1, 2:14, 9:15] = 1
+        return DetectionOutputs(
+            np.full(count, 2, np.int32),
+            boxes,
+            np.tile(np.array([0.9, 0.6], np.float32), (count, 1)),
+            np.tile(np.array([names.index("person"), names.index("dog")], np.int32), (count, 1)),
+            masks,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
+    backend = ScriptedBackend()
+
+    def load(model: str, *, score_threshold: float, nms: str | None, lazy_masks: bool, **other: Any) -> Predictor:
+        return Predictor(backend, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
+
+    monkeypatch.setattr(loading, "load", load)
+    return backend
+
+
+@pytest.fixture
+def never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **kwargs: Any) -> Predictor:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(loading, "load", load)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("b.jpg", "a.png", "000000000139.jpg", "sub/b.jpg"):
+        assert cv2.imwrite(str(folder / name), np.full((90, 120, 3), 60, np.uint8))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def predict(*arguments: object) -> int:
+    return cli.main(["predict", "model.onnx", *map(str, arguments), "--quiet"])
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_folder(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(pictures, "-o", out) == 0
+    assert written(out) == [
+        "000000000139.json",
+        "000000000139_overlay.jpg",
+        "a.json",
+        "a_overlay.png",
+        "b.json",
+        "b_overlay.jpg",
+    ]
+    found = json.loads((out / "a.json").read_text())
+    assert [d["name"] for d in found["detections"]] == ["person", "dog"]
+    assert (found["width"], found["height"]) == (120, 90)
+    assert found["detections"][0]["box"] == [0, 18, 60, 72]
+    overlay = cv2.imread(str(out / "a_overlay.png"))
+    assert overlay is not None
+    assert overlay.shape == (90, 120, 3)
+    assert (overlay[45, 25] != 60).any()
+
+
+def test_equal_stems_do_not_overwrite_each_other(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(pictures, "--recursive", "-o", out, "--format", "json") == 0
+    assert written(out) == ["000000000139.json", "a.json", "b-2.json", "b.json"]
+
+
+def test_coco(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(pictures, "-o", out, "--format", "coco") == 0
+    assert written(out) == ["detections.coco.json", "detections.images.json"]
+    results = json.loads((out / "detections.coco.json").read_text())
+    images = json.loads((out / "detections.images.json").read_text())["images"]
+    assert {image["id"]: Path(image["file_name"]).name for image in images} == {
+        139: "000000000139.jpg",
+        1: "a.png",
+        2: "b.jpg",
+    }
+    assert len(results) == 6
+    assert {result["image_id"] for result in results} == {139, 1, 2}
+    assert {result["category_id"] for result in results} == {1, 18}  # COCO's person and dog
+    assert results[0]["segmentation"]["size"] == [90, 120]
+
+
+def test_batches(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    backend.max_batch = 2
+    assert predict(pictures, "-o", tmp_path / "out", "--format", "json") == 0
+    assert backend.calls == 2
+    assert len(written(tmp_path / "out")) == 3
+
+
+def test_class_filter(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(pictures / "a.png", "-o", out, "--format", "json", "--class", "dog") == 0
+    found = json.loads((out / "a.json").read_text())["detections"]
+    assert [d["name"] for d in found] == ["dog"]
+
+
+def test_unknown_class(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(pictures, "-o", tmp_path / "out", "--class", "persn") == 2
+    assert "did you mean 'person'?" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_summary(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "m.onnx", str(pictures), "-o", str(tmp_path / "out"), "--json"]) == 0
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert captured.err == ""
+    assert (summary["images"], summary["detections"], summary["failed"]) == (3, 6, [])
+    assert len(summary["outputs"]) == 6
+    for stage in ("decode", "preprocess", "network", "detect", "paste", "draw", "write"):
+        assert summary["mean_ms"][stage] > 0
+
+
+def test_text_summary_and_progress(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["predict", "m.onnx", str(pictures), "-o", str(tmp_path / "out")]) == 0
+    captured = capsys.readouterr()
+    assert "3 images, 6 detections in" in captured.out
+    assert "network" in captured.out
+    assert "predict: 3/3 images" in captured.err
+
+
+def test_one_damaged_picture_of_several(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "a.png").write_bytes(b"not a picture")
+    out = tmp_path / "out"
+    assert predict(pictures, "-o", out, "--format", "json,coco") == 2
+    error = capsys.readouterr().err
+    assert "error: cannot decode image" in error
+    assert "a.png" in error
+    assert written(out) == ["000000000139.json", "b.json", "detections.coco.json", "detections.images.json"]
+    assert len(json.loads((out / "detections.coco.json").read_text())) == 4
+
+
+def test_damaged_last_picture_of_a_batch(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    backend.max_batch = 4
+    (pictures / "b.jpg").write_bytes(b"not a picture")
+    assert predict(pictures, "-o", tmp_path / "out", "--format", "json") == 2
+    assert written(tmp_path / "out") == ["000000000139.json", "a.json"]
+
+
+def test_only_picture_is_damaged(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "a.png").write_bytes(b"not a picture")
+    assert predict(pictures / "a.png", "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("yolact-deploy: error: cannot decode image")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("never_loaded")
+class TestRefusedBeforeLoading:
+    def test_missing_source(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert predict(tmp_path / "none.jpg") == 2
+        assert "no such picture, folder or video" in capsys.readouterr().err
+
+    def test_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert predict(tmp_path) == 2
+        assert "no pictures in folder" in capsys.readouterr().err
+
+    def test_output_is_a_file(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert predict(pictures, "-o", pictures / "a.png") == 2
+        assert "cannot write to folder" in capsys.readouterr().err
+
+    def test_damaged_video(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "a.mp4").write_bytes(b"nothing" * 100)
+        assert predict(tmp_path / "a.mp4") == 2
+        assert "cannot read video" in capsys.readouterr().err
+
+    def test_coco_of_a_video(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert predict(make_video(tmp_path / "a.mp4"), "--format", "coco") == 2
+        assert "coco results are for pictures" in capsys.readouterr().err
+
+    def test_format(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            predict(pictures, "--format", "xml")
+        assert caught.value.code == 2
+        assert "expected overlay, json, coco" in capsys.readouterr().err
+
+
+def make_video(path: Path, frames: int = 6) -> Path:
+    with video.VideoWriter(path, 12, (96, 64)) as writer:
+        for index in range(frames):
+            writer.write(np.full((64, 96, 3), index * 20, np.uint8))
+    return path
+
+
+def test_video(backend: ScriptedBackend, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(make_video(tmp_path / "drive.mp4"), "-o", out) == 0
+    assert written(out) == ["drive.jsonl", "drive_overlay.mp4"]
+    assert video.probe_video(out / "drive_overlay.mp4") == (96, 64, 12.0, 6)
+    lines = [json.loads(line) for line in (out / "drive.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(6))
+    assert lines[3]["time"] == 0.25
+    assert lines[0]["detections"][1]["name"] == "dog"
+
+
+def test_video_cut_to_some_frames(backend: ScriptedBackend, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(make_video(tmp_path / "drive.mp4"), "-o", out, "--max-frames", 2, "--format", "json") == 0
+    assert len((out / "drive.jsonl").read_text().splitlines()) == 2
+
+
+def test_damaged_video_among_pictures(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"nothing" * 100)
+    out = tmp_path / "out"
+    assert predict(tmp_path / "bad.mp4", pictures / "a.png", "-o", out, "--format", "json") == 2
+    assert "cannot read video" in capsys.readouterr().err
+    assert written(out) == ["a.json"]
+
+
+def test_failing_network_leaves_no_video(backend: ScriptedBackend, tmp_path: Path) -> None:
+    backend.fail = True
+    assert predict(make_video(tmp_path / "drive.mp4"), "-o", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_camera_until_interrupt(backend: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Camera:
+        def __init__(self) -> None:
+            self.read_frames = 0
+
+        def isOpened(self) -> bool:  # noqa: N802  # OpenCV's name
+            return True
+
+        def read(self) -> tuple[bool, NDArray[np.uint8]]:
+            self.read_frames += 1
+            return True, np.zeros((64, 96, 3), np.uint8)
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera())
+    run = backend.run
+
+    def run_and_interrupt(images: NDArray[Any]) -> DetectionOutputs:
+        if backend.calls == 5:
+            signal.raise_signal(signal.SIGINT)
+        return run(images)
+
+    monkeypatch.setattr(backend, "run", run_and_interrupt)
+    assert predict("0", "-o", tmp_path / "out", "--format", "json") == 0
+    lines = (tmp_path / "out" / "camera0.jsonl").read_text().splitlines()
+    assert len(lines) == 4  # 2 calls measured the speed
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_unique_names() -> None:
+    names = UniqueNames()
+    assert [names(stem) for stem in ("a", "a", "a-2", "A")] == ["a", "a-2", "a-2-2", "A-3"]
+
+
+def test_image_ids_are_distinct() -> None:
+    paths = [Path("x/1.jpg"), Path("y/1.jpg"), Path("2.jpg"), Path("c.jpg")]
+    assert image_ids(paths) == [1, 3, 2, 4]
+
+
+@pytest.fixture
+def demo_pictures() -> list[Path]:
+    folder = DATA / "demo"
+    if not folder.is_dir():
+        pytest.skip(f"no demo pictures in {folder}")
+    return sorted(folder.glob("*.jpg"))
+
+
+def test_real_pictures(backend: ScriptedBackend, demo_pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert predict(*demo_pictures, "-o", out) == 0
+    assert len(written(out)) == 2 * len(demo_pictures)

@@ -1,0 +1,99 @@
+"""Engines without a GPU: header, version, and our metadata in their bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.config import get_config
+from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
+from yolact_deploy.errors import ArtifactError
+
+METADATA = Metadata(config=get_config("yolact_im400"), precision="fp16", versions={"torch": "2.15", "é": "ü"})
+
+
+def engine(body: bytes, magic: bytes = b"vtrt") -> bytes:
+    """An engine as far as its header goes."""
+    size = 32 + len(body)
+    return magic + struct.pack("<IQQ4B", 0, 2, size, 1, 7, 1, 116) + bytes(4) + body
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(("magic", "kind"), [(b"vtrt", "TensorRT for RTX"), (b"ftrt", "TensorRT")])
+def test_header(tmp_path: Path, magic: bytes, kind: str) -> None:
+    header = read_engine_header(write(tmp_path / "a.trt", engine(b"", magic)))
+    assert (header.kind, header.version, header.size) == (kind, "1.7.1.116", 32)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"", b""),
+        (bytes(range(256)) * 50, b"\xff" * 1000),
+        (b'{"schema":1,', b"}}}"),  # an object that never ends
+        (b'{"schema":1,"config":"other"}', b'{"schema":1}'),  # another program's
+        (b'{"' * 500, b'"}'),
+    ],
+)
+def test_metadata_is_found_among_other_bytes(tmp_path: Path, before: bytes, after: bytes) -> None:
+    path = write(tmp_path / "a.trt", engine(before + METADATA.to_json().encode() + after))
+    assert read_engine_metadata(path) == METADATA
+
+
+def test_metadata_of_many_classes(tmp_path: Path) -> None:
+    config = get_config("yolact_base").with_classes(10_000)
+    metadata = Metadata(config=config)
+    assert read_engine_metadata(write(tmp_path / "a.trt", engine(metadata.to_json().encode()))) == metadata
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"vtrt", "is cut short"),
+        (engine(b"x" * 100)[:-1], "is cut short: it has 131 of 132 bytes"),
+        (b"hello, this is text", "is not a TensorRT engine"),
+        (engine(b"no metadata here"), "was built by another program"),
+        (engine(b'{"schema":1,"config":{'), "was built by another program"),
+        (engine(METADATA.to_json().replace('"schema":1', '"schema":2').encode()), "update yolact-deploy"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        read_engine_metadata(write(tmp_path / "a.trt", data))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no such engine"):
+        read_engine_metadata(tmp_path / "a.trt")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        read_engine_metadata(tmp_path)
+
+
+def test_real_engine(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX is not installed", exc_type=ImportError)
+    trt = pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    from yolact_deploy.runtime.doctor import TINY_ONNX
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(TINY_ONNX)
+    network.name = METADATA.to_json()
+    plan = bytes(builder.build_serialized_network(network, builder.create_builder_config()))
+    path = write(tmp_path / "a.trt", plan)
+    header = read_engine_header(path)
+    assert (header.kind, header.version) == ("TensorRT for RTX", trt.__version__)
+    assert read_engine_metadata(path) == METADATA
+    with pytest.raises(ArtifactError, match="cut short"):
+        read_engine_metadata(write(tmp_path / "b.trt", plan[:-100]))
+    assert json.loads(METADATA.to_json())["schema"] == 1

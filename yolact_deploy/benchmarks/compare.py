@@ -1,0 +1,140 @@
+"""`compare_models`: two models on the same pictures, output by output and detection by detection.
+
+Speed is no question here, so each network runs once a picture and its raw outputs are looked at as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.benchmarks.accuracy import Result
+from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter, ImageAgreement
+from yolact_deploy.benchmarks.coco import CocoImages
+from yolact_deploy.benchmarks.engines import check_same_classes
+from yolact_deploy.console import progress
+from yolact_deploy.detections import Detections
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.runtime.backend import HeadOutputs, Outputs
+from yolact_deploy.runtime.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """Absolute differences of one output of the heads over all pictures."""
+
+    max: float
+    mean: float
+    #: largest absolute value of the reference, for scale
+    largest: float
+
+
+@dataclass(frozen=True)
+class ComparedImage:
+    """One picture and how its detections agree."""
+
+    file_name: str
+    agreement: ImageAgreement
+
+    def to_json(self) -> dict[str, Any]:
+        a = self.agreement
+        return {
+            "file_name": self.file_name,
+            "reference_detections": a.reference,
+            "missed": a.missed,
+            "extra": a.extra,
+            "label_flips": a.label_flips,
+            "min_box_iou": min(a.box_ious, default=None),
+            "min_mask_iou": min(a.mask_ious, default=None),
+            "max_score_difference": max(a.score_differences, default=None),
+        }
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Two models side by side; ``tensors`` is None where one of them does not give its raw heads."""
+
+    reference: str
+    engine: str
+    agreement: Agreement
+    tensors: dict[str, TensorDifference] | None
+    #: the worst first
+    images: tuple[ComparedImage, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "engine": self.engine,
+            "agreement": self.agreement.to_json(),
+            "tensors": None if self.tensors is None else {name: asdict(d) for name, d in self.tensors.items()},
+            "images": [image.to_json() for image in self.images],
+        }
+
+
+def compare_models(
+    reference: tuple[str, Predictor],
+    engine: tuple[str, Predictor],
+    images: CocoImages,
+    *,
+    score_threshold: float = SCORE_THRESHOLD,
+    quiet: bool = False,
+) -> CompareResult:
+    """Compare two named predictors, both with score threshold 0.
+
+    Raises:
+        InputError: models of different classes, or a picture that cannot be read.
+    """
+    check_same_classes(*reference, *engine)
+    meter = AgreementMeter(score_threshold)
+    tensors = _TensorMeter()
+    results: tuple[list[Result], list[Result]] = ([], [])
+    compared = []
+    for image in progress(images.images, "comparing", quiet=quiet):
+        picture = read_image(image.path)
+        (raw_a, found_a), (raw_b, found_b) = (_run(predictor, picture) for _, predictor in (reference, engine))
+        tensors.add(raw_a, raw_b)
+        compared.append(ComparedImage(image.path.name, meter.add(found_a, found_b)))
+        for kept, found in zip(results, (found_a, found_b), strict=True):
+            kept += found.to_coco(image.image_id, reference[1].config.category_ids)
+    compared.sort(key=lambda one: -one.agreement.badness)
+    return CompareResult(reference[0], engine[0], meter.result(*results), tensors.result(), tuple(compared))
+
+
+def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[Outputs, Detections]:
+    outputs = predictor.backend.run(predictor.preprocess([picture]))
+    return outputs, predictor.postprocess(outputs, 0, picture.shape)
+
+
+class _TensorMeter:
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+        self._comparable = True
+
+    def add(self, a: Outputs, b: Outputs) -> None:
+        both = isinstance(a, HeadOutputs) and isinstance(b, HeadOutputs)
+        self._comparable = (
+            self._comparable and both and all(x.shape[1:] == y.shape[1:] for x, y in zip(a, b, strict=True))
+        )
+        if not self._comparable:
+            return
+        for name, x, y in zip(HeadOutputs._fields, a, b, strict=True):
+            difference = np.abs(x[:1].astype(np.float64) - y[:1])  # slots past the picture only fill a fixed batch
+            sums = self._sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
+            sums[0] = max(sums[0], float(difference.max()))
+            sums[1] += float(difference.sum())
+            sums[2] += difference.size
+            sums[3] = max(sums[3], float(np.abs(x[:1]).max()))
+
+    def result(self) -> dict[str, TensorDifference] | None:
+        if not self._comparable or not self._sums:
+            return None
+        return {name: TensorDifference(s[0], s[1] / s[2], s[3]) for name, s in self._sums.items()}
+
+
+def tensor_rows(tensors: Mapping[str, TensorDifference]) -> list[tuple[str, str, str, str]]:
+    """Rows of text: output, largest and mean difference, largest value."""
+    return [(name, f"{d.max:.2e}", f"{d.mean:.2e}", f"{d.largest:.3g}") for name, d in tensors.items()]

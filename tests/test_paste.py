@@ -10,7 +10,7 @@ import pytest
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.paste import MaskCrops, compress_counts, paste_masks
-from yolact_deploy.postprocess import assemble_masks, mask_logits, sanitize_coordinates, sigmoid
+from yolact_deploy.postprocess import MaskWindows, assemble_masks, mask_logits, sanitize_coordinates, sigmoid
 
 GOLDEN = Path(__file__).parent / "golden"
 POST = [
@@ -36,11 +36,10 @@ def test_postprocess_equals_the_originals(path: Path, name: str, logits: bool) -
         boxes,
         scores,
         labels,
-        masks,
+        MaskWindows.from_dense(masks, logits=logits),
         class_names=tuple(map(str, range(100))),
         height=height,
         width=width,
-        logits=logits,
     )
     assert len(found) == int(case["out.n"][0])
     np.testing.assert_array_equal(found.pixel_boxes, case["out.box"])

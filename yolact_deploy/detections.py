@@ -5,45 +5,41 @@ Masks are kept at prototype resolution until somebody asks for them; then each i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.paste import MaskCrops, paste_masks
-from yolact_deploy.postprocess import sanitize_coordinates
+from yolact_deploy.paste import MaskCrops, paste_windows
+from yolact_deploy.postprocess import MaskWindows, sanitize_coordinates
 
 if TYPE_CHECKING:
     import supervision
     import torch
 
 
-class PasteFunction(Protocol):
-    """A function like :func:`yolact_deploy.paste.paste_masks`."""
-
-    def __call__(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops: ...
+#: a function like :func:`yolact_deploy.paste.paste_windows`
+PasteFunction = Callable[[MaskWindows, int, int], MaskCrops]
 
 
 @dataclass(frozen=True, eq=False)
 class PrototypeMasks:
-    """Masks [n, h, w] before they are pasted into an image of ``height`` x ``width``."""
+    """Masks before they are pasted into an image of ``height`` x ``width``."""
 
-    values: NDArray[Any]
+    windows: MaskWindows
     height: int
     width: int
-    #: values are logits, not probabilities
-    logits: bool
-    paste: PasteFunction = paste_masks
+    paste: PasteFunction = paste_windows
 
     @cached_property
     def crops(self) -> MaskCrops:
-        return self.paste(self.values, self.height, self.width, logits=self.logits)
+        return self.paste(self.windows, self.height, self.width)
 
     def select(self, index: NDArray[np.intp]) -> PrototypeMasks:
-        chosen = PrototypeMasks(self.values[index], self.height, self.width, self.logits, self.paste)
+        chosen = PrototypeMasks(self.windows.select(index), self.height, self.width, self.paste)
         if "crops" in self.__dict__:
             chosen.__dict__["crops"] = self.crops.select(index)
         return chosen
@@ -76,19 +72,23 @@ class Detections:
         boxes: NDArray[np.float32],
         scores: NDArray[np.float32],
         labels: NDArray[np.integer[Any]],
-        masks: NDArray[Any],
+        masks: NDArray[Any] | MaskWindows,
         *,
         class_names: tuple[str, ...],
         height: int,
         width: int,
-        logits: bool = False,
-        paste: PasteFunction = paste_masks,
+        paste: PasteFunction = paste_windows,
     ) -> Detections:
-        """From a detector's output: boxes [n, 4] normalised, masks [n, h, w] cropped, at prototype resolution."""
+        """From a detector's output: boxes [n, 4] normalised, and masks at prototype resolution.
+
+        Args:
+            masks: cropped probabilities [n, h, w], or windows of them
+        """
+        windows = masks if isinstance(masks, MaskWindows) else MaskWindows.from_dense(masks)
         x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width)
         y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height)
         pixels = np.stack([x1, y1, x2, y2], axis=1).astype(np.float32, copy=False)
-        prototypes = PrototypeMasks(masks, height, width, logits, paste)
+        prototypes = PrototypeMasks(windows, height, width, paste)
         return cls(
             pixels,
             scores.astype(np.float32, copy=False),

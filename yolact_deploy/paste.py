@@ -10,13 +10,13 @@ Legend: n masks, h x w prototype resolution, H x W the image. Run-length encodin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.postprocess import sigmoid
+from yolact_deploy.postprocess import MaskWindows, sigmoid
 
 Bools = NDArray[np.bool_]
 
@@ -26,8 +26,8 @@ class _Axis(NamedTuple):
 
     cell: NDArray[np.intp]  #: [out] the cell of each output pixel
     start: NDArray[np.intp]  #: [in + 1] first output pixel of each cell
-    pixel: NDArray[np.intp]  #: [in, k] the output pixels of each cell, the last one repeated
-    weight: NDArray[np.float32]  #: [in, k] their weights of the cell's far side
+    pixel: NDArray[np.intp]  #: [k, in] the output pixels of each cell, the last one repeated
+    weight: NDArray[np.float32]  #: [k, in] their weights of the cell's far side
 
 
 @lru_cache(maxsize=64)
@@ -37,7 +37,7 @@ def _axis(source: int, target: int) -> _Axis:
     cell = np.minimum(position.astype(np.intp), source - 1)
     start = np.searchsorted(cell, np.arange(source + 1))
     most = int(np.diff(start).max())
-    pixel = np.minimum(start[:-1, None] + np.arange(most), start[1:, None] - 1)
+    pixel = np.minimum(start[:-1] + np.arange(most)[:, None], start[1:] - 1)
     weight = (position[pixel] - cell[pixel]).astype(np.float32)
     return _Axis(cell, start, pixel, weight)
 
@@ -142,74 +142,161 @@ def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = 
     Args:
         masks: probabilities, or their logits when ``logits`` is True; any float dtype.
     """
-    num, rows, columns = masks.shape
-    if num == 0:
+    return paste_windows(MaskWindows.from_dense(masks, logits=logits), height, width)
+
+
+def paste_windows(masks: MaskWindows, height: int, width: int) -> MaskCrops:
+    """:func:`paste_masks` for masks that are held only inside their boxes."""
+    if len(masks) == 0:
         return MaskCrops(height, width, np.empty((0, 2), np.int64), ())
-    down, across = _axis(rows, height), _axis(columns, width)
+    cells = _Cells.of(masks)
+    down, across = _axis(masks.height, height), _axis(masks.width, width)
+    whole, touched = cells.classify(0.0 if masks.logits else 0.5)
 
-    inside = masks > (0.0 if logits else 0.5)
-    below = np.concatenate([inside[:, 1:], inside[:, -1:]], axis=1)
-    both, either = inside & below, inside | below
-    whole = both & np.concatenate([both[:, :, 1:], both[:, :, -1:]], axis=2)
-    touched = either | np.concatenate([either[:, :, 1:], either[:, :, -1:]], axis=2)
-
-    y1, y2 = _extent(touched.any(axis=2))
-    x1, x2 = _extent(touched.any(axis=1))
-    top, left = down.start[y1], across.start[x1]
-    crop_h, crop_w = down.start[y2] - top, across.start[x2] - left
-
+    # A crop for each mask: the output pixels of the cells it touches.
+    used = np.flatnonzero(touched)
+    mask, x, y = cells.locate(used)
+    (x1, x2), (y1, y2) = (_extent(mask, position, len(masks)) for position in (x, y))
+    left, top = across.start[x1], down.start[y1]
+    crop_w, crop_h = across.start[x2] - left, down.start[y2] - top
     # One buffer for all crops, so that the boundary cells of all masks are handled together.
     first = np.concatenate([[0], np.cumsum(crop_h * crop_w)])
     buffer = np.empty(first[-1], dtype=np.bool_)
-    crops = tuple(buffer[first[i] : first[i + 1]].reshape(crop_h[i], crop_w[i]) for i in range(num))
-    for i, crop in enumerate(crops):
+    crops = []
+    for i, (begin, w, h, x0, y0) in enumerate(np.stack([first[:-1], crop_w, crop_h, left, top], axis=1).tolist()):
+        crop = buffer[begin : begin + w * h].reshape(h, w)
         if crop.size:
-            part = whole[i, y1[i] : y2[i], x1[i] : x2[i]]
-            wide = part.take(across.cell[left[i] : left[i] + crop_w[i]] - x1[i], axis=1)
-            wide.take(down.cell[top[i] : top[i] + crop_h[i]] - y1[i], axis=0, out=crop)
+            columns = across.cell[x0 : x0 + w] - cells.left[i]
+            rows = down.cell[y0 : y0 + h] - cells.top[i]
+            cells.plane(whole, i).take(columns, axis=1).take(rows, axis=0, out=crop, mode="clip")
+        crops.append(crop)
 
-    _interpolate_boundary(buffer, masks, touched & ~whole, (down, across), first, top, left, crop_w, logits)
-    return MaskCrops(height, width, np.stack([left, top], axis=1).astype(np.int64), crops)
+    mixed = ~whole[used]
+    origin = first[:-1] - left - top * crop_w
+    where = _Boundary(used[mixed], x[mixed], y[mixed], origin[mask[mixed]], crop_w[mask[mixed]])
+    _interpolate(buffer, cells, where, (down, across), masks.logits)
+    return MaskCrops(height, width, np.stack([left, top], axis=1).astype(np.int64), tuple(crops))
 
 
-def _interpolate_boundary(
-    buffer: Bools,
-    masks: NDArray[Any],
-    mixed: Bools,
-    axes: tuple[_Axis, _Axis],
-    first: NDArray[np.intp],
-    top: NDArray[np.intp],
-    left: NDArray[np.intp],
-    crop_w: NDArray[np.intp],
-    logits: bool,
-) -> None:
-    """Fill the pixels of the cells ``mixed`` [n, h, w] in the buffer of crops, those of all masks together."""
+class _Boundary(NamedTuple):
+    """Cells with pixels inside and outside; output pixel (x, y) of their mask stands at origin + y * stride + x."""
+
+    cell: NDArray[np.intp]  #: number of the cell
+    x: NDArray[np.intp]  #: column at prototype resolution
+    y: NDArray[np.intp]  #: row
+    origin: NDArray[np.intp]
+    stride: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """The prototype pixels of all windows in one list, mask by mask, row by row.
+
+    A cell is what lies between a pixel, its right and its lower neighbour. Around each window stands a ring of outside
+    pixels; at the right and lower edges of the prototype a repetition of the last pixels. So a cell's neighbours stand
+    one and one row further, and the last column and row of a window are no cells of their own.
+    """
+
+    value: NDArray[np.float32]  #: [total]
+    left: list[int]  #: per mask, column of its first pixel
+    top: list[int]
+    shape: list[tuple[int, int]]  #: per mask, rows and columns
+    first: list[int]  #: per mask, where it begins in ``value``
+
+    @classmethod
+    def of(cls, masks: MaskWindows) -> _Cells:
+        shapes = np.array([window.shape for window in masks.windows], dtype=np.intp)
+        x, y = masks.offsets.T
+        left, top = np.maximum(x - 1, 0), np.maximum(y - 1, 0)
+        columns, rows = x + shapes[:, 1] + 1 - left, y + shapes[:, 0] + 1 - top
+        first = np.concatenate([[0], np.cumsum(rows * columns)])
+        value = np.full(first[-1], masks.outside, dtype=np.float32)
+        shape = list(zip(rows.tolist(), columns.tolist(), strict=True))
+        cells = cls(value, left.tolist(), top.tolist(), shape, first.tolist())
+        at_right, at_bottom = (x + shapes[:, 1] == masks.width).tolist(), (y + shapes[:, 0] == masks.height).tolist()
+        for i, (window, begin_x, begin_y) in enumerate(zip(masks.windows, x - left, y - top, strict=True)):
+            plane = cells.plane(value, i)
+            plane[begin_y : begin_y + len(window), begin_x : begin_x + window.shape[1]] = window
+            if at_right[i]:
+                plane[:, -1] = plane[:, -2]
+            if at_bottom[i]:
+                plane[-1] = plane[-2]
+        return cells
+
+    def plane(self, values: NDArray[Any], i: int) -> NDArray[Any]:
+        """Mask ``i`` of a list of one value a pixel, [rows, columns]."""
+        rows, columns = self.shape[i]
+        return values[self.first[i] : self.first[i] + rows * columns].reshape(rows, columns)
+
+    @cached_property
+    def _rows(self) -> tuple[NDArray[np.intp], ...]:
+        """Of each row of each window: its mask, its y, its length, and its cells' numbers minus their x."""
+        rows, columns = np.array(self.shape, dtype=np.intp).T
+        mask = np.repeat(np.arange(len(rows)), rows)
+        begin = np.cumsum(rows) - rows
+        y = np.arange(len(mask)) - (begin - np.array(self.top))[mask]
+        length = columns[mask]
+        base = np.cumsum(length) - length - np.array(self.left)[mask]
+        return mask, y, length, base
+
+    @cached_property
+    def _length(self) -> NDArray[np.intp]:
+        """Row length of each pixel's window."""
+        rows, columns = np.array(self.shape, dtype=np.intp).T
+        return np.repeat(columns, rows * columns)
+
+    def classify(self, threshold: float) -> tuple[Bools, Bools]:
+        """Which cells have all, and which have any of their four pixels above the threshold."""
+        inside = np.append(self.value > threshold, False)
+        both, either = inside[:-1] & inside[1:], inside[:-1] | inside[1:]
+        below = np.arange(len(both)) + self._length
+        whole = both & both.take(below, mode="clip")
+        touched = either | either.take(below, mode="clip")
+        _, _, length, _ = self._rows
+        touched[np.cumsum(length) - 1] = False
+        for begin, (rows, columns) in zip(self.first, self.shape, strict=False):
+            touched[begin + (rows - 1) * columns : begin + rows * columns] = False
+        return whole, touched
+
+    def locate(self, cell: NDArray[np.intp]) -> tuple[NDArray[np.intp], ...]:
+        """Mask, column and row of cells, the latter two at prototype resolution."""
+        mask, y, length, base = self._rows
+        row = np.repeat(np.arange(len(length)), length)[cell]
+        return mask[row], cell - base[row], y[row]
+
+    def corners(self, cell: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Values of the cells' pixels [4, n]: upper left, upper right, lower left, lower right."""
+        below = cell + self._length[cell]
+        return self.value.take(np.stack([cell, cell + 1, below, below + 1]))
+
+
+def _extent(
+    owner: NDArray[np.intp], position: NDArray[np.intp], count: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Least and one past the largest position of each of ``count`` owners (sorted); 0 and 0 of those without any."""
+    low, high = np.zeros(count, np.intp), np.zeros(count, np.intp)
+    if owner.size:
+        begins = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+        low[owner[begins]] = np.minimum.reduceat(position, begins)
+        high[owner[begins]] = np.maximum.reduceat(position, begins) + 1
+    return low, high
+
+
+def _interpolate(buffer: Bools, cells: _Cells, where: _Boundary, axes: tuple[_Axis, _Axis], logits: bool) -> None:
+    """Write the output pixels of the boundary cells of all masks. Legend: m cells, each of up to r x c pixels."""
     down, across = axes
-    _, rows, columns = masks.shape
-    cell = np.flatnonzero(mixed)
-    plane, x = np.divmod(cell, columns)
-    mask, y = np.divmod(plane, rows)
-    filled = (down.start[y + 1] > down.start[y]) & (across.start[x + 1] > across.start[x])
+    filled = (down.start[where.y + 1] > down.start[where.y]) & (across.start[where.x + 1] > across.start[where.x])
     if not filled.all():  # a shrinking paste passes over cells
-        cell, mask, y, x = cell[filled], mask[filled], y[filled], x[filled]
-    right = np.where(x + 1 < columns, cell + 1, cell)
-    step = np.where(y + 1 < rows, columns, 0)
-    flat = masks.reshape(-1)
-    corners = flat.take(np.stack([cell, right, cell + step, right + step])).astype(np.float32, copy=False)
+        where = _Boundary(*(values[filled] for values in where))
+    corners = cells.corners(where.cell)
     if logits:
         corners = sigmoid(corners)
-    wx, wy = across.weight[x], down.weight[y]
-    upper = corners[0, :, None] * (1 - wx) + corners[1, :, None] * wx
-    lower = corners[2, :, None] * (1 - wx) + corners[3, :, None] * wx
-    value = upper[:, None, :] * (1 - wy)[:, :, None]
-    value += lower[:, None, :] * wy[:, :, None]
-    row = (first[mask] - left[mask])[:, None] + (down.pixel[y] - top[mask, None]) * crop_w[mask, None]
-    buffer[row[:, :, None] + across.pixel[x][:, None, :]] = value > 0.5
-
-
-def _extent(used: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First and one past the last True of each row; 0 and 0 for a row without any."""
-    any_used = used.any(axis=1)
-    start = used.argmax(axis=1)
-    stop = used.shape[1] - used[:, ::-1].argmax(axis=1)
-    return np.where(any_used, start, 0), np.where(any_used, stop, 0)
+    # The cells are the last axis, so that NumPy's inner loops are long.
+    wx_cm, wy_rm = across.weight.take(where.x, axis=1), down.weight.take(where.y, axis=1)
+    upper_cm = corners[0] * (1 - wx_cm) + corners[1] * wx_cm
+    lower_cm = corners[2] * (1 - wx_cm) + corners[3] * wx_cm
+    value_rcm = upper_cm * (1 - wy_rm)[:, None]
+    value_rcm += lower_cm * wy_rm[:, None]
+    row_rm = where.origin + down.pixel.take(where.y, axis=1) * where.stride
+    pixel_rcm = row_rm[:, None] + across.pixel.take(where.x, axis=1)
+    buffer[pixel_rcm] = value_rcm > 0.5

@@ -10,6 +10,7 @@ resolution to image pixels, is in :mod:`yolact_deploy.paste`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ OUTSIDE_LOGIT = np.float32(-80.0)
 #: entries examined at a time by fast_nms: a few times max_detections, so that one round is the rule
 _NMS_CHUNK = 512
 
+#: share of the prototype pixels inside boxes up to which masks are assembled box by box
+_SPARSE_SHARE = 0.13
+
 
 class Detected(NamedTuple):
     """What a detector leaves of one image, best first."""
@@ -41,14 +45,16 @@ class Detected(NamedTuple):
 
 def box_iou(a: Floats, b: Floats) -> Floats:
     """Intersection over union [n, m] of boxes [n, 4] and [m, 4]; NaN where both have no area."""
+    ax1, ay1, ax2, ay2 = np.ascontiguousarray(a.T)[:, :, None]
+    bx1, by1, bx2, by2 = np.ascontiguousarray(b.T)  # contiguous, for the inner loops
     with np.errstate(invalid="ignore", over="ignore"):
-        width: Floats = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
-        height = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
-        inter = np.maximum(width, 0, out=width)
+        inter: Floats = np.minimum(ax2, bx2)
+        inter -= np.maximum(ax1, bx1)
+        np.maximum(inter, 0, out=inter)
+        height = np.minimum(ay2, by2)
+        height -= np.maximum(ay1, by1)
         inter *= np.maximum(height, 0, out=height)
-        area_a = (a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1])
-        area_b = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
-        union = area_a[:, None] + area_b[None, :]
+        union = (ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1)
         union -= inter
         np.divide(inter, union, out=inter)
     return inter
@@ -76,7 +82,8 @@ def detect(
         nms: one of :data:`NMS_VARIANTS`
         image_size: only the traditional NMS needs it, for its boxes in pixels
     """
-    candidates = np.flatnonzero(scores.max(axis=1, initial=0.0) > score_threshold)
+    above = np.flatnonzero(scores > score_threshold) // scores.shape[1]  # few, so faster than a maximum of each row
+    candidates = above[np.r_[True, above[1:] != above[:-1]]] if above.size else above
     arrays = boxes[candidates], scores[candidates].T, coeff[candidates]
     if nms == "fast":
         return fast_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k, max_detections=max_detections)
@@ -142,23 +149,20 @@ def _by_falling_score(
     num = scores.shape[1]
     if scores.size == 0:
         return
-    eligible = scores if num <= top_k else np.where(_in_top_k(scores, top_k), scores, -np.inf)
-    flat = np.ascontiguousarray(eligible).ravel()
+    left = (scores if num <= top_k else np.where(_in_top_k(scores, top_k), scores, -np.inf)).flatten()
     limit = -np.inf if threshold is None else threshold
-    done = 0
-    if flat.size > chunk:
-        # All entries that equal the last of the chunk take part in the sort: which of them come first is by index.
-        bar = np.partition(flat, flat.size - chunk)[flat.size - chunk]
-        first = np.flatnonzero((flat >= bar) & (flat > limit))
-        order = first[np.argsort(-flat[first], kind="stable")][:chunk]
-        yield np.divmod(order, num)
-        done = len(order)
-        if done < chunk:
+    # The best are sorted first, and more only when they are asked for: mostly the first round is enough.
+    count = chunk
+    while True:
+        bar = np.partition(left, left.size - count)[left.size - count] if count < left.size else -np.inf
+        picked = np.flatnonzero((left >= bar) & (left > limit))  # all that equal the bar: ties go by index
+        if not picked.size:
             return
-    order = np.argsort(-flat, kind="stable")
-    order = order[flat[order] > limit]
-    for start in range(done, len(order), chunk):
-        yield np.divmod(order[start : start + chunk], num)
+        order = picked[np.argsort(-left[picked], kind="stable")]
+        for start in range(0, len(order), chunk):
+            yield np.divmod(order[start : start + chunk], num)
+        left[picked] = -np.inf
+        count *= 4
 
 
 def _in_top_k(scores: Floats, k: int) -> NDArray[np.bool_]:
@@ -254,8 +258,59 @@ def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> In
     return windows
 
 
-def mask_logits(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:
-    """Mask logits [n, h, w] at prototype resolution, cropped by the boxes (not, when they are None).
+@dataclass(frozen=True)
+class MaskWindows:
+    """Masks of one image at prototype resolution, each held only where it may be inside; the rest is outside."""
+
+    height: int
+    width: int
+    #: values are logits, not probabilities
+    logits: bool
+    #: [n, 2] column and row of each window's first value
+    offsets: Ints
+    #: n float arrays
+    windows: tuple[NDArray[Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    @property
+    def outside(self) -> float:
+        """The value of everything outside the windows."""
+        return float(OUTSIDE_LOGIT) if self.logits else 0.0
+
+    @classmethod
+    def from_dense(cls, masks: NDArray[Any], *, logits: bool = False) -> MaskWindows:
+        """From masks [n, h, w], cropped by zeros or by :data:`OUTSIDE_LOGIT`, of any float dtype; memory is shared."""
+        _, height, width = masks.shape
+        held = masks > OUTSIDE_LOGIT if logits else masks != 0
+        y1, y2 = _extent(held.any(axis=2))
+        x1, x2 = _extent(held.any(axis=1))
+        windows = tuple(mask[a:b, c:d] for mask, a, b, c, d in zip(masks, y1, y2, x1, x2, strict=True))
+        return cls(height, width, logits, np.stack([x1, y1], axis=1).astype(np.int64), windows)
+
+    def dense(self) -> NDArray[Any]:
+        """Masks [n, h, w], float32."""
+        masks = np.full((len(self), self.height, self.width), self.outside, dtype=np.float32)
+        for mask, (x, y), window in zip(masks, self.offsets, self.windows, strict=True):
+            mask[y : y + window.shape[0], x : x + window.shape[1]] = window
+        return masks
+
+    def select(self, index: NDArray[np.intp]) -> MaskWindows:
+        windows = tuple(self.windows[i] for i in index)
+        return MaskWindows(self.height, self.width, self.logits, self.offsets[index], windows)
+
+
+def _extent(used: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """First and one past the last True of each row; 0 and 0 for a row without any."""
+    any_used = used.any(axis=1)
+    start = used.argmax(axis=1)
+    stop = used.shape[1] - used[:, ::-1].argmax(axis=1)
+    return np.where(any_used, start, 0), np.where(any_used, stop, 0)
+
+
+def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> MaskWindows:
+    """Mask logits inside the padded boxes, or everywhere when they are None.
 
     Args:
         proto: [h, w, K]
@@ -263,13 +318,23 @@ def mask_logits(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int
         boxes: [n, 4]
     """
     height, width, num = proto.shape
-    logits: Floats = (coeff @ proto.reshape(-1, num).T).reshape(len(coeff), height, width)
     if boxes is None:
-        return logits
-    cropped = np.full_like(logits, OUTSIDE_LOGIT)
-    for i, (x1, y1, x2, y2) in enumerate(crop_windows(boxes, height, width, padding)):
-        cropped[i, y1:y2, x1:x2] = logits[i, y1:y2, x1:x2]
-    return cropped
+        bounds = np.tile(np.array([0, 0, width, height], dtype=np.int64), (len(coeff), 1))
+    else:
+        bounds = crop_windows(boxes, height, width, padding)
+    x1, y1, x2, y2 = bounds.T
+    covered = (np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)).sum()
+    if covered > _SPARSE_SHARE * len(coeff) * height * width:  # then one matrix product for all is faster
+        planes = (coeff @ proto.reshape(-1, num).T).reshape(-1, height, width)
+        windows = tuple(plane[b:d, a:c] for plane, (a, b, c, d) in zip(planes, bounds.tolist(), strict=True))
+    else:
+        windows = tuple(proto[b:d, a:c] @ k for k, (a, b, c, d) in zip(coeff, bounds.tolist(), strict=True))
+    return MaskWindows(height, width, True, bounds[:, :2], windows)
+
+
+def mask_logits(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:
+    """Mask logits [n, h, w] at prototype resolution, cropped by the padded boxes; see :func:`mask_windows`."""
+    return mask_windows(proto, coeff, boxes, padding).dense()
 
 
 def sigmoid(x: Floats) -> Floats:

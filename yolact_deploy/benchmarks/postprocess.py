@@ -49,8 +49,8 @@ def ours(scene: Scene) -> tuple[list[float], dict[str, Any]]:
     """Milliseconds of each step our way, and what it found."""
     times, (found, _, pasted) = _timed(
         lambda: postprocess.detect(scene.boxes, scene.scores, scene.coeff),
-        lambda found: postprocess.mask_logits(scene.proto, found.coeff, found.boxes),
-        lambda masks: paste.paste_masks(masks, HEIGHT, WIDTH, logits=True),
+        lambda found: postprocess.mask_windows(scene.proto, found.coeff, found.boxes),
+        lambda masks: paste.paste_windows(masks, HEIGHT, WIDTH),
     )
     return times, {"boxes": found.boxes, "labels": found.labels, "masks": pasted}
 

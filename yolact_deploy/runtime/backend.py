@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.paste import MaskCrops, paste_masks
-from yolact_deploy.postprocess import detect, mask_logits
+from yolact_deploy.paste import MaskCrops, paste_windows
+from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
 
 Floats = NDArray[np.float32]
 
@@ -47,8 +47,7 @@ class ImageDetections(NamedTuple):
     boxes: Floats  #: [n, 4] xyxy normalised
     scores: Floats  #: [n]
     labels: NDArray[np.int64]  #: [n]
-    masks: NDArray[Any]  #: [n, h, w] cropped, probabilities or logits
-    logits: bool  #: which of the two
+    masks: MaskWindows
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ class Backend(abc.ABC):
                 outputs.boxes[index, keep],
                 outputs.scores[index, keep],
                 outputs.labels[index, keep].astype(np.int64),
-                outputs.masks[index, keep],
-                False,
+                MaskWindows.from_dense(outputs.masks[index, keep]),
             )
         config = self.metadata.config
         found = detect(
@@ -104,12 +102,12 @@ class Backend(abc.ABC):
             image_size=config.image_size,
         )
         found = found.select(found.scores > settings.score_threshold)
-        masks = mask_logits(outputs.proto[index], found.coeff, found.boxes)
-        return ImageDetections(found.boxes, found.scores, found.labels, masks, True)
+        masks = mask_windows(outputs.proto[index], found.coeff, found.boxes)
+        return ImageDetections(found.boxes, found.scores, found.labels, masks)
 
-    def paste(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops:
-        """Masks [n, h, w] as :meth:`detect` gave them, at the size of the image."""
-        return paste_masks(masks, height, width, logits=logits)
+    def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
+        """Masks as :meth:`detect` gave them, at the size of the image."""
+        return paste_windows(masks, height, width)
 
     def close(self) -> None:  # noqa: B027  # most backends leave it to the garbage collector
         """Free the runtime's memory."""

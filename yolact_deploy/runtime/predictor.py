@@ -127,7 +127,6 @@ class Predictor:
             class_names=self.config.class_names,
             height=shape[0],
             width=shape[1],
-            logits=found.logits,
             paste=self.backend.paste,
         )
 

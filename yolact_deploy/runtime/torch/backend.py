@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import InputError
 from yolact_deploy.paste import MaskCrops
+from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.preprocess import normalize
 from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
 from yolact_deploy.runtime.torch import ops
@@ -77,14 +77,14 @@ class TorchBackend(Backend):
         )
         keep = found.scores > settings.score_threshold
         boxes, scores, labels, coeff = (values[keep] for values in found)
-        masks = ops.assemble_masks(proto, coeff, boxes)
-        return ImageDetections(boxes.numpy(), scores.numpy(), labels.numpy(), masks.numpy(), False)
+        masks = ops.assemble_masks(proto, coeff, boxes).numpy()
+        height, width = proto.shape[:2]
+        whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks))
+        return ImageDetections(boxes.numpy(), scores.numpy(), labels.numpy(), whole)
 
     @torch.inference_mode()
-    def paste(self, masks: NDArray[Any], height: int, width: int, *, logits: bool) -> MaskCrops:
-        if logits:
-            raise InputError("the eager backend pastes probabilities, not logits")
-        pasted = ops.paste_masks_full(torch.from_numpy(masks), height, width).numpy()
+    def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
+        pasted = ops.paste_masks_full(torch.from_numpy(masks.dense()), height, width).numpy()
         return MaskCrops(height, width, np.zeros((len(pasted), 2), np.int64), tuple(pasted))
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""The commands bench, eval and compare, over scripted models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import CONFIG, SCRIPT, ScriptedBackend, detections, predictor, write_coco, write_pictures
+from test_bench import WORSE
+
+from yolact_deploy.benchmarks import engines
+from yolact_deploy.cli.main import main
+
+COMPARE = ["compare", "--reference", "{0}/good.onnx", "--engine", "{0}/worse.onnx"]
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with good.onnx and worse.onnx, which load as scripted models."""
+    scripts = {"good.onnx": SCRIPT, "worse.onnx": WORSE}
+    for name in scripts:
+        (tmp_path / name).write_bytes(b"model")
+
+    def load(model: str, **options: Any) -> Any:
+        assert options["score_threshold"] == 0
+        assert options["lazy_masks"] is False
+        return predictor(ScriptedBackend(scripts[Path(model.partition("@")[0]).name], name="onnxruntime"))
+
+    monkeypatch.setattr(engines, "load", load)
+    write_coco(tmp_path / "coco")
+    return tmp_path
+
+
+def bench(models: Path, *more: str) -> int:
+    given = ["--engine", f"{models}/good.onnx", "--engine", f"{models}/worse.onnx@openvino"]
+    return main(["bench", *given, "--coco", str(models / "coco"), *more])
+
+
+def test_bench_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(models) == 0
+    out = capsys.readouterr().out
+    assert "3 images (instances_val2017.json): good.onnx, worse.onnx@openvino" in out
+    for word in ("Speed", "Stages", "Accuracy", "Agreement with good.onnx", "x good.onnx"):
+        assert word in out
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_bench_json_and_files(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, output = models / "r.html", models / "r.json"
+    assert bench(models, "--json", "--images", "2", "--report", str(report), "--output", str(output)) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["dataset"]["images"] == 2
+    assert json.loads(output.read_text()) == printed
+    assert report.read_text().startswith("<!doctype html>")
+    assert "measuring: 2/2" in captured.err
+
+
+def test_bench_quiet(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(models, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_gates_end_with_1_after_the_report(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = models / "r.html"
+    assert bench(models, "--max-ap-drop", "0.5", "--report", str(report)) == 1
+    assert "worse.onnx@openvino loses" in capsys.readouterr().err
+    assert report.exists()
+    assert bench(models, "--min-fps", "1e9") == 1
+    assert bench(models, "--max-ap-drop", "99", "--min-fps", "0.1") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--coco", "."], "nothing to measure"),
+        (["bench", "--engine", "{0}/absent.onnx", "--coco", "."], "no such model file"),
+        (["bench", "--engine", "{0}/good.onnx@tpu", "--coco", "."], "unknown backend 'tpu'"),
+        (["bench", "--engine", "{0}/good.onnx"], "no images named"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/absent"], "expected a folder"),
+        (["bench", "--engine", "{0}/good.onnx", "--size", "400"], "--size is of the eager model"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--threads", "0"], "--threads: expected"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images", "--max-ap-drop", "1"], "ground truth"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--repeats", "0"], "repeats >= 1"),
+        (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images"], "have no annotations"),
+        (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--size", "400"], "of the eager model"),
+        (["eval", "--results", "{0}/r.json"], "give --annotations"),
+        (["eval", "--results", "{0}/r.json", "--annotations", "x", "--images", "3"], "--images has no use"),
+        ([*COMPARE, "--images", "absent"], "no such picture"),
+        ([*COMPARE, "--images", ".", "--limit", "0"], "--limit: expected"),
+        ([*COMPARE, "--images", ".", "--score", "1"], "--score: expected"),
+    ],
+)  # fmt: skip
+def test_errors(models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main([argument.format(models) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert "internal error" not in error
+
+
+def test_eval_of_a_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = models / "results.json"
+    common = ["eval", "--engine", f"{models}/good.onnx", "--coco", str(models / "coco")]
+    assert main([*common, "--json", "--save-results", str(saved)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["box"]["ap"] == pytest.approx(1)
+    assert (printed["model"], printed["images"], printed["detections"]) == ("good.onnx", 3, 4)
+    annotations = str(models / "coco/annotations/instances_val2017.json")
+    assert main(["eval", "--results", str(saved), "--annotations", annotations, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again == {**printed, "model": "results.json"}, "what was saved scores the same"
+    assert main(common) == 0
+    assert "100.00" in capsys.readouterr().out
+
+
+def test_eval_of_results(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = [r for number, t in SCRIPT.items() for r in detections(t).to_coco(number, CONFIG.category_ids)]
+    file = models / "results.json"
+    file.write_text(json.dumps(results[:1]))
+    annotations = str(models / "coco/annotations/instances_val2017.json")
+    assert main(["eval", "--results", str(file), "--annotations", annotations, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["box"]["ap"] == pytest.approx(1 / 3), "one of three classes"
+    file.write_text('{"a": 1}')
+    assert main(["eval", "--results", str(file), "--annotations", annotations]) == 2
+    assert "expected a list of results" in capsys.readouterr().err
+
+
+def test_compare(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(models / "pictures")
+    common = ["compare", "--reference", f"{models}/good.onnx", "--engine", f"{models}/worse.onnx"]
+    assert main([*common, "--images", str(models / "pictures"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["reference"], printed["engine"], printed["tensors"]) == ("good.onnx", "worse.onnx", None)
+    assert [image["file_name"] for image in printed["images"]] == ["000001.png", "000002.png", "000003.png"]
+    assert printed["images"][0]["missed"] == 1
+    assert printed["agreement"]["missed"] == 1
+    assert main([*common, "--images", *map(str, pictures), "--limit", "1", "--worst", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Images, the worst first" in out
+    assert "000001.png" in out
+
+
+@pytest.mark.parametrize("command", ["bench", "eval", "compare"])
+def test_help_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert f"yolact-deploy {command} --" in out.partition("examples:")[2]

@@ -1,0 +1,79 @@
+"""Exports that the tests of this folder share: each file is made once a session, on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deterministic import deterministic_state
+
+from yolact_deploy.config import YolactConfig, get_config
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """``make_model(name, size)``: a named network with its deterministic weights, cached, in evaluation mode."""
+    torch = pytest.importorskip("torch")
+    from yolact_deploy.training.model import YolactModel
+
+    states: dict[str, Any] = {}
+    models: dict[YolactConfig, Any] = {}
+
+    def make(name: str, size: int | None = None) -> Any:
+        config = get_config(name) if size is None else get_config(name).with_size(size)
+        if config not in models:
+            if name not in states:
+                states.clear()  # those of one network at a time: ResNet-101 has 200 MB
+                states[name] = deterministic_state(name)
+            with torch.device("meta"):
+                model = YolactModel(config)
+            model = model.to_empty(device="cpu")
+            model.load_state_dict(states[name])
+            model.priors.copy_(torch.from_numpy(_priors(config)))
+            models[config] = model.eval()
+        return models[config]
+
+    return make
+
+
+def _priors(config: YolactConfig) -> Any:
+    from yolact_deploy.priors import make_priors
+
+    return make_priors(config).copy()
+
+
+@pytest.fixture(scope="session")
+def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``export(name, size, **options of export_onnx)``: the ONNX file of ``make_model(name, size)``, cached.
+
+    The files are shared: copy one before changing it.
+    """
+    pytest.importorskip("onnxscript")
+    from yolact_deploy.export.onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("exports")
+    files: dict[Any, Path] = {}
+
+    def get(name: str, size: int | None = None, **options: Any) -> Path:
+        key = (name, size, tuple(sorted(options.items())))
+        if key not in files:
+            path = folder / f"{name}_{len(files)}.onnx"
+            export_onnx(make_model(name, size), path, **options)
+            files[key] = path
+        return files[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def resnet50_fp32(export: Callable[..., Path]) -> Path:
+    """yolact_resnet50 at 550, FP32, float32 input, ending in detections."""
+    return export("yolact_resnet50", input_dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def resnet50_fp16(export: Callable[..., Path]) -> Path:
+    """yolact_resnet50 at 550, FP16, uint8 input, ending in detections: what a GPU gets."""
+    return export("yolact_resnet50", precision="fp16")

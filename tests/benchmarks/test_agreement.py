@@ -122,3 +122,16 @@ def test_mask_iou_is_that_of_full_masks() -> None:
             union = np.count_nonzero(full[i] | full[j])
             expected = np.count_nonzero(full[i] & full[j]) / union if union else 1.0
             assert mask_iou(masks, i, masks, j) == expected
+
+
+def test_a_box_beside_the_image_agrees_with_itself() -> None:
+    # The original's clamping leaves such boxes with their ends swapped, so that their IoU with themselves is 0.
+    boxes = np.array([[0.2, -0.3, 0.9, -0.1]], dtype=np.float32)
+    masks = np.zeros((1, 8, 8), dtype=np.float32)
+    found = Detections.from_normalized(
+        boxes, np.ones(1, np.float32), np.zeros(1, np.int64), masks, class_names=("a",), height=40, width=60
+    )
+    assert found.boxes[0, 3] < found.boxes[0, 1]
+    agreement = compare_detections(found, found)
+    assert (agreement.missed, agreement.extra) == (0, 0)
+    assert agreement.box_ious == [1.0]

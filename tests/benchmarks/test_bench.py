@@ -14,7 +14,7 @@ from yolact_deploy.benchmarks.coco import open_images, plain_images
 from yolact_deploy.benchmarks.compare import compare_models
 from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.gates import check_gates
-from yolact_deploy.benchmarks.tables import bench_tables
+from yolact_deploy.benchmarks.tables import bench_tables, warning_lines
 from yolact_deploy.errors import DatasetError, GateError, InputError
 
 #: of image 1 the dog is lost and the cat moved; image 2 is right
@@ -109,6 +109,14 @@ def test_unfair_comparisons_are_told(tmp_path: Path) -> None:
     assert other.warnings == ("made from other weights (bbbb) than eager (aaaa)",)
     assert silent.warnings == ("does not tell which weights it was made from",)
     assert large.warnings == ("input size 128, eager has 64",)
+
+
+def test_a_busy_machine_is_told(tmp_path: Path) -> None:
+    result = bench(tmp_path)
+    cores = result.environment["cores"]
+    for share, lines in ((0.1, 0), (0.5, 1)):
+        settings = {**result.settings, "cores_used_by_others": share * cores}
+        assert len(list(warning_lines(dataclasses.replace(result, settings=settings)))) == lines
 
 
 def test_models_of_other_classes_are_refused(tmp_path: Path) -> None:

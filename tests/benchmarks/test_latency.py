@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from scripted import SCRIPT, ScriptedBackend, predictor, write_pictures
 
 from yolact_deploy.benchmarks.environment import environment
-from yolact_deploy.benchmarks.latency import Latency, MemorySampler, measure, measure_interleaved
+from yolact_deploy.benchmarks.latency import Latency, MemorySampler, OtherLoad, measure, measure_interleaved
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.runtime.backend import Outputs
@@ -89,6 +91,24 @@ def test_memory_that_came_and_went_is_seen() -> None:
     with MemorySampler() as idle:
         time.sleep(0.02)
     assert idle.growth_mib < 30
+
+
+def test_load_of_others_is_seen_and_our_own_is_not() -> None:
+    def burn() -> float:
+        with OtherLoad() as others:
+            end = time.perf_counter() + 0.5
+            while time.perf_counter() < end:
+                pass
+        return others.cores
+
+    quiet = burn()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.1)
+        loaded = burn()
+        other.kill()
+    if quiet > 0.3:
+        pytest.skip("other programs are at work on this machine")
+    assert loaded > 0.5
 
 
 def test_environment_tells_no_names() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def _priors(config: YolactConfig) -> Any:
 
 
 @pytest.fixture(scope="session")
-def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """``export(name, size, **options of export_onnx)``: the ONNX file of ``make_model(name, size)``, cached.
 
     The files are shared: copy one before changing it.
@@ -64,7 +65,8 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
             files[key] = path
         return files[key]
 
-    return get
+    yield get
+    shutil.rmtree(folder)  # pytest would keep a gigabyte for the next three sessions
 
 
 @pytest.fixture(scope="session")

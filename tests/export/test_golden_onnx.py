@@ -20,7 +20,6 @@ from goldencheck import check_sample, match_detections
 
 from yolact_deploy.config import get_config
 from yolact_deploy.detections import Detections
-from yolact_deploy.postprocess import box_iou
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import VARIANCES, make_priors
 from yolact_deploy.runtime.backend import Backend, DetectSettings, ImageDetections, Outputs
@@ -227,7 +226,6 @@ def test_coco_results(net: Net, tail: str) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     masks = [coco.decode(results[index]["segmentation"]).astype(bool) for index in order]
     _check_masks(masks, [mask["segmentation"] for mask in golden["mask"]])
-    assert (np.diag(box_iou(*(_corners(b).astype(np.float32) for b in (boxes, boxes)))) > 0.999).all()
 
 
 def _corners(bbox: Any) -> Any:

@@ -23,6 +23,7 @@ from yolact_deploy.postprocess import box_iou
 SCORE_THRESHOLD = 0.15
 IOU_THRESHOLD = 0.5
 _TIGHT_IOU = 0.9
+_SAME_PIXEL = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def compare_detections(
     iou_threshold: float = IOU_THRESHOLD,
 ) -> ImageAgreement:
     """Match the detections of one image: the reference's, best first, each take the nearest free one of their class."""
-    iou = np.nan_to_num(box_iou(reference.boxes, found.boxes), nan=0.0)
+    iou = _overlap(reference.boxes, found.boxes)
     same = reference.labels[:, None] == found.labels[None, :]
     partner = _match(np.where(same, iou, 0.0), reference.scores, iou_threshold)
     free = np.ones(len(found), dtype=np.bool_)
@@ -105,6 +106,17 @@ def compare_detections(
         mask_ious=[mask_iou(reference.crops, i, found.crops, j) for i, j in pairs],
         score_differences=[abs(float(reference.scores[i]) - float(found.scores[j])) for i, j in pairs],
     )
+
+
+def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Box IoU [n, m]; boxes without an inside (they lie beside the image) overlap fully where they are equal."""
+    iou = np.nan_to_num(box_iou(a, b), nan=0.0)
+    flat_a, flat_b = ((boxes[:, 2:] <= boxes[:, :2]).any(axis=1) for boxes in (a, b))
+    both = flat_a[:, None] & flat_b
+    if both.any():
+        equal = np.abs(a[:, None] - b).max(axis=2) <= _SAME_PIXEL
+        iou = np.where(both, equal, iou).astype(np.float32)
+    return iou
 
 
 def _match(iou: NDArray[Any], scores: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:

@@ -17,7 +17,7 @@ from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, Agree
 from yolact_deploy.benchmarks.coco import CocoImage, CocoImages
 from yolact_deploy.benchmarks.engines import EngineSource, check_same_classes
 from yolact_deploy.benchmarks.environment import environment
-from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, MemorySampler, measure_interleaved, warm_up
+from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, MemorySampler, OtherLoad, measure_interleaved, warm_up
 from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
@@ -123,14 +123,15 @@ def run_bench(
             check_same_classes(names[0], predictors[names[0]], source.name, predictor)
         images.check_classes(predictors[names[0]].config)
         collector = _Collector(images, names, predictors[names[0]].config.category_ids, score_threshold, keep_worst)
-        latencies = measure_interleaved(
-            predictors,
-            images.paths,
-            warmup=0,
-            repeats=repeats,
-            on_result=collector.add,
-            each=lambda steps: progress(steps, "measuring", quiet=quiet),
-        )
+        with OtherLoad() as others:
+            latencies = measure_interleaved(
+                predictors,
+                images.paths,
+                warmup=0,
+                repeats=repeats,
+                on_result=collector.add,
+                each=lambda steps: progress(steps, "measuring", quiet=quiet),
+            )
         rows = tuple(
             EngineRow(
                 name=source.name,
@@ -154,6 +155,7 @@ def run_bench(
         "batch": 1,
         "score_threshold": 0.0,
         "agreement_score_threshold": score_threshold,
+        "cores_used_by_others": round(others.cores, 2),
         "measured": "picture file to pasted masks, models in turns on each image",
     }
     return BenchResult(environment(), images.to_json(), settings, names[0], rows, collector.worst())

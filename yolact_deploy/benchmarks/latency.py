@@ -168,3 +168,33 @@ class MemorySampler:
 
     def _rss(self) -> int:
         return int(self._process.memory_info().rss)
+
+
+class OtherLoad:
+    """How many cores other processes kept busy, on average, during a ``with`` block.
+
+    Eager PyTorch loses far more than other runtimes where its threads have to share a core: ratios measured on a busy
+    machine flatter the engines.
+    """
+
+    def __init__(self) -> None:
+        self._psutil = import_optional("psutil", "bench", "Measuring the machine's load")
+        self.cores = 0.0
+
+    def __enter__(self) -> OtherLoad:
+        self._start = time.perf_counter(), self._busy()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds, busy = time.perf_counter() - self._start[0], self._busy() - self._start[1]
+        self.cores = max(0.0, busy / seconds)
+
+    def _busy(self) -> float:
+        """Core seconds of all processes but this one since the machine started."""
+        everything = self._psutil.cpu_times()._asdict()
+        # Linux counts guests a second time, under user.
+        idle = sum(everything.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
+        own = self._psutil.Process().cpu_times()
+        return float(sum(everything.values()) - idle - own.user - own.system)

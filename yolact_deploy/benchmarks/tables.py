@@ -10,6 +10,9 @@ from yolact_deploy.benchmarks.agreement import Agreement
 from yolact_deploy.benchmarks.bench import BenchResult
 from yolact_deploy.runtime.predictor import STAGES
 
+#: share of the cores that other programs may use before the times are doubted
+_QUIET_SHARE = 0.15
+
 
 class Table(NamedTuple):
     title: str
@@ -111,6 +114,12 @@ def agreement_tables(reference: str, compared: Sequence[tuple[str, Agreement]]) 
 
 def warning_lines(result: BenchResult) -> Iterator[str]:
     """A line for each thing that makes a comparison unfair."""
+    others, cores = result.settings["cores_used_by_others"], result.environment["cores"]
+    if others > _QUIET_SHARE * cores:
+        yield (
+            f"other programs used {others:.1f} of {cores} cores meanwhile: times are too long, and ratios to eager "
+            "PyTorch, which suffers most, too good; measure again on a quiet machine"
+        )
     for row in result.rows:
         for warning in row.warnings:
             yield f"{row.name}: {warning}"

@@ -97,13 +97,15 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
 
 
 def _print(result: BenchResult) -> None:
+    import textwrap
+
     from yolact_deploy.benchmarks.tables import bench_tables, warning_lines
     from yolact_deploy.console import print_table
 
     for table in bench_tables(result):
         print_table(table.columns, table.rows, title=table.title)
     for line in warning_lines(result):
-        print(f"note: {line}")
+        print(textwrap.fill(f"note: {line}", width=120))
 
 
 def _write(args: argparse.Namespace, result: BenchResult) -> None:

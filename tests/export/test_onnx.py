@@ -1,0 +1,351 @@
+"""What `export_onnx` writes: the contract of inputs, outputs and metadata, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from yolact_deploy.artifact import METADATA_KEY
+from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.errors import ExportError
+from yolact_deploy.priors import make_priors
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.samples import sample_images
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export.onnx import MAX_BATCH, export_onnx  # noqa: E402
+from yolact_deploy.training.model import YolactModel  # noqa: E402
+
+SUPPORTED = [name for name in list_configs() if not get_config(name).is_plus]
+SMALL = 138
+# Networks that differ from another one in size or classes only are exported in one precision.
+SAME_NETWORK = {"yolact_im400": "fp16", "yolact_im700": "fp32", "yolact_resnet50_pascal": "fp16"}
+CASES = [
+    (name, precision)
+    for name in SUPPORTED
+    for precision in ("fp32", "fp16")
+    if SAME_NETWORK.get(name, precision) == precision
+]
+TYPES = {1: "float32", 2: "uint8", 6: "int32", 10: "float16"}
+
+Export = Callable[..., Path]
+
+
+def session(path: Path) -> Any:
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run(path: Path, images: Any) -> dict[str, Any]:
+    opened = session(path)
+    names = [output.name for output in opened.get_outputs()]
+    return dict(zip(names, opened.run(None, {"images": images}), strict=True))
+
+
+def pictures(count: int, size: int) -> Any:
+    """Sample pictures [count, size, size, 3], uint8."""
+    paths = (sample_images() * count)[:count]
+    return np.stack([cv2.resize(cv2.imread(str(path)), (size, size)) for path in paths])
+
+
+def signature(values: Any) -> dict[str, tuple[str, list[Any]]]:
+    """Name to dtype and shape; a dimension that is not fixed is -1."""
+    found = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim]
+        found[value.name] = (TYPES[tensor.elem_type], shape)
+    return found
+
+
+def expected_outputs(config: YolactConfig, tail: str, precision: str, batch: int = 1) -> dict[str, Any]:
+    side, num, slots = config.prototype_size, config.num_priors, config.max_detections
+    if tail == "heads":
+        return {
+            "boxes": ("float32", [batch, num, 4]),
+            "scores": ("float32", [batch, num, config.num_classes]),
+            "coeff": ("float32", [batch, num, 32]),
+            "proto": ("float32", [batch, side, side, 32]),
+        }
+    return {
+        "num_detections": ("int32", [batch]),
+        "boxes": ("float32", [batch, slots, 4]),
+        "scores": ("float32", [batch, slots]),
+        "labels": ("int32", [batch, slots]),
+        "masks": ("float16" if precision == "fp16" else "float32", [batch, slots, side, side]),
+    }
+
+
+# -- every configuration --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES)
+def test_every_configuration_exports_and_runs(export: Export, name: str, precision: str) -> None:
+    path = export(name, SMALL, precision=precision)
+    config = get_config(name).with_size(SMALL)
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model, full_check=True)
+    assert signature(model.graph.input) == {"images": ("uint8", [1, SMALL, SMALL, 3])}
+    wanted = expected_outputs(config, "functions", precision)
+    assert signature(model.graph.output) == wanted
+    assert list(wanted) == [output.name for output in model.graph.output]
+
+    found = run(path, pictures(1, SMALL))
+    assert {key: (str(value.dtype), list(value.shape)) for key, value in found.items()} == wanted
+    count = int(found["num_detections"][0])
+    assert count > 0
+    assert (found["scores"][0, :count] > 0).all()
+    assert (found["labels"] >= 0).all()
+    assert (found["labels"] < config.num_classes).all()
+    for value in found.values():
+        assert np.isfinite(value.astype(np.float64)).all()
+    assert 0.5 < found["masks"].max() <= 1
+    for key in ("boxes", "scores", "labels", "masks"):
+        assert not found[key][0, count:].any()
+
+    half = {value.name for value in model.graph.initializer if value.data_type == onnx.TensorProto.FLOAT16}
+    if precision == "fp32":
+        assert not half
+    else:  # all weights of convolutions, and nothing that is not one
+        trunk = [node for node in model.graph.node if node.op_type == "Conv"]
+        assert {name for node in trunk for name in node.input[1:]} <= half
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_heads(export: Export, precision: str) -> None:
+    path = export("yolact_resnet50", SMALL, precision=precision, tail="heads")
+    config = get_config("yolact_resnet50").with_size(SMALL)
+    model = onnx.load(str(path))
+    wanted = expected_outputs(config, "heads", precision)
+    assert signature(model.graph.output) == wanted
+    assert not model.functions
+    assert {entry.domain for entry in model.opset_import if entry.domain == "yolact"} == set()
+    found = run(path, pictures(1, SMALL))
+    assert {key: (str(value.dtype), list(value.shape)) for key, value in found.items()} == wanted
+
+
+@pytest.mark.parametrize("tail", ["functions", "heads"])
+def test_the_heads_are_those_of_the_eager_model(export: Export, make_model: Callable[..., Any], tail: str) -> None:
+    from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
+    from yolact_deploy.runtime.torch.backend import TorchBackend
+
+    images = pictures(1, SMALL)
+    eager = TorchBackend(make_model("yolact_resnet50", SMALL)).run(images)
+    found = OnnxRuntimeBackend(export("yolact_resnet50", SMALL, tail=tail), tail="host").run(images)
+    for ours, theirs, atol in zip(found, eager, (2e-5, 5e-5, 2e-4, 5e-4), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=atol)
+
+
+def test_nodes_are_standard_but_for_our_two(export: Export) -> None:
+    model = onnx.load(str(export("yolact_resnet50", SMALL)))
+    ours = [(node.domain, node.op_type) for node in model.graph.node if node.domain]
+    assert ours == [("yolact", "FastNMS"), ("yolact", "MaskAssembly")]
+    assert [(function.domain, function.name) for function in model.functions] == ours
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "yolact": 1}
+    nms = next(node for node in model.graph.node if node.op_type == "FastNMS")
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in nms.attribute}
+    assert values == {
+        "score_threshold": pytest.approx(0.05),
+        "iou_threshold": 0.5,
+        "top_k": 200,
+        "max_detections": 100,
+        "cross_class": 0,
+    }
+
+
+def test_cross_class(export: Export, make_model: Callable[..., Any]) -> None:
+    from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
+
+    path = export("yolact_resnet50", SMALL, cross_class=True)
+    assert onnx_metadata(read_onnx(path), path).cross_class
+    images = pictures(1, SMALL)
+    found = run(path, images)
+    assert found["boxes"].shape == (1, 200, 4)  # the cross-class variant is limited by top_k only
+    backend = OnnxRuntimeBackend(path, tail="host")
+    from yolact_deploy.runtime.backend import DetectSettings
+
+    want = backend.detect(backend.run(images), 0, DetectSettings(0.0, "cross-class"))
+    count = int(found["num_detections"][0])
+    assert count == len(want.scores) > 0
+    np.testing.assert_allclose(found["scores"][0, :count], want.scores, atol=1e-6)
+
+
+# -- metadata -------------------------------------------------------------------------------------------------------
+
+
+def test_metadata_round_trip(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = make_model("yolact_edge_mobilenetv2", 96)
+    path = tmp_path / "model.onnx"
+    written = export_onnx(
+        model,
+        path,
+        precision="fp16",
+        tail="heads",
+        batch=(1, 2, 5),
+        input_dtype="float32",
+        cross_class=True,
+        weights_sha256="ab" * 32,
+    )
+    assert onnx_metadata(read_onnx(path), path) == written
+    assert written.config == model.config
+    assert (written.precision, written.tail, written.batch) == ("fp16", "heads", (1, 2, 5))
+    assert (written.input_dtype, written.cross_class, written.weights_sha256) == ("float32", True, "ab" * 32)
+    assert written.versions == {name: version(name) for name in ("torch", "onnx", "onnxscript")}
+    assert [entry.key for entry in onnx.load(str(path)).metadata_props] == [METADATA_KEY]
+    assert session(path).get_modelmeta().custom_metadata_map == {METADATA_KEY: written.to_json()}
+    file = onnx.load(str(path))
+    assert signature(file.graph.input) == {"images": ("float32", [-1, 96, 96, 3])}
+    assert signature(file.graph.output) == expected_outputs(model.config, "heads", "fp16", batch=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"tail": "heads"}])
+def test_nothing_tells_of_the_machine(export: Export, options: dict[str, str]) -> None:
+    data = export("yolact_resnet50", SMALL, **options).read_bytes()
+    root = re.escape(str(Path(__file__).parents[2]).encode())
+    paths = rb"/work|/root|/home|/tmp|site-packages|\w{2}\.py\b|torch/nn|" + root
+    assert not [data[max(0, hit.start() - 40) : hit.end() + 40] for hit in re.finditer(paths, data)]
+
+
+def test_the_same_model_gives_the_same_file(export: Export, make_model: Callable[..., Any], tmp_path: Path) -> None:
+    export_onnx(make_model("yolact_edge_mobilenetv2", SMALL), tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == export("yolact_edge_mobilenetv2", SMALL).read_bytes()
+
+
+def test_the_model_is_left_as_it_is(tmp_path: Path) -> None:
+    model = YolactModel(YolactConfig(backbone="mobilenet_v2", image_size=64, num_classes=2)).train()
+    before = copy.deepcopy(model.state_dict())
+    export_onnx(model, tmp_path / "m.onnx", precision="fp16")
+    assert model.training
+    for key, value in model.state_dict().items():
+        assert value.dtype == before[key].dtype
+        assert torch.equal(value, before[key]), key
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def test_dynamic_batch(export: Export) -> None:
+    path = export("yolact_edge_mobilenetv2", SMALL, batch=(1, 2, 4))
+    config = get_config("yolact_edge_mobilenetv2").with_size(SMALL)
+    model = onnx.load(str(path))
+    assert signature(model.graph.input) == {"images": ("uint8", [-1, SMALL, SMALL, 3])}
+    assert signature(model.graph.output) == expected_outputs(config, "functions", "fp32", batch=-1)
+    images = pictures(3, SMALL)
+    together = run(path, images)
+    for number in range(3):
+        alone = run(path, images[number : number + 1])
+        for key, value in alone.items():
+            assert together[key].shape == (3, *value.shape[1:])
+            if key in ("num_detections", "labels"):
+                np.testing.assert_array_equal(together[key][number], value[0])
+            else:
+                np.testing.assert_allclose(together[key][number], value[0], atol=2e-4, err_msg=key)
+    assert not np.array_equal(together["boxes"][0], together["boxes"][1])
+
+
+def test_fixed_batch(export: Export) -> None:
+    path = export("yolact_edge_mobilenetv2", SMALL, batch=(2, 2, 2))
+    assert signature(onnx.load(str(path)).graph.input) == {"images": ("uint8", [2, SMALL, SMALL, 3])}
+    images = pictures(2, SMALL)
+    together = run(path, images)
+    for number in (0, 1):
+        alone = run(export("yolact_edge_mobilenetv2", SMALL), images[number : number + 1])
+        np.testing.assert_allclose(together["scores"][number], alone["scores"][0], atol=5e-5)
+    with pytest.raises(Exception, match="Got: 1 Expected: 2"):
+        run(path, images[:1])
+
+
+@pytest.mark.parametrize("size", [97, 200])
+def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[..., Any], size: int) -> None:
+    from yolact_deploy.runtime.torch.backend import TorchBackend
+
+    path = export("yolact_edge_mobilenetv2", size, tail="heads")
+    config = get_config("yolact_edge_mobilenetv2").with_size(size)
+    images = pictures(1, size)
+    found = run(path, images)
+    assert found["boxes"].shape == (1, config.num_priors, 4)
+    assert found["proto"].shape == (1, config.prototype_size, config.prototype_size, 32)
+    model = make_model("yolact_edge_mobilenetv2", size)
+    np.testing.assert_array_equal(model.priors.numpy(), make_priors(config))
+    eager = TorchBackend(model).run(images)
+    np.testing.assert_allclose(found["boxes"], eager.boxes, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "cross_class"), [(1, False), (3, True)])
+def test_few_classes(tmp_path: Path, classes: int, cross_class: bool) -> None:
+    torch.manual_seed(classes)
+    config = YolactConfig(
+        backbone="mobilenet_v2", image_size=128, num_classes=classes, score_threshold=0.0, max_detections=20
+    )
+    model = YolactModel(config).eval()
+    path = tmp_path / "m.onnx"
+    export_onnx(model, path, cross_class=cross_class)
+    found = run(path, pictures(1, 128))
+    count = int(found["num_detections"][0])
+    assert count > 0
+    assert set(found["labels"][0, :count]) <= set(range(classes))
+
+
+def test_both_input_dtypes_give_the_same_for_the_same_pixels(export: Export) -> None:
+    images = pictures(1, 200)
+    a = run(export("yolact_edge_mobilenetv2", 200, tail="heads"), images)
+    b = run(export("yolact_edge_mobilenetv2", 200, tail="heads", input_dtype="float32"), images.astype(np.float32))
+    for key, value in a.items():
+        np.testing.assert_allclose(b[key], value, atol=1e-5)
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, r"precision: expected one of fp32, fp16.*, got 'int4'"),
+        ({"tail": "nms"}, "tail: expected one of functions, heads, got 'nms'"),
+        ({"input_dtype": "float16"}, "input_dtype: expected one of uint8, float32, got 'float16'"),
+        ({"batch": (0, 1, 1)}, "batch: expected 1 <= min <= opt <= max <= 1024, got 0:1:1"),
+        ({"batch": (2, 1, 4)}, "got 2:1:4"),
+        ({"batch": (1, 5, 4)}, "got 1:5:4"),
+        ({"batch": (1, 1, MAX_BATCH + 1)}, "got 1:1:1025"),
+    ],
+)
+def test_wrong_arguments(make_model: Callable[..., Any], tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(make_model("yolact_edge_mobilenetv2", 96), tmp_path / "m.onnx", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_slots_than_entries(tmp_path: Path) -> None:
+    config = YolactConfig(backbone="mobilenet_v2", image_size=64, num_classes=1, max_detections=300)
+    with pytest.raises(ExportError, match="max_detections: 300 slots for 200 entries of NMS; lower it to 200"):
+        export_onnx(YolactModel(config), tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_that_are_not_finite(
+    make_model: Callable[..., Any], tmp_path: Path, value: float, precision: str
+) -> None:
+    model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
+    model.proto_net[0].weight.data[3, 1, 0, 0] = value
+    with pytest.raises(ExportError, match=rf"proto_net\.0\.weight has values that are not finite in {precision}: "):
+        export_onnx(model, tmp_path / "m.onnx", precision=precision)
+
+
+def test_weights_too_large_for_fp16(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
+    model.prediction_layers[0].bbox_layer.bias.data[0] = 1e5
+    name = r"prediction_layers\.0\.bbox_layer\.bias"
+    with pytest.raises(ExportError, match=rf"{name} has values that are not finite in fp16: export with --fp32"):
+        export_onnx(model, tmp_path / "m.onnx", precision="fp16")

@@ -1,0 +1,135 @@
+"""A checkpoint to a checked file: whole and right, or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolact_deploy.errors import ExportError, OutputError
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.samples import sample_images
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export import onnx as onnx_module  # noqa: E402
+from yolact_deploy.export import pipeline  # noqa: E402
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint  # noqa: E402
+
+NAME, SMALL = "yolact_resnet50", 97
+ONE = sample_images()[:1]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file to stand for the checkpoint: only its hash is taken."""
+    path = tmp_path / "weights" / "w.pth"
+    path.parent.mkdir()
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_a_good_export(make_model: Callable[..., Any], weights: Path, folder: Path) -> None:
+    model = make_model(NAME, SMALL)
+    options = ExportOptions(precision="fp16", batch=(1, 2, 4), cross_class=True)
+    metadata, parity = export_checkpoint(model, weights, folder / "m.onnx", options, ONE)
+    assert [path.name for path in folder.iterdir()] == ["m.onnx"]
+    assert onnx_metadata(read_onnx(folder / "m.onnx"), "m.onnx") == metadata
+    assert metadata.weights_sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert (metadata.precision, metadata.batch, metadata.cross_class) == ("fp16", (1, 2, 4), True)
+    assert parity.images == 1
+    assert parity.failures == []
+    assert (folder / "m.onnx").stat().st_mode & 0o044  # an ordinary file, not a private one
+
+
+def perturbed(pipeline: Any, metadata: Any) -> Any:
+    """The graph of other weights than the model's."""
+    pipeline.model.prediction_layers[0].bbox_layer.weight.data *= 1.05
+    return TRACE(pipeline, metadata)
+
+
+def without_flip(pipeline: Any, metadata: Any) -> Any:
+    """The graph of an RGB network that is fed BGR."""
+    pipeline.mean, pipeline.std = pipeline.mean.flip(0), pipeline.std.flip(0)
+    weight = pipeline.model.backbone.conv1.weight
+    weight.data = weight.data.flip(1)
+    return TRACE(pipeline, metadata)
+
+
+TRACE = onnx_module._trace
+
+
+@pytest.mark.parametrize(
+    ("trace", "precision", "message"),
+    [
+        (perturbed, "fp32", r"disagrees with the eager model: boxes differ by .*Nothing was kept; please report it"),
+        (without_flip, "fp16", r"disagrees .* scores differ by .* proto differ by .*; try --fp32"),
+    ],
+)
+def test_a_wrong_graph_is_not_kept(
+    make_model: Callable[..., Any],
+    weights: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trace: Callable[..., Any],
+    precision: str,
+    message: str,
+) -> None:
+    folder.mkdir()
+    (folder / "m.onnx").write_bytes(b"the good one of yesterday")
+    monkeypatch.setattr(onnx_module, "_trace", trace)
+    with pytest.raises(ExportError, match=message):
+        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions(precision=precision), ONE)
+    assert [path.name for path in folder.iterdir()] == ["m.onnx"]
+    assert (folder / "m.onnx").read_bytes() == b"the good one of yesterday"
+
+
+@pytest.mark.parametrize("where", ["export_onnx", "check_parity"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), MemoryError(), ExportError("no")], ids=lambda e: type(e).__name__
+)
+def test_nothing_is_left_when_it_is_interrupted(
+    make_model: Callable[..., Any],
+    weights: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: BaseException,
+) -> None:
+    def write_and_fail(model: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+        path.write_bytes(b"half a file")
+        raise error
+
+    def write(model: Any, path: Path, **kwargs: Any) -> None:
+        path.write_bytes(b"a file")
+
+    monkeypatch.setattr(pipeline, "export_onnx", write)
+    monkeypatch.setattr(pipeline, where, write_and_fail)
+    with pytest.raises(type(error)):
+        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions())
+    assert list(folder.iterdir()) == []
+
+
+def test_an_unwritable_place_is_known_before_the_work(
+    make_model: Callable[..., Any], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "export_onnx", lambda *args, **kwargs: pytest.fail("the work was begun"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot write .*file/m\.onnx: .*Choose another place with -o"):
+        export_checkpoint(make_model(NAME, SMALL), weights, tmp_path / "file" / "m.onnx", ExportOptions())
+
+
+def test_wrong_options(make_model: Callable[..., Any], weights: Path, folder: Path) -> None:
+    with pytest.raises(ExportError, match="precision: expected one of"):
+        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions(precision="fp8"))
+    assert list(folder.iterdir()) == []

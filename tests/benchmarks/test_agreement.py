@@ -11,6 +11,7 @@ import pytest
 from scripted import CONFIG, SCRIPT, Thing, detections
 
 from yolact_deploy.benchmarks.agreement import Agreement, AgreementMeter, compare_detections, mask_iou
+from yolact_deploy.detections import Detections
 from yolact_deploy.paste import MaskCrops
 
 THINGS = (Thing(0, 0.9, (10, 15, 40, 45)), Thing(0, 0.7, (50, 15, 75, 45)), Thing(1, 0.5, (0, 0, 20, 15)))

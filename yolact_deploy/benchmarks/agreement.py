@@ -111,8 +111,8 @@ def compare_detections(
 def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
     """Box IoU [n, m]; boxes without an inside (they lie beside the image) overlap fully where they are equal."""
     iou = np.nan_to_num(box_iou(a, b), nan=0.0)
-    flat_a, flat_b = ((boxes[:, 2:] <= boxes[:, :2]).any(axis=1) for boxes in (a, b))
-    both = flat_a[:, None] & flat_b
+    flat_a, flat_b = (np.any(boxes[:, 2:] <= boxes[:, :2], axis=1) for boxes in (a, b))
+    both = np.logical_and.outer(flat_a, flat_b)
     if both.any():
         equal = np.abs(a[:, None] - b).max(axis=2) <= _SAME_PIXEL
         iou = np.where(both, equal, iou).astype(np.float32)

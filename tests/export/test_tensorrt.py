@@ -182,7 +182,7 @@ def test_a_network_that_cannot_be_built(export: Export, tmp_path: Path) -> None:
         next(a for a in nms.attribute if a.name == "max_detections").i = 5000
 
     source = doctored(export("yolact_edge_mobilenetv2", SMALL), tmp_path / "large.onnx", change)
-    with pytest.raises(ExportError, match="large.onnx: .*TopK|large.onnx: .*3840|large.onnx: .*[Tt]op"):
+    with pytest.raises(ExportError, match=r"cannot build .*large\.onnx: .*TopK"):
         build_engine(source, tmp_path / "large.trt", flavour="rtx")
     assert [path.name for path in tmp_path.iterdir()] == ["large.onnx"]
 
@@ -250,7 +250,7 @@ def test_files_that_are_not_ours(
 def test_a_place_that_cannot_be_written(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_module._Build, "run", lambda *args: pytest.fail("the work was begun"))
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="cannot write .*Choose another place with -o"):
+    with pytest.raises(OutputError, match=r"cannot write .*Choose another place with -o"):
         build_engine(export("yolact_edge_mobilenetv2", SMALL), tmp_path / "file" / "m.trt")
 
 

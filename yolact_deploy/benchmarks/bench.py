@@ -189,7 +189,8 @@ class _Collector:
         badness = max((a.badness for a in agreement.values()), default=0.0)
         entry = (badness, -index)  # of equally bad images the earlier ones stay
         if len(self._worst) < self._keep_worst or (self._worst and entry > self._worst[0][:2]):
-            shown = {name: detections.above(self._score_threshold) for name, detections in found.items()}
+            # The measurement takes turns; the pictures always stand in the order of the models.
+            shown = {name: found[name].above(self._score_threshold) for name in (self._reference, *self._others)}
             heapq.heappush(self._worst, (*entry, WorstImage(image, agreement, shown)))
             if len(self._worst) > self._keep_worst:
                 heapq.heappop(self._worst)

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     metadata, parity = export_checkpoint(model, weights, onnx_path, options)
     seconds = time.perf_counter() - start
-    if not args.json:
+    if not args.json and not args.quiet:
         _print_parity(parity)
         _say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
     result: dict[str, Any] = {

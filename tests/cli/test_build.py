@@ -1,0 +1,143 @@
+"""``build`` on a file of a small network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.cli import main as cli
+from yolact_deploy.engine_file import read_engine_metadata
+from yolact_deploy.errors import MissingDependencyError
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export.tensorrt import import_tensorrt
+
+
+def have_rtx() -> bool:
+    try:
+        import_tensorrt("rtx")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def source(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.training.checkpoint import load_model
+
+    path = tmp_path_factory.mktemp("build") / "small.onnx"
+    export_onnx(load_model(resnet50_checkpoint, image_size=97), path, precision="fp16")
+    yield path
+    path.unlink()
+
+
+@pytest.fixture
+def file(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``small.onnx``, alone in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "small.onnx"
+    path.hardlink_to(source)
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@needs_rtx
+def test_beside_the_onnx_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", "small.onnx"]) == 0
+    assert names(file.parent) == ["small.onnx", "small.trt"]
+    assert read_engine_metadata("small.trt").config.image_size == 97
+    out, err = capsys.readouterr()
+    assert out.startswith("wrote small.trt (")
+    assert "TensorRT for RTX " in out
+    assert out.count("\n") == 1
+    assert err == "building small.trt ...\n"
+
+
+@needs_rtx
+def test_json_and_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--engine", "rtx", "--workspace", "256", "--optimization-level", "0", "--target-sm", "8.9"]
+    assert cli.main(["build", "small.onnx", "-o", "out/e.plan", *options, "--json", "--quiet"]) == 0
+    assert names(file.parent / "out") == ["e.plan"]
+    out, err = capsys.readouterr()
+    assert err == ""
+    result = json.loads(out)
+    assert result == {
+        "path": "out/e.plan",
+        "bytes": Path("out/e.plan").stat().st_size,
+        "seconds": result["seconds"],
+        "tensorrt": "rtx",
+        "version": import_tensorrt("rtx").__version__,
+    }
+    assert result["seconds"] > 0
+
+
+def check_failure(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith("building ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("yolact-deploy: error: ")
+    assert message in lines[0]
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such ONNX file: other.onnx"),
+        (b"text\n" * 99, "other.onnx is not an ONNX file"),
+        (b"", "other.onnx is not an ONNX file"),
+    ],
+)
+def test_wrong_files(file: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str) -> None:
+    if content is not None:
+        Path("other.onnx").write_bytes(content)
+    before = names(file.parent)
+    assert cli.main(["build", "other.onnx"]) == 2
+    check_failure(capsys, message)
+    assert names(file.parent) == before
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-sm", "12345"], "unknown compute capability '12345'"),
+        (["-o", "small.onnx/e.trt"], "cannot write small.onnx/e.trt: "),
+    ],
+)
+def test_wrong_options(file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert cli.main(["build", "small.onnx", *arguments]) == 2
+    check_failure(capsys, message)
+    assert names(file.parent) == ["small.onnx"]
+
+
+def test_no_tensorrt(file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", None)
+    assert cli.main(["build", "small.onnx"]) == 2
+    check_failure(capsys, "no TensorRT is installed. For RTX cards: python -m pip install 'yolact-deploy[rtx]'")
+    assert cli.main(["build", "small.onnx", "--engine", "tensorrt"]) == 2
+    check_failure(capsys, "'yolact-deploy[tensorrt]'")
+    assert names(file.parent) == ["small.onnx"]
+
+
+@needs_rtx
+def test_the_source_is_not_overwritten(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``-o`` names the ONNX file itself."""
+    data = file.read_bytes()
+    assert cli.main(["build", "small.onnx", "-o", "small.onnx"]) == 2
+    assert file.read_bytes() == data

@@ -1,0 +1,231 @@
+"""``export`` from a checkpoint to files and a table, at a small size."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolact_deploy.artifact import sha256_file
+from yolact_deploy.cli import main as cli
+from yolact_deploy.engine_file import read_engine_metadata
+from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.samples import sample_images
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export import pipeline
+from yolact_deploy.export.tensorrt import import_tensorrt
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+
+SMALL = ["--size", "97"]
+
+
+def have_rtx() -> bool:
+    try:
+        import_tensorrt("rtx")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare on one picture instead of three."""
+    check = pipeline.check_parity
+    monkeypatch.setattr(pipeline, "check_parity", lambda model, path, images: check(model, path, sample_images()[:1]))
+
+
+@pytest.fixture
+def never_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "export_checkpoint", lambda *args: pytest.fail("the export was begun"))
+
+
+@needs_rtx
+def test_fp16_onnx_and_engine(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command of the README: both files in the current folder, named after the configuration."""
+    assert cli.main(["export", "--weights", str(resnet50_checkpoint), "--fp16", *SMALL, "--engine", "rtx"]) == 0
+    assert names(here) == ["yolact_resnet50.onnx", "yolact_resnet50.trt"]
+    metadata = onnx_metadata(read_onnx("yolact_resnet50.onnx"), "")
+    assert metadata.precision == "fp16"
+    assert metadata.config.image_size == 97
+    assert metadata.weights_sha256 == sha256_file(resnet50_checkpoint)
+    assert read_engine_metadata("yolact_resnet50.trt").config == metadata.config
+    out, err = capsys.readouterr()
+    assert out.startswith("exporting yolact_resnet50 (fp16) to yolact_resnet50.onnx ...\n")
+    assert "ONNX Runtime against eager FP32, 3 images" in out
+    for word in ("boxes", "scores", "coeff", "proto", "ok", "whole file, eager", "functions in the file"):
+        assert word in out
+    assert "FAILED" not in out
+    assert "wrote yolact_resnet50.onnx (6" in out
+    assert "wrote yolact_resnet50.trt (" in out
+    assert "TensorRT for RTX " in out
+    assert err == "building yolact_resnet50.trt ...\n"
+
+
+@pytest.mark.usefixtures("short_check")
+def test_json_and_options(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tail", "heads", "--batch", "1:2:4", "--input", "float32", "--engine", "none", "-o", "out/net.onnx"]
+    assert cli.main(["export", "--json", "--weights", str(resnet50_checkpoint), *SMALL, *arguments]) == 0
+    assert names(here) == ["out"]
+    assert names(here / "out") == ["net.onnx"]
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert err == ""
+    path = Path(result["onnx"]["path"])
+    assert path == Path("out/net.onnx")
+    assert result["onnx"]["bytes"] == path.stat().st_size
+    assert (result["config"], result["precision"], result["engine"]) == ("yolact_resnet50", "fp32", None)
+    assert [tensor["name"] for tensor in result["parity"]["tensors"]] == ["boxes", "scores", "coeff", "proto"]
+    assert result["parity"]["tail"] is None
+    metadata = onnx_metadata(read_onnx(path), path)
+    assert (metadata.tail, metadata.batch, metadata.input_dtype) == ("heads", (1, 2, 4), "float32")
+
+
+@pytest.mark.usefixtures("short_check")
+def test_quiet_without_any_tensorrt(
+    resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolact_deploy.export import tensorrt
+
+    monkeypatch.setattr(tensorrt, "available_flavour", lambda: None)
+    arguments = ["--weights", str(resnet50_checkpoint), *SMALL, "-o", "m", "--cross-class"]
+    assert cli.main(["--quiet", "export", *arguments]) == 0
+    assert names(here) == ["m.onnx"]
+    assert onnx_metadata(read_onnx("m.onnx"), "").cross_class
+    assert "exporting" not in capsys.readouterr().out
+
+    monkeypatch.setattr(pipeline, "export_checkpoint", stop)
+    assert cli.main(["export", *arguments]) == 2
+    assert "no TensorRT is installed here: writing the ONNX file only" in capsys.readouterr().out
+
+
+def stop(*args: Any) -> None:
+    raise ExportError("far enough")
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    err = capsys.readouterr().err
+    assert err.startswith("yolact-deploy: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.usefixtures("never_exported")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--weights", "none.pth"], "no such weights file: none.pth"),
+        (["--weights", "text.pth"], "text.pth is not a weights file, or a damaged one"),
+        (["--weights", "yolact_bas"], "did you mean yolact_base?"),
+        (["--weights", "W", "--config", "yolact_resnet51"], "did you mean yolact_resnet50?"),
+        (["--weights", "W", "--config", "yolact_resnet50_pascal"], "weights and configuration differ"),
+        (["--weights", "W", "--config", "yolact_base"], "weights and configuration differ"),
+        (["--weights", "W", "--size", "20"], "image_size: expected 64 to 4096, got 20"),
+        (
+            ["--weights", "W", "-o", "folder"],
+            "folder is a folder: give -o the files' common stem, such as folder/yolact",
+        ),
+        (["--weights", "W", "--engine", "tensorrt"], "'yolact-deploy[tensorrt]'"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(
+    resnet50_checkpoint: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (here / "text.pth").write_text("not weights")
+    (here / "folder").mkdir()
+    before = names(here)
+    given = [str(resnet50_checkpoint) if argument == "W" else argument for argument in arguments]
+    if "--engine" not in given:
+        given += ["--engine", "none"]
+    assert cli.main(["export", *given]) == 2
+    assert message in error_of(capsys)
+    assert names(here) == before
+    assert names(here / "folder") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--weights", "w.pth", "--fp16", "--fp32"],
+        ["--weights", "w.pth", "--batch", "0"],
+        ["--weights", "w.pth", "--batch", "4:2:1"],
+        ["--weights", "w.pth", "--batch", "1:2"],
+        ["--weights", "w.pth", "--batch", "many"],
+        ["--weights", "w.pth", "--tail", "nms"],
+        ["--weights", "w.pth", "--engine", "tflite"],
+        ["--weights", "w.pth", "--optimization-level", "9"],
+    ],
+)
+def test_wrong_arguments(here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["export", *arguments])
+    assert caught.value.code == 2
+    assert "yolact-deploy export: error: " in capsys.readouterr().err
+    assert names(here) == []
+
+
+@pytest.mark.parametrize(
+    ("fail", "message"),
+    [(stop, "far enough"), (lambda *args: os.kill(os.getpid(), 2), "interrupted; nothing half-written was left")],
+)
+def test_a_failing_export(
+    resnet50_checkpoint: Path,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fail: Callable[..., None],
+    message: str,
+) -> None:
+    def check_parity(*args: Any) -> None:
+        fail()
+
+    monkeypatch.setattr(pipeline, "export_onnx", lambda model, path, **options: path.write_bytes(b"half"))
+    monkeypatch.setattr(pipeline, "check_parity", check_parity)
+    assert cli.main(["export", "--weights", str(resnet50_checkpoint), *SMALL, "--engine", "none"]) == 2
+    assert message in error_of(capsys)
+    assert names(here) == []
+
+
+@needs_rtx
+@pytest.mark.usefixtures("short_check")
+def test_a_failing_build_keeps_the_onnx_file(
+    resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was checked, and can be built elsewhere."""
+    arguments = ["--weights", str(resnet50_checkpoint), *SMALL, "--quiet", "--engine", "rtx", "--target-sm", "12345"]
+    assert cli.main(["export", *arguments]) == 2
+    assert "unknown compute capability '12345'" in error_of(capsys)
+    assert names(here) == ["yolact_resnet50.onnx"]

@@ -1,0 +1,270 @@
+"""Wrong inputs as a user meets them: the real program, its one line on stderr, its exit code, and what it left behind.
+
+Each case is a process of its own, in a folder of its own, whose listing must be the same afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.config import get_config
+from yolact_deploy.samples import ANNOTATIONS, IMAGES
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+pytest.importorskip("pycocotools")
+
+ROOT = Path(__file__).parents[1]
+SIZE = 97
+LIMIT = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """``model.onnx``, a good file of a small network, and ``w.pth``, the checkpoint."""
+    from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.training.checkpoint import load_model
+
+    folder = tmp_path_factory.mktemp("store")
+    export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), folder / "model.onnx")
+    (folder / "w.pth").symlink_to(resnet50_checkpoint)
+    yield folder
+    (folder / "model.onnx").unlink()
+
+
+def beginning(path: Path) -> bytes:
+    """The first MB of a file of 125."""
+    with path.open("rb") as file:
+        return file.read(1 << 20)
+
+
+def truncated_engine(path: Path) -> None:
+    """As TensorRT for RTX writes it, but for its second half."""
+    metadata = Metadata(config=get_config("yolact_resnet50")).to_json().encode()
+    whole = b"vtrt" + bytes(12) + struct.pack("<Q", 1_000_000) + bytes([1, 7, 1, 116]) + metadata
+    path.write_bytes(whole.ljust(500_000, b"\0"))
+
+
+def annotations(path: Path, category_id: int) -> None:
+    """The samples' annotations, all of them of one category."""
+    content = json.loads(ANNOTATIONS.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = category_id
+    content["categories"] = [{"id": category_id, "name": "dragon", "supercategory": "animal"}]
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def here(store: Path, tmp_path: Path) -> Path:
+    """A folder with good files and with every kind of bad one."""
+    (tmp_path / "model.onnx").hardlink_to(store / "model.onnx")
+    (tmp_path / "w.pth").symlink_to((store / "w.pth").resolve())
+    (tmp_path / "corrupt.pth").write_bytes(beginning(store / "w.pth"))
+    (tmp_path / "text.pth").write_text("not weights\n" * 100)
+    (tmp_path / "text.onnx").write_text("not a network\n" * 100)
+    (tmp_path / "half.onnx").write_bytes(beginning(store / "model.onnx"))
+    truncated_engine(tmp_path / "half.trt")
+    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
+    cv2.imwrite(str(tmp_path / "good.png"), np.full((60, 80, 3), 99, np.uint8))
+    (tmp_path / "empty").mkdir()
+    annotations(tmp_path / "dragons.json", 999)
+    results = {"image_id": 196393, "category_id": 999, "bbox": [1, 1, 9, 9], "score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps([results]))
+    return tmp_path
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path below a folder with its size and the time of its last change."""
+    return {
+        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+    } | {f"{path.relative_to(folder)}/": (0, 0) for path in folder.rglob("*") if path.is_dir()}
+
+
+def environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONWARNINGS", "YOLACT_DATA")}
+    return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "2"}
+
+
+def check(code: int, stderr: str, message: str) -> None:
+    """Exit code 2 and one error, in one line, that says what is wrong."""
+    errors = [line for line in stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1, stderr
+    assert errors[0].startswith("yolact-deploy: error: "), stderr
+    assert stderr.splitlines()[-1] == errors[0], stderr
+    for word in message.split("|"):
+        assert word in errors[0]
+    assert "internal error" not in stderr
+    assert "Traceback" not in stderr
+    assert "Warning" not in stderr
+    assert code == 2
+
+
+IMAGES_DIR = str(IMAGES)
+LABELS = str(ANNOTATIONS)
+
+CASES = {
+    # corrupt checkpoints, and those of other classes than the configuration's
+    "corrupt-checkpoint-export": ("export --weights corrupt.pth --engine none", "corrupt.pth|damaged"),
+    "text-checkpoint-export": ("export --weights text.pth --engine none", "text.pth is not a weights file"),
+    "corrupt-checkpoint-predict": ("predict corrupt.pth good.png", "corrupt.pth|damaged"),
+    "corrupt-checkpoint-inspect": ("inspect corrupt.pth", "corrupt.pth|damaged"),
+    "wrong-class-checkpoint": (
+        "export --weights w.pth --config yolact_resnet50_pascal --engine none",
+        "w.pth|20 classes|80 classes|--config",
+    ),
+    "wrong-class-bench": (
+        f"bench --weights w.pth --config yolact_resnet50_pascal --images-dir {IMAGES_DIR}",
+        "w.pth|20 classes|80 classes",
+    ),
+    # text files and halves as ONNX
+    "text-onnx-build": ("build text.onnx", "text.onnx is not an ONNX file|yolact-deploy export"),
+    "text-onnx-predict": ("predict text.onnx good.png", "text.onnx is not an ONNX file"),
+    "text-onnx-bench": (f"bench --engine text.onnx --images-dir {IMAGES_DIR}", "text.onnx is not an ONNX file"),
+    "text-onnx-eval": (
+        f"eval --engine text.onnx --annotations {LABELS} --images-dir {IMAGES_DIR}",
+        "text.onnx is not an ONNX file",
+    ),
+    "text-onnx-inspect": ("inspect text.onnx", "text.onnx"),
+    "half-onnx-build": ("build half.onnx", "half.onnx|truncated"),
+    # truncated engines
+    "truncated-engine-inspect": ("inspect half.trt", "half.trt is cut short|500,000 of 1,000,000 bytes"),
+    "truncated-engine-predict": ("predict half.trt good.png", "half.trt"),
+    "truncated-engine-bench": (f"bench --engine half.trt --images-dir {IMAGES_DIR}", "half.trt"),
+    # images
+    "unreadable-image": ("predict model.onnx bad.jpg", "bad.jpg|damaged or not a picture"),
+    "empty-folder": ("predict model.onnx empty", "no pictures in folder empty"),
+    "empty-folder-bench": ("bench --engine model.onnx --images-dir empty", "empty has no pictures"),
+    "empty-coco-folder": ("bench --engine model.onnx --coco empty", "empty"),
+    # annotations
+    "missing-annotations-bench": (
+        f"bench --engine model.onnx --annotations none.json --images-dir {IMAGES_DIR}",
+        "none.json",
+    ),
+    "missing-annotations-eval": ("eval --results results.json --annotations none.json", "none.json"),
+    "missing-results-eval": (f"eval --results none.json --annotations {LABELS}", "none.json"),
+    "unknown-ids-bench": (
+        f"bench --engine model.onnx --annotations dragons.json --images-dir {IMAGES_DIR}",
+        "dragons.json|999|does not know",
+    ),
+    "unknown-ids-eval-model": (
+        f"eval --engine model.onnx --annotations dragons.json --images-dir {IMAGES_DIR}",
+        "dragons.json|999|does not know",
+    ),
+    "unknown-ids-eval-results": (f"eval --results results.json --annotations {LABELS}", "999"),
+    # places that cannot be written: below a file, which stops root, too
+    "unwritable-export": (
+        "export --weights w.pth --size 97 --engine none -o text.pth/m",
+        "cannot write text.pth/m.onnx",
+    ),
+    "unwritable-build": ("build model.onnx -o text.pth/m.trt", "cannot write text.pth/m.trt"),
+    "unwritable-predict": ("predict model.onnx good.png -o text.pth/out", "cannot write to folder text.pth/out"),
+    "unwritable-bench": (
+        f"bench --engine model.onnx --images-dir {IMAGES_DIR} --images 1 --warmup 0 --output text.pth/b.json",
+        "cannot write text.pth/b.json",
+    ),
+}
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "yolact_deploy", *command.split()],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("command", "message"), CASES.values(), ids=CASES)
+def test_wrong_input(here: Path, command: str, message: str) -> None:
+    if "build" in command.split()[0]:
+        pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    before = listing(here)
+    done = run(command, here)
+    check(done.returncode, done.stderr, message)
+    assert listing(here) == before
+
+
+# -- Ctrl-C ---------------------------------------------------------------------------------------------------------
+
+
+def wait_until(done: Callable[[], object], child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not done():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("number", "later"),
+    [(signal.SIGINT, 0.0), (signal.SIGINT, 1.5), (signal.SIGTERM, 1.5)],
+    ids=["at-once", "while-tracing", "SIGTERM"],
+)
+def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, later: float) -> None:
+    before = listing(here)
+    command = "export --weights w.pth --size 97 --engine none -o out/model"
+    with subprocess.Popen(
+        [sys.executable, "-m", "yolact_deploy", *command.split()],
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("exporting yolact_resnet50 (fp32) to out/model.onnx")
+        wait_until(lambda: list((here / "out").glob(".model-*")), child)  # the temporary file
+        time.sleep(later)
+        child.send_signal(number)
+        stdout, stderr = child.communicate(timeout=LIMIT)
+    check(child.returncode, stderr, "interrupted; nothing half-written was left")
+    assert stdout == ""
+    after = listing(here)
+    after.pop("out/", None)  # the folder itself may stay
+    assert after == before
+
+
+def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    before = listing(here)
+    with subprocess.Popen(
+        [sys.executable, "-m", "yolact_deploy", "build", "model.onnx", "-o", "built.trt"],
+        cwd=here,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        wait_until(lambda: list(here.glob(".built-*")), child)
+        child.send_signal(signal.SIGINT)
+        _, stderr = child.communicate(timeout=LIMIT)
+    check(child.returncode, stderr, "interrupted; nothing half-written was left")
+    assert listing(here) == before
+
+
+def test_importing_the_package_warns_of_nothing() -> None:
+    code = "import yolact_deploy; yolact_deploy.load; yolact_deploy.get_config('yolact_base')"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -126,7 +126,8 @@ class _Build:
         trt = self.trt
         builder = trt.Builder(self.logger)
         network = builder.create_network(self._network_flags())
-        self._parse(network, onnx_bytes)
+        # The network's weights are the parser's memory, so both it and the bytes must outlive the build.
+        parser = self._parse(network, onnx_bytes)
         versions = {**metadata.versions, self.flavour: trt.__version__}
         network.name = dataclasses.replace(metadata, versions=versions).to_json()
         config = builder.create_builder_config()
@@ -142,6 +143,7 @@ class _Build:
         config.progress_monitor = monitor
         with self._interruptible():
             plan = builder.build_serialized_network(network, config)
+        del parser
         if self.interrupted.is_set():
             raise KeyboardInterrupt
         if plan is None:
@@ -153,10 +155,10 @@ class _Build:
         flags = self.trt.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") and self.flavour != "rtx" else 0
 
-    def _parse(self, network: Any, onnx_bytes: bytes) -> None:
+    def _parse(self, network: Any, onnx_bytes: bytes) -> Any:
         parser = self.trt.OnnxParser(network, self.logger)
         if parser.parse(onnx_bytes):
-            return
+            return parser
         errors = []
         for i in range(parser.num_errors):
             error = parser.get_error(i)

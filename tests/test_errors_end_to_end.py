@@ -13,6 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -69,23 +71,27 @@ def annotations(path: Path, category_id: int) -> None:
     path.write_text(json.dumps(content))
 
 
+def fill(folder: Path, store: Path) -> Path:
+    """Put good files and every kind of bad one into a folder."""
+    (folder / "model.onnx").hardlink_to(store / "model.onnx")
+    (folder / "w.pth").symlink_to((store / "w.pth").resolve())
+    (folder / "corrupt.pth").write_bytes(beginning(store / "w.pth"))
+    (folder / "text.pth").write_text("not weights\n" * 100)
+    (folder / "text.onnx").write_text("not a network\n" * 100)
+    (folder / "half.onnx").write_bytes(beginning(store / "model.onnx"))
+    truncated_engine(folder / "half.trt")
+    (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
+    cv2.imwrite(str(folder / "good.png"), np.full((60, 80, 3), 99, np.uint8))
+    (folder / "empty").mkdir()
+    annotations(folder / "dragons.json", 999)
+    results = {"image_id": 196393, "category_id": 999, "bbox": [1, 1, 9, 9], "score": 0.5}
+    (folder / "results.json").write_text(json.dumps([results]))
+    return folder
+
+
 @pytest.fixture
 def here(store: Path, tmp_path: Path) -> Path:
-    """A folder with good files and with every kind of bad one."""
-    (tmp_path / "model.onnx").hardlink_to(store / "model.onnx")
-    (tmp_path / "w.pth").symlink_to((store / "w.pth").resolve())
-    (tmp_path / "corrupt.pth").write_bytes(beginning(store / "w.pth"))
-    (tmp_path / "text.pth").write_text("not weights\n" * 100)
-    (tmp_path / "text.onnx").write_text("not a network\n" * 100)
-    (tmp_path / "half.onnx").write_bytes(beginning(store / "model.onnx"))
-    truncated_engine(tmp_path / "half.trt")
-    (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
-    cv2.imwrite(str(tmp_path / "good.png"), np.full((60, 80, 3), 99, np.uint8))
-    (tmp_path / "empty").mkdir()
-    annotations(tmp_path / "dragons.json", 999)
-    results = {"image_id": 196393, "category_id": 999, "bbox": [1, 1, 9, 9], "score": 0.5}
-    (tmp_path / "results.json").write_text(json.dumps([results]))
-    return tmp_path
+    return fill(tmp_path, store)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
@@ -194,14 +200,38 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(("command", "message"), CASES.values(), ids=CASES)
-def test_wrong_input(here: Path, command: str, message: str) -> None:
-    if "build" in command.split()[0]:
+@dataclass
+class Outcome:
+    done: subprocess.CompletedProcess[str]
+    before: dict[str, tuple[int, int]]
+    after: dict[str, tuple[int, int]]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[Outcome]]]:
+    """What became of each case that was asked for; two run at a time."""
+
+    def run_case(name: str, folder: Path) -> Outcome:
+        fill(folder, store)
+        before = listing(folder)
+        done = run(CASES[name][0], folder)
+        return Outcome(done, before, listing(folder))
+
+    items = [item for item in request.session.items if getattr(item, "originalname", "") == "test_wrong_input"]
+    names = [item.callspec.params["case"] for item in items]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(run_case, name, tmp_path_factory.mktemp("case")) for name in names}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input(outcomes: dict[str, Future[Outcome]], case: str) -> None:
+    outcome = outcomes[case].result()
+    if case.endswith("-build"):
         pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
-    before = listing(here)
-    done = run(command, here)
-    check(done.returncode, done.stderr, message)
-    assert listing(here) == before
+    check(outcome.done.returncode, outcome.done.stderr, CASES[case][1])
+    assert outcome.after == outcome.before
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------------------------

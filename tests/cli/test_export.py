@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -199,7 +199,10 @@ def test_wrong_arguments(here: Path, capsys: pytest.CaptureFixture[str], argumen
 
 @pytest.mark.parametrize(
     ("fail", "message"),
-    [(stop, "far enough"), (lambda *args: os.kill(os.getpid(), 2), "interrupted; nothing half-written was left")],
+    [
+        (stop, "far enough"),
+        (lambda *args: signal.default_int_handler(2, None), "interrupted; nothing half-written was left"),
+    ],
 )
 def test_a_failing_export(
     resnet50_checkpoint: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,12 @@ ALL = -0.5  # a score threshold that takes every candidate
 Run = Callable[[Any, dict[str, Any]], list[Any]]
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """One for all tests: the plugin of each has a signal stack, and they must not be freed in another order."""
+    return pytest.importorskip("openvino").Core()
+
+
 @pytest.fixture(params=RUNTIMES)
 def run(request: pytest.FixtureRequest) -> Run:
     """Runs a model on named inputs."""
@@ -38,10 +45,9 @@ def run(request: pytest.FixtureRequest) -> Run:
             return list(session.run(None, feed))
 
         return run_ort
-    ov = pytest.importorskip("openvino")
+    core = openvino_core()
 
     def run_openvino(model: Any, feed: dict[str, Any]) -> list[Any]:
-        core = ov.Core()
         network = core.read_model(inline_functions(model).SerializeToString())
         compiled = core.compile_model(network, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         results = compiled(feed)

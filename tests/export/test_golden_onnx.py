@@ -7,7 +7,7 @@ input, so that nothing but the runtime is between them and the original.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,18 +86,25 @@ class Net:
 
 
 @pytest.fixture(scope="module", params=[(name, backend) for name in NAMES for backend in BACKENDS], ids="-".join)
-def net(request: pytest.FixtureRequest, export: Callable[..., Path]) -> Net:
+def net(request: pytest.FixtureRequest, export: Callable[..., Path]) -> Iterator[Net]:
     name, backend = request.param
     if get_config(name).is_plus:
         pytest.skip("YOLACT++ is not yet supported")
     pytest.importorskip(backend)
-    if backend == "onnxruntime":
+    net = Net(name, export, _backend(backend))
+    yield net
+    for opened in reversed(net.opened.values()):
+        opened.close()
+
+
+def _backend(name: str) -> Callable[..., Backend]:
+    if name == "onnxruntime":
         from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 
-        return Net(name, export, OnnxRuntimeBackend)
+        return OnnxRuntimeBackend
     from yolact_deploy.runtime.openvino import OpenVinoBackend
 
-    return Net(name, export, OpenVinoBackend)
+    return OpenVinoBackend
 
 
 def _check(net: Net, name: str, array: Any, atol: float) -> None:

@@ -31,7 +31,12 @@ from yolact_deploy.training.model import YolactModel  # noqa: E402
 SUPPORTED = [name for name in list_configs() if not get_config(name).is_plus]
 SMALL = 138
 # Networks that differ from another one in size or classes only are exported in one precision.
-SAME_NETWORK = {"yolact_im400": "fp16", "yolact_im700": "fp32", "yolact_resnet50_pascal": "fp16"}
+SAME_NETWORK = {
+    "yolact_base": "fp16",
+    "yolact_im400": "fp16",
+    "yolact_im700": "fp32",
+    "yolact_resnet50_pascal": "fp16",
+}
 CASES = [
     (name, precision)
     for name in SUPPORTED

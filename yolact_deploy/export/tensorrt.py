@@ -15,11 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import Metadata, atomic_write
-from yolact_deploy.errors import ExportError, MissingDependencyError, import_optional
+from yolact_deploy.errors import ExportError, MissingDependencyError, OutputError, import_optional
 from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
 
 FLAVOURS = ("tensorrt", "rtx")
@@ -83,6 +84,8 @@ def build_engine(
         ExportError: TensorRT cannot parse or build the network; the message names the node.
         OutputError: the engine cannot be written.
     """
+    if Path(engine_path).resolve() == Path(onnx_path).resolve():
+        raise OutputError(f"the engine would overwrite {onnx_path}: give it another name with -o")
     model = read_onnx(onnx_path)
     metadata = onnx_metadata(model, onnx_path)
     chosen = available_flavour() if flavour == "auto" else flavour
@@ -94,113 +97,138 @@ def build_engine(
     if target_sm is not None and chosen != "rtx":
         raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")
     trt = import_tensorrt(chosen)
+    options = _Options(workspace_mib, optimization_level, _capability(trt, target_sm))
     start = time.perf_counter()
     with atomic_write(engine_path) as temporary:
-        plan = _Build(trt, chosen, onnx_path, progress).run(
-            model.SerializeToString(), metadata, workspace_mib, optimization_level, target_sm
-        )
-        temporary.write_bytes(memoryview(plan))
+        plan = _Build(trt, chosen, metadata, options, progress).run(model.SerializeToString(), str(onnx_path))
+        temporary.write_bytes(plan)
     seconds = time.perf_counter() - start
-    return EngineReport(Path(engine_path), chosen, trt.__version__, plan.nbytes, seconds)
+    return EngineReport(Path(engine_path), chosen, trt.__version__, len(plan), seconds)
+
+
+def _capability(trt: Any, target_sm: str | None) -> Any:
+    if target_sm is None:
+        return None
+    known = trt.ComputeCapability.__members__
+    name = f"SM{target_sm.upper().removeprefix('SM').replace('.', '')}"
+    if name not in known:
+        raise ExportError(f"unknown compute capability {target_sm!r}; known are {', '.join(known)}")
+    return known[name]
+
+
+@dataclass(frozen=True)
+class _Options:
+    workspace_mib: int | None
+    optimization_level: int | None
+    capability: Any
 
 
 class _Build:
-    """One build with one TensorRT."""
+    """One build with one TensorRT.
 
-    def __init__(self, trt: Any, flavour: str, source: str | os.PathLike[str], progress: Progress | None) -> None:
+    TensorRT's objects depend on each other's lifetimes, and an exception's traceback keeps them alive in no order. So
+    they all live and die inside :meth:`_make`, which raises nothing but reports what went wrong.
+    """
+
+    def __init__(
+        self, trt: Any, flavour: str, metadata: Metadata, options: _Options, progress: Progress | None
+    ) -> None:
         self.trt = trt
         self.flavour = flavour
-        self.source = source
+        self.options = options
         self.progress = progress
-        self.logger = _quiet_logger(trt)
+        self.logger = _logger(flavour)
         self.interrupted = threading.Event()
+        versions = {**metadata.versions, flavour: trt.__version__}
+        self.metadata = dataclasses.replace(metadata, versions=versions)
 
-    def run(
-        self,
-        onnx_bytes: bytes,
-        metadata: Metadata,
-        workspace_mib: int | None,
-        optimization_level: int | None,
-        target_sm: str | None,
-    ) -> Any:
-        trt = self.trt
-        builder = trt.Builder(self.logger)
-        network = builder.create_network(self._network_flags())
-        # The network's weights are the parser's memory, so both it and the bytes must outlive the build.
-        parser = self._parse(network, onnx_bytes)
-        versions = {**metadata.versions, self.flavour: trt.__version__}
-        network.name = dataclasses.replace(metadata, versions=versions).to_json()
-        config = builder.create_builder_config()
-        if workspace_mib is not None:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mib << 20)
-        if optimization_level is not None:
-            config.builder_optimization_level = optimization_level
-        if target_sm is not None:
-            self._target(config, target_sm)
-        self._add_profile(builder, network, config, metadata)
-        # The monitor must outlive the build: TensorRT keeps no reference to it.
-        monitor = _make_monitor(trt, self.progress, self.interrupted)
-        config.progress_monitor = monitor
+    def run(self, onnx_bytes: bytes, source: str) -> bytes:
+        """The plan; raises :class:`ExportError` with TensorRT's reasons, or KeyboardInterrupt."""
+        self.logger.errors.clear()
         with self._interruptible():
-            plan = builder.build_serialized_network(network, config)
-        del parser
+            plan, step, reason = self._make(onnx_bytes)
         if self.interrupted.is_set():
             raise KeyboardInterrupt
         if plan is None:
-            raise ExportError(f"TensorRT cannot build {self.source}: {self._complaints()}")
+            raise ExportError(f"TensorRT {self.trt.__version__} cannot {step} {source}: {reason}")
         return plan
+
+    def _make(self, onnx_bytes: bytes) -> tuple[bytes | None, str, str]:
+        """The plan, or None and the step that failed and why."""
+        builder = self.trt.Builder(self.logger)
+        network = builder.create_network(self._network_flags())
+        parser = self.trt.OnnxParser(network, self.logger)
+        config = builder.create_builder_config()
+        # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
+        monitor = _make_monitor(self.trt, self.progress, self.interrupted)
+        plan, step, reason = None, "parse", self._parse(parser, onnx_bytes)
+        if not reason:
+            network.name = self.metadata.to_json()
+            self._configure(config)
+            self._add_profile(builder, network, config)
+            config.progress_monitor = monitor
+            memory = builder.build_serialized_network(network, config)
+            plan = None if memory is None else bytes(memory)
+            step, reason = "build", self._complaints()
+            del memory
+        del config, monitor, parser, network, builder
+        return plan, step, reason
 
     def _network_flags(self) -> int:
         """Strong typing is a flag in TensorRT 10 and the only way in 11 and RTX."""
         flags = self.trt.NetworkDefinitionCreationFlag
         return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") and self.flavour != "rtx" else 0
 
-    def _parse(self, network: Any, onnx_bytes: bytes) -> Any:
-        parser = self.trt.OnnxParser(network, self.logger)
+    def _parse(self, parser: Any, onnx_bytes: bytes) -> str:
+        """Parse, and say what is wrong; empty when nothing is."""
         if parser.parse(onnx_bytes):
-            return parser
-        errors = []
-        for i in range(parser.num_errors):
-            error = parser.get_error(i)
-            errors.append(f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}")
-        reasons = "; ".join(errors) or self._complaints()
-        raise ExportError(f"TensorRT {self.trt.__version__} cannot parse {self.source}: {reasons}")
+            return ""
+        errors = [parser.get_error(i) for i in range(parser.num_errors)]
+        told = [f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors]
+        return "; ".join(told) or self._complaints()
 
-    def _target(self, config: Any, target_sm: str) -> None:
-        known = self.trt.ComputeCapability.__members__
-        name = f"SM{target_sm.upper().removeprefix('SM').replace('.', '')}"
-        if name not in known:
-            raise ExportError(f"unknown compute capability {target_sm!r}; known are {', '.join(known)}")
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(known[name], 0)
+    def _configure(self, config: Any) -> None:
+        if self.options.workspace_mib is not None:
+            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.options.workspace_mib << 20)
+        if self.options.optimization_level is not None:
+            config.builder_optimization_level = self.options.optimization_level
+        if self.options.capability is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(self.options.capability, 0)
 
-    def _add_profile(self, builder: Any, network: Any, config: Any, metadata: Metadata) -> None:
+    def _add_profile(self, builder: Any, network: Any, config: Any) -> None:
         images = network.get_input(0)
         shape = tuple(images.shape)
         if shape[0] != -1:
             return
         profile = builder.create_optimization_profile()
-        profile.set_shape(images.name, *((count, *shape[1:]) for count in metadata.batch))
+        profile.set_shape(images.name, *((count, *shape[1:]) for count in self.metadata.batch))
         config.add_optimization_profile(profile)
 
     def _complaints(self) -> str:
-        return "; ".join(self.logger.errors) or "no reason given; try --debug"
+        return "; ".join(self.logger.errors) or "no reason given"
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C cancel the build at its next step: an exception must not travel through TensorRT."""
+        """Let Ctrl-C or SIGTERM cancel the build at its next step: no exception may travel through TensorRT."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, lambda *_: self.interrupted.set())
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, lambda *_: self.interrupted.set()) for number in signals]
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)
 
 
-def _quiet_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is only known at run time
+@lru_cache
+def _logger(flavour: str) -> Any:
+    """One logger a process: TensorRT keeps a pointer to the first it was given, for good."""
+    trt = import_tensorrt(flavour)
+
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]  # the base class is only known at run time
         """Keeps TensorRT's errors for our own message."""
 
         def __init__(self) -> None:

@@ -5,6 +5,7 @@ In BF16 OpenVINO keeps what follows the last convolutions (softmax, box decoding
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class OpenVinoBackend(Backend):
         self.precision = precision
         low, _, self.max_batch = self.metadata.batch
         self.fixed_batch = low == self.max_batch
-        core = self._ov.Core()
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
@@ -71,3 +72,13 @@ class OpenVinoBackend(Backend):
 
     def close(self) -> None:
         del self._request, self._compiled
+
+
+@lru_cache
+def _core() -> Any:
+    """One Core a process, never freed.
+
+    The CPU plugin of each Core installs a signal stack and puts back the one before when it is freed; freed in another
+    order than made, they leave the process with a stack that is gone, and the next signal kills it.
+    """
+    return import_optional("openvino", "openvino", "Running an ONNX file in OpenVINO").Core()

@@ -13,6 +13,10 @@ from deterministic import deterministic_state
 from yolact_deploy.config import YolactConfig, get_config
 
 
+# Of export_onnx, so that what is said and what is left out share a file.
+DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input_dtype": "uint8", "cross_class": False}
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
     """``make_model(name, size)``: a named network with its deterministic weights, cached, in evaluation mode."""
@@ -58,7 +62,7 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     files: dict[Any, Path] = {}
 
     def get(name: str, size: int | None = None, **options: Any) -> Path:
-        key = (name, size, tuple(sorted(options.items())))
+        key = (name, size, *sorted({**DEFAULTS, **options}.items()))
         if key not in files:
             path = folder / f"{name}_{len(files)}.onnx"
             export_onnx(make_model(name, size), path, **options)

@@ -12,7 +12,6 @@ from deterministic import deterministic_state
 
 from yolact_deploy.config import YolactConfig, get_config
 
-
 # Of export_onnx, so that what is said and what is left out share a file.
 DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input_dtype": "uint8", "cross_class": False}
 

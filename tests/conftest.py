@@ -16,6 +16,8 @@ for folder in (TESTS, GOLDEN, TESTS.parent):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+pytest_plugins = ("fake_cuda.plugin",)
+
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep torch to two threads, once some collected test has imported it."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
-from yolact_deploy.detections import Detections
+from yolact_deploy.detections import Detections, PackedMasks
 from yolact_deploy.errors import MissingDependencyError
 
 HEIGHT, WIDTH = 30, 40
@@ -217,3 +217,100 @@ def test_draw_copies() -> None:
     assert drawn.any()
     assert not image.any()
     np.testing.assert_array_equal(make(0).draw(image), image)
+
+
+# -- masks that were pasted by somebody else ------------------------------------------------------------------------
+
+
+def pack(masks: Any) -> PackedMasks:
+    """Masks bool [n, H, W] as a GPU gives them: the window of each begins at a byte, its rows fill whole words."""
+    num, height, width = masks.shape
+    windows, words = np.zeros((num, 6), np.int32), [np.zeros(3, np.uint32)]  # something of no mask ahead
+    for window, mask in zip(windows, masks, strict=True):
+        first = sum(map(len, words))
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            window[5] = first
+            continue
+        x, y = int(columns[0]) // 8 * 8, int(rows[0])
+        part = mask[y : rows[-1] + 1, x : columns[-1] + 1]
+        padded = np.pad(part, ((0, 0), (0, -part.shape[1] % 32)))
+        bits = np.packbits(padded, axis=1)
+        window[:] = x, y, part.shape[1], part.shape[0], bits.shape[1] // 4, first
+        words.append(bits.reshape(-1).view(np.uint32))
+    return PackedMasks(windows, np.concatenate(words), height, width)
+
+
+def random_masks(num: int, height: int, width: int) -> Any:
+    rng = np.random.default_rng(height * width)
+    masks = np.zeros((num, height, width), np.bool_)
+    for mask in masks[1:]:
+        (y1, y2), (x1, x2) = np.sort(rng.integers(0, height, 2)), np.sort(rng.integers(0, width, 2))
+        mask[y1 : y2 + 1, x1 : x2 + 1] = rng.random((y2 - y1 + 1, x2 - x1 + 1)) < 0.7
+    return masks
+
+
+def from_masks(masks: Any) -> tuple[Detections, Detections]:
+    """The same detections with packed masks, and with masks that are pasted at their own size."""
+    num, height, width = masks.shape
+    boxes = np.tile(np.float32([0.1, 0.2, 0.9, 0.8]), (num, 1))
+    scores, labels = np.linspace(0.9, 0.2, num, dtype=np.float32), np.arange(num)
+    both = (
+        Detections.from_normalized(boxes, scores, labels, held, class_names=COCO_NAMES, height=height, width=width)
+        for held in (pack(masks), masks.astype(np.float32))
+    )
+    return next(both), next(both)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 5), (4, 1, 1), (9, 33, 64), (7, 40, 65), (12, 61, 127)])
+def test_packed_masks_are_the_same_masks(shape: tuple[int, int, int]) -> None:
+    masks = random_masks(*shape)
+    ours, theirs = from_masks(masks)
+    np.testing.assert_array_equal(ours.masks, masks)
+    np.testing.assert_array_equal(ours.packed_masks(), theirs.packed_masks())
+    np.testing.assert_array_equal(ours.packed_masks(), np.packbits(masks, axis=-1))
+    np.testing.assert_array_equal(ours.areas(), masks.sum(axis=(1, 2)))
+    assert ours.rle() == theirs.rle()
+    assert ours.to_json() == theirs.to_json()
+    assert ours.to_coco(1, COCO_CATEGORY_IDS) == theirs.to_coco(1, COCO_CATEGORY_IDS)
+    for one, other in zip(ours.polygons(), theirs.polygons(), strict=True):
+        assert [p.tolist() for p in one] == [p.tolist() for p in other]
+    image = np.full((*shape[1:], 3), 200, np.uint8)
+    np.testing.assert_array_equal(ours.draw(image), theirs.draw(image))
+
+
+def test_packed_masks_are_packed_without_being_unpacked() -> None:
+    found, _ = from_masks(random_masks(6, 40, 50))
+    found.packed_masks()
+    assert "crops" not in found.prototype_masks.__dict__
+    assert found.crops is found.crops, "unpacked once"
+
+
+def test_choosing_among_packed_masks() -> None:
+    masks = random_masks(6, 40, 50)
+    found, _ = from_masks(masks)
+    np.testing.assert_array_equal(found[[4, 1]].masks, masks[[4, 1]])
+    np.testing.assert_array_equal(found[[4, 1]].packed_masks(), np.packbits(masks[[4, 1]], axis=-1))
+    np.testing.assert_array_equal(np.concatenate([one.masks for one in found]), masks)
+    chosen = found.above(0.5)
+    np.testing.assert_array_equal(chosen.masks, masks[: len(chosen)])
+    _ = found.crops
+    assert found[2:3].crops.crops[0] is found.crops.crops[2], "what is unpacked is not unpacked again"
+    assert len(found[:0].masks) == 0
+
+
+def test_boxes_in_pixels() -> None:
+    boxes = np.float32([[0.75, -0.5, 0.25, 1.5], [0, 0, 1, 1], [0.2, 0.9, 0.3, 0.1], [1.25, 1.5, 2, 2]])
+    found = Detections.from_normalized(
+        boxes,
+        np.ones(4, np.float32),
+        np.zeros(4, int),
+        np.zeros((4, 2, 2)),
+        class_names=COCO_NAMES,
+        height=40,
+        width=80,
+    )
+    # Sorted; the lower held at 0, the upper at the size, and nothing else.
+    expected = [[20, 0, 60, 40], [0, 0, 80, 40], [16, 4, 24, 36], [100, 60, 80, 40]]
+    np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
+    assert found.boxes.dtype == np.float32

@@ -9,6 +9,7 @@ import pytest
 import yolact_deploy
 from yolact_deploy.errors import ArtifactError, BackendError, InputError
 from yolact_deploy.loading import ModelSpec
+from yolact_deploy.runtime.nvidia import find_driver
 
 
 @pytest.mark.parametrize(
@@ -27,10 +28,22 @@ from yolact_deploy.loading import ModelSpec
         ("yolact.onnx@openvino:", ModelSpec(Path("yolact.onnx"), "openvino")),
         ("me@home/yolact.onnx@torch", ModelSpec(Path("me@home/yolact.onnx"), "torch")),
         ("w.pth@torch", ModelSpec(Path("w.pth"), "torch")),
+        ("m.trt@tensorrt:device=cuda:1", ModelSpec(Path("m.trt"), "tensorrt", device="cuda:1")),
+        ("m.onnx@onnxruntime:provider=cuda", ModelSpec(Path("m.onnx"), "onnxruntime", provider="cuda")),
+        (
+            "m.onnx@onnxruntime-tf32:device=cuda:2,provider=cuda,tail=graph",
+            ModelSpec(Path("m.onnx"), "onnxruntime", "tf32", None, "graph", "cuda:2", "cuda"),
+        ),
+        (
+            "w.pth@torch-fp16:device=cuda,compile=yes",
+            ModelSpec(Path("w.pth"), "torch", "fp16", device="cuda", compile=True),
+        ),
+        ("w.pth@torch:compile=no", ModelSpec(Path("w.pth"), "torch")),
     ],
 )
 def test_parse(text: str, spec: ModelSpec) -> None:
     assert ModelSpec.parse(text) == spec
+    assert ModelSpec.parse(spec.spelling()) == spec
 
 
 @pytest.mark.parametrize(
@@ -38,11 +51,14 @@ def test_parse(text: str, spec: ModelSpec) -> None:
     [
         ("yolact.onnx@tflite", "unknown backend 'tflite' after '@'; known are onnxruntime"),
         ("yolact.onnx@", "unknown backend ''"),
-        ("yolact.onnx@openvino-fp8", "unknown precision 'fp8'; known are fp32, bf16"),
+        ("yolact.onnx@openvino-fp8", "unknown precision 'fp8'; known are fp32, tf32, fp16, bf16"),
         ("yolact.onnx@openvino:threads=0", "unknown option 'threads=0'"),
-        ("yolact.onnx@openvino:threads=many", "unknown option 'threads=many'; known are threads=N and tail="),
+        ("yolact.onnx@openvino:threads=many", "unknown option 'threads=many'; known are threads=N, tail="),
         ("yolact.onnx@openvino:tail=gpu", "unknown option 'tail=gpu'"),
         ("yolact.onnx@openvino:batch=2", "unknown option 'batch=2'"),
+        ("yolact.onnx@onnxruntime:provider=dml", "unknown option 'provider=dml'; known are threads=N"),
+        ("w.pth@torch:compile=maybe", "unknown option 'compile=maybe'"),
+        ("w.pth@torch:device=gpu", "unknown device 'gpu': expected cpu, cuda or cuda:N"),
     ],
 )
 def test_parse_errors(text: str, message: str) -> None:
@@ -81,9 +97,61 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         yolact_deploy.load(tmp_path / "model.onnx", precision="bf16")
 
 
-@pytest.mark.parametrize("suffix", [".trt", ".engine", ".plan", ".TRT"])
-def test_engines_are_not_run_yet(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"model{suffix}"
-    path.touch()
-    with pytest.raises(BackendError, match=r"cannot run them yet\. Run the ONNX file"):
-        yolact_deploy.load(path)
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("m.onnx@openvino:device=cuda", "openvino runs on the CPU here: for a GPU use onnxruntime:provider=cuda"),
+        ("m.onnx@openvino:provider=cpu", "openvino has no option 'provider'; it has threads, tail, device"),
+        ("m.onnx@openvino-fp16", "computes in the precision of the file"),
+        ("m.onnx@onnxruntime:compile=yes", "onnxruntime has no option 'compile'"),
+        ("m.onnx@onnxruntime:provider=cpu,device=cuda", "provider=cpu does not run on device=cuda"),
+        ("m.onnx@onnxruntime:provider=rtx,device=cpu", "provider=rtx does not run on device=cpu"),
+        ("m.onnx@onnxruntime:provider=cuda,threads=2", "threads are of provider=cpu"),
+        ("m.onnx@onnxruntime-tf32", "onnxruntime-tf32 is a choice of provider=cuda only"),
+        ("m.onnx@onnxruntime-tf32:provider=tensorrt", "onnxruntime-tf32 is a choice of provider=cuda only"),
+        ("w.pth@torch:provider=cuda", "torch has no option 'provider'"),
+        ("w.pth@torch-tf32", "torch-tf32 is a choice of device=cuda only"),
+        ("m.trt@tensorrt:device=cpu", "tensorrt runs on a GPU: for the CPU use the ONNX file"),
+        ("m.trt@tensorrt:threads=2", "tensorrt has no option 'threads'; it has device"),
+        ("m.trt@tensorrt-fp16", "computes in the precision of the file"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, spelling: str, message: str) -> None:
+    (tmp_path / spelling.partition("@")[0]).touch()
+    with pytest.raises(InputError, match=message):
+        yolact_deploy.load(tmp_path / spelling)
+
+
+def test_arguments_win_over_the_spelling(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").touch()
+    with pytest.raises(InputError, match="provider=rtx does not run on device=cpu"):
+        yolact_deploy.load(f"{tmp_path / 'm.onnx'}@onnxruntime:provider=cuda,device=cuda", provider="rtx", device="cpu")
+
+
+def has_driver() -> bool:
+    try:
+        find_driver()
+    except BackendError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA GPU")
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "m.onnx@onnxruntime:provider=cuda",
+        "m.onnx@onnxruntime:provider=tensorrt,tail=graph",
+        "m.onnx@onnxruntime:provider=rtx",
+        "m.onnx@onnxruntime:device=cuda:1",
+        "w.pth@torch:device=cuda",
+        "w.pth@torch-fp16:device=cuda,compile=yes",
+    ],
+)
+def test_without_a_driver_that_is_the_first_thing_said(tmp_path: Path, spelling: str) -> None:
+    """Before the file is read, which here is empty, and before a package is missed."""
+    (tmp_path / spelling.partition("@")[0]).touch()
+    with pytest.raises(
+        BackendError, match=r"^no NVIDIA driver here \(libcuda\.so\.1 cannot be loaded\): use a machine"
+    ):
+        yolact_deploy.load(tmp_path / spelling)

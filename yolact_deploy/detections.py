@@ -1,6 +1,9 @@
 """`Detections`: what a model found in one image, and the forms in which people want it.
 
-Masks are kept at prototype resolution until somebody asks for them; then each is pasted only where it has pixels.
+Masks stay as the backend gave them until somebody asks: at prototype resolution, to be pasted only where they have
+pixels, or already pasted by a GPU as packed bits of each box.
+
+Legend: n detections, H x W the image.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.paste import MaskCrops, paste_windows
-from yolact_deploy.postprocess import MaskWindows, sanitize_coordinates
+from yolact_deploy.postprocess import MaskWindows
 
 if TYPE_CHECKING:
     import supervision
@@ -44,6 +47,55 @@ class PrototypeMasks:
             chosen.__dict__["crops"] = self.crops.select(index)
         return chosen
 
+    def packed(self) -> NDArray[np.uint8]:
+        """Masks as bits, uint8 [n, H, ceil(W / 8)]."""
+        return self.crops.packed()
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """Masks that are pasted already: one bit a pixel, each mask only where its box is.
+
+    Attributes:
+        windows: int32 [n, 6]: x, y, width and height of each mask's part of the image, words of one of its rows, and
+            the number of its first word in ``bits``. x is a multiple of 8; a mask without pixels has width 0
+        bits: uint32, rows of all masks; in the order of memory their bytes are those of np.packbits
+        height: of the image, in pixels
+        width: of the image, in pixels
+    """
+
+    windows: NDArray[np.int32]
+    bits: NDArray[np.uint32]
+    height: int
+    width: int
+
+    @cached_property
+    def crops(self) -> MaskCrops:
+        crops = []
+        for row, (_, _, width, _, _, _) in zip(self._rows(), self.windows.tolist(), strict=True):
+            crops.append(np.unpackbits(row, axis=1, count=width).view(np.bool_))
+        return MaskCrops(self.height, self.width, self.windows[:, :2].astype(np.int64), tuple(crops))
+
+    def select(self, index: NDArray[np.intp]) -> PackedMasks:
+        chosen = PackedMasks(self.windows[index], self.bits, self.height, self.width)
+        if "crops" in self.__dict__:
+            chosen.__dict__["crops"] = self.crops.select(index)
+        return chosen
+
+    def packed(self) -> NDArray[np.uint8]:
+        """Masks as bits, uint8 [n, H, ceil(W / 8)]: whole bytes are copied, none is unpacked."""
+        out = np.zeros((len(self.windows), self.height, -(-self.width // 8)), dtype=np.uint8)
+        for bits, row, (x, y, _, height, _, _) in zip(out, self._rows(), self.windows.tolist(), strict=True):
+            bits[y : y + height, x // 8 : x // 8 + row.shape[1]] = row
+        return out
+
+    def _rows(self) -> Iterator[NDArray[np.uint8]]:
+        """The bytes of each mask that hold pixels, [height, ceil(width / 8)]; memory is shared."""
+        data = self.bits.view(np.uint8)
+        for _, _, width, height, words, first in self.windows.tolist():
+            rows = data[4 * first : 4 * (first + height * words)].reshape(height, 4 * words)
+            yield rows[:, : -(-width // 8)]
+
 
 @dataclass(frozen=True, eq=False)
 class Detections:
@@ -64,7 +116,7 @@ class Detections:
     class_names: tuple[str, ...]
     height: int
     width: int
-    prototype_masks: PrototypeMasks
+    prototype_masks: PrototypeMasks | PackedMasks
 
     @classmethod
     def from_normalized(
@@ -72,7 +124,7 @@ class Detections:
         boxes: NDArray[np.float32],
         scores: NDArray[np.float32],
         labels: NDArray[np.integer[Any]],
-        masks: NDArray[Any] | MaskWindows,
+        masks: NDArray[Any] | MaskWindows | PackedMasks,
         *,
         class_names: tuple[str, ...],
         height: int,
@@ -82,21 +134,22 @@ class Detections:
         """From a detector's output: boxes [n, 4] normalised, and masks at prototype resolution.
 
         Args:
-            masks: cropped probabilities [n, h, w], or windows of them
+            masks: cropped probabilities [n, h, w], or windows of them, or masks that are pasted already
         """
-        windows = masks if isinstance(masks, MaskWindows) else MaskWindows.from_dense(masks)
-        x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width)
-        y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height)
-        pixels = np.stack([x1, y1, x2, y2], axis=1).astype(np.float32, copy=False)
-        prototypes = PrototypeMasks(windows, height, width, paste)
+        held: PrototypeMasks | PackedMasks
+        if isinstance(masks, PackedMasks):
+            held = masks
+        else:
+            windows = masks if isinstance(masks, MaskWindows) else MaskWindows.from_dense(masks)
+            held = PrototypeMasks(windows, height, width, paste)
         return cls(
-            pixels,
+            _pixel_boxes(boxes, height, width),
             scores.astype(np.float32, copy=False),
             labels.astype(np.int64),
             class_names,
             height,
             width,
-            prototypes,
+            held,
         )
 
     # -- a sequence -------------------------------------------------------------------------------------------------
@@ -156,7 +209,7 @@ class Detections:
 
     def packed_masks(self) -> NDArray[np.uint8]:
         """Masks as bits, uint8 [n, H, ceil(W / 8)]; np.unpackbits(..., axis=-1, count=W) gives them back."""
-        return self.crops.packed()
+        return self.prototype_masks.packed()
 
     def rle(self) -> list[dict[str, Any]]:
         """COCO run-length encodings, ready for pycocotools and JSON."""
@@ -243,3 +296,13 @@ class Detections:
         from yolact_deploy.draw import draw_detections
 
         return draw_detections(image, self, alpha=alpha, labels=labels)
+
+
+def _pixel_boxes(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Normalised boxes [n, 4] in pixels: corners sorted, the lower held at 0, the upper at the image's size."""
+    size = np.array([width, height], np.float32)
+    corners = boxes.reshape(-1, 2, 2) * size
+    pixels = np.empty_like(corners)
+    np.maximum(np.minimum(corners[:, 0], corners[:, 1]), 0, out=pixels[:, 0])
+    np.minimum(np.maximum(corners[:, 0], corners[:, 1]), size, out=pixels[:, 1])
+    return pixels.reshape(-1, 4).astype(np.float32, copy=False)

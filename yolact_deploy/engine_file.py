@@ -21,6 +21,10 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import ArtifactError
 
 KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
+_FLAVOURS = {"TensorRT": "tensorrt", "TensorRT for RTX": "rtx"}
+
+#: among the versions of an engine's metadata: how our plugins got into it; an engine without them has no such entry
+PLUGINS_KEY = "plugins"
 
 _HEADER_BYTES = 28
 _SCHEMA = re.compile(rb'"schema":\d')
@@ -35,6 +39,11 @@ class EngineHeader:
     kind: str  #: "TensorRT" or "TensorRT for RTX"
     version: str  #: of the builder: major.minor.patch.build
     size: int  #: bytes of the file
+
+    @property
+    def flavour(self) -> str:
+        """The flavour, "tensorrt" or "rtx", as :mod:`yolact_deploy.runtime.tensorrt_api` has it."""
+        return _FLAVOURS[self.kind]
 
 
 def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:
@@ -64,6 +73,14 @@ def read_engine_metadata(path: str | os.PathLike[str]) -> Metadata:
             "Build it with: yolact-deploy build MODEL.onnx"
         )
     return Metadata.from_json(text, str(path))
+
+
+def plugin_kind(metadata: Metadata) -> str:
+    """How FastNMS and MaskAssembly are in an engine: "none" (TensorRT's own layers), "aot" or "v3".
+
+    An engine with "v3" needs `yolact_deploy.runtime.plugins.register_creators` before it is loaded.
+    """
+    return metadata.versions.get(PLUGINS_KEY, "none")
 
 
 @contextlib.contextmanager

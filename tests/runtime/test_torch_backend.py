@@ -168,6 +168,11 @@ def test_describe_and_threads(model: Any) -> None:
             "backend": "torch",
             "version": torch.__version__,
             "threads": 1,
+            "device": "cpu",
+            "precision": "fp32",
+            "channels_last": False,
+            "compiled": False,
+            "tail": "torch",
         }
     finally:
         torch.set_num_threads(before)

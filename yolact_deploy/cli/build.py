@@ -5,7 +5,8 @@ stands in its network name. TensorRT for RTX builds without a GPU.
 
 examples:
   yolact-deploy build yolact_base.onnx                       yolact_base.trt beside it
-  yolact-deploy build yolact_base.onnx --engine rtx --target-sm 89
+  yolact-deploy build yolact_base.onnx --engine rtx --target-sm 86,89
+  yolact-deploy build batch_1_to_16.onnx --profile 1:1:4 --profile 4:8:16
 """
 
 from __future__ import annotations
@@ -33,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     engine_path = Path(args.output) if args.output else onnx_path.with_suffix(".trt")
     report = export.build(args, onnx_path, engine_path, args.engine)
     if args.json:
-        print_json(export.engine_json(report))
+        print_json(report.to_json())
     return 0

@@ -46,4 +46,3 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
         chosen = (finding for finding in findings if finding.kind == kind)
         rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, f.cure) for f in chosen]
         print_table(["", "works", "version", "", "what to do"], rows, title=title)
-    print("Engines (.trt) are built here and run with trtexec; this version of yolact-deploy does not run them itself.")

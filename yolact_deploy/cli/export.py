@@ -13,13 +13,15 @@ examples:
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from yolact_deploy.export.parity import ParityReport
-    from yolact_deploy.export.tensorrt import EngineReport
+    from yolact_deploy.export.tensorrt import BuildOptions, EngineReport
 
 HELP = "write ONNX and a TensorRT engine from weights, and check them against the eager model"
 
@@ -63,12 +65,50 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         default="auto",
         help="TensorRT to build with; auto: TensorRT, else TensorRT for RTX, whichever is installed",
     )
-    parser.add_argument("--workspace", type=int, metavar="MIB", help="limit of TensorRT's scratch memory")
+    parser.add_argument("--workspace", type=_positive, metavar="MIB", help="limit of TensorRT's scratch memory")
     parser.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="0..5", help="effort of the builder"
+        "--optimization-level", type=int, choices=range(6), metavar="0..5", help="effort of the builder (default 3)"
     )
     parser.add_argument(
-        "--target-sm", metavar="SM", help="RTX: compute capability, such as 89; by default 8.0 and later"
+        "--profile",
+        type=_batch,
+        action="append",
+        default=[],
+        metavar="MIN:OPT:MAX",
+        help="batches to optimize for, where the ONNX file's batch is dynamic; may be repeated (default: as exported)",
+    )
+    parser.add_argument(
+        "--plugin",
+        choices=("auto", "on", "off", "v3", "aot"),
+        default="auto",
+        help="CUDA plugins for Fast NMS and mask assembly: auto, where they go into the engine ahead of time (TensorRT "
+        "10.8 and later); on, in Python if need be; off, the functions in the file; v3 or aot, that kind. TensorRT for "
+        "RTX keeps the functions, unless v3 asks for what has never been run there",
+    )
+    parser.add_argument(
+        "--target-sm",
+        action="append",
+        default=[],
+        metavar="SM",
+        help="RTX: compute capability, such as 89 or 8.6,8.9; may be repeated (default: 8.0 and later)",
+    )
+    parser.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="take the engine from the cache folder if the same was built before, and else keep it there",
+    )
+    parser.add_argument(
+        "--timing-cache",
+        metavar="FILE",
+        help="TensorRT: timings of earlier builds; 'off' for none (default: a file in the cache folder)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=1800.0,
+        metavar="SECONDS",
+        help="for another build of the same engine (default 1800)",
     )
 
 
@@ -120,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if flavour is not None:
         report = build(args, onnx_path, onnx_path.with_suffix(".trt"), flavour)
-        result["engine"] = engine_json(report)
+        result["engine"] = report.to_json()
     if args.json:
         print_json(result)
     return 0
@@ -131,29 +171,37 @@ def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour:
     from yolact_deploy.console import step_progress
     from yolact_deploy.export.tensorrt import build_engine
 
+    def tell(text: str) -> None:
+        if not args.quiet:
+            print(text, file=sys.stderr)
+
     with step_progress(f"building {engine_path.name}", quiet=args.quiet) as progress:
         report = build_engine(
-            onnx_path,
-            engine_path,
-            flavour=flavour,
-            workspace_mib=args.workspace,
-            optimization_level=args.optimization_level,
-            target_sm=args.target_sm,
-            progress=progress,
+            onnx_path, engine_path, flavour=flavour, options=engine_options(args), progress=progress, tell=tell
         )
     name = "TensorRT for RTX" if report.flavour == "rtx" else "TensorRT"
-    _say(args, f"wrote {report.path} ({report.bytes / 1e6:.1f} MB, {name} {report.version}) in {report.seconds:.1f} s")
+    how = "taken from the cache" if report.cached else "wrote"
+    size = f"{report.bytes / 1e6:.1f} MB, {name} {report.version}"
+    _say(args, f"{how} {report.path} ({size}) in {report.seconds:.1f} s, for {report.target}")
+    _say(args, f"plugins: {report.plugin} ({report.plugin_reason})")
     return report
 
 
-def engine_json(report: EngineReport) -> dict[str, Any]:
-    return {
-        "path": str(report.path),
-        "bytes": report.bytes,
-        "seconds": round(report.seconds, 2),
-        "tensorrt": report.flavour,
-        "version": report.version,
-    }
+def engine_options(args: argparse.Namespace) -> BuildOptions:
+    """The arguments of :func:`add_engine_arguments` as the builder takes them."""
+    from yolact_deploy.export.tensorrt import BuildOptions
+
+    return BuildOptions(
+        workspace_mib=args.workspace,
+        optimization_level=args.optimization_level,
+        targets=tuple(target for text in args.target_sm for target in text.split(",")),
+        profiles=tuple(args.profile),
+        plugin=args.plugin,
+        cache=args.cache,
+        timing_cache=None if args.timing_cache == "off" else args.timing_cache,
+        use_timing_cache=args.timing_cache != "off",
+        wait=args.wait,
+    )
 
 
 def _print_parity(
@@ -209,3 +257,20 @@ def _batch(text: str) -> tuple[int, int, int]:
     if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
         raise argparse.ArgumentTypeError(f"expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {text!r}")
     return numbers[0], numbers[1], numbers[2]
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got {text!r}")
+    return number

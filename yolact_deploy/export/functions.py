@@ -13,12 +13,13 @@ from __future__ import annotations
 import onnx
 import onnx.parser
 
-DOMAIN = "yolact"
-DOMAIN_VERSION = 1
+from yolact_deploy import ops
+
+DOMAIN = ops.DOMAIN
 OPSET = 20
 
-FAST_NMS = "FastNMS"
-MASK_ASSEMBLY = "MaskAssembly"
+FAST_NMS = ops.FAST_NMS.name
+MASK_ASSEMBLY = ops.MASK_ASSEMBLY.name
 
 # Within each class the k best entries take part; -1 marks what does not count (scores are probabilities).
 _SELECT_PER_CLASS = """
@@ -112,7 +113,7 @@ _LABEL_CROSS_CLASS = """
 
 _FAST_NMS = """
 <opset_import: ["" : {opset}], domain: "{domain}">
-{name} <score_threshold, iou_threshold, top_k, max_detections, cross_class>
+{name} <{attributes}>
     (boxes, scores, coeff) => (num_detections, kept_boxes, kept_scores, labels, kept_coeff)
 {{
     threshold = Constant <value_float: float = @score_threshold> ()
@@ -138,7 +139,7 @@ _FAST_NMS = """
 # A pixel stays where start <= index < stop in floating point, the box being padded by one prototype pixel.
 _MASK_ASSEMBLY = f"""
 <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
-{MASK_ASSEMBLY} <padding> (proto, coeff, boxes) => (masks)
+{MASK_ASSEMBLY} <{", ".join(ops.MASK_ASSEMBLY.exported_attributes)}> (proto, coeff, boxes) => (masks)
 {{
     proto_shape = Shape <start = 1, end = 3> (proto)
     coeff_shape = Shape <start = 0, end = 2> (coeff)
@@ -210,6 +211,7 @@ def fast_nms_function(*, cross_class: bool = False) -> onnx.FunctionProto:
         opset=OPSET,
         domain=DOMAIN,
         name=FAST_NMS,
+        attributes=", ".join(ops.FAST_NMS.exported_attributes),
         select=_SELECT_CROSS_CLASS if cross_class else _SELECT_PER_CLASS,
         suppress=_SUPPRESS,
         label=_LABEL_CROSS_CLASS if cross_class else _LABEL_PER_CLASS,

@@ -19,7 +19,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from yolact_deploy import __version__
+from yolact_deploy import __version__, ops
 from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
@@ -62,31 +62,33 @@ class _Pipeline(nn.Module):
         return self._tail(boxes, scores, coeff, proto)
 
     def _tail(self, boxes: Tensor, scores: Tensor, coeff: Tensor, proto: Tensor) -> tuple[Tensor, ...]:
-        config, batch = self.metadata.config, boxes.shape[0]
-        slots = config.top_k if self.metadata.cross_class else config.max_detections
-        counts, found_boxes, found_scores, labels, found_coeff = torch.onnx.ops.symbolic_multi_out(
-            f"{functions.DOMAIN}::{functions.FAST_NMS}",
-            (boxes, scores, coeff),
-            attrs={
+        config = self.metadata.config
+        attributes = ops.FAST_NMS.attribute_values(
+            {
                 "score_threshold": config.score_threshold,
                 "iou_threshold": config.iou_threshold,
                 "top_k": min(config.top_k, config.num_priors),
-                "max_detections": slots,
+                "max_detections": config.top_k if self.metadata.cross_class else config.max_detections,
                 "cross_class": int(self.metadata.cross_class),
-            },
-            dtypes=(torch.int32, torch.float32, torch.float32, torch.int32, torch.float32),
-            shapes=((batch,), (batch, slots, 4), (batch, slots), (batch, slots), (batch, slots, coeff.shape[2])),
-            version=functions.DOMAIN_VERSION,
+            }
         )
-        masks = torch.onnx.ops.symbolic(
-            f"{functions.DOMAIN}::{functions.MASK_ASSEMBLY}",
-            (proto, found_coeff, found_boxes),
-            attrs={"padding": 1.0},
-            dtype=torch.float32,
-            shape=(batch, slots, proto.shape[1], proto.shape[2]),
-            version=functions.DOMAIN_VERSION,
-        )
+        counts, found_boxes, found_scores, labels, found_coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)
+        (masks,) = _node(ops.MASK_ASSEMBLY, (proto, found_coeff, found_boxes), {"padding": 1.0})
         return counts, found_boxes, found_scores, labels, masks.to(self.dtype)
+
+
+def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
+    """The outputs of a node of our domain, for the exporter to trace."""
+    shapes = op.output_shapes([tensor.shape for tensor in inputs], attributes)
+    outputs: tuple[Tensor, ...] = torch.onnx.ops.symbolic_multi_out(
+        f"{ops.DOMAIN}::{op.name}",
+        inputs,
+        attrs=dict(attributes),
+        dtypes=tuple(getattr(torch, output.dtypes[0]) for output in op.outputs),
+        shapes=tuple(shapes),
+        version=ops.DOMAIN_VERSION,
+    )
+    return outputs
 
 
 def export_onnx(

@@ -2,61 +2,42 @@
 
 The networks are strongly typed: precision is what the ONNX file says, and one path serves TensorRT 10, 11 and TensorRT
 for RTX. The file's metadata becomes the network's name, so that the engine is a plain plan which any tool can load.
-TensorRT for RTX builds without a GPU.
+TensorRT for RTX builds without a GPU; TensorRT builds for the GPU it runs on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import os
-import signal
-import threading
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from yolact_deploy.artifact import Metadata, atomic_write
-from yolact_deploy.errors import ExportError, MissingDependencyError, OutputError, import_optional
+from yolact_deploy import __version__
+from yolact_deploy.artifact import Metadata, atomic_write, write_bytes
+from yolact_deploy.cache import cache_folder, file_lock
+from yolact_deploy.engine_file import PLUGINS_KEY
+from yolact_deploy.errors import ExportError, MissingDependencyError, OutputError
+from yolact_deploy.export.build_options import PORTABLE, BuildOptions, EngineReport, choose_profiles
+from yolact_deploy.export.engine_cache import EngineCache, cache_key
+from yolact_deploy.export.tensorrt_build import Build, BuildPlan, Profile, Progress
+from yolact_deploy.runtime import nvidia, plugins, tensorrt_api
 from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.runtime.tensorrt_api import FLAVOURS, available_flavour, import_tensorrt
 
-FLAVOURS = ("tensorrt", "rtx")
-
-#: called with the phase's name, the steps done and the steps in all
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """What a build made."""
-
-    path: Path
-    flavour: str
-    version: str
-    bytes: int
-    seconds: float
-
-
-def import_tensorrt(flavour: str) -> Any:
-    """The Python module of "tensorrt" or of "rtx"; raises :class:`MissingDependencyError`."""
-    if flavour == "rtx":
-        import_optional("tensorrt_rtx_libs", "rtx", "Building an engine for TensorRT for RTX")
-        return import_optional("tensorrt_rtx_bindings", "rtx", "Building an engine for TensorRT for RTX")
-    return import_optional("tensorrt", "tensorrt", "Building a TensorRT engine")
-
-
-def available_flavour() -> str | None:
-    """The flavour that "auto" means here: TensorRT where it is installed, else TensorRT for RTX, else None."""
-    for flavour in FLAVOURS:
-        try:
-            import_tensorrt(flavour)
-        except MissingDependencyError:
-            continue
-        return flavour
-    return None
+__all__ = [
+    "FLAVOURS",
+    "BuildOptions",
+    "EngineReport",
+    "Profile",
+    "Progress",
+    "available_flavour",
+    "build_engine",
+    "import_tensorrt",
+]
 
 
 def build_engine(
@@ -64,205 +45,207 @@ def build_engine(
     engine_path: str | os.PathLike[str],
     *,
     flavour: str = "auto",
-    workspace_mib: int | None = None,
-    optimization_level: int | None = None,
-    target_sm: str | None = None,
+    options: BuildOptions | None = None,
     progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> EngineReport:
     """Build the engine of an ONNX file exported by this package.
 
     Args:
         flavour: "tensorrt", "rtx" or "auto"
-        workspace_mib: limit of the scratch memory; TensorRT's default is the whole device
-        optimization_level: 0 (fast build) to 5 (fast engine); TensorRT's default is 3
-        target_sm: compute capability to build for, such as "89" (RTX only); by default portable from 8.0 on
         progress: told of each step
+        tell: told what the user should know meanwhile, in one line
 
     Raises:
         ArtifactError: not one of our ONNX files.
+        BackendError: TensorRT needs a GPU and there is none.
         MissingDependencyError: no TensorRT of that flavour.
-        ExportError: TensorRT cannot parse or build the network; the message names the node.
+        ExportError: TensorRT cannot parse or build the network (the message names the node), the options do not fit,
+            or another build of the engine takes too long.
         OutputError: the engine cannot be written.
     """
-    if Path(engine_path).resolve() == Path(onnx_path).resolve():
+    target = Path(engine_path)
+    if target.resolve() == Path(onnx_path).resolve():
         raise OutputError(f"the engine would overwrite {onnx_path}: give it another name with -o")
-    model = read_onnx(onnx_path)
-    metadata = onnx_metadata(model, onnx_path)
+    start = time.perf_counter()
+    job = _Job(onnx_path, _choose(flavour), options or BuildOptions(), tell)
+    with _alone(target, job.options.wait, tell):
+        cached = job.make(target, progress)
+    return EngineReport(
+        path=target,
+        flavour=job.flavour,
+        version=job.trt.__version__,
+        bytes=target.stat().st_size,
+        seconds=time.perf_counter() - start,
+        plugin=job.choice.kind,
+        plugin_reason=job.choice.reason,
+        profiles=job.profiles,
+        target=job.target,
+        cached=cached,
+    )
+
+
+def _choose(flavour: str) -> str:
     chosen = available_flavour() if flavour == "auto" else flavour
     if chosen is None:
         raise MissingDependencyError(
             "no TensorRT is installed. For RTX cards: python -m pip install 'yolact-deploy[rtx]'; "
             "for servers: 'yolact-deploy[tensorrt]'; on a Jetson it comes with JetPack"
         )
-    if target_sm is not None and chosen != "rtx":
-        raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")
-    trt = import_tensorrt(chosen)
-    options = _Options(workspace_mib, optimization_level, _capability(trt, target_sm))
-    start = time.perf_counter()
-    with atomic_write(engine_path) as temporary:
-        plan = _Build(trt, chosen, metadata, options, progress).run(model.SerializeToString(), str(onnx_path))
-        temporary.write_bytes(plan)
-    seconds = time.perf_counter() - start
-    return EngineReport(Path(engine_path), chosen, trt.__version__, len(plan), seconds)
+    return chosen
 
 
-def _capability(trt: Any, target_sm: str | None) -> Any:
-    if target_sm is None:
-        return None
-    known = trt.ComputeCapability.__members__
-    name = f"SM{target_sm.upper().removeprefix('SM').replace('.', '')}"
-    if name not in known:
-        raise ExportError(f"unknown compute capability {target_sm!r}; known are {', '.join(known)}")
-    return known[name]
-
-
-@dataclass(frozen=True)
-class _Options:
-    workspace_mib: int | None
-    optimization_level: int | None
-    capability: Any
-
-
-class _Build:
-    """One build with one TensorRT.
-
-    TensorRT's objects depend on each other's lifetimes, and an exception's traceback keeps them alive in no order. So
-    they all live and die inside :meth:`_make`, which raises nothing but reports what went wrong.
-    """
+class _Job:
+    """A build with everything decided but whether the cache has it."""
 
     def __init__(
-        self, trt: Any, flavour: str, metadata: Metadata, options: _Options, progress: Progress | None
+        self, onnx_path: str | os.PathLike[str], flavour: str, options: BuildOptions, tell: Callable[[str], None]
     ) -> None:
-        self.trt = trt
+        self.source = str(onnx_path)
         self.flavour = flavour
         self.options = options
-        self.progress = progress
-        self.logger = _logger(flavour)
-        self.interrupted = threading.Event()
-        versions = {**metadata.versions, flavour: trt.__version__}
-        self.metadata = dataclasses.replace(metadata, versions=versions)
+        self.tell = tell
+        model = read_onnx(onnx_path)
+        metadata = onnx_metadata(model, onnx_path)
+        self.profiles = choose_profiles(metadata.batch, options.profiles, self.source)
+        if options.targets and flavour != "rtx":
+            raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")
+        self.trt = import_tensorrt(flavour)
+        self.targets = tensorrt_api.target_names(self.trt, options.targets) if flavour == "rtx" else ()
+        self.gpu = _gpu(flavour, self.targets)
+        self.choice = plugins.prepare(model, self.trt, flavour, options.plugin)
+        self.onnx_bytes: bytes = self.choice.model.SerializeToString()
+        self.metadata = self._describe(metadata)
 
-    def run(self, onnx_bytes: bytes, source: str) -> bytes:
-        """The plan; raises :class:`ExportError` with TensorRT's reasons, or KeyboardInterrupt."""
-        self.logger.errors.clear()
-        with self._interruptible():
-            plan, step, reason = self._make(onnx_bytes)
-        if self.interrupted.is_set():
-            raise KeyboardInterrupt
-        if plan is None:
-            raise ExportError(f"TensorRT {self.trt.__version__} cannot {step} {source}: {reason}")
-        return plan
+    @property
+    def target(self) -> str:
+        return self.gpu or ", ".join(self.targets) or PORTABLE
 
-    def _make(self, onnx_bytes: bytes) -> tuple[bytes | None, str, str]:
-        """The plan, or None and the step that failed and why."""
-        builder = self.trt.Builder(self.logger)
-        network = builder.create_network(self._network_flags())
-        parser = self.trt.OnnxParser(network, self.logger)
-        config = builder.create_builder_config()
-        # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
-        monitor = _make_monitor(self.trt, self.progress, self.interrupted)
-        plan, step, reason = None, "parse", self._parse(parser, onnx_bytes)
-        if not reason:
-            network.name = self.metadata.to_json()
-            self._configure(config)
-            self._add_profile(builder, network, config)
-            config.progress_monitor = monitor
-            memory = builder.build_serialized_network(network, config)
-            plan = None if memory is None else bytes(memory)
-            step, reason = "build", self._complaints()
-            del memory
-        del config, monitor, parser, network, builder
-        return plan, step, reason
+    def _describe(self, metadata: Metadata) -> Metadata:
+        """The metadata of the engine: the batches that it takes, and what built it."""
+        versions = {**metadata.versions, self.flavour: self.trt.__version__}
+        if self.choice.kind != "none":
+            versions[PLUGINS_KEY] = self.choice.kind
+        low, high = min(p[0] for p in self.profiles), max(p[2] for p in self.profiles)
+        return dataclasses.replace(metadata, versions=versions, batch=(low, self.profiles[0][1], high))
 
-    def _network_flags(self) -> int:
-        """Strong typing is a flag in TensorRT 10 and the only way in 11 and RTX."""
-        flags = self.trt.NetworkDefinitionCreationFlag
-        return 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") and self.flavour != "rtx" else 0
+    def make(self, target: Path, progress: Progress | None) -> bool:
+        """Write the engine; whether it came from the cache."""
+        if not self.options.cache:
+            self._build(target, progress)
+            return False
+        cache = EngineCache(self.key())
+        with cache.locked(self.options.wait, lambda: self.tell("the same engine is being built elsewhere: waiting")):
+            if cache.fetch(target):
+                return True
+            self._build(target, progress)
+            try:
+                cache.store(target)
+            except OutputError as error:
+                self.tell(f"the engine was not kept in the cache: {error}")
+        return False
 
-    def _parse(self, parser: Any, onnx_bytes: bytes) -> str:
-        """Parse, and say what is wrong; empty when nothing is."""
-        if parser.parse(onnx_bytes):
-            return ""
-        errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        told = [f"node {error.node_name()!r} ({error.node_operator()}): {error.desc()}" for error in errors]
-        return "; ".join(told) or self._complaints()
+    def key(self) -> str:
+        """Of the cache: all that the engine depends on."""
+        return cache_key(
+            {
+                "onnx": hashlib.sha256(self.onnx_bytes).hexdigest(),
+                "metadata": self.metadata.to_json(),
+                "package": __version__,
+                "flavour": self.flavour,
+                "version": self.trt.__version__,
+                "gpu": self.gpu,
+                "targets": self.targets,
+                "profiles": self.profiles,
+                "workspace": self.options.workspace_mib,
+                "level": self.options.optimization_level,
+                "plugin": [self.choice.kind, *self.choice.names, plugins_hash() if self.choice.names else ""],
+            }
+        )
 
-    def _configure(self, config: Any) -> None:
-        if self.options.workspace_mib is not None:
-            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, self.options.workspace_mib << 20)
-        if self.options.optimization_level is not None:
-            config.builder_optimization_level = self.options.optimization_level
-        if self.options.capability is not None:
-            config.num_compute_capabilities = 1
-            config.set_compute_capability(self.options.capability, 0)
+    def _build(self, target: Path, progress: Progress | None) -> None:
+        timing = self._timing_cache()
+        plan = BuildPlan(
+            network_name=self.metadata.to_json(),
+            workspace_mib=self.options.workspace_mib,
+            optimization_level=self.options.optimization_level,
+            targets=self.targets,
+            profiles=self.profiles,
+            ahead_of_time=self.choice.kind == "aot",
+            timings=None if timing is None else _read_timings(timing),
+        )
+        with atomic_write(target) as temporary:  # first, so that an unwritable place is known before the work
+            made = Build(self.trt, self.flavour, plan, progress).run(self.onnx_bytes, self.source)
+            temporary.write_bytes(made.data)
+        if timing is not None and made.timings is not None:
+            self._keep_timings(timing, made.timings)
 
-    def _add_profile(self, builder: Any, network: Any, config: Any) -> None:
-        images = network.get_input(0)
-        shape = tuple(images.shape)
-        if shape[0] != -1:
-            return
-        profile = builder.create_optimization_profile()
-        profile.set_shape(images.name, *((count, *shape[1:]) for count in self.metadata.batch))
-        config.add_optimization_profile(profile)
+    def _timing_cache(self) -> Path | None:
+        """The file of the timing cache, if there is to be one."""
+        if self.flavour == "rtx":
+            if self.options.timing_cache is not None:
+                raise ExportError("--timing-cache is for TensorRT: TensorRT for RTX measures nothing when it builds")
+            return None
+        if not self.options.use_timing_cache:
+            return None
+        if self.options.timing_cache is not None:
+            return Path(self.options.timing_cache)
+        name = re.sub(r"[^\w.]+", "-", f"{self.trt.__version__}-{self.gpu}").strip("-")
+        with contextlib.suppress(OutputError):  # a convenience: without it the build only takes longer
+            return cache_folder("timing") / f"{name}.cache"
+        return None
 
-    def _complaints(self) -> str:
-        return "; ".join(self.logger.errors) or "no reason given"
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM cancel the build at its next step: no exception may travel through TensorRT."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signals = (signal.SIGINT, signal.SIGTERM)
-        previous = [signal.signal(number, lambda *_: self.interrupted.set()) for number in signals]
+    def _keep_timings(self, path: Path, timings: bytes) -> None:
         try:
-            yield
-        finally:
-            for number, handler in zip(signals, previous, strict=True):
-                signal.signal(number, handler)
+            write_bytes(path, timings)
+        except OutputError as error:
+            if self.options.timing_cache is not None:
+                raise
+            self.tell(f"the timing cache was not kept: {error}")
 
 
-@lru_cache
-def _logger(flavour: str) -> Any:
-    """One logger a process: TensorRT keeps a pointer to the first it was given, for good."""
-    trt = import_tensorrt(flavour)
-
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]  # the base class is only known at run time
-        """Keeps TensorRT's errors for our own message."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message.strip())
-
-    return Logger()
+def _gpu(flavour: str, targets: tuple[str, ...]) -> str:
+    """The GPU that the engine is made for; empty where it is made for compute capabilities."""
+    if flavour == "rtx" and targets != ("CURRENT",):
+        return ""
+    return str(nvidia.require_gpu())
 
 
-def _make_monitor(trt: Any, progress: Progress | None, interrupted: threading.Event) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Hands TensorRT's progress on, and stops the build when it was interrupted."""
+@contextlib.contextmanager
+def _alone(target: Path, wait: float, tell: Callable[[str], None]) -> Iterator[None]:
+    """One build of ``target`` at a time, on this machine and those that share its disk."""
 
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._steps: dict[str, int] = {}
+    def waiting() -> None:
+        tell(f"another build of {target} is running: waiting for it")
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(file_lock(target.with_name(f".{target.name}.lock"), wait, waiting))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {target}: {error.strerror or error}. Choose another place with -o"
+            ) from error
+        if not held:
+            raise ExportError(f"another build of {target} is running, for more than {wait:g} s: raise --wait")
+        yield
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
-            return not interrupted.is_set()
 
-        def phase_finish(self, phase_name: str) -> None:
-            self._tell(phase_name, self._steps.pop(phase_name, 0))
+def _read_timings(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise OutputError(f"cannot read the timing cache {path}: {error.strerror or error}") from error
 
-        def _tell(self, phase: str, done: int) -> None:
-            if progress is not None:
-                progress(phase, done, self._steps.get(phase, done))
 
-    return Monitor()
+def plugins_hash() -> str:
+    """SHA-256 of the plugins' sources, which go into an engine but not into the ONNX file."""
+    digest = hashlib.sha256()
+    runtime = Path(plugins.__file__).parents[1]
+    for folder in ("plugins", "cuda"):
+        for path in sorted((runtime / folder).rglob("*")):
+            if path.suffix in (".py", ".cu", ".cuh"):
+                digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,20 +1,27 @@
 """What every backend is: a network that takes resized images and gives raw outputs as NumPy arrays.
 
+A backend on a GPU has in addition a frame hook, which takes frames as they are and gives pasted masks.
+
 Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w prototypes, S input side.
 """
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.detections import PackedMasks
 from yolact_deploy.paste import MaskCrops, paste_windows
 from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.cuda.results import DeviceDetections
 
 Floats = NDArray[np.float32]
 
@@ -58,6 +65,66 @@ class DetectSettings:
     nms: str  #: one of postprocess.NMS_VARIANTS, for graphs that end in heads
 
 
+class PastedDetections(NamedTuple):
+    """Detections of one frame, best first, with masks at the frame's size."""
+
+    boxes: Floats  #: [n, 4] xyxy normalised
+    scores: Floats  #: [n]
+    labels: NDArray[np.int64]  #: [n]
+    masks: PackedMasks
+
+
+class FrameTicket(abc.ABC):
+    """A batch of frames under way."""
+
+    #: milliseconds of each stage of the hook's ``stages`` once the result is there; of all frames together
+    timings: dict[str, float]
+
+    @abc.abstractmethod
+    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+        """Wait for the detections of each frame; asking again gives the same.
+
+        Args:
+            copy: False leaves the masks in the hook's own memory, which is overwritten when ``depth`` further batches
+                have been submitted
+        """
+
+    @abc.abstractmethod
+    def device_result(self) -> list[DeviceDetections]:
+        """What was found in each frame as arrays on the device, without waiting for it."""
+
+
+class FrameHook(abc.ABC):
+    """Takes frames of any size as they are, in host memory or on the device. Several threads may use it at once."""
+
+    #: keys of :attr:`FrameTicket.timings`
+    stages: tuple[str, ...]
+    #: how many batches can be under way before submitting another one waits
+    depth: int
+
+    @abc.abstractmethod
+    def serves(self, settings: DetectSettings) -> bool:
+        """Whether these settings can be had; otherwise :meth:`Backend.run` and :meth:`Backend.detect` serve them."""
+
+    @abc.abstractmethod
+    def is_device_array(self, value: object) -> bool:
+        """Whether this is an array on a device; says nothing about its shape and dtype."""
+
+    @abc.abstractmethod
+    def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> FrameTicket:
+        """Start on up to ``max_batch`` frames and return at once.
+
+        Args:
+            frames: uint8 BGR [H, W, 3], NumPy arrays or arrays on the device, of which the latter must not be written
+                to before the result is there
+            for_device: the result is wanted on the device
+
+        Raises:
+            InputError: a frame of another shape, dtype or memory layout.
+            BackendError: the GPU failed, or the backend is closed.
+        """
+
+
 class Backend(abc.ABC):
     """One network loaded into one runtime."""
 
@@ -69,6 +136,8 @@ class Backend(abc.ABC):
     #: largest batch of one call, and whether smaller ones must be filled up
     max_batch: int = 1
     fixed_batch: bool = True
+    #: takes frames as they are, where the backend has such a way
+    frames: FrameHook | None = None
 
     @abc.abstractmethod
     def run(self, images: NDArray[Any]) -> Outputs:

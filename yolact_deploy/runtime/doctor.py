@@ -6,7 +6,6 @@ in JSON. "Runs" is said only after something minimal ran.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import importlib
 import importlib.metadata
@@ -22,13 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.errors import BackendError, YolactDeployError
+from yolact_deploy.runtime import nvidia
+
 #: ONNX: y = Relu(x), float32 [1], opset 17; so that trying a runtime does not need the onnx package
 TINY_ONNX = (
     b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
 )
-_NO_DRIVER = "no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
-_DRIVER_CURE = "use a machine with an NVIDIA GPU and its driver"
+_DRIVER_CURE = nvidia.DRIVER_CURE
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,19 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instructions": [flag for flag in wanted if flag in flags],
         "python": platform.python_version(),
+        **_jetson(),
     }
+
+
+def _jetson() -> dict[str, str]:
+    """JetPack and the power mode, where this is a Jetson."""
+    found = nvidia.find_jetson()
+    if found is None:
+        return {}
+    mode = found.power_mode or "unknown"
+    if mode != "unknown" and not mode.startswith("MAXN"):
+        mode += " (there is a faster one: see docs/jetson.md)"
+    return {"jetpack": f"{found.jetpack} (L4T {found.l4t})", "power_mode": mode}
 
 
 def _cpu_info() -> tuple[str, frozenset[str]]:
@@ -157,54 +170,63 @@ def _install(probe: Probe) -> str:
 
 
 def _driver() -> tuple[str, str]:
-    """CUDA version of the driver, and the names of its GPUs."""
+    """CUDA version of the driver, its GPUs, and which TensorRT serves each."""
+    driver = _require_driver("")
+    described = []
+    for gpu in driver.gpus:
+        serves = " and ".join(nvidia.tensorrt_flavours(gpu.capability)) or "none"
+        described.append(f"{gpu}, served by {serves}")
+    return ".".join(("CUDA " + str(driver.cuda_version[0]), str(driver.cuda_version[1]))), "; ".join(described)
+
+
+def _require_driver(version: str) -> nvidia.Driver:
+    """The driver; what is wrong with it as an attempt tells it, beside the version of the runtime that needs it."""
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise _UnusableError(_NO_DRIVER, _DRIVER_CURE) from error
-    status = cuda.cuInit(0)
-    if status != 0:
-        raise _UnusableError(f"the NVIDIA driver does not start (cuInit gives {status})", "check it with nvidia-smi")
-    version, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    names = []
-    for index in range(count.value):
-        device, text = ctypes.c_int(), ctypes.create_string_buffer(100)
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        cuda.cuDeviceGet(ctypes.byref(device), index)
-        cuda.cuDeviceGetName(text, len(text), device)
-        cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-        cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-        names.append(f"{text.value.decode()} (compute capability {major.value}.{minor.value})")
-    if not names:
-        raise _UnusableError("the NVIDIA driver finds no GPU", "check it with nvidia-smi")
-    return f"CUDA {version.value // 1000}.{version.value % 1000 // 10}", ", ".join(names)
+        return nvidia.find_driver()
+    except BackendError as error:
+        raise _unusable(error, version) from error
 
 
-def _run_onnxruntime(provider: str) -> tuple[str, str]:
+def _unusable(error: YolactDeployError, version: str = "") -> _UnusableError:
+    """An error of ours, whose message ends in the cure, as why and cure."""
+    why, colon, cure = str(error).rpartition(": ")
+    return _UnusableError(why, cure, version) if colon else _UnusableError(cure, "", version)
+
+
+def _cuda_kernels() -> tuple[str, str]:
+    """NVRTC compiles one of our kernels, for this GPU where there is one."""
+    importlib.import_module("cuda.bindings.nvrtc")
+    version = importlib.metadata.version("cuda-bindings")
+    return version, _compile_kernel(version)
+
+
+def _run_onnxruntime() -> tuple[str, str]:
     import numpy as np
 
     ort: Any = importlib.import_module("onnxruntime")
-    if provider not in ort.get_available_providers():
-        raise _UnusableError(
-            f"this onnxruntime package has no {provider}",
-            "python -m pip uninstall onnxruntime; python -m pip install 'yolact-deploy[gpu]'",
-            ort.__version__,
-        )
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is told below
-    session = ort.InferenceSession(TINY_ONNX, options, providers=[provider])
-    # ONNX Runtime falls back to the CPU without an error.
-    if session.get_providers()[0] != provider:
-        _driver()
-        raise _UnusableError(
-            f"{provider} does not start, and ONNX Runtime falls back to the CPU",
-            "check that its libraries are installed (CUDA, cuDNN; TensorRT for its provider)",
-            ort.__version__,
-        )
+    session = ort.InferenceSession(TINY_ONNX, options, providers=["CPUExecutionProvider"])
     session.run(None, {"x": np.ones(1, np.float32)})
-    return ort.__version__, provider
+    return ort.__version__, f"providers of this package: {', '.join(ort.get_available_providers())}"
+
+
+def _run_onnxruntime_gpu(provider: str) -> tuple[str, str]:
+    """One run on the GPU, in a session that does not fall back to the CPU."""
+    import numpy as np
+
+    from yolact_deploy.artifact import Metadata
+    from yolact_deploy.config import YolactConfig
+    from yolact_deploy.runtime.onnxruntime_gpu import open_session
+
+    ort: Any = importlib.import_module("onnxruntime")
+    _require_driver(ort.__version__)
+    try:
+        opened = open_session(TINY_ONNX, Metadata(config=YolactConfig()), provider=provider)
+    except YolactDeployError as error:
+        raise _unusable(error, ort.__version__) from error
+    opened.session.run(None, {"x": np.ones(1, np.float32)})
+    return ort.__version__, f"runs on {opened.gpu}"
 
 
 def _openvino() -> tuple[str, str]:
@@ -255,17 +277,10 @@ def _rtx_builder() -> tuple[str, str]:
     if plan is None:
         raise _UnusableError("it cannot build a network of one layer", version=trt.__version__)
     try:
-        _driver()
-    except _UnusableError as error:
-        return trt.__version__, f"builds engines, cannot run them: {error}"
+        nvidia.find_driver()
+    except BackendError as error:
+        return trt.__version__, f"builds engines, cannot run them: {str(error).partition(': ')[0]}"
     return trt.__version__, "builds engines"
-
-
-def _require_driver(version: str) -> None:
-    try:
-        _driver()
-    except _UnusableError as error:
-        raise _UnusableError(str(error), error.cure, version) from error
 
 
 def _torch_cpu() -> tuple[str, str]:
@@ -319,11 +334,11 @@ _ORT_MODULES = ("onnxruntime",)
 
 PROBES = {
     "NVIDIA driver": Probe("tool", "rtx", _driver, ()),
-    "onnxruntime CPU": Probe("runtime", "onnx", lambda: _run_onnxruntime("CPUExecutionProvider"), _ORT_MODULES),
-    "onnxruntime CUDA": Probe("runtime", "gpu", lambda: _run_onnxruntime("CUDAExecutionProvider"), _ORT_MODULES),
-    "onnxruntime TensorRT": Probe(
-        "runtime", "gpu", lambda: _run_onnxruntime("TensorrtExecutionProvider"), _ORT_MODULES
-    ),
+    "CUDA kernels": Probe("tool", "rtx", _cuda_kernels, ("cuda", "cuda.bindings", "cuda.bindings.nvrtc")),
+    "onnxruntime CPU": Probe("runtime", "onnx", _run_onnxruntime, _ORT_MODULES),
+    "onnxruntime CUDA": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("cuda"), _ORT_MODULES),
+    "onnxruntime TensorRT": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("tensorrt"), _ORT_MODULES),
+    "onnxruntime RTX": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("rtx"), _ORT_MODULES),
     "openvino": Probe("runtime", "openvino", _openvino, ("openvino",)),
     "torch CPU": Probe("runtime", "train", _torch_cpu, ("torch",)),
     "torch CUDA": Probe("runtime", "train", _torch_cuda, ("torch",)),

@@ -1,6 +1,9 @@
 """`Predictor`: images in, detections out, over any backend.
 
-Thread-safe: a lock lets one image batch at a time through the network. Several predictors can live in one process.
+A backend that takes frames as they are (`FrameHook`) gets them, and gives masks that are pasted; for the others images
+are resized here, and their masks pasted when they are asked for.
+
+Thread-safe: one image batch at a time goes through the network. Several predictors can live in one process.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +25,34 @@ from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.preprocess import check_image, read_image, resize_image
-from yolact_deploy.runtime.backend import Backend, DetectSettings, Outputs
+from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, Outputs
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.cuda.results import DeviceDetections
 
 Image = NDArray[np.uint8]
-Source = Image | str | os.PathLike[str]
+
+
+class DlpackArray(Protocol):
+    """An array of torch, CuPy and others."""
+
+    def __dlpack__(self, *, stream: Any = None) -> Any: ...
+
+
+class CudaArray(Protocol):
+    """An array on an NVIDIA GPU of pycuda, Numba and others."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any: ...
+
+
+#: a BGR image, the path of a picture, or where the backend takes it an image in device memory
+Source = Image | str | os.PathLike[str] | DlpackArray | CudaArray
 
 STAGES = ("decode", "preprocess", "network", "detect", "paste")
+
+_Item = TypeVar("_Item")
+_Started = TypeVar("_Started")
 
 
 class Predictor:
@@ -39,7 +65,8 @@ class Predictor:
         backend: the network
         score_threshold: detections that score lower are left out; 0 keeps all (as evaluation wants)
         nms: variant for graphs that end in heads: "fast", "cross-class", "traditional"; default as exported
-        lazy_masks: False pastes the masks inside the call, so that :attr:`timings` covers them
+        lazy_masks: False pastes the masks inside the call, so that :attr:`timings` covers them; a backend with a frame
+            hook always does so
     """
 
     def __init__(
@@ -53,8 +80,11 @@ class Predictor:
         self.score_threshold = score_threshold
         self.nms = nms or ("cross-class" if backend.metadata.cross_class else "fast")
         self.lazy_masks = lazy_masks
-        #: milliseconds of each of :data:`STAGES` in the last call; "paste" is 0 while masks are lazy
-        self.timings: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        #: names of what :attr:`timings` tells: :data:`STAGES`, or more where the backend has a frame hook
+        hook = self._hook
+        self.stages = STAGES if hook is None else tuple(dict.fromkeys(("decode", *hook.stages, "detect")))
+        #: milliseconds of each of :attr:`stages` in the last call; "paste" is 0 while masks are lazy
+        self.timings: dict[str, float] = dict.fromkeys(self.stages, 0.0)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -65,6 +95,16 @@ class Predictor:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.config.class_names
+
+    @property
+    def _settings(self) -> DetectSettings:
+        return DetectSettings(self.score_threshold, self.nms)
+
+    @property
+    def _hook(self) -> FrameHook | None:
+        """The backend's frame hook, where it has one that serves the present settings."""
+        hook = self.backend.frames
+        return hook if hook is not None and hook.serves(self._settings) else None
 
     @overload
     def __call__(self, images: Source) -> Detections: ...  # type: ignore[overload-overlap]  # str is a Sequence too
@@ -77,33 +117,110 @@ class Predictor:
             InputError: an image that cannot be read or has another shape or dtype.
             BackendError: the runtime failed.
         """
+        sources, single = self._sources(images)
+        found = self._predict(sources)
+        return found[0] if single else found
+
+    def _sources(self, images: Source | Sequence[Source]) -> tuple[list[Source], bool]:
+        """The images as a list, and whether there was but one and no list."""
         if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return self._predict([images])[0]
-        return self._predict(list(images))
+            return [images], True
+        if self.backend.frames is not None and self.backend.frames.is_device_array(images):
+            return [cast("Source", images)], True
+        return list(cast("Sequence[Source]", images)), False
 
     def _predict(self, sources: list[Source]) -> list[Detections]:
-        timer = _StageTimer()
-        results: list[Detections] = []
-        step = self.backend.max_batch
-        for first in range(0, len(sources), step):
-            with timer.stage("decode"):
-                images = [_image(source) for source in sources[first : first + step]]
-            with timer.stage("preprocess"):
-                inputs = self.preprocess(images)
-            with self._lock:
-                if self._closed:
-                    raise BackendError("this predictor is closed: load the model again")
-                with timer.stage("network"):
-                    outputs = self.backend.run(inputs)
-            for index, image in enumerate(images):
-                with timer.stage("detect"):
-                    found = self.postprocess(outputs, index, image.shape)
-                if not self.lazy_masks:
-                    with timer.stage("paste"):
-                        _ = found.crops
-                results.append(found)
+        hook, step = self._hook, self.backend.max_batch
+        batches = (sources[first : first + step] for first in range(0, len(sources), step))
+        if hook is None:
+            timer = _StageTimer(STAGES)
+            results = [found for batch in batches for found in self._run(batch, timer)]
+        else:
+            timer = _StageTimer(self.stages)
+            tickets = _ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
+            results = [found for ticket in tickets for found in self._collect(ticket, timer)]
         self.timings = timer.spent
         return results
+
+    def _run(self, sources: list[Source], timer: _StageTimer) -> list[Detections]:
+        """Detections of one batch by the stages of this module."""
+        with timer.stage("decode"):
+            images = [_image(source) for source in sources]
+        with timer.stage("preprocess"):
+            inputs = self.preprocess(images)
+        with self._lock:
+            self._check_open()
+            with timer.stage("network"):
+                outputs = self.backend.run(inputs)
+        results = []
+        for index, image in enumerate(images):
+            with timer.stage("detect"):
+                found = self.postprocess(outputs, index, image.shape)
+            if not self.lazy_masks:
+                with timer.stage("paste"):
+                    _ = found.crops
+            results.append(found)
+        return results
+
+    def _submit(self, hook: FrameHook, sources: Sequence[Source], timer: _StageTimer) -> FrameTicket:
+        """Start on one batch."""
+        with timer.stage("decode"):
+            frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
+        self._check_open()
+        return hook.submit(frames, self._settings)
+
+    def _collect(self, ticket: FrameTicket, timer: _StageTimer) -> list[Detections]:
+        """Detections of one batch that was submitted."""
+        pasted = ticket.result()
+        with timer.stage("detect"):
+            results = [
+                Detections.from_normalized(
+                    found.boxes,
+                    found.scores,
+                    found.labels,
+                    found.masks,
+                    class_names=self.config.class_names,
+                    height=found.masks.height,
+                    width=found.masks.width,
+                )
+                for found in pasted
+            ]
+        timer.add(ticket.timings)
+        return results
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("this predictor is closed: load the model again")
+
+    def on_device(self, images: Source | Sequence[Source]) -> DeviceDetections | list[DeviceDetections]:
+        """Detect in one image or a batch of them, and leave what is found on the GPU, without waiting for it.
+
+        The arrays are those of :class:`~yolact_deploy.runtime.cuda.results.DeviceDetections`. They are overwritten by
+        the second call after this one: use or copy them before.
+
+        Args:
+            images: as for a call of the predictor; at most ``backend.max_batch``
+
+        Raises:
+            BackendError: the backend does not run on a GPU.
+            InputError: too many images, or one that cannot be used.
+        """
+        hook = self._hook
+        if hook is None:
+            raise BackendError(
+                f"backend {self.backend.name!r} leaves no results on a GPU with nms={self.nms!r}: load a TensorRT "
+                "engine and leave nms at its default, or call the predictor for results in host memory"
+            )
+        sources, single = self._sources(images)
+        if len(sources) > self.backend.max_batch:
+            raise InputError(
+                f"expected at most {self.backend.max_batch} images at once for results on the device, "
+                f"got {len(sources)}: call for fewer, or export with a larger --batch"
+            )
+        frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
+        self._check_open()
+        found = hook.submit(frames, self._settings, for_device=True).device_result()
+        return found[0] if single else found
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
         """BGR images to the network's input [N, S, S, 3], filled up with zeros where the batch is fixed."""
@@ -130,15 +247,34 @@ class Predictor:
             paste=self.backend.paste,
         )
 
-    def stream(self, source: str | os.PathLike[str] | int | Iterable[Image]) -> Iterator[tuple[Image, Detections]]:
+    def stream(
+        self, source: str | os.PathLike[str] | int | Iterable[Image], *, overlap: bool | None = None
+    ) -> Iterator[tuple[Image, Detections]]:
         """Yield (frame, detections) of a video file, a camera number or an iterable of BGR frames.
 
         Frames are decoded in a thread of their own, a few ahead, while the network works.
-        """
-        from yolact_deploy.runtime.video import read_ahead
 
-        for frame in read_ahead(source):
-            yield frame, self(frame)
+        Args:
+            overlap: where the backend has a frame hook, hand a frame out only when the next one is under way: more
+                frames a second, each a frame later. By default of all sources but cameras
+        """
+        from yolact_deploy.runtime.video import is_camera, read_ahead
+
+        frames, hook = read_ahead(source), self._hook
+        if hook is None or (is_camera(source) if overlap is None else not overlap):
+            for frame in frames:
+                yield frame, self(frame)
+            return
+
+        def start(frame: Image) -> tuple[Image, FrameTicket, _StageTimer]:
+            timer = _StageTimer(self.stages)
+            return frame, self._submit(hook, [frame], timer), timer
+
+        with contextlib.closing(frames):
+            for frame, ticket, timer in _ahead(frames, start, hook.depth):
+                (found,) = self._collect(ticket, timer)
+                self.timings = timer.spent
+                yield frame, found
 
     def warm_up(self, times: int = 1) -> None:
         """Run an empty image, so that the first real one is not slowed by start-up work."""
@@ -162,17 +298,32 @@ class Predictor:
         self.close()
 
 
+def _ahead(items: Iterable[_Item], start: Callable[[_Item], _Started], depth: int) -> Iterator[_Started]:
+    """What ``start`` makes of each item, handed out when ``depth`` of them are under way or no more come."""
+    under_way: deque[_Started] = deque()
+    for item in items:
+        under_way.append(start(item))
+        if len(under_way) == depth:
+            yield under_way.popleft()
+    yield from under_way
+
+
 class _StageTimer:
     """Adds up the milliseconds spent in each stage of one call."""
 
-    def __init__(self) -> None:
-        self.spent = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.spent = dict.fromkeys(stages, 0.0)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.spent[name] += (time.perf_counter() - start) * 1e3
+
+    def add(self, spent: Mapping[str, float]) -> None:
+        """Add milliseconds that somebody else took."""
+        for name, value in spent.items():
+            self.spent[name] += value
 
 
 def _image(source: Source) -> Image:

@@ -1,91 +1,128 @@
-"""The eager PyTorch model as a backend: the reference to which every engine is compared.
+"""The PyTorch model as a backend: eager in FP32, the reference to which every engine is compared.
 
 It detects and pastes as the original does, with the torch functions of `ops`, so that nothing but the resized images is
-shared with the other backends.
+shared with the other backends. On a GPU the whole way from the frame to the masks is done there, as the original does
+it; see `frames`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.config import YolactConfig
 from yolact_deploy.paste import MaskCrops
 from yolact_deploy.postprocess import MaskWindows
-from yolact_deploy.preprocess import normalize
 from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
 from yolact_deploy.runtime.torch import ops
-
-
-class Trunk(Protocol):
-    """What the backend needs of a model: its configuration and its raw heads."""
-
-    config: YolactConfig
-    priors: torch.Tensor
-
-    def heads(self, images: torch.Tensor) -> Any: ...
-    def eval(self) -> Any: ...
+from yolact_deploy.runtime.torch.frames import EagerFrames, detect_image
+from yolact_deploy.runtime.torch.network import (
+    MAX_BATCH,
+    HeadsModule,
+    Trunk,
+    compiled,
+    on_host,
+    place,
+    products_in,
+    translated,
+)
 
 
 class TorchBackend(Backend):
-    """A YOLACT model in eager PyTorch, FP32, on the CPU.
+    """A YOLACT model in PyTorch.
 
     Args:
-        model: in evaluation mode afterwards
+        model: in evaluation mode afterwards, and moved to the device and precision
         threads: of this process; by default PyTorch's choice
         input_dtype: "uint8" resizes as the exported graphs do, "float32" without rounding
+        tail: "host" detects and pastes in NumPy instead of PyTorch
+        precision: of the trunk: "fp32"; "fp16", "bf16"; "tf32" is FP32 as PyTorch multiplies it on a GPU by default
+        device: number of a GPU; None is the CPU
+        compile: compile the network
+
+    Raises:
+        BackendError: PyTorch cannot use the GPU.
     """
 
     name = "torch"
-    precision = "fp32"
     fixed_batch = False
-    max_batch = 16
+    max_batch = MAX_BATCH
 
-    def __init__(self, model: Trunk, *, threads: int | None = None, input_dtype: str = "uint8") -> None:
-        self.metadata = Metadata(config=model.config, tail="heads", input_dtype=input_dtype, batch=(1, 1, 16))
-        self._model = model
-        model.eval()
+    def __init__(
+        self,
+        model: Trunk,
+        *,
+        threads: int | None = None,
+        input_dtype: str = "uint8",
+        tail: str = "auto",
+        precision: str = "fp32",
+        device: int | None = None,
+        compile: bool = False,
+        weights_sha256: str = "",
+    ) -> None:
+        self.metadata = Metadata(
+            config=model.config,
+            precision=precision,
+            tail="heads",
+            input_dtype=input_dtype,
+            batch=(1, 1, MAX_BATCH),
+            weights_sha256=weights_sha256,
+        )
+        self.precision, self._compile, self._on_host = precision, compile, tail == "host"
+        self._place = place(device)
+        with translated():
+            module = HeadsModule(model, precision=precision, device=self._place)
+        self._channels_last = module.channels_last
+        self._heads: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = compiled(module) if compile else module
         if threads is not None:
             torch.set_num_threads(threads)
+        if device is not None and not self._on_host:
+            self.frames = EagerFrames(self.heads, self.metadata, self._place)
 
     @torch.inference_mode()
+    def heads(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The network's outputs for images [N, S, S, 3] on its device; all stays there."""
+        with translated(), products_in(self.precision):
+            return self._heads(images)
+
     def run(self, images: NDArray[Any]) -> Outputs:
-        loc, logits, coeff, proto = self._model.heads(torch.from_numpy(normalize(images, self.metadata.config)))
-        boxes = ops.decode_boxes(loc, self._model.priors)
-        scores = logits.softmax(dim=-1)[..., 1:]
-        return HeadOutputs(*(np.asarray(output) for output in (boxes, scores, coeff, proto)))
+        outputs = self.heads(on_host(images).to(self._place))
+        return HeadOutputs(*(output.cpu().numpy() for output in outputs))
 
     @torch.inference_mode()
     def detect(self, outputs: Outputs, index: int, settings: DetectSettings) -> ImageDetections:
         assert isinstance(outputs, HeadOutputs)  # the only kind that run() gives
-        config = self.metadata.config
-        boxes, scores, coeff, proto = (torch.from_numpy(output[index]) for output in outputs)
-        found = ops.detect(
-            boxes,
-            scores,
-            coeff,
-            score_threshold=config.score_threshold,
-            iou_threshold=config.iou_threshold,
-            top_k=config.top_k,
-            max_detections=config.max_detections,
-            nms=settings.nms,
-            image_size=config.image_size,
-        )
-        keep = found.scores > settings.score_threshold
-        boxes, scores, labels, coeff = (values[keep] for values in found)
-        masks = ops.assemble_masks(proto, coeff, boxes).numpy()
-        height, width = proto.shape[:2]
-        whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks))
+        if self._on_host:
+            return super().detect(outputs, index, settings)
+        heads = [torch.from_numpy(output[index]) for output in outputs]
+        boxes, scores, labels, masks = detect_image(heads, self.metadata.config, settings)
+        height, width = masks.shape[1:]
+        whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks.numpy()))
         return ImageDetections(boxes.numpy(), scores.numpy(), labels.numpy(), whole)
 
     @torch.inference_mode()
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
+        if self._on_host:
+            return super().paste(masks, height, width)
         pasted = ops.paste_masks_full(torch.from_numpy(masks.dense()), height, width).numpy()
         return MaskCrops(height, width, np.zeros((len(pasted), 2), np.int64), tuple(pasted))
 
     def describe(self) -> dict[str, Any]:
-        return {"backend": self.name, "version": torch.__version__, "threads": torch.get_num_threads()}
+        return {
+            "backend": self.name,
+            "version": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "device": self._place,
+            "precision": self.precision,
+            "channels_last": self._channels_last,
+            "compiled": self._compile,
+            "tail": "host" if self._on_host else "torch",
+        }
+
+    def close(self) -> None:
+        self.frames = None
+        del self._heads

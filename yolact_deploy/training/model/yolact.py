@@ -9,7 +9,7 @@ Source: YOLACT (arXiv:1904.02689).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ from yolact_deploy.training.model.fpn import FeaturePyramid
 from yolact_deploy.training.model.mobilenet import MobileNetBackbone
 from yolact_deploy.training.model.prediction_head import PredictionHead
 from yolact_deploy.training.model.protonet import make_protonet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
+
+
+#: with fewer images for each device, batch normalisations are better frozen
+BATCH_NORM_IMAGES = 6
 
 
 class RawHeads(NamedTuple):
@@ -66,6 +73,7 @@ class YolactModel(nn.Module):
         head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
+        self._frozen_batch_norm = False
         self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
         self._initialise()
 
@@ -81,6 +89,28 @@ class YolactModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Keep the statistics and parameters of all batch normalisations as they are while training, or release them.
+
+        Frozen, they use the stored statistics in training mode too, and get no gradient. The original does so with
+        fewer than :data:`BATCH_NORM_IMAGES` images for each device, of which the statistics would be too noisy.
+        """
+        self._frozen_batch_norm = frozen
+        for module in self._batch_norms():
+            module.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; batch normalisations that are frozen stay in the latter."""
+        super().train(mode)
+        if self._frozen_batch_norm:
+            for module in self._batch_norms():
+                module.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
         """Pyramid maps P3..P7, float [N, channels, side, side] with the sides of ``config.level_sizes``.
@@ -110,8 +140,9 @@ class YolactModel(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Any]:
         """Raw predictions for a loss while training, detections by Fast NMS otherwise.
 
-        Training: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K] coefficients, ``scores`` [N, P, C + 1] logits,
-        ``prior_boxes`` [P, 4], ``proto_masks`` [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3.
+        Training, as `yolact_deploy.training.YolactLoss` takes it: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
+        coefficients, ``scores`` [N, P, C + 1] logits, ``prior_boxes`` [P, 4] as (cx, cy, w, h), ``proto_masks``
+        [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3.
 
         Evaluation, lists with one tensor an image: ``boxes`` [n, 4] xyxy normalised, ``masks`` [n, h, w] probabilities
         cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first.

@@ -1,0 +1,138 @@
+"""Lets tests marked ``fake_cuda`` run in child processes that find the fake driver.
+
+A process that has loaded a driver cannot lose it again, and the other tests shall see a machine without one. So pytest
+starts itself once for all marked tests of a file with equal settings, and each test takes its outcome from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import pytest
+
+REPORT = "FAKE_CUDA_REPORT"  # where a child writes its reports, a line of JSON each
+TIMEOUT = 900.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fake_cuda(**settings): runs in a process that has a fake CUDA driver")
+
+
+# -- parent ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)  # after deselection
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    if REPORT in os.environ:
+        return
+    groups: dict[tuple[Path, str], Group] = {}
+    for index, item in enumerate(items):
+        marker = item.get_closest_marker("fake_cuda")
+        if marker is not None:
+            key = item.path, json.dumps(marker.kwargs, sort_keys=True)
+            group = groups.setdefault(key, Group(session.config.rootpath, marker.kwargs))
+            group.nodes.append(item.nodeid)
+            items[index] = Distant.from_parent(item.parent, name=item.name, group=group)
+
+
+class Group:
+    """Tests that share a child."""
+
+    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
+        self.root = root
+        self.settings = settings
+        self.nodes: list[str] = []
+        self._reports: dict[str, list[dict[str, Any]]] | None = None
+        self._end = ""
+
+    def reports(self, node: str) -> list[dict[str, Any]]:
+        """What the child said about a test; a failure of its own where it died before, or left something behind."""
+        if self._reports is None:
+            self._reports = self._run()
+        found = self._reports.get(node, [])
+        finished = any(report["when"] == "teardown" for report in found)
+        if self._end and (not finished or node == self.nodes[-1]):
+            return [*found, {"when": "end", "outcome": "failed", "text": self._end}]
+        return found
+
+    def _run(self) -> dict[str, list[dict[str, Any]]]:
+        reports: dict[str, list[dict[str, Any]]] = {}
+        command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-p", "no:cacheprovider", *self.nodes]
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "reports"
+            env = {**fake_cuda.environment(**self.settings), REPORT: str(file)}
+            done = subprocess.run(
+                command, cwd=self.root, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            )
+            for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+                report = json.loads(line)
+                reports.setdefault(report["node"], []).append(report)
+        if done.returncode not in (0, 1):
+            output = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            self._end = f"the process of the tests with the fake driver ended with {done.returncode}:\n{output}"
+        return reports
+
+
+class DistantError(Exception):
+    """Fails a test by the words of its child."""
+
+
+class Distant(pytest.Item):
+    """A test that runs elsewhere."""
+
+    def __init__(self, *, group: Group, **others: Any) -> None:
+        super().__init__(**others)
+        self.group = group
+
+    def runtest(self) -> None:
+        if fake_cuda.why_not():
+            pytest.skip(fake_cuda.why_not())
+        reports = self.group.reports(self.nodeid)
+        failed = [report["text"] for report in reports if report["outcome"] == "failed"]
+        skipped = [report["text"] for report in reports if report["outcome"] == "skipped"]
+        if failed or not reports:
+            raise DistantError("\n".join(failed) or "the child did not run this test")
+        if skipped:
+            pytest.skip(skipped[0])
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        return str(excinfo.value) if isinstance(excinfo.value, DistantError) else super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        return self.path, None, self.name
+
+
+# -- child ----------------------------------------------------------------------------------------------------------
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if REPORT not in os.environ:
+        return
+    text = report.longreprtext
+    if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
+        text = report.longrepr[2].removeprefix("Skipped: ")
+    sections = [f"--- {title} ---\n{content}" for title, content in report.sections] if report.failed else []
+    line = {"node": report.nodeid, "when": report.when, "outcome": report.outcome, "text": "\n".join([text, *sections])}
+    with open(os.environ[REPORT], "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+@pytest.fixture(name="fake_cuda")
+def fake_cuda_control() -> Iterator[fake_cuda.Control]:
+    """The fake driver's :class:`fake_cuda.Control`; fails the test for what host functions raised."""
+    control = fake_cuda.control()
+    control.reset_calls()
+    yield control
+    control.eager(False)
+    control.null(False)
+    errors, control.errors = control.errors, []
+    if errors:
+        raise errors[0]

@@ -1,0 +1,135 @@
+"""An onnxruntime package that says it has GPU providers, made of the real one: what it is asked for runs on the CPU.
+
+Sessions, bindings and options are the real classes, so a call with wrong arguments fails as it would in the real
+package; only the names of providers and devices are exchanged. Addresses are used as they are: "device memory" is the
+host's.
+"""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as real
+from onnxruntime.capi.onnxruntime_inference_collection import IOBinding
+
+RTX = "NvTensorRTRTXExecutionProvider"
+GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+
+
+class Options(real.SessionOptions):  # type: ignore[misc]  # the package has no types
+    """Remembers the devices that a session was given, as the real class has no way to ask."""
+
+    devices: tuple[list[Any], dict[str, str]] | None = None
+
+    def add_provider_for_devices(self, ep_devices: list[Any], provider_options: dict[str, str]) -> None:
+        assert all(isinstance(text, str) for pair in provider_options.items() for text in pair)
+        self.devices = (ep_devices, provider_options)
+
+
+class Binding(IOBinding):  # type: ignore[misc]
+    """Takes "cuda" memory for the CPU's."""
+
+    def bind_input(
+        self, name: str, device_type: str, device_id: int, element_type: Any, shape: Any, buffer_ptr: int
+    ) -> None:
+        assert device_type == "cuda"
+        super().bind_input(name, "cpu", 0, element_type, shape, buffer_ptr)
+
+    def bind_output(  # the defaults are the real ones
+        self,
+        name: str,
+        device_type: str = "cpu",
+        device_id: int = 0,
+        element_type: Any = None,
+        shape: Any = None,
+        buffer_ptr: int | None = None,
+    ) -> None:
+        assert device_type == "cuda"
+        super().bind_output(name, "cpu", 0, element_type, shape, buffer_ptr)
+
+
+class GpuDevice:
+    """An OrtEpDevice."""
+
+    def __init__(self, ordinal: int | None) -> None:
+        self.ep_name, self._ordinal = RTX, ordinal
+
+    def memory_info(self, kind: Any) -> Any:
+        assert kind == real.OrtDeviceMemoryType.DEFAULT
+        if self._ordinal is None:
+            raise RuntimeError("no memory of this kind")
+        return types.SimpleNamespace(device_id=self._ordinal)
+
+
+class FakeOnnxRuntime(types.ModuleType):
+    """The module.
+
+    Attributes:
+        falls_back: as where a provider's libraries are missing: sessions come back with the CPU provider only
+        left_to_cpu: operators that the provider has no kernel for
+        sessions: (provider, its options, session options) of each session made
+        rtx_devices: what the plugin finds once it is registered
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("onnxruntime")
+        (folder / "capi").mkdir(parents=True)
+        for provider in ("cuda", "tensorrt"):  # loading an empty file fails, but not for want of a file
+            (folder / "capi" / f"libonnxruntime_providers_{provider}.so").touch()
+        self.__file__ = str(folder / "__init__.py")
+        self.__version__, self.cuda_version = "9.9.9", "13.0"
+        self.falls_back = False
+        self.left_to_cpu: tuple[str, ...] = ()
+        self.sessions: list[tuple[str, dict[str, str], Any]] = []
+        self.rtx_devices: list[GpuDevice] = []
+        self.registered: list[tuple[str, str]] = []
+        self.preloaded = 0
+        self.SessionOptions, self.RunOptions = Options, real.RunOptions
+        self.OrtDeviceMemoryType = real.OrtDeviceMemoryType
+        self.InferenceSession = _session_class(self)
+
+    def get_available_providers(self) -> list[str]:
+        return [*GPU_PROVIDERS, "CPUExecutionProvider"]
+
+    def preload_dlls(self, cuda: bool = True, cudnn: bool = True, msvc: bool = True, directory: Any = None) -> None:
+        print("Failed to load libcudnn.so.9")  # as the real one does
+        self.preloaded += 1
+
+    def get_ep_devices(self) -> list[Any]:
+        return list(self.rtx_devices) if self.registered else []
+
+    def register_execution_provider_library(self, name: str, path: str) -> None:
+        self.registered.append((name, path))
+
+
+def _session_class(fake: FakeOnnxRuntime) -> type:
+    class Session(real.InferenceSession):  # type: ignore[misc]
+        def __init__(self, model: bytes, options: Options, providers: Any = None, **kwargs: Any) -> None:
+            assert kwargs == {"enable_fallback": 0}
+            if options.devices is not None:
+                assert providers is None
+                self.asked, chosen = RTX, options.devices[1]
+            else:
+                ((self.asked, chosen),) = providers
+            assert all(isinstance(text, str) for pair in chosen.items() for text in pair)
+            fake.sessions.append((self.asked, chosen, options))
+            super().__init__(model, options, **kwargs)
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"] if fake.falls_back else [self.asked, "CPUExecutionProvider"]
+
+        def get_provider_graph_assignment_info(self) -> list[Any]:
+            parts = []
+            for part in super().get_provider_graph_assignment_info():
+                nodes = part.get_nodes()
+                left = any(node.op_type in fake.left_to_cpu for node in nodes)
+                name = "CPUExecutionProvider" if left else self.asked
+                parts.append(types.SimpleNamespace(ep_name=name, get_nodes=lambda nodes=nodes: nodes))
+            return parts
+
+        def io_binding(self) -> Binding:
+            return Binding(self)
+
+    return Session

@@ -1,0 +1,363 @@
+"""Our plugins on NVIDIA's real bindings of one TensorRT version, over stub libraries; in a process of its own.
+
+    python bindings_child.py VERSION MODEL.onnx     # prints what the plugins answered, as JSON in the last line
+
+What TensorRT's C++ would do is done here: keep the registry, make expressions of shapes, and ask in the order in which
+a build asks. Expressions are functions of the batch, and are reported for some batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from tensorrt_stubs import bindings
+
+BATCHES = (1, 3, 7)
+
+#: plugins belong to TensorRT's C++, which never gives them back: with 10.3, freeing one is a crash
+_KEPT: list[Any] = []
+
+
+class Expression:
+    """In the place of ``trt.IDimensionExpr``."""
+
+    def __init__(self, value: Callable[[int], int], constant: bool) -> None:
+        self.value = value
+        self.constant = constant
+
+    def is_constant(self) -> bool:
+        return self.constant
+
+    def get_constant_value(self) -> int:
+        assert self.constant
+        return self.value(1)
+
+    def told(self) -> list[int]:
+        return [self.value(batch) for batch in BATCHES]
+
+
+BATCH = Expression(lambda batch: batch, constant=False)
+
+
+def constant(number: int) -> Expression:
+    return Expression(lambda _: number, constant=True)
+
+
+class Builder:
+    """In the place of ``trt.IExprBuilder``; it does not outlive the call that it was made for."""
+
+    alive = True
+
+    def constant(self, number: int) -> Expression:
+        assert self.alive, "a builder of expressions was used after its call"
+        assert type(number) is int
+        return constant(number)
+
+    def operation(self, operation: Any, first: Expression, second: Expression) -> Expression:
+        assert self.alive
+        rules: dict[str, Callable[[int, int], int]] = {
+            "SUM": lambda a, b: a + b,
+            "PROD": lambda a, b: a * b,
+            "SUB": lambda a, b: a - b,
+            "FLOOR_DIV": lambda a, b: a // b,
+            "CEIL_DIV": lambda a, b: -(-a // b),
+            "MIN": min,
+            "MAX": max,
+        }
+        rule = rules[operation.name]
+        return Expression(
+            lambda batch: rule(first.value(batch), second.value(batch)), first.constant and second.constant
+        )
+
+
+class Dims(list):  # type: ignore[type-arg]
+    """In the place of ``trt.DimsExprs``."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__([None] * given if isinstance(given, int) else given)
+
+
+class Registry:
+    """In the place of ``trt.IPluginRegistry``; it refuses a second creator of one name."""
+
+    def __init__(self) -> None:
+        self.creators: dict[Any, Any] = {}
+
+    def register_creator(self, creator: Any, namespace: str) -> bool:
+        key = (creator.name, creator.plugin_version, namespace)
+        if key in self.creators:
+            return False
+        self.creators[key] = creator
+        return True
+
+    def get_creator(self, name: str, version: str, namespace: str) -> Any:
+        return self.creators.get((name, version, namespace))
+
+
+class Called:
+    """Calls a plugin as TensorRT would: with a new builder of expressions, which is gone afterwards."""
+
+    def __enter__(self) -> Builder:
+        self.builder = Builder()
+        return self.builder
+
+    def __exit__(self, *exception: object) -> None:
+        self.builder.alive = False
+
+
+def main(version: str, path: str) -> None:
+    trt = bindings.load(version)
+    registry = Registry()
+    trt.get_plugin_registry = lambda: registry
+    trt.IDimensionExpr, trt.DimsExprs = Expression, Dims
+    import onnx
+
+    model = onnx.load(path)
+    told = {"version": trt.__version__, "v3": v3(trt, registry, model), "aot": aot(trt, registry, model)}
+    print(json.dumps(told), flush=True)
+    os._exit(0)  # nothing is freed
+
+
+# -- descriptors ----------------------------------------------------------------------------------------------------
+
+
+def names_of(trt: Any) -> dict[Any, str]:
+    return {trt.float32: "float32", trt.float16: "float16", trt.int32: "int32"}
+
+
+def descriptor(trt: Any, dtype: Any, shape: tuple[Any, ...], format: Any = None) -> Any:
+    """A ``trt.DynamicPluginTensorDesc`` with profiles of 1, 2 and 4 images where the batch is None."""
+    made = trt.DynamicPluginTensorDesc()
+    made.desc.type = dtype
+    made.desc.format = format if format is not None else trt.TensorFormat.LINEAR
+    made.desc.dims = tuple(-1 if size is None else size for size in shape)
+    for bound, batch in (("min", 1), ("opt", 2), ("max", 4)):
+        setattr(made, bound, tuple(batch if size is None else size for size in shape))
+    return made
+
+
+def expressions(shape: tuple[Any, ...]) -> Dims:
+    return Dims([BATCH if size is None else constant(size) for size in shape])
+
+
+def values_of(model: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
+    """ONNX dtype and shape of each value that the file tells; None is the batch."""
+    found = {}
+    for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        tensor = value.type.tensor_type
+        sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
+        found[value.name] = tensor.elem_type, tuple(sizes)
+    return found
+
+
+def fields_of(trt: Any, node: Any, creator: Any) -> tuple[Any, list[Any]]:
+    """The attributes of a node that the creator asks for, as the parser hands them on; and what must stay alive."""
+    kinds = {1: (np.float32, "FLOAT32"), 2: (np.int32, "INT32")}
+    asked = [field.name for field in creator.field_names]
+    arrays, fields = [], []
+    for name in asked:
+        attribute = next(attribute for attribute in node.attribute if attribute.name == name)
+        dtype, kind = kinds[attribute.type]
+        data = np.array([attribute.f if attribute.type == 1 else attribute.i], dtype)
+        arrays.append(data)
+        fields.append(trt.PluginField(name, data, getattr(trt.PluginFieldType, kind)))
+    return trt.PluginFieldCollection(fields), arrays
+
+
+# -- plugins in Python ----------------------------------------------------------------------------------------------
+
+
+def v3(trt: Any, registry: Registry, model: Any) -> Any:
+    from yolact_deploy.runtime import plugins
+
+    choice = plugins.prepare(model, trt, "tensorrt", "v3")
+    assert plugins.prepare(model, trt, "tensorrt", "v3").names == choice.names  # registered once
+    told = {"kind": choice.kind, "names": choice.names, "nodes": []}
+    values = values_of(choice.model)
+    for node in choice.model.graph.node:
+        if node.domain == "yolact":
+            told["nodes"].append(v3_node(trt, registry, node, values))  # type: ignore[attr-defined]
+    return told
+
+
+def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
+    attributes = {a.name: a for a in node.attribute}
+    version, namespace = (attributes[name].s.decode() for name in ("plugin_version", "plugin_namespace"))
+    creator = registry.get_creator(node.op_type, version, namespace)
+    collection, _alive = fields_of(trt, node, creator)
+    made = creator.create_plugin(node.name, collection, trt.TensorRTPhase.BUILD)
+    plugin = made.clone()
+    _KEPT.extend([made, plugin])
+    dtypes = {name: dtype for dtype, name in names_of(trt).items()}
+    onnx_dtypes = {1: dtypes["float32"], 10: dtypes["float16"], 6: dtypes["int32"]}
+    inputs = [(onnx_dtypes[values[name][0]], values[name][1]) for name in node.input]
+    output_types = plugin.get_output_data_types([dtype for dtype, _ in inputs])
+    with Called() as builder:
+        shapes = plugin.get_output_shapes([expressions(shape) for _, shape in inputs], [], builder)
+    outputs = [
+        (dtype, tuple(size.value(1) if size.constant else None for size in shape))
+        for dtype, shape in zip(output_types, shapes, strict=True)
+    ]
+    both = [descriptor(trt, *each) for each in (*inputs, *outputs)]
+    assert all(plugin.supports_format_combination(pos, both, len(inputs)) for pos in range(len(both)))
+    assert not any(wrong_combinations(trt, plugin, inputs, outputs))
+    ins, outs = both[: len(inputs)], both[len(inputs) :]
+    plugin.configure_plugin(ins, outs)
+    workspace = plugin.get_workspace_size(ins, outs)
+    again = round_trip(trt, creator, plugin)
+    assert again.work.attributes == plugin.work.attributes
+    return {
+        "name": node.op_type,
+        "attributes": again.work.attributes,
+        "output_types": [names_of(trt)[dtype] for dtype in output_types],
+        "output_shapes": [[size.told() for size in shape] for shape in shapes],
+        "workspace": workspace,
+        "enqueued": enqueued(trt, again, ins, outs),
+    }
+
+
+def wrong_combinations(trt: Any, plugin: Any, inputs: Any, outputs: Any) -> list[bool]:
+    """Whether other formats or other dtypes of any tensor are taken: they must not be."""
+    good = [descriptor(trt, *each) for each in (*inputs, *outputs)]
+    wrong = [
+        (pos, other)
+        for pos, (dtype, shape) in enumerate((*inputs, *outputs))
+        for other in (descriptor(trt, trt.int8, shape), descriptor(trt, dtype, shape, trt.TensorFormat.CHW32))
+    ]
+    return [
+        plugin.supports_format_combination(pos, [*good[:pos], other, *good[pos + 1 :]], len(inputs))
+        for pos, other in wrong
+    ]
+
+
+def round_trip(trt: Any, creator: Any, plugin: Any) -> Any:
+    """The plugin that an engine would make from what this one serialises."""
+    collection = plugin.get_fields_to_serialize()
+    copies = [(field.name, np.array(field.data), field.type) for field in collection]
+    fields = trt.PluginFieldCollection([trt.PluginField(*copy) for copy in copies])
+    made = creator.create_plugin(plugin.plugin_name, fields, trt.TensorRTPhase.RUNTIME)
+    _KEPT.append(made)
+    return made
+
+
+def enqueued(trt: Any, plugin: Any, ins: Any, outs: Any) -> Any:
+    """What reaches the kernels' library, for the largest batch: the launches' pointers by name, and the stream."""
+    from yolact_deploy.runtime.plugins import work
+
+    seen: list[Any] = []
+
+    class Library:
+        def load(self, plan: Any) -> None:
+            seen.append("load")
+
+        def bind(self, plan: Any, pointers: dict[str, int]) -> Any:
+            seen.append({name: pointers[name] for name in pointers})
+            return SimpleNamespace(enqueue=seen.append)
+
+    work.kernel_library = Library
+    context = plugin.attach_to_context(None)
+    _KEPT.append(context)
+    described = []
+    for dynamic in (*ins, *outs):
+        each = trt.PluginTensorDesc()
+        each.type, each.format, each.dims = dynamic.desc.type, dynamic.desc.format, tuple(dynamic.max)
+        described.append(each)
+    sides = described[: len(ins)], described[len(ins) :]
+    context.on_shape_change(*sides)
+    pointers = [1000 * (1 + at) for at in range(len(ins))], [1000000 * (1 + at) for at in range(len(outs))]
+    for _ in range(2):  # bound once
+        context.enqueue(*sides, *pointers, 1 << 30, 77)
+    return seen
+
+
+# -- ahead of time --------------------------------------------------------------------------------------------------
+
+
+def aot(trt: Any, registry: Registry, model: Any) -> Any:
+    from yolact_deploy.errors import ExportError
+    from yolact_deploy.runtime import plugins
+
+    choice = plugins.prepare(model, trt, "tensorrt", "auto")
+    if not hasattr(trt, "QuickPluginCreationRequest"):
+        try:
+            plugins.prepare(model, trt, "tensorrt", "aot")
+        except ExportError as error:
+            return {"kind": choice.kind, "reason": choice.reason, "refused": str(error)}
+    assert choice.kind == "aot", choice.reason
+    assert plugins.prepare(model, trt, "tensorrt", "aot").names == choice.names  # registered once
+    # Expressions of launch parameters are handed to C++: here they stay what they are.
+    sys.modules["tensorrt.plugin._tensor"].SymExprImpl = lambda symbol: symbol._expr  # type: ignore[attr-defined]
+    values = {name: shape for name, (_, shape) in values_of(choice.model).items()}
+    types = {name: dtype for name, (dtype, _) in values_of(choice.model).items()}
+    dtypes = {name: dtype for dtype, name in names_of(trt).items()}
+    known = {1: dtypes["float32"], 10: dtypes["float16"], 6: dtypes["int32"]}
+    tensors = {name: (known[types[name]], values[name]) for name in values if types[name] in known}
+    nodes = [node for node in choice.model.graph.node if node.domain == "yolact"]
+    return {"kind": choice.kind, "names": choice.names, "nodes": [aot_node(trt, registry, n, tensors) for n in nodes]}
+
+
+def aot_node(trt: Any, registry: Registry, node: Any, tensors: dict[str, Any]) -> Any:
+    creator = registry.get_creator(node.op_type, "1", "yolact")
+    collection, _alive = fields_of(trt, node, creator)
+    request = trt.QuickPluginCreationRequest.STRICT_AOT
+    plugin = creator.create_plugin(node.op_type, "yolact", collection, trt.TensorRTPhase.BUILD, request)
+    inputs = [tensors[name] for name in node.input]
+    output_types = plugin.get_output_data_types([dtype for dtype, _ in inputs], [len(shape) for _, shape in inputs])
+    with Called() as builder:
+        shapes = plugin.get_output_shapes([expressions(shape) for _, shape in inputs], [], builder)
+    outputs = [
+        (dtype, tuple(size.value(1) if size.constant else None for size in shape))
+        for dtype, shape in zip(output_types, shapes, strict=True)
+    ]
+    for name, output in zip(node.output, outputs, strict=True):
+        expected = tensors.setdefault(name, output)
+        assert expected == output, (name, expected, output)
+    both = [descriptor(trt, *each) for each in (*inputs, *outputs)]
+    ins, outs = both[: len(inputs)], both[len(inputs) :]
+    combination = plugin.get_supported_format_combinations(both, len(inputs))
+    assert [each.type for each in combination] == [dtype for dtype, _ in (*inputs, *outputs)]
+    assert {each.format for each in combination} == {trt.TensorFormat.LINEAR}
+    plugin.configure_plugin(ins, outs)
+    plugin.get_valid_tactics()
+    plugin = plugin.clone()
+    plugin.set_tactic(0)
+    launch, scalars = SimpleNamespace(), Scalars()
+    with Called() as builder:
+        dims = [expressions(shape) for _, shape in inputs]
+        plugin.get_launch_params(dims, both, len(inputs), launch, scalars, builder)
+    name, ptx = plugin.get_kernel([each.desc for each in ins], [each.desc for each in outs])
+    return {
+        "name": node.op_type,
+        "inputs": list(node.input),
+        "outputs": list(node.output),
+        "strict": next(a.i for a in node.attribute if a.name == "aot"),
+        "output_types": [names_of(trt)[dtype] for dtype, _ in outputs],
+        "output_shapes": [[size.told() for size in shape] for shape in shapes],
+        "launch": {key: value.told() for key, value in vars(launch).items()},
+        "scalars": [scalar.told() for scalar in scalars.values],
+        "kernel": name,
+        "ptx": ptx.decode(),
+    }
+
+
+class Scalars:
+    """In the place of ``trt.ISymExprs``."""
+
+    nbSymExprs = 0  # noqa: N815  # TensorRT's name
+
+    def __init__(self) -> None:
+        self.values: list[Expression] = []
+
+    def __setitem__(self, index: int, value: Expression) -> None:
+        assert index == len(self.values) < self.nbSymExprs
+        self.values.append(value)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

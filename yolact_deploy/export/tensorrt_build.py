@@ -1,0 +1,195 @@
+"""One build with one TensorRT: from the bytes of an ONNX file to those of a plan.
+
+What `yolact_deploy.export.tensorrt` does around it: which TensorRT, plugins, caches, locks and files.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from yolact_deploy.errors import ExportError
+from yolact_deploy.runtime import tensorrt_api
+
+#: called with the phase's name, the steps done and the steps in all
+Progress = Callable[[str, int, int], None]
+
+#: smallest, usual and largest batch
+Profile = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildPlan:
+    """Everything that a build depends on but the network itself.
+
+    Attributes:
+        network_name: what the engine is to carry as its name, our metadata
+        workspace_mib: limit of the scratch memory; None leaves it to TensorRT
+        optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to TensorRT
+        targets: RTX's names of compute capabilities; none means portable
+        profiles: batches to optimize for, in the order of their numbers in the engine; used where the batch is dynamic
+        ahead_of_time: plugins are to take their ahead-of-time implementation
+        timings: what an earlier build gave as :attr:`Plan.timings`; None measures nothing and keeps nothing
+    """
+
+    network_name: str
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    targets: tuple[str, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    ahead_of_time: bool = False
+    timings: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build gives: the engine's bytes, and its timing cache where one was wanted."""
+
+    data: bytes
+    timings: bytes | None = None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    step: str
+    reason: str
+
+
+class Build:
+    """One build.
+
+    TensorRT's objects depend on each other's lifetimes, and an exception's traceback keeps them alive in no order. So
+    they all live and die inside :meth:`_make`, which raises nothing but reports what went wrong.
+    """
+
+    def __init__(self, trt: Any, flavour: str, plan: BuildPlan, progress: Progress | None) -> None:
+        self.trt = trt
+        self.flavour = flavour
+        self.plan = plan
+        self.progress = progress
+        self.interrupted = threading.Event()
+
+    def run(self, onnx_bytes: bytes, source: str) -> Plan:
+        """The plan.
+
+        Raises:
+            ExportError: TensorRT cannot parse or build the network; with its reasons.
+            KeyboardInterrupt: Ctrl-C or SIGTERM came.
+        """
+        with tensorrt_api.complaints(self.flavour) as heard, self._interruptible():
+            made = self._make(onnx_bytes, heard)
+        if self.interrupted.is_set():
+            raise KeyboardInterrupt
+        if isinstance(made, _Failure):
+            name = f"{tensorrt_api.NAMES[self.flavour]} {self.trt.__version__}"
+            raise ExportError(f"{name} cannot {made.step} {source}: {made.reason}")
+        return made
+
+    def _make(self, onnx_bytes: bytes, heard: list[str]) -> Plan | _Failure:
+        try:
+            builder = self.trt.Builder(tensorrt_api.logger(self.flavour))
+        except (TypeError, RuntimeError):  # pybind11's words for a null pointer
+            return _Failure("start to build", _reasons(heard))
+        flags = tensorrt_api.network_flags(self.trt, self.flavour, ahead_of_time=self.plan.ahead_of_time)
+        network = builder.create_network(flags)
+        parser = self.trt.OnnxParser(network, tensorrt_api.logger(self.flavour))
+        config = builder.create_builder_config()
+        # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
+        monitor = _make_monitor(self.trt, self.progress, self.interrupted)
+        wrong = self._parse(parser, onnx_bytes, heard)
+        made: Plan | _Failure = _Failure("parse", wrong)
+        if not wrong:
+            network.name = self.plan.network_name
+            collects = self._configure(builder, network, config)
+            config.progress_monitor = monitor
+            memory = builder.build_serialized_network(network, config)
+            if memory is None:
+                made = _Failure("build", _reasons(heard))
+            else:
+                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if collects else None)
+            del memory
+        del config, monitor, parser, network, builder
+        return made
+
+    def _parse(self, parser: Any, onnx_bytes: bytes, heard: list[str]) -> str:
+        """Parse, and say what is wrong; empty when nothing is."""
+        if parser.parse(onnx_bytes):
+            return ""
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        return "; ".join(_describe(error) for error in errors) or _reasons(heard)
+
+    def _configure(self, builder: Any, network: Any, config: Any) -> bool:
+        """Whether a timing cache collects."""
+        plan = self.plan
+        if plan.workspace_mib is not None:
+            config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
+        if plan.optimization_level is not None:
+            config.builder_optimization_level = plan.optimization_level
+        tensorrt_api.set_targets(self.trt, config, plan.targets)
+        _add_profiles(builder, network, config, plan.profiles)
+        return plan.timings is not None and tensorrt_api.set_timing_cache(config, self.flavour, plan.timings)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C or SIGTERM cancel the build at its next step: no exception may travel through TensorRT."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = [signal.signal(number, lambda *_: self.interrupted.set()) for number in signals]
+        try:
+            yield
+        finally:
+            for number, handler in zip(signals, previous, strict=True):
+                signal.signal(number, handler)
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profile, ...]) -> None:
+    images = network.get_input(0)
+    shape = tuple(images.shape)
+    if shape[0] != -1:
+        return
+    for batches in profiles:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(images.name, *((count, *shape[1:]) for count in batches))
+        config.add_optimization_profile(profile)
+
+
+def _reasons(heard: list[str]) -> str:
+    return "; ".join(heard) or "no reason given"
+
+
+def _describe(error: Any) -> str:
+    """A parser's error with the node, and the local functions around it from the outermost on."""
+    inside = "".join(f" in function {name}" for name in reversed(error.local_function_stack()))
+    return f"node {error.node_name()!r} ({error.node_operator()}){inside}: {error.desc()}"
+
+
+def _make_monitor(trt: Any, progress: Progress | None, interrupted: threading.Event) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base class is only known at run time
+        """Hands TensorRT's progress on, and stops the build when it was interrupted."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+            self._tell(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._tell(phase_name, step + 1)
+            return not interrupted.is_set()
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._tell(phase_name, self._steps.pop(phase_name, 0))
+
+        def _tell(self, phase: str, done: int) -> None:
+            if progress is not None:
+                progress(phase, done, self._steps.get(phase, done))
+
+    return Monitor()

@@ -1,0 +1,1 @@
+"""CUDA through the driver: devices, memory, streams, graphs, and our kernels on them."""

@@ -1,0 +1,213 @@
+"""Calls of the CUDA driver: starting it, and turning a code that it returns into an error with a cure."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from yolact_deploy.errors import BackendError, import_optional
+
+#: instantiating graphs with flags, and events that other threads may wait for, are as they are now since CUDA 12
+OLDEST_DRIVER = 12000
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_CURE_FORK = (
+    "this process was forked after its parent used the GPU, and CUDA does not survive a fork. Cure: start workers with "
+    "multiprocessing.get_context('spawn'), or load the model only in the worker"
+)
+_CURES = {
+    "CUDA_ERROR_NO_DEVICE": "check with nvidia-smi that the GPU is seen; CUDA_VISIBLE_DEVICES may hide it",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver's kernel module and library differ: restart the machine after "
+    "an update of the driver",
+    "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "this GPU cannot use the CUDA forward-compatibility package: remove "
+    "it (cuda-compat) or update the driver",
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the driver is older than the CUDA that compiled the kernel: update the "
+    "driver, or install an older nvidia-cuda-nvrtc",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": "the kernel was compiled for another GPU: compile it for this one",
+    "CUDA_ERROR_INVALID_SOURCE": "the kernel's binary is damaged: delete the kernel cache",
+    "CUDA_ERROR_INVALID_IMAGE": "the kernel's binary is damaged or for another GPU: delete the kernel cache",
+    "CUDA_ERROR_INVALID_CONTEXT": "call Device.use() in this thread first",
+    "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel read or wrote outside its buffers; this process cannot use the GPU any "
+    "more. compute-sanitizer finds the kernel",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more. compute-sanitizer finds "
+    "the kernel",
+    "CUDA_ERROR_LAUNCH_TIMEOUT": "a kernel ran longer than the display's watchdog allows",
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or shared memory than this GPU has: use "
+    "smaller blocks",
+    "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process holds the GPU in exclusive mode: see nvidia-smi",
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory is damaged: reset the GPU",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "something in the captured work may not be captured: allocating, waiting "
+    "for the GPU, or the default stream. Run it once before capturing, so that it has allocated what it needs, or run "
+    "it without a graph",
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "an earlier call may not be captured: allocating, waiting for the GPU, or "
+    "the default stream. Run the work once before capturing it, or run it without a graph",
+    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "work on another stream was captured, and the captured stream did not wait "
+    "for it",
+    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "a capture ends in the thread in which it began",
+}  # fmt: skip
+
+
+class CudaError(BackendError):
+    """A call of the CUDA driver that failed.
+
+    Attributes:
+        call: name of the call, "cuMemAlloc"
+        code: number of the error, 2
+        code_name: its name, "CUDA_ERROR_OUT_OF_MEMORY"
+    """
+
+    def __init__(self, message: str, call: str = "", code: int = 0, code_name: str = "") -> None:
+        super().__init__(message)
+        self.call = call
+        self.code = code
+        self.code_name = code_name
+
+
+_lock = threading.Lock()
+_bindings: Any = None
+_forked = False
+
+
+def start() -> Any:
+    """The module ``cuda.bindings.driver``, with the driver started.
+
+    Raises:
+        MissingDependencyError: cuda-python is not installed
+        BackendError: there is no driver, it is too old, or this is a forked child of a process that used it
+    """
+    global _bindings
+    if _forked:
+        raise BackendError(f"CUDA cannot be used here: {_CURE_FORK}")
+    with _lock:
+        if _bindings is None:
+            _bindings = _start()
+            os.register_at_fork(after_in_child=_after_fork)
+    return _bindings
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+def forked() -> bool:
+    """Whether this is the forked child of a process that had started the driver: its objects are not ours to free."""
+    return _forked
+
+
+def _start() -> Any:
+    bindings: Any = import_optional("cuda.bindings.driver", extra="tensorrt", purpose="using the GPU")
+    try:
+        (error,) = bindings.cuInit(0)
+    except RuntimeError as reason:
+        # The import works without a driver; the library is looked for at the first call.
+        raise BackendError(
+            f"no NVIDIA driver here ({LIBRARY} cannot be loaded): {_one_line(reason)}. Use a machine with an NVIDIA "
+            "GPU and its driver; in a container, start it with --gpus all (Jetson: --runtime nvidia)"
+        ) from reason
+    if error:
+        raise failure("cuInit", error, bindings=bindings)
+    version = bindings.cuDriverGetVersion()[1]
+    if version < OLDEST_DRIVER:
+        raise BackendError(
+            f"the NVIDIA driver supports CUDA {version_text(version)}, and {version_text(OLDEST_DRIVER)} or later is "
+            "needed. Update the driver (on Jetson: JetPack 6 or later)"
+        )
+    return bindings
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")
+
+
+def driver_version() -> int:
+    """The newest CUDA that the driver supports: 12060 is CUDA 12.6."""
+    return int(call("cuDriverGetVersion"))
+
+
+def version_text(version: int) -> str:
+    """
+    >>> version_text(12060)
+    '12.6'
+    """
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call a function of the driver: its result (a tuple where there are several), or :class:`CudaError`.
+
+    For what is done once; the calls of every frame are made directly.
+    """
+    bindings = start()
+    try:
+        error, *values = getattr(bindings, name)(*arguments)
+    except (RuntimeError, AttributeError) as reason:
+        # What cuda-python has and the driver has not, or the other way round.
+        raise CudaError(
+            f"{name} cannot be called: {_one_line(reason)}. The driver supports CUDA "
+            f"{version_text(bindings.cuDriverGetVersion()[1])}: update it, or install the cuda-python of its version",
+            name,
+        ) from reason
+    if error:
+        raise failure(name, error)
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def failure(name: str, error: Any, doing: str = "", *, bindings: Any = None) -> CudaError:
+    """The error to raise for a code that the function ``name`` returned.
+
+    Args:
+        error: the CUresult
+        doing: what the call was for, where the name does not tell
+    """
+    bindings = _bindings if bindings is None else bindings
+    code = int(error)
+    code_name = _text(bindings.cuGetErrorName(error)) or f"error {code}"
+    meaning = _text(bindings.cuGetErrorString(error))
+    message = f"{doing}: " if doing else ""
+    message += f"{name} failed with {code_name}" + (f" ({meaning})" if meaning else "")
+    cure = _CURE_FORK if _forked else _CURES.get(code_name, "")
+    return CudaError(f"{message}. {cure[:1].upper()}{cure[1:]}" if cure else message, name, code, code_name)
+
+
+def _text(answer: tuple[Any, Any]) -> str:
+    error, text = answer
+    return "" if error or text is None else text.decode(errors="replace")
+
+
+@functools.cache
+def blocking(name: str, version: int) -> Callable[[int], int]:
+    """A function of the driver that waits and takes one handle, which releases the GIL while it waits.
+
+    cuda-python 12 holds the GIL during every call, so that all threads would wait for the GPU.
+
+    Args:
+        version: of the CUDA in which the function got its signature
+    """
+    bindings = start()
+    flags = bindings.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
+    address = call("cuGetProcAddress", name.encode(), version, flags)[0]
+    prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+    function: Callable[[int], int] = prototype(int(address))
+    return function
+
+
+def release(context: Any, name: str, handle: Any) -> None:
+    """Free something that belongs to a context, from any thread, also while this thread captures a graph.
+
+    Errors are ignored: they are those of earlier work, or of a context that is gone.
+    """
+    if _forked or _bindings is None:
+        return
+    relaxed = _bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    error, mode = _bindings.cuThreadExchangeStreamCaptureMode(relaxed)
+    (pushed,) = _bindings.cuCtxPushCurrent(context)
+    getattr(_bindings, name)(handle)
+    if not pushed:
+        _bindings.cuCtxPopCurrent()
+    if not error:
+        _bindings.cuThreadExchangeStreamCaptureMode(mode)

@@ -1,0 +1,121 @@
+"""Our kernels around a network, bound to the memory of a slot: resize before it, NMS, masks and paste after it.
+
+Legend: N images, D detection slots, H x W a frame, S input side, K coefficients, h x w prototypes.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+
+from yolact_deploy.runtime.backend import DetectSettings
+from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
+from yolact_deploy.runtime.cuda.launch import Plan
+from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
+from yolact_deploy.runtime.cuda.network import DeviceNetwork
+from yolact_deploy.runtime.cuda.plan_masks import mask_assembly
+from yolact_deploy.runtime.cuda.plan_nms import fast_nms
+from yolact_deploy.runtime.cuda.plan_paste import paste
+from yolact_deploy.runtime.cuda.plan_resize import resize
+from yolact_deploy.runtime.cuda.slot import Slot
+
+#: plans that are kept bound
+_LIMIT = 512
+
+
+class FrameKernels:
+    """Makes and keeps the bound plans of one network; used by one thread at a time."""
+
+    def __init__(self, device: Device, network: DeviceNetwork, outputs: Mapping[str, int]) -> None:
+        """
+        Args:
+            outputs: address of each output of the network
+        """
+        self._device, self._network, self._outputs = device, network, outputs
+        self._library = KernelLibrary(device)
+        self._bound: OrderedDict[Hashable, BoundPlan] = OrderedDict()
+        # Shared by all slots, which take turns on one stream. What was too small stays for the graphs that know it.
+        self._scratch: list[tuple[str, DeviceBuffer]] = []
+
+    def resize(self, index: int, pointer: int, height: int, width: int, pitch: int) -> BoundPlan:
+        """From a frame at ``pointer``, of rows ``pitch`` bytes apart, to image ``index`` of the network's input."""
+
+        def plan() -> Plan:
+            size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
+            return resize(height, width, pitch, size, output_dtype=dtype, image_index=index)
+
+        key = ("resize", index, pointer, height, width, pitch)
+        return self._bind(key, plan, {"frame": pointer, "images": self._network.input.pointer})
+
+    def nms(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
+        """From the network's heads to the slot's detections and their coefficients."""
+        config, heads = self._network.metadata.config, self._network.outputs
+
+        def plan() -> Plan:
+            _, priors, classes = heads["scores"].shape
+            return fast_nms(
+                batch,
+                priors,
+                classes,
+                heads["coeff"].shape[2],
+                top_k=config.top_k,
+                max_detections=config.max_detections,
+                # What scores less than the user wants can neither suppress nor displace what scores more.
+                score_threshold=max(config.score_threshold, settings.score_threshold),
+                iou_threshold=config.iou_threshold,
+                cross_class=settings.nms == "cross-class",
+            )
+
+        pointers = {name: self._outputs[name] for name in ("boxes", "scores", "coeff")}
+        pointers |= {f"out_{name}": slot.pointers[name] for name in ("boxes", "scores", "labels", "coeff")}
+        pointers["num_detections"] = slot.pointers["num_detections"]
+        return self._bind(("nms", slot.index, batch, settings), plan, pointers)
+
+    def masks(self, slot: Slot, batch: int, *, zero_outside: bool) -> BoundPlan:
+        """From the network's prototypes and the slot's detections to its masks."""
+        proto = self._network.outputs["proto"]
+        _, h, w, k = proto.shape
+        detections = self._network.metadata.config.max_detections
+        pointers = {**slot.pointers, "proto": self._outputs["proto"]}
+
+        def plan() -> Plan:
+            dtype = proto.dtype.name
+            return mask_assembly(
+                batch, detections, h, w, k, proto_dtype=dtype, mask_dtype=dtype, zero_outside=zero_outside
+            )
+
+        return self._bind(("masks", slot.index, batch, zero_outside), plan, pointers)
+
+    def paste(self, slot: Slot, batch: int) -> BoundPlan:
+        """From the slot's masks to packed bits at the frames' sizes."""
+        (_, detections, h, w), dtype = slot.arrays["masks"]
+
+        def plan() -> Plan:
+            return paste(batch, detections, h, w, mask_dtype=dtype, capacity_words=slot.capacity)
+
+        return self._bind(("paste", slot.index, batch, slot.capacity), plan, slot.pointers)
+
+    def close(self) -> None:
+        """Free the memory between the kernels."""
+        self._bound.clear()
+        for _, buffer in self._scratch:
+            buffer.free()
+        self._scratch.clear()
+
+    def _bind(self, key: Hashable, make: Callable[[], Plan], pointers: Mapping[str, int]) -> BoundPlan:
+        bound = self._bound.get(key)
+        if bound is None:
+            plan = make()
+            scratch = {name: self._scratch_pointer(name, nbytes) for name, nbytes in plan.scratch.items()}
+            self._bound[key] = bound = self._library.bind(plan, {**pointers, **scratch})
+            if len(self._bound) > _LIMIT:
+                self._bound.popitem(last=False)
+        return bound
+
+    def _scratch_pointer(self, name: str, nbytes: int) -> int:
+        for held, buffer in self._scratch:
+            if held == name and buffer.nbytes >= nbytes:
+                return buffer.pointer
+        buffer = self._device.allocate(nbytes, "scratch")
+        self._scratch.append((name, buffer))
+        return buffer.pointer

@@ -1,0 +1,157 @@
+"""One of the places for a batch under way: its memory on both sides, and its marks in the stream.
+
+Legend: N images at the largest batch, D detection slots, K coefficients, h x w prototypes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.runtime.cuda.driver import Device
+from yolact_deploy.runtime.cuda.layout import Arrays, Layout, aligned
+from yolact_deploy.runtime.cuda.network import DeviceNetwork
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.cuda.pipeline import Ticket
+
+#: what the stream does with a batch, in its order; "nms" and "masks" only where the network ends in heads
+STAGES = ("upload", "preprocess", "network", "nms", "masks", "paste", "download")
+
+_LEAST_CAPACITY = 4096
+
+
+class Slot:
+    """Memory of one batch, and who uses it. Whoever touches anything but ``lock`` holds it.
+
+    Attributes:
+        arrays: shape and dtype of what is found: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
+            [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], masks [N, D, h, w] and, where
+            the network ends in heads, coeff float32 [N, D, K]
+        pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
+            pinned host memory
+        host: the arrays that are downloaded: all up to words_needed
+        capacity: words of packed masks that there is room for, of each image
+        marks: an event at the start and at the end of each stage
+        done: an event at the end of all
+        ticket: whose results are under way
+        busy: whether the stream may still use the slot
+        memory: on the device
+    """
+
+    def __init__(self, device: Device, network: DeviceNetwork, index: int) -> None:
+        self.index = index
+        self.lock = threading.Lock()
+        self.ticket: Ticket | None = None
+        self.busy = False
+        heads = network.metadata.tail == "heads"
+        self._stages = [stage for stage in STAGES if heads or stage not in ("nms", "masks")]
+        self.marks = {mark: device.event() for mark in ("start", *self._stages)}
+        self.done = device.event(timing=False)
+        self._device, self._batch = device, network.max_batch
+        small, large = _results(network)
+        self.arrays = {**small, **large}
+        layout, self._small = Layout(self.arrays), Layout(small)
+        self.memory = device.allocate(layout.nbytes, "results")
+        self.pointers = layout.pointers(self.memory.pointer)
+        self._host = device.pinned(self._small.nbytes, "results")
+        self.host = self._small.views(self._host)
+        self._header = aligned(network.max_batch * 8)
+        self.make_room(())
+        self.make_bits(_LEAST_CAPACITY)
+
+    def occupy(self, frames: Sequence[Any]) -> None:
+        """The stream uses the slot from now on, and frames on the device, which must live until then."""
+        self.busy, self._owners = True, frames
+
+    def release(self) -> None:
+        """The stream is done with the slot."""
+        self.ticket, self.busy, self._owners = None, False, ()
+
+    def close(self) -> None:
+        """Give the memory back, as soon as nobody looks at the results any more."""
+        for event in (*self.marks.values(), self.done):
+            event.close()
+        del self.memory, self.host, self._host, self.bits, self._bits, self._staging, self._frames
+
+    # -- frames in --------------------------------------------------------------------------------------------------
+
+    def fits(self, nbytes: Sequence[int]) -> bool:
+        """Whether frames of these sizes have room."""
+        return self._header + sum(map(aligned, nbytes)) <= self._staging.nbytes
+
+    def make_room(self, nbytes: Sequence[int]) -> None:
+        """Room for frames of these sizes; the stream must be done with the slot, and graphs that know it be dropped."""
+        # A quarter more, so that pictures of all sizes do not reallocate each time.
+        total = self._header + sum(map(aligned, nbytes)) * 5 // 4
+        self._staging = self._device.pinned(total, "frames")
+        self._bytes: NDArray[np.uint8] = self._staging.array(np.uint8, (total,))
+        self._sizes = self._bytes[: self._batch * 8].view(np.int32).reshape(self._batch, 2)
+        # Where CPU and GPU share one memory the kernels read the frames in place.
+        self.needs_upload = not self._device.integrated
+        self._frames = self._device.allocate(total, "frames") if self.needs_upload else self._staging
+        self.pointers["image_sizes"] = self._frames.pointer
+
+    def stage(self, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[int], int]:
+        """Copy frames from host memory into pinned memory.
+
+        Returns:
+            the device address that each will have, and how many bytes are to be uploaded for all of them
+        """
+        offset, pointers = self._header, []
+        for frame in frames:
+            np.copyto(self._bytes[offset : offset + frame.size].reshape(frame.shape), frame)
+            pointers.append(self._frames.pointer + offset)
+            offset += aligned(frame.size)
+        return pointers, offset
+
+    def set_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Height and width of each frame, which go up ahead of them."""
+        self._sizes[: len(sizes)] = sizes
+
+    def upload(self, nbytes: int) -> tuple[int, int, int]:
+        """Target, source and bytes of the upload."""
+        return self._frames.pointer, self._staging.host_pointer, nbytes
+
+    # -- results out ------------------------------------------------------------------------------------------------
+
+    def make_bits(self, capacity: int) -> None:
+        """Room for packed masks of ``capacity`` words an image; the same condition as for :meth:`make_room`."""
+        self._bits = self._device.pinned(self._batch * capacity * 4, "packed masks")
+        self.bits: NDArray[np.uint32] = self._bits.array(np.uint32, (self._batch, capacity))
+        self.pointers["bits"] = self._bits.pointer
+        self.capacity = capacity
+
+    def download(self) -> tuple[int, int, int]:
+        """Target, source and bytes of the download."""
+        return self._host.host_pointer, self.memory.pointer, self._small.nbytes
+
+    def timings(self) -> dict[str, float]:
+        """Milliseconds of each stage of the batch that came to its end last."""
+        marks = list(self.marks.values())
+        return {
+            stage: end.elapsed_since(start) for stage, start, end in zip(self._stages, marks, marks[1:], strict=False)
+        }
+
+
+def _results(network: DeviceNetwork) -> tuple[Arrays, Arrays]:
+    """The arrays that come to the host, and those that stay on the device."""
+    n, outputs = network.max_batch, network.outputs
+    heads = network.metadata.tail == "heads"
+    d = network.metadata.config.max_detections if heads else outputs["scores"].shape[1]
+    small: Arrays = {
+        "num_detections": ((n,), "int32"),
+        "boxes": ((n, d, 4), "float32"),
+        "scores": ((n, d), "float32"),
+        "labels": ((n, d), "int32"),
+        "windows": ((n, d, 6), "int32"),
+        "words_needed": ((n,), "int32"),
+    }
+    if not heads:
+        return small, {"masks": (outputs["masks"].shape, outputs["masks"].dtype.name)}
+    _, h, w, k = outputs["proto"].shape
+    return small, {"masks": ((n, d, h, w), outputs["proto"].dtype.name), "coeff": ((n, d, k), "float32")}

@@ -1,0 +1,345 @@
+"""ONNX Runtime on an NVIDIA GPU: sessions of its CUDA, TensorRT and TensorRT-RTX providers, on the GPU or not at all.
+
+Left to itself ONNX Runtime falls back to the CPU in three places: where a provider's libraries are missing (a line in
+the log), where making the session fails (a print), and node by node where a provider has no kernel (nothing). Here each
+is an error that says what to install, and only the computing of shapes may stay on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.cache import cache_folder
+from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.nvidia import Gpu, require_gpu, tensorrt_flavours
+from yolact_deploy.runtime.onnx_graph import load_for_cpu
+
+PROVIDERS = {
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "rtx": "NvTensorRTRTXExecutionProvider",
+}
+_RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
+_GPU_PACKAGE = "python -m pip uninstall -y onnxruntime onnxruntime-gpu; python -m pip install 'yolact-deploy[gpu]'"
+
+#: operators that compute shapes of dynamic batches, which providers leave on the CPU on purpose
+_SHAPE_OPS = frozenset(
+    ("Shape", "Size", "Gather", "Unsqueeze", "Squeeze", "Concat", "Cast", "Slice", "Range", "Reshape")
+) | frozenset(("Add", "Sub", "Mul", "Div"))
+
+_register = threading.Lock()
+
+
+@dataclass(frozen=True)
+class GpuSession:
+    """A session on the GPU, and what was found out about it."""
+
+    session: Any  #: onnxruntime.InferenceSession
+    provider: str  #: "cuda", "tensorrt" or "rtx"
+    gpu: Gpu
+    #: how many nodes of each operator compute shapes on the CPU; None where this ONNX Runtime cannot tell
+    cpu_nodes: Mapping[str, int] | None
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts."""
+        import onnxruntime
+
+        return {
+            "backend": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "provider": self.provider,
+            "providers": list(self.session.get_providers()),
+            "device": f"cuda:{self.gpu.index}",
+            "gpu": str(self.gpu),
+            "shape_nodes_on_cpu": None if self.cpu_nodes is None else dict(self.cpu_nodes),
+        }
+
+
+def open_session(
+    model: bytes,
+    metadata: Metadata,
+    *,
+    provider: str,
+    device: int = 0,
+    stream: int | None = None,
+    tf32: bool = False,
+    provider_options: Mapping[str, object] | None = None,
+) -> GpuSession:
+    """A session that runs ``model`` on a GPU.
+
+    Args:
+        model: an exported ONNX file, as :func:`~yolact_deploy.runtime.onnx_graph.load_for_cpu` gives it
+        provider: one of :data:`PROVIDERS`
+        device: number of the GPU
+        stream: handle of a CUDA stream on which everything must run; by default the session makes its own
+        tf32: lets the CUDA provider round the factors of FP32 products to TF32; the other providers decide themselves
+        provider_options: more options of the provider, which win over ours
+
+    Raises:
+        MissingDependencyError, BackendError: the provider cannot run here, or not the whole graph.
+        ArtifactError: ONNX Runtime refuses the model.
+    """
+    if provider not in PROVIDERS:
+        raise InputError(f"unknown provider {provider!r} of onnxruntime: expected cpu, {', '.join(PROVIDERS)}")
+    gpu = require_gpu(device)
+    ort = import_optional("onnxruntime", "gpu", "Running an ONNX file on a GPU")
+    options = _session_options(ort, metadata)
+    chosen = {**_provider_options(provider, metadata, device, stream, tf32), **(provider_options or {})}
+    named = {key: str(value) for key, value in chosen.items()}
+    if provider == "rtx":
+        options.add_provider_for_devices([_rtx_device(ort, gpu)], named)
+        arguments: dict[str, Any] = {}
+    else:
+        _require_libraries(ort, provider)
+        arguments = {"providers": [(PROVIDERS[provider], named)]}
+    session = _make_session(ort, model, options, arguments, provider)
+    if session.get_providers()[0] != PROVIDERS[provider]:
+        raise BackendError(_does_not_start(provider, gpu))
+    return GpuSession(session, provider, gpu, _cpu_nodes(session, provider))
+
+
+class OnnxRuntimeGpuBackend(Backend):
+    """An exported ONNX file on a GPU in ONNX Runtime, with NumPy arrays in and out.
+
+    Args:
+        path: the ONNX file
+        provider: "cuda", "tensorrt" or "rtx"
+        device: number of the GPU
+        tail: "graph" runs Fast NMS and mask assembly in the graph, "host" in NumPy
+        tf32, provider_options: as for :func:`open_session`
+
+    Raises:
+        As :func:`open_session`.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        provider: str,
+        device: int = 0,
+        tail: str = "graph",
+        tf32: bool = False,
+        provider_options: Mapping[str, object] | None = None,
+    ) -> None:
+        require_gpu(device)  # before anything that takes time
+        data, self.metadata, self._on_host = load_for_cpu(path, tail)
+        self.precision = "tf32" if tf32 else self.metadata.precision
+        low, _, self.max_batch = self.metadata.batch
+        self.fixed_batch = low == self.max_batch
+        self._opened = open_session(
+            data, self.metadata, provider=provider, device=device, tf32=tf32, provider_options=provider_options
+        )
+
+    def run(self, images: NDArray[Any]) -> Outputs:
+        try:
+            outputs = self._opened.session.run(None, {"images": images})
+        except Exception as error:  # its exceptions have no common base
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
+
+    def describe(self) -> dict[str, Any]:
+        return {**self._opened.describe(), "tail": "host" if self._on_host else "graph"}
+
+    def close(self) -> None:
+        del self._opened
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of ONNX Runtime says, without its stack trace."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# -- options --------------------------------------------------------------------------------------------------------
+
+
+def _session_options(ort: Any, metadata: Metadata) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if _can_tell_nodes(ort):
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    elif metadata.batch[0] == metadata.batch[2]:
+        # Older releases know only "all or nothing", and a dynamic batch needs its shapes computed on the CPU.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _can_tell_nodes(ort: Any) -> bool:
+    return hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
+
+
+def _provider_options(
+    provider: str, metadata: Metadata, device: int, stream: int | None, tf32: bool
+) -> dict[str, object]:
+    options: dict[str, object] = {"device_id": device} if provider != "rtx" else {}  # rtx is given the device itself
+    if stream is not None:
+        options |= {"has_user_compute_stream": 1, "user_compute_stream": stream}
+    if provider == "cuda":
+        return options | {"use_tf32": int(tf32)}
+    prefix = "trt" if provider == "tensorrt" else "nv"
+    options |= _profile(prefix, metadata)
+    if provider == "rtx":
+        return options | {"nv_runtime_cache_path": cache_folder("rtx")}
+    return options | {
+        # Its networks are weakly typed: without this it computes an FP16 graph in FP32.
+        "trt_fp16_enable": int(metadata.precision == "fp16"),
+        "trt_engine_cache_enable": 1,
+        "trt_engine_cache_path": cache_folder("engines"),
+        "trt_timing_cache_enable": 1,
+        "trt_timing_cache_path": cache_folder("timing"),
+    }
+
+
+def _profile(prefix: str, metadata: Metadata) -> dict[str, object]:
+    """Shapes of the optimization profile; without it an engine is rebuilt for each new batch size."""
+    low, usual, high = metadata.batch
+    if low == high:
+        return {}
+    side = metadata.config.image_size
+    sizes = {"min": low, "opt": usual, "max": high}
+    return {f"{prefix}_profile_{name}_shapes": f"images:{n}x{side}x{side}x3" for name, n in sizes.items()}
+
+
+# -- what must be there ---------------------------------------------------------------------------------------------
+
+
+def _require_libraries(ort: Any, provider: str) -> None:
+    """Raises :class:`BackendError` naming the first library that a built-in provider misses."""
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise BackendError(f"this onnxruntime package ({ort.__version__}) has no {name}. Install one: {_GPU_PACKAGE}")
+    if hasattr(ort, "preload_dlls"):  # since 1.21: finds CUDA and cuDNN that pip installed
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            ort.preload_dlls()
+    library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
+    if not library.exists():  # a build of another layout
+        return
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        # Symbols that only ONNX Runtime itself provides are missing here in any case; a missing file is what counts.
+        missing, found, _ = str(error).partition(": cannot open shared object file")
+        if found:
+            raise BackendError(f"{name} cannot start: {missing} is missing. {_libraries_cure(ort, provider)}") from None
+
+
+def _libraries_cure(ort: Any, provider: str) -> str:
+    cuda = str(getattr(ort, "cuda_version", "") or "12").partition(".")[0]
+    if provider == "tensorrt":
+        return (
+            f"Install CUDA {cuda}, cuDNN 9 and TensorRT 10 (JetPack brings them; elsewhere python -m pip install "
+            f"'onnxruntime-gpu[cuda,cudnn]' tensorrt-cu{cuda}-libs==10.*), with their folders in LD_LIBRARY_PATH"
+        )
+    return (
+        f"Install CUDA {cuda} and cuDNN 9 (JetPack brings them; elsewhere python -m pip install "
+        "'onnxruntime-gpu[cuda,cudnn]')"
+    )
+
+
+def _rtx_device(ort: Any, gpu: Gpu) -> Any:
+    """The provider's handle of a GPU, registering the plugin first."""
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise BackendError(
+            f"provider rtx needs onnxruntime 1.24 or later, here is {ort.__version__}: "
+            "python -m pip install -U onnxruntime"
+        )
+    name = PROVIDERS["rtx"]
+    with _register:
+        if not any(device.ep_name == name for device in ort.get_ep_devices()):
+            _register_rtx(ort, name)
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    for position, device in enumerate(devices):
+        if _ordinal(ort, device, position) == gpu.index:
+            return device
+    serves = " and ".join(tensorrt_flavours(gpu.capability)) or "no TensorRT"
+    raise BackendError(
+        f"TensorRT for RTX does not take {gpu}, which {serves} serves: use provider=cuda or provider=tensorrt"
+    )
+
+
+def _register_rtx(ort: Any, name: str) -> None:
+    try:
+        plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"provider rtx needs ONNX Runtime's TensorRT-RTX plugin ({error}). "
+            f"Install it with: python -m pip install {_RTX_PACKAGE}"
+        ) from error
+    try:
+        ort.register_execution_provider_library(name, plugin.get_library_path())
+    except Exception as error:
+        raise BackendError(
+            f"the TensorRT-RTX plugin cannot be loaded ({first_line(error)}): it needs a driver of CUDA 13. "
+            f"See yolact-deploy doctor, or reinstall {_RTX_PACKAGE}"
+        ) from error
+
+
+def _ordinal(ort: Any, device: Any, position: int) -> int:
+    """Number of the GPU behind a provider's handle."""
+    try:
+        return int(device.memory_info(ort.OrtDeviceMemoryType.DEFAULT).device_id)
+    except Exception:  # a provider that does not tell lists the GPUs in their order
+        return position
+
+
+# -- sessions -------------------------------------------------------------------------------------------------------
+
+
+def _make_session(ort: Any, model: bytes, options: Any, arguments: dict[str, Any], provider: str) -> Any:
+    try:
+        # With its fallback on, a failure is printed and a session on the CPU returned.
+        session = ort.InferenceSession(model, options, enable_fallback=0, **arguments)
+    except Exception as error:
+        said = first_line(error)
+        if "assigned to the default CPU EP" in said:
+            raise BackendError(_not_whole(provider, "some")) from error
+        if "Please install TensorRT libraries" in said:
+            raise BackendError(f"{PROVIDERS[provider]} cannot start. {_libraries_cure(ort, provider)}") from error
+        raise ArtifactError(f"ONNX Runtime refuses the model with {PROVIDERS[provider]}: {said}") from error
+    session.disable_fallback()
+    return session
+
+
+def _does_not_start(provider: str, gpu: Gpu) -> str:
+    return (
+        f"{PROVIDERS[provider]} does not start on {gpu}, and ONNX Runtime would run on the CPU instead: "
+        "see yolact-deploy doctor for what it misses (driver, CUDA, cuDNN, TensorRT)"
+    )
+
+
+def _not_whole(provider: str, nodes: str) -> str:
+    return (
+        f"{PROVIDERS[provider]} would leave {nodes} nodes to the CPU: update onnxruntime, use another provider, "
+        "or tail=host, which leaves less to the graph"
+    )
+
+
+def _cpu_nodes(session: Any, provider: str) -> Mapping[str, int] | None:
+    """Operators left to the CPU; raises :class:`BackendError` where they are more than shapes."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return None
+    left = Counter(
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    )
+    computing = sorted(set(left) - _SHAPE_OPS)
+    if computing:
+        raise BackendError(_not_whole(provider, ", ".join(computing)))
+    return left

@@ -1,0 +1,164 @@
+"""An exported ONNX file in ONNX Runtime as the network of the CUDA frame path: device memory in, device memory out.
+
+Inputs and outputs are bound to fixed addresses, once for each batch size, and a run does not wait for the GPU. ONNX
+Runtime wants to know its stream when the session is made, so the network has one of its own, and events order it with
+the caller's.
+
+Legend: N images, S input side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
+from yolact_deploy.runtime.onnx_graph import load_for_cpu
+from yolact_deploy.runtime.onnxruntime_gpu import first_line, open_session
+
+if TYPE_CHECKING:
+    from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
+
+HEADS = ("boxes", "scores", "coeff", "proto")
+DETECTIONS = ("num_detections", "boxes", "scores", "labels", "masks")
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int32)": np.dtype(np.int32),
+}
+
+
+class OnnxRuntimeNetwork(DeviceNetwork):
+    """One ONNX file in one of ONNX Runtime's GPU providers.
+
+    Args:
+        path: the ONNX file
+        device: where it runs
+        provider: "cuda", "tensorrt" or "rtx"
+        tail: "heads" cuts NMS and masks off, for our kernels; "functions" leaves them in the graph
+        max_batch: largest batch to make room for; by default the file's
+        tf32, provider_options: as for :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`
+
+    Raises:
+        As :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`.
+    """
+
+    name = "onnxruntime"
+    #: not proven: its kernels may allocate while they run
+    capturable = False
+
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        *,
+        provider: str = "cuda",
+        tail: str = "heads",
+        max_batch: int | None = None,
+        tf32: bool = False,
+        provider_options: Mapping[str, object] | None = None,
+    ) -> None:
+        data, metadata, on_host = load_for_cpu(path, "host" if tail == "heads" else "graph")
+        self.metadata = dataclasses.replace(metadata, tail="heads") if on_host else metadata
+        self.precision = "tf32" if tf32 else metadata.precision
+        low, _, high = metadata.batch
+        self.fixed_batch = low == high
+        self.max_batch = _batch(max_batch, low, high)
+        self._device, self._stream = device, device.stream()
+        self._opened = open_session(
+            data,
+            metadata,
+            provider=provider,
+            device=device.index,
+            stream=self._stream.handle,
+            tf32=tf32,
+            provider_options=provider_options,
+        )
+        self._buffers: list[DeviceBuffer] = []
+        values = self._opened.session
+        names = HEADS if on_host else DETECTIONS
+        self.input = self._allocate("images", values.get_inputs()[0])
+        self.outputs = {
+            name: self._allocate(name, value) for name, value in zip(names, values.get_outputs(), strict=True)
+        }
+        self._graph_names = [value.name for value in values.get_outputs()]
+        self._bindings: dict[int, Any] = {}
+        self._options = _run_options()
+        self._before, self._after = device.event(timing=False), device.event(timing=False)
+
+    def enqueue(self, stream: Stream, batch: int) -> None:
+        """Put the network for the first ``batch`` images of :attr:`input` into ``stream``, without waiting for it.
+
+        Raises:
+            BackendError: ONNX Runtime failed.
+        """
+        if batch not in self._bindings:
+            self._bindings[batch] = self._bind(batch)
+        stream.record(self._before)
+        self._stream.wait(self._before)
+        try:
+            self._opened.session.run_with_iobinding(self._bindings[batch], self._options)
+        except Exception as error:  # its exceptions have no common base
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
+        self._stream.record(self._after)
+        stream.wait(self._after)
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts."""
+        return {**self._opened.describe(), "tail": self.metadata.tail, "max_batch": self.max_batch}
+
+    def close(self) -> None:
+        """Free the session and the buffers."""
+        self._stream.synchronize()
+        self._bindings.clear()
+        del self._opened
+        for buffer in self._buffers:
+            buffer.free()
+        self._buffers.clear()
+
+    def _allocate(self, name: str, value: Any) -> DeviceTensor:
+        """Room for one input or output at the largest batch."""
+        dtype = _DTYPES[value.type]
+        # The first axis is the batch, dynamic or not; exported files fix all others.
+        shape = (self.max_batch, *(int(side) for side in value.shape[1:]))
+        buffer = self._device.allocate(int(np.prod(shape)) * dtype.itemsize, f"onnxruntime {name}")
+        self._buffers.append(buffer)
+        return DeviceTensor(buffer.pointer, shape, dtype)
+
+    def _bind(self, batch: int) -> Any:
+        if not 1 <= batch <= self.max_batch or (self.fixed_batch and batch != self.max_batch):
+            raise InputError(f"batch of {batch}: this network takes {_range(self.fixed_batch, self.max_batch)}")
+        binding = self._opened.session.io_binding()
+        place = ("cuda", self._device.index)
+        shape = [batch, *self.input.shape[1:]]
+        binding.bind_input("images", *place, self.input.dtype.type, shape, self.input.pointer)
+        for name, tensor in zip(self._graph_names, self.outputs.values(), strict=True):
+            binding.bind_output(name, *place, tensor.dtype.type, [batch, *tensor.shape[1:]], tensor.pointer)
+        return binding
+
+
+def _run_options() -> Any:
+    """A run that returns as soon as all is in the stream."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def _batch(wanted: int | None, low: int, high: int) -> int:
+    if wanted is None:
+        return high
+    if not low <= wanted <= high:
+        raise InputError(f"max_batch {wanted}: the file takes {low} to {high} images")
+    return wanted
+
+
+def _range(fixed: bool, most: int) -> str:
+    return f"{most} only" if fixed else f"1 to {most}"

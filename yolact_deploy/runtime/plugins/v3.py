@@ -1,0 +1,168 @@
+"""The two ops as plugins of TensorRT in Python: classes of IPluginV3, made for the TensorRT that is found at run time.
+
+The One* interfaces are the same in TensorRT 10.3 to 11.4 and TensorRT for RTX 1.7, so there is one class for all. What
+it computes is in :mod:`.work`; this module translates between TensorRT's descriptors and plain Python.
+
+An engine that holds such a plugin can be loaded only where its creator is registered: by this package, in Python.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.ops import DOMAIN, OPS, PLUGIN_VERSION, Attribute, Op
+from yolact_deploy.runtime.plugins.plans import output_dtypes
+from yolact_deploy.runtime.plugins.work import Work
+
+_LOG = logging.getLogger(__name__)
+
+#: dtypes of plugin fields, by the attribute's Python type
+_FIELDS = {int: (np.int32, "INT32"), float: (np.float32, "FLOAT32")}
+
+
+@lru_cache
+def creators(trt: Any) -> tuple[Any, ...]:
+    """A creator for each op; the same ones every time, since TensorRT keeps pointers to them for good.
+
+    Args:
+        trt: TensorRT's Python module
+    """
+    plugin_class = _plugin_class(trt)
+    creator_class = _creator_class(trt, plugin_class)
+    return tuple(creator_class(op) for op in OPS)
+
+
+def _plugin_class(trt: Any) -> Any:
+    """The class of the plugins, for one TensorRT."""
+    dtype_names = {trt.float32: "float32", trt.float16: "float16", trt.int32: "int32"}
+    dtypes = {name: dtype for dtype, name in dtype_names.items()}
+
+    def described(descriptors: Sequence[Any]) -> tuple[list[tuple[int, ...]], list[str]]:
+        """Shapes and dtypes of ``trt.PluginTensorDesc``."""
+        return [tuple(each.dims) for each in descriptors], [dtype_names[each.type] for each in descriptors]
+
+    class Plugin(
+        trt.IPluginV3,  # type: ignore[misc]  # the base classes are only known at run time
+        trt.IPluginV3OneCore,  # type: ignore[misc]
+        trt.IPluginV3OneBuild,  # type: ignore[misc]
+        trt.IPluginV3OneRuntime,  # type: ignore[misc]
+    ):
+        """One op in a network or an engine.
+
+        TensorRT wants failures as exceptions, which its bindings turn into a status: none travels through its C++.
+        """
+
+        def __init__(self, op: Op, attributes: dict[str, int | float]) -> None:
+            for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
+                base.__init__(self)
+            self.plugin_name = op.name
+            self.plugin_version = PLUGIN_VERSION
+            self.plugin_namespace = DOMAIN
+            self.num_outputs = len(op.outputs)
+            self.work = Work(op, attributes)
+            self.fields = [_field_data(item, self.work.attributes[item.name]) for item in op.attributes]
+
+        # -- core
+
+        def get_capability_interface(self, kind: Any) -> Any:
+            return self
+
+        def clone(self) -> Any:
+            return type(self)(self.work.op, self.work.attributes)
+
+        # -- build
+
+        def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+            return [dtypes[name] for name in output_dtypes(self.work.op, self.work.attributes)]
+
+        def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
+            shapes = [[inputs[i][d] for d in range(len(inputs[i]))] for i in range(len(inputs))]
+            made = self.work.op.output_shapes(shapes, self.work.attributes)
+            return [
+                trt.DimsExprs([expr_builder.constant(size) if isinstance(size, int) else size for size in shape])
+                for shape in made
+            ]
+
+        def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
+            if pos < num_inputs:
+                allowed: Sequence[str] = self.work.op.inputs[pos].dtypes
+            else:
+                allowed = output_dtypes(self.work.op, self.work.attributes)[pos - num_inputs : pos - num_inputs + 1]
+            found = in_out[pos].desc
+            return bool(found.format == trt.TensorFormat.LINEAR and dtype_names.get(found.type) in allowed)
+
+        def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+            pass  # nothing depends on the bounds of the shapes but the workspace
+
+        def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+            shapes = [tuple(each.max) for each in inputs]
+            return self.work.workspace_bytes(shapes, [dtype_names[each.desc.type] for each in inputs])
+
+        # -- run
+
+        def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+            try:
+                self.work.prepare(*described(inputs))
+            except Exception as error:  # where there is no GPU, nothing is enqueued either
+                _LOG.info("%s: kernels not loaded before the first run: %s", self.plugin_name, error)
+
+        def attach_to_context(self, context: Any) -> Any:
+            return self.clone()
+
+        def get_fields_to_serialize(self) -> Any:
+            pairs = zip(self.work.op.attributes, self.fields, strict=True)
+            return trt.PluginFieldCollection([_field(trt, item, data) for item, data in pairs])
+
+        def enqueue(
+            self,
+            input_desc: Sequence[Any],
+            output_desc: Sequence[Any],
+            inputs: Sequence[int],
+            outputs: Sequence[int],
+            workspace: int,
+            stream: int,
+        ) -> None:
+            try:
+                self.work.enqueue(*described(input_desc), inputs, outputs, workspace, stream)
+            except Exception:
+                _LOG.exception("%s::%s failed", DOMAIN, self.plugin_name)
+                raise
+
+    return Plugin
+
+
+def _creator_class(trt: Any, plugin_class: Any) -> Any:
+    class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+        """Makes the plugins of one op: from a node's attributes at build, from an engine's fields at run."""
+
+        def __init__(self, op: Op) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.op = op
+            self.name = op.name
+            self.plugin_version = PLUGIN_VERSION
+            self.plugin_namespace = DOMAIN
+            # Only names and types count here, but TensorRT keeps pointers into the arrays.
+            self.examples = [_field_data(item, item.default) for item in op.attributes]
+            pairs = zip(op.attributes, self.examples, strict=True)
+            self.field_names = trt.PluginFieldCollection([_field(trt, item, data) for item, data in pairs])
+
+        def create_plugin(self, name: str, field_collection: Any, phase: Any) -> Any:
+            given = {field.name: np.asarray(field.data).reshape(-1)[0].item() for field in field_collection}
+            known = {item.name for item in self.op.attributes}
+            return plugin_class(self.op, {key: value for key, value in given.items() if key in known})
+
+    return Creator
+
+
+def _field_data(attribute: Attribute, value: int | float) -> Any:
+    return np.array([value], dtype=_FIELDS[attribute.type][0])
+
+
+def _field(trt: Any, attribute: Attribute, data: Any) -> Any:
+    """A ``trt.PluginField``; it points into ``data``, which the caller keeps alive."""
+    return trt.PluginField(attribute.name, data, getattr(trt.PluginFieldType, _FIELDS[attribute.type][1]))

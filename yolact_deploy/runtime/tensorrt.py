@@ -1,0 +1,276 @@
+"""TensorRT engines, of TensorRT and of TensorRT for RTX, as networks on the GPU.
+
+What a file says of itself is read first, so that a wrong one is told with its cure before anything is loaded. The
+engine takes its scratch memory from us, once for all its contexts, of which there is one for each batch size and place
+of the outputs: a captured graph keeps what its context was when it was captured.
+
+Legend: N images, D detection slots, h x w prototypes, S input side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.artifact import sha256_file, write_bytes
+from yolact_deploy.cache import cache_folder
+from yolact_deploy.engine_file import EngineHeader, plugin_kind, read_engine_header, read_engine_metadata
+from yolact_deploy.errors import ArtifactError, BackendError, OutputError
+from yolact_deploy.runtime import plugins
+from yolact_deploy.runtime import tensorrt_api as api
+from yolact_deploy.runtime.cuda import calls
+from yolact_deploy.runtime.cuda.backend import CudaBackend
+from yolact_deploy.runtime.cuda.driver import Device, Stream
+from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
+
+_log = logging.getLogger(__name__)
+
+_MEBIBYTE = 1 << 20
+_OUTPUTS = {
+    "functions": ("num_detections", "boxes", "scores", "labels", "masks"),
+    "heads": ("boxes", "scores", "coeff", "proto"),
+}
+_INTEGERS = ("num_detections", "labels")
+_HALF_ALLOWED = ("masks", "proto")
+
+
+class TensorRtNetwork(DeviceNetwork):
+    """One engine on one GPU.
+
+    Args:
+        path: an engine that ``yolact-deploy build`` made
+        device: ordinal of the GPU
+
+    Raises:
+        ArtifactError: not an engine of ours, cut short, or built by another version of TensorRT.
+        MissingDependencyError: TensorRT of the engine's kind is not installed.
+        BackendError: no driver, no such GPU, too little memory, or TensorRT refuses the engine.
+    """
+
+    name = "tensorrt"
+    bindable = True
+
+    def __init__(self, path: Path, device: int = 0) -> None:
+        self.path = Path(path)
+        self.header = read_engine_header(path)
+        self.metadata = read_engine_metadata(path)
+        self.device = Device.open(device)
+        self.flavour = self.header.flavour
+        self._trt = api.import_tensorrt(self.flavour, f"Running {path}, an engine of {self.header.kind},")
+        _check_version(self.path, self.header, self._trt.__version__)
+        self.precision = self.metadata.precision
+        self.capturable = True
+        self._contexts: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._addresses: tuple[int, ...] = ()
+        with self.device:
+            self._check_memory(self.header.size, "the engine")
+            self._engine = self._load()
+            self._read_tensors()
+            self._allocate()
+        self._kernel_file = self._find_kernel_file()
+        self._kernels = self._read_kernels()
+
+    # -- loading ----------------------------------------------------------------------------------------------------
+
+    def _load(self) -> Any:
+        if plugin_kind(self.metadata) == "v3":
+            plugins.register_creators(self._trt, self.flavour)
+        free, _ = self.device.memory()
+        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+            engine = api.load_engine(self.flavour, plan, str(self.path))
+        self._weight_bytes = max(0, free - self.device.memory()[0])
+        return engine
+
+    def _check_memory(self, needed: int, what: str) -> None:
+        """Say that memory will not do before TensorRT runs into it."""
+        free, total = self.device.memory()
+        if needed > free:
+            raise BackendError(
+                f"{self.path}: {what} needs {needed // _MEBIBYTE} MiB of GPU memory, and {free // _MEBIBYTE} of "
+                f"{total // _MEBIBYTE} MiB are free on cuda:{self.device.index}: close other programs, take another "
+                "GPU with device='cuda:N', or build with a smaller batch"
+            )
+
+    def _read_tensors(self) -> None:
+        """Shapes and dtypes as the engine has them, held against what its metadata says."""
+        engine, trt = self._engine, self._trt
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        expected = ("images", *_OUTPUTS[self.metadata.tail])
+        if set(names) != set(expected):
+            raise self._foreign(f"has tensors {', '.join(names)}, expected {', '.join(expected)}")
+        self._profiles = self._read_profiles()
+        self.max_batch = max(high for _, high in self._profiles)
+        self._least_batch = min(low for low, _ in self._profiles)
+        self.fixed_batch = self._least_batch == self.max_batch
+        tensors = {}
+        for name in expected:
+            _, *shape = engine.get_tensor_shape(name)
+            dtype = api.numpy_dtype(trt, engine.get_tensor_dtype(name))
+            self._check_tensor(name, dtype, shape)
+            tensors[name] = DeviceTensor(0, (self.max_batch, *shape), dtype)
+        self.input = tensors.pop("images")
+        self.outputs: Mapping[str, DeviceTensor] = tensors
+
+    def _read_profiles(self) -> list[tuple[int, int]]:
+        """Smallest and largest batch of each optimization profile."""
+        batch, *_ = self._engine.get_tensor_shape("images")
+        if batch != -1:
+            return [(batch, batch)]
+        shapes = [
+            self._engine.get_tensor_profile_shape("images", i) for i in range(self._engine.num_optimization_profiles)
+        ]
+        return [(low[0], high[0]) for low, _, high in shapes]
+
+    def _check_tensor(self, name: str, dtype: np.dtype[Any], shape: list[int]) -> None:
+        if name == "images":
+            wanted: tuple[str, ...] = (self.metadata.input_dtype,)
+        elif name in _INTEGERS:
+            wanted = ("int32",)
+        else:
+            wanted = ("float32", "float16") if name in _HALF_ALLOWED else ("float32",)
+        if dtype.name not in wanted or min(shape, default=1) < 1:
+            raise self._foreign(f"has {name} {dtype} {shape}, expected {' or '.join(wanted)} of a fixed size")
+
+    def _foreign(self, what: str) -> ArtifactError:
+        return ArtifactError(f"{self.path} {what}: {_rebuild(self.path, self.flavour)}")
+
+    def _allocate(self) -> None:
+        """The input, and scratch memory that all contexts share, since they run one after another."""
+        sizes = [api.scratch_bytes(self._engine, i) for i in range(len(self._profiles))]
+        self._check_memory(max(sizes) + self.input.nbytes, "running the engine")
+        self._scratch = self.device.allocate(max(sizes), "TensorRT scratch")
+        self._input = self.device.allocate(self.input.nbytes, "network input")
+        self.input = self.input._replace(pointer=self._input.pointer)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def bind_outputs(self, pointers: Mapping[str, int]) -> None:
+        self._addresses = tuple(pointers[name] for name in self.outputs)
+
+    def enqueue(self, stream: Stream, batch: int) -> None:
+        batch = max(batch, self._least_batch)
+        context = self._contexts.get((batch, self._addresses)) or self._prepare(batch, stream)
+        with api.complaints(self.flavour) as heard:
+            if not context.execute_async_v3(stream.handle):
+                reasons = "; ".join(heard) or "no reason given"
+                raise BackendError(f"TensorRT failed to run {self.path}: {reasons}")
+
+    def _prepare(self, batch: int, stream: Stream) -> Any:
+        """A context for this batch and these addresses, which is never changed afterwards."""
+        context = api.create_context(self._trt, self.flavour, self._engine, user_memory=True, kernels=self._kernels)
+        with api.complaints(self.flavour) as heard:
+            fits = self._set_shapes(context, batch, stream)
+            for name, address in zip(self.outputs, self._addresses, strict=True):
+                fits = context.set_tensor_address(name, address) and fits
+            fits = context.set_tensor_address("images", self.input.pointer) and fits
+        if not fits:
+            raise BackendError(f"TensorRT does not take a batch of {batch} for {self.path}: {'; '.join(heard)}")
+        api.set_scratch(context, self._scratch.pointer, self._scratch.nbytes)
+        self.capturable = self.capturable and api.capturable(context, stream.handle)
+        self._contexts[batch, self._addresses] = context
+        return context
+
+    def _set_shapes(self, context: Any, batch: int, stream: Stream) -> bool:
+        if self.fixed_batch:
+            return True
+        # The narrowest profile is the one that was optimized most for this batch.
+        fitting = [i for i, (low, high) in enumerate(self._profiles) if low <= batch <= high]
+        index = min(fitting, key=lambda i: self._profiles[i][1] - self._profiles[i][0])
+        chosen = index == 0 or context.set_optimization_profile_async(index, stream.handle)
+        return bool(chosen and context.set_input_shape("images", (batch, *self.input.shape[1:])))
+
+    # -- kernels that RTX compiles for this GPU ---------------------------------------------------------------------
+
+    def _find_kernel_file(self) -> Path | None:
+        if self.flavour != "rtx":
+            return None
+        where = (sha256_file(self.path), self._trt.__version__, self.device.name, str(calls.driver_version()))
+        name = hashlib.sha256("\n".join(where).encode()).hexdigest()[:32]
+        try:
+            return cache_folder("rtx") / f"{name}.bin"
+        except OutputError as error:
+            _log.warning("kernels will be compiled at each start: %s", error)
+            return None
+
+    def _read_kernels(self) -> bytes | None:
+        with contextlib.suppress(OSError):
+            return self._kernel_file.read_bytes() if self._kernel_file else None
+        return None
+
+    def keep_kernels(self) -> None:
+        """Write what RTX has compiled for this GPU so far, so that the next start need not do it again."""
+        if self._kernel_file is None:
+            return
+        for context in self._contexts.values():
+            compiled = api.compiled_kernels(context)
+            if compiled and compiled != self._kernels:
+                self._kernels = compiled
+                with contextlib.suppress(OutputError):  # a cache is worth no failure
+                    write_bytes(self._kernel_file, compiled)
+
+    # -- the rest ---------------------------------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "version": self._trt.__version__,
+            "flavour": self.header.kind,
+            "engine": str(self.path),
+            "plugins": plugin_kind(self.metadata),
+            "tail": self.metadata.tail,
+            "profiles": [list(profile) for profile in self._profiles],
+            "contexts": len(self._contexts),
+            "weight_bytes": self._weight_bytes,
+            "scratch_bytes": self._scratch.nbytes,
+        }
+
+    def close(self) -> None:
+        # Contexts before their engine, and both before the memory that they use.
+        self._contexts.clear()
+        self._engine = None
+        self._scratch.free()
+        self._input.free()
+
+
+class TensorRtBackend(CudaBackend):
+    """An engine file as a backend; see :class:`TensorRtNetwork` for what can go wrong.
+
+    Args:
+        path: the engine
+        device: ordinal of the GPU
+        graphs: False uses no CUDA graphs
+    """
+
+    def __init__(self, path: Path, *, device: int = 0, graphs: bool = True) -> None:
+        network = TensorRtNetwork(path, device)
+        super().__init__(network, network.device, graphs=graphs)
+        # The first run loads kernels, and RTX compiles them: not while the first picture waits.
+        try:
+            count = self.max_batch if self.fixed_batch else 1
+            self.frames.infer(np.zeros((count, *network.input.shape[1:]), network.input.dtype))
+            network.keep_kernels()
+        except BaseException:
+            self.close()
+            raise
+
+
+def _check_version(path: Path, header: EngineHeader, installed: str) -> None:
+    """An engine runs on the version that built it: the first three numbers must agree."""
+    if header.version.split(".")[:3] != installed.split(".")[:3]:
+        raise ArtifactError(
+            f"{path} was built by {header.kind} {header.version} and does not run on {installed}, which is installed: "
+            f"{_rebuild(path, header.flavour)}"
+        )
+
+
+def _rebuild(path: Path, flavour: str) -> str:
+    """The command that makes the engine anew."""
+    beside = path.with_suffix(".onnx")
+    onnx = str(beside) if beside.exists() else "MODEL.onnx"
+    return f"build it again with: yolact-deploy build {onnx} --engine {flavour} -o {path}"

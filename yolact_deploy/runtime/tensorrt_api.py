@@ -1,0 +1,357 @@
+"""TensorRT's Python module, and what differs between its versions, in one place.
+
+Two flavours, "tensorrt" (10.3 of JetPack 6 to 11.4) and "rtx" (TensorRT for RTX), have nearly the same Python module.
+Whatever is not the same in 10.3, 10.13, 10.16, 11.4 and RTX 1.7 is called here and nowhere else; ``tests/tensorrt_api``
+holds this module and its callers against NVIDIA's bindings of each of them.
+
+Modules are ``Any``: which one it is, is known at run time only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from yolact_deploy.errors import BackendError, ExportError, MissingDependencyError, import_optional
+
+FLAVOURS = ("tensorrt", "rtx")
+NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+
+
+# -- the modules ----------------------------------------------------------------------------------------------------
+
+
+def import_tensorrt(flavour: str, purpose: str = "Building or running an engine") -> Any:
+    """The Python module of "tensorrt" or of "rtx".
+
+    Args:
+        purpose: what it is wanted for, to begin the message with
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    purpose = f"{purpose} with {NAMES[flavour]}"
+    if flavour == "rtx":
+        import_optional("tensorrt_rtx_libs", "rtx", purpose)
+        return import_optional("tensorrt_rtx_bindings", "rtx", purpose)
+    return import_optional("tensorrt", "tensorrt", purpose)
+
+
+def available_flavour() -> str | None:
+    """The flavour that "auto" means here: TensorRT where it is installed, else TensorRT for RTX, else None."""
+    for flavour in FLAVOURS:
+        try:
+            import_tensorrt(flavour)
+        except MissingDependencyError:
+            continue
+        return flavour
+    return None
+
+
+def version(trt: Any) -> tuple[int, ...]:
+    """The module's version as numbers: (10, 3, 0), (11, 4, 0, 106), and for RTX (1, 7, 1, 116)."""
+    return tuple(int(part) for part in trt.__version__.split(".") if part.isdigit())
+
+
+# -- what TensorRT says ---------------------------------------------------------------------------------------------
+
+_loggers: dict[str, Any] = {}
+_runtimes: dict[str, Any] = {}
+_making = threading.Lock()
+
+
+def logger(flavour: str) -> Any:
+    """The one ``trt.ILogger`` of the process: TensorRT keeps a pointer to the first it was given, for good."""
+    with _making:
+        if flavour not in _loggers:
+            _loggers[flavour] = _make_logger(import_tensorrt(flavour))
+        return _loggers[flavour]
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is only known at run time
+        """Hands TensorRT's errors to those who listen; TensorRT calls it from threads of its own."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.listeners: list[list[str]] = []
+            self.lock = threading.Lock()
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                with self.lock:
+                    for heard in self.listeners:
+                        heard.append(msg.strip())
+
+    return Logger()
+
+
+@contextmanager
+def complaints(flavour: str) -> Iterator[list[str]]:
+    """A list that gets each error that TensorRT reports while inside, from any thread."""
+    source = logger(flavour)
+    heard: list[str] = []
+    with source.lock:
+        source.listeners.append(heard)
+    try:
+        yield heard
+    finally:
+        with source.lock:
+            source.listeners[:] = [other for other in source.listeners if other is not heard]
+
+
+# -- building -------------------------------------------------------------------------------------------------------
+
+
+def network_flags(trt: Any, flavour: str, *, ahead_of_time: bool = False) -> int:
+    """Flags of ``Builder.create_network`` for a strongly typed network.
+
+    Strong typing is a flag in TensorRT 10, and the only way in 11 and RTX.
+
+    Args:
+        ahead_of_time: a plugin that has both an ahead-of-time and a Python implementation is to take the former
+    """
+    flags = trt.NetworkDefinitionCreationFlag
+    chosen = 1 << int(flags.STRONGLY_TYPED) if flavour == "tensorrt" and version(trt) < (11,) else 0
+    if ahead_of_time and hasattr(flags, "PREFER_AOT_PYTHON_PLUGINS"):
+        chosen |= 1 << int(flags.PREFER_AOT_PYTHON_PLUGINS)
+    return chosen
+
+
+def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    """RTX's names of compute capabilities, ("SM86", "SM89") for "8.6" and "sm_89".
+
+    Raises:
+        ExportError: one that this RTX does not know, or "current" beside others.
+    """
+    known = trt.ComputeCapability.__members__
+    names = []
+    for text in wanted:
+        number = text.strip().upper().removeprefix("SM").removeprefix("_").replace(".", "")
+        name = number if number == "CURRENT" else f"SM{number}"
+        if name not in known:
+            choices = ", ".join(name for name in known if name != "NONE")
+            raise ExportError(f"unknown compute capability {text!r}; known are {choices}")
+        names.append(name)
+    names = sorted(set(names), key=names.index)
+    if "CURRENT" in names and len(names) > 1:
+        raise ExportError("the compute capability CURRENT, that of the GPU here, cannot stand beside others")
+    return tuple(names)
+
+
+def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
+    """Build for these compute capabilities, as :func:`target_names` gives them; RTX only, and none means portable."""
+    if targets:
+        config.num_compute_capabilities = len(targets)
+        for index, name in enumerate(targets):
+            config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
+
+
+def set_timing_cache(config: Any, flavour: str, data: bytes) -> bool:
+    """Let the builder begin with an earlier build's timings and add its own; False on RTX, which times nothing.
+
+    Args:
+        data: what :func:`timing_cache` gave; what another version or GPU wrote is left out
+    """
+    if flavour == "rtx":
+        return False
+    if not (data and config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+    return True
+
+
+def timing_cache(config: Any) -> bytes:
+    """The timings after a build for which :func:`set_timing_cache` said True."""
+    return bytes(config.get_timing_cache().serialize())
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+def load_engine(flavour: str, plan: Any, source: str) -> Any:
+    """Deserialise a plan into a ``trt.ICudaEngine``, on the GPU whose context is current in this thread.
+
+    Args:
+        plan: the file's bytes, or a buffer such as an ``mmap``
+        source: name of the file, for the message
+
+    Raises:
+        BackendError: TensorRT refuses it, for another version or GPU, or there is no driver.
+    """
+    trt = import_tensorrt(flavour)
+    with complaints(flavour) as heard:
+        runtime = _runtime(trt, flavour)
+        reason = _refusal(trt, runtime, plan)
+        engine = None if reason else runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        reasons = "; ".join([reason] if reason else heard) or "no reason given"
+        raise BackendError(
+            f"{NAMES[flavour]} {trt.__version__} cannot load {source} here: {reasons}. Build it on this machine with: "
+            f"yolact-deploy build MODEL.onnx --engine {flavour}"
+        )
+    return engine
+
+
+def _runtime(trt: Any, flavour: str) -> Any:
+    """The one ``trt.Runtime`` of the process: it must outlive every engine, and any number of them share it."""
+    source = logger(flavour)
+    with _making:
+        if flavour not in _runtimes:
+            try:
+                _runtimes[flavour] = trt.Runtime(source)
+            except (TypeError, RuntimeError) as error:  # pybind11's words for a null pointer
+                raise BackendError(
+                    f"{NAMES[flavour]} {trt.__version__} cannot start: there is no NVIDIA driver, or no GPU that it "
+                    "supports. See: yolact-deploy doctor"
+                ) from error
+        return _runtimes[flavour]
+
+
+def _refusal(trt: Any, runtime: Any, plan: Any) -> str:
+    """Why RTX says from the header that a plan does not run here; empty when it has no reason, and on TensorRT."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    validity, found = runtime.get_engine_validity(bytes(plan[: runtime.engine_header_size]))
+    if validity != trt.EngineValidity.INVALID:
+        return ""
+    # Without a driver it is invalid for no reason told: then deserialising tells.
+    known = trt.EngineInvalidityDiagnostics.__members__.items()
+    return ", ".join(name.lower().replace("_", " ") for name, bit in known if int(found) & int(bit))
+
+
+#: what must live as long as an execution context of RTX: its configuration and its cache of compiled kernels
+_kept: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
+
+
+def create_context(
+    trt: Any, flavour: str, engine: Any, *, user_memory: bool = False, kernels: bytes | None = None
+) -> Any:
+    """A ``trt.IExecutionContext`` of the engine.
+
+    Args:
+        user_memory: it allocates no scratch memory; give it :func:`scratch_bytes` with :func:`set_scratch`
+        kernels: what :func:`compiled_kernels` gave after an earlier run, so that RTX need not compile them again
+
+    Raises:
+        BackendError: too little memory, or an engine for another GPU.
+    """
+    strategies = trt.ExecutionContextAllocationStrategy
+    strategy = strategies.USER_MANAGED if user_memory else strategies.STATIC
+    with complaints(flavour) as heard:
+        if flavour == "rtx":
+            context = _create_rtx_context(trt, engine, strategy, kernels)
+        else:
+            context = engine.create_execution_context(strategy)
+    if context is None:
+        reasons = "; ".join(heard) or "no reason given"
+        raise BackendError(
+            f"{NAMES[flavour]} {trt.__version__} cannot prepare the engine to run: {reasons}. "
+            "Free some GPU memory, or build the engine for this GPU"
+        )
+    return context
+
+
+def _create_rtx_context(trt: Any, engine: Any, strategy: Any, kernels: bytes | None) -> Any:
+    """RTX compiles its kernels for the GPU here, unless it finds them among ``kernels``."""
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # Otherwise a captured graph would keep the generic kernels that are used until the special ones are compiled.
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the caller captures the whole frame
+    cache = config.create_runtime_cache()
+    if kernels:
+        cache.deserialize(kernels)  # False for those of another version or GPU, which are then compiled again
+    config.set_runtime_cache(cache)
+    context = engine.create_execution_context(config)
+    if context is not None:
+        _kept[context] = (config, cache)
+    return context
+
+
+def scratch_bytes(engine: Any, profile: int = 0) -> int:
+    """Bytes of scratch memory that a context of the engine needs under one optimization profile."""
+    return int(engine.get_device_memory_size_for_profile_v2(profile))
+
+
+def set_scratch(context: Any, pointer: int, nbytes: int) -> None:
+    """Give scratch memory to a context made with ``user_memory``; it must stay allocated while the context is used."""
+    context.set_device_memory(pointer, nbytes)
+
+
+def capturable(context: Any, stream: int) -> bool:
+    """Whether ``execute_async_v3`` can be captured into a CUDA graph now, with the shapes that are set."""
+    return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
+
+
+def compiled_kernels(context: Any) -> bytes | None:
+    """The kernels that RTX compiled for this GPU so far, for a later :func:`create_context`; None on TensorRT."""
+    if context not in _kept:
+        return None
+    memory = _kept[context][1].serialize()
+    return None if memory is None else bytes(memory)
+
+
+def numpy_dtype(trt: Any, data_type: Any) -> np.dtype[Any]:
+    """NumPy's dtype of a ``trt.DataType``.
+
+    Raises:
+        BackendError: NumPy has none, as for bfloat16.
+    """
+    types = trt.DataType
+    known = {
+        types.FLOAT: np.float32,
+        types.HALF: np.float16,
+        types.INT32: np.int32,
+        types.INT64: np.int64,
+        types.UINT8: np.uint8,
+        types.INT8: np.int8,
+        types.BOOL: np.bool_,
+    }
+    if data_type not in known:
+        raise BackendError(f"an engine with tensors of {data_type} cannot be fed: export the model again")
+    return np.dtype(known[data_type])
+
+
+# -- plugins --------------------------------------------------------------------------------------------------------
+
+
+def plugin_registry(trt: Any, flavour: str) -> Any:
+    """The process's ``trt.IPluginRegistry``.
+
+    Raises:
+        BackendError: RTX's libraries lie in a folder that cannot be written.
+    """
+    if flavour == "rtx":
+        _link_rtx_library()
+    return trt.get_plugin_registry()
+
+
+def _link_rtx_library() -> None:
+    """RTX's parser looks for its library without the version when it meets a plugin, and dies if there is none."""
+    folder = Path(import_optional("tensorrt_rtx_libs", "rtx", "TensorRT for RTX").__file__ or ".").parent
+    link = folder / "libtensorrt_rtx.so"
+    try:
+        with suppress(FileExistsError):
+            link.symlink_to("libtensorrt_rtx.so.1")
+    except OSError as error:
+        raise BackendError(
+            f"plugins on TensorRT for RTX need the link {link} to libtensorrt_rtx.so.1, which cannot be made "
+            f"({error.strerror or error}): make it, or build with --plugin off"
+        ) from error
+
+
+def quick_plugins(trt: Any, flavour: str) -> Any | None:
+    """The module ``tensorrt.plugin`` if it can build ahead of time (from 10.8 on), else None; RTX has none."""
+    if flavour == "rtx" or version(trt) < (10, 8):
+        return None
+    try:
+        return importlib.import_module("tensorrt.plugin")
+    except ImportError:
+        return None

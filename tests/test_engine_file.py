@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import get_config
-from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
+from yolact_deploy.engine_file import plugin_kind, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError
 
 METADATA = Metadata(config=get_config("yolact_im400"), precision="fp16", versions={"torch": "2.15", "é": "ü"})
@@ -27,10 +28,17 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("magic", "kind"), [(b"vtrt", "TensorRT for RTX"), (b"ftrt", "TensorRT")])
-def test_header(tmp_path: Path, magic: bytes, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("magic", "kind", "flavour"), [(b"vtrt", "TensorRT for RTX", "rtx"), (b"ftrt", "TensorRT", "tensorrt")]
+)
+def test_header(tmp_path: Path, magic: bytes, kind: str, flavour: str) -> None:
     header = read_engine_header(write(tmp_path / "a.trt", engine(b"", magic)))
-    assert (header.kind, header.version, header.size) == (kind, "1.7.1.116", 32)
+    assert (header.kind, header.flavour, header.version, header.size) == (kind, flavour, "1.7.1.116", 32)
+
+
+def test_plugins() -> None:
+    assert plugin_kind(METADATA) == "none"
+    assert plugin_kind(dataclasses.replace(METADATA, versions={"plugins": "v3"})) == "v3"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,7 @@ def test_no_file(tmp_path: Path) -> None:
 def test_real_engine(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT for RTX is not installed", exc_type=ImportError)
     trt = pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
-    from yolact_deploy.runtime.doctor import TINY_ONNX
+    from yolact_deploy.runtime.probes import TINY_ONNX
 
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)

@@ -5,6 +5,7 @@ Each case is a process of its own, in a folder of its own, whose listing must be
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -55,11 +56,11 @@ def beginning(path: Path) -> bytes:
         return file.read(1 << 20)
 
 
-def truncated_engine(path: Path) -> None:
-    """As TensorRT for RTX writes it, but for its second half."""
+def engine(path: Path, kept: int = 1_000_000) -> None:
+    """What TensorRT for RTX writes around the network, or the first ``kept`` bytes of it."""
     metadata = Metadata(config=get_config("yolact_resnet50")).to_json().encode()
     whole = b"vtrt" + bytes(12) + struct.pack("<Q", 1_000_000) + bytes([1, 7, 1, 116]) + metadata
-    path.write_bytes(whole.ljust(500_000, b"\0"))
+    path.write_bytes(whole.ljust(1_000_000, b"\0")[:kept])
 
 
 def annotations(path: Path, category_id: int) -> None:
@@ -79,7 +80,8 @@ def fill(folder: Path, store: Path) -> Path:
     (folder / "text.pth").write_text("not weights\n" * 100)
     (folder / "text.onnx").write_text("not a network\n" * 100)
     (folder / "half.onnx").write_bytes(beginning(store / "model.onnx"))
-    truncated_engine(folder / "half.trt")
+    engine(folder / "whole.trt")
+    engine(folder / "half.trt", 500_000)
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
     cv2.imwrite(str(folder / "good.png"), np.full((60, 80, 3), 99, np.uint8))
     (folder / "empty").mkdir()
@@ -153,6 +155,24 @@ CASES = {
     "truncated-engine-inspect": ("inspect half.trt", "half.trt is cut short|500,000 of 1,000,000 bytes"),
     "truncated-engine-predict": ("predict half.trt good.png", "half.trt"),
     "truncated-engine-bench": (f"bench --engine half.trt --images-dir {IMAGES_DIR}", "half.trt"),
+    # what needs a GPU
+    "no-driver-cuda-bench": (
+        f"bench --engine model.onnx@onnxruntime:provider=cuda --images-dir {IMAGES_DIR}",
+        "no NVIDIA driver here|libcuda.so.1",
+    ),
+    "no-driver-tensorrt-provider-predict": (
+        "predict model.onnx@onnxruntime:provider=tensorrt,tail=graph good.png",
+        "no NVIDIA driver here",
+    ),
+    "no-driver-rtx-provider-predict": ("predict model.onnx@onnxruntime:provider=rtx good.png", "no NVIDIA driver here"),
+    "no-driver-torch-predict": ("predict w.pth@torch-fp16:device=cuda,compile=yes good.png", "no NVIDIA driver here"),
+    "no-driver-eager-bench": (
+        f"bench --engine model.onnx --engine w.pth@torch:device=cuda --images-dir {IMAGES_DIR}",
+        "no NVIDIA driver here",
+    ),
+    "no-driver-engine-predict": ("predict whole.trt good.png", "no NVIDIA driver here"),
+    "no-driver-engine-bench": (f"bench --engine whole.trt --images-dir {IMAGES_DIR}", "no NVIDIA driver here"),
+    "wrong-device-predict": ("predict model.onnx@openvino:device=cuda good.png", "openvino runs on the CPU"),
     # images
     "unreadable-image": ("predict model.onnx bad.jpg", "bad.jpg|damaged or not a picture"),
     "empty-folder": ("predict model.onnx empty", "no pictures in folder empty"),
@@ -200,6 +220,14 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def has_driver() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 @dataclass
 class Outcome:
     done: subprocess.CompletedProcess[str]
@@ -234,6 +262,8 @@ def test_wrong_input(outcomes: dict[str, Future[Outcome]], case: str) -> None:
     outcome = outcomes[case].result()
     if case.endswith("-build"):
         pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
+    if case.startswith("no-driver-") and has_driver():
+        pytest.skip("this machine has an NVIDIA driver")
     check(outcome.done.returncode, outcome.done.stderr, CASES[case][1])
     assert outcome.after == outcome.before
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from yolact_deploy.cache import file_lock
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import MissingDependencyError
@@ -61,15 +62,18 @@ def test_beside_the_onnx_file(file: Path, capsys: pytest.CaptureFixture[str]) ->
     assert names(file.parent) == ["small.onnx", "small.trt"]
     assert read_engine_metadata("small.trt").config.image_size == 97
     out, err = capsys.readouterr()
-    assert out.startswith("wrote small.trt (")
-    assert "TensorRT for RTX " in out
-    assert out.count("\n") == 1
+    first, second = out.splitlines()
+    assert first.startswith("wrote small.trt (")
+    assert "TensorRT for RTX " in first
+    assert first.endswith(" s, for compute capability 8.0 and later")
+    assert second.startswith("plugins: none. TensorRT for RTX ")
     assert err == "building small.trt ...\n"
 
 
 @needs_rtx
 def test_json_and_options(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--engine", "rtx", "--workspace", "256", "--optimization-level", "0", "--target-sm", "8.9"]
+    options = ["--engine", "rtx", "--workspace", "256", "--optimization-level", "0", "--plugin", "off"]
+    options += ["--target-sm", "8.9,8.6", "--target-sm", "120", "--timing-cache", "off", "--wait", "0"]
     assert cli.main(["build", "small.onnx", "-o", "out/e.plan", *options, "--json", "--quiet"]) == 0
     assert names(file.parent / "out") == ["e.plan"]
     out, err = capsys.readouterr()
@@ -81,8 +85,56 @@ def test_json_and_options(file: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "seconds": result["seconds"],
         "tensorrt": "rtx",
         "version": import_tensorrt("rtx").__version__,
+        "plugin": "none",
+        "plugin_reason": result["plugin_reason"],
+        "profiles": [[1, 1, 1]],
+        "target": "SM89, SM86, SM120",
+        "cached": False,
     }
     assert result["seconds"] > 0
+
+
+@needs_rtx
+def test_cache(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "kept"))
+    assert cli.main(["build", "small.onnx", "--cache"]) == 0
+    assert capsys.readouterr().out.startswith("wrote small.trt (")
+    assert cli.main(["build", "small.onnx", "--cache", "-o", "again.trt"]) == 0
+    assert capsys.readouterr().out.startswith("taken from the cache again.trt (")
+    assert Path("again.trt").read_bytes() == Path("small.trt").read_bytes()
+    assert names(file.parent) == ["again.trt", "kept", "small.onnx", "small.trt"]
+
+
+@needs_rtx
+def test_another_build_is_running(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with file_lock(".small.trt.lock", 0):
+        assert cli.main(["build", "small.onnx", "--wait", "0"]) == 2
+    check_failure(capsys, "another build of small.trt is running, for more than 0 s: raise --wait")
+    with file_lock(".small.trt.lock", 0):
+        assert cli.main(["build", "small.onnx", "--wait", "0.2"]) == 2
+    assert "another build of small.trt is running: waiting for it\n" in capsys.readouterr().err
+    assert names(file.parent) == ["small.onnx"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workspace", "0"],
+        ["--workspace", "much"],
+        ["--wait", "-1"],
+        ["--wait", "inf"],
+        ["--wait", "long"],
+        ["--profile", "4:2:1"],
+        ["--plugin", "maybe"],
+        ["--engine", "none"],
+    ],
+)
+def test_wrong_arguments(file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["build", "small.onnx", *arguments])
+    assert caught.value.code == 2
+    assert "yolact-deploy build: error: " in capsys.readouterr().err
+    assert names(file.parent) == ["small.onnx"]
 
 
 def check_failure(capsys: pytest.CaptureFixture[str], message: str) -> None:
@@ -116,6 +168,11 @@ def test_wrong_files(file: Path, capsys: pytest.CaptureFixture[str], content: by
     ("arguments", "message"),
     [
         (["--target-sm", "12345"], "unknown compute capability '12345'"),
+        (["--target-sm", "86,current"], "cannot stand beside others"),
+        (["--profile", "1:2:4"], "small.onnx has a fixed batch of 1, which --profile cannot change"),
+        (["--timing-cache", "t.cache"], "--timing-cache is for TensorRT"),
+        (["--plugin", "on"], "no plugin has been seen to run on TensorRT for RTX"),
+        (["--plugin", "aot"], "no ahead-of-time plugins"),
         (["-o", "small.onnx/e.trt"], "cannot write small.onnx/e.trt: "),
     ],
 )

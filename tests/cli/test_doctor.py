@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 import time
-import types
+from pathlib import Path
 
 import pytest
 
 from yolact_deploy.cli import main as cli
-from yolact_deploy.runtime import doctor
-from yolact_deploy.runtime.doctor import Finding, Probe
+from yolact_deploy.errors import BackendError
+from yolact_deploy.runtime import doctor, nvidia, onnxruntime_gpu, probes
+from yolact_deploy.runtime.doctor import Finding
+from yolact_deploy.runtime.nvidia import Driver, Gpu, Jetson
+from yolact_deploy.runtime.probes import Probe
 
 
 def has_driver() -> bool:
@@ -63,26 +66,113 @@ def test_any_exception_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.try_here("x").detail == "RuntimeError: two lines"
 
 
-def test_onnxruntime_that_falls_back_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Session:
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            pass
+H200 = Gpu(0, "NVIDIA H200", (9, 0), False, 1 << 37)
+RTX = Gpu(1, "RTX 4090", (8, 9), False, 1 << 34)
 
-        def get_providers(self) -> list[str]:
-            return ["CPUExecutionProvider"]
 
-    fake = types.ModuleType("onnxruntime")
-    fake.__dict__.update(
-        __version__="9.9",
-        InferenceSession=Session,
-        SessionOptions=types.SimpleNamespace,
-        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+def test_the_driver_tells_which_tensorrt_serves_each_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver((13, 2), (H200, RTX)))
+    assert doctor.try_here("NVIDIA driver") == Finding(
+        "NVIDIA driver",
+        "tool",
+        True,
+        "CUDA 13.2",
+        "NVIDIA H200 (compute capability 9.0), served by TensorRT; "
+        "RTX 4090 (compute capability 8.9), served by TensorRT and TensorRT for RTX",
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "why", "cure"),
+    [
+        (
+            f"{nvidia.NO_DRIVER}: {nvidia.DRIVER_CURE}",
+            nvidia.NO_DRIVER,
+            nvidia.DRIVER_CURE,
+        ),
+        ("it does not start: check it with nvidia-smi", "it does not start", "check it with nvidia-smi"),
+        (
+            "it cannot start: libx.so is missing. Install X (Y: z)",
+            "it cannot start: libx.so is missing",
+            "Install X (Y: z)",
+        ),
+        ("no word of a cure: none", "no word of a cure: none", ""),
+    ],
+)
+def test_our_messages_are_told_apart(message: str, why: str, cure: str) -> None:
+    found = probes._unusable(BackendError(message), "1.0")
+    assert (str(found), found.cure, found.version) == (why, cure, "1.0")
+
+
+def test_onnxruntime_that_falls_back_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+    from fake_onnxruntime import FakeOnnxRuntime
+
+    fake = FakeOnnxRuntime(tmp_path / "onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
-    monkeypatch.setattr(doctor, "_driver", lambda: ("CUDA 13.0", "a GPU"))
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver((13, 0), (H200,)))
+    monkeypatch.setattr(onnxruntime_gpu, "require_gpu", lambda index: H200)
+    assert doctor.try_here("onnxruntime CUDA") == Finding(
+        "onnxruntime CUDA", "runtime", True, "9.9.9", f"runs on {H200}"
+    )
+    fake.falls_back = True
     found = doctor.try_here("onnxruntime CUDA")
     assert not found.works
-    assert "falls back to the CPU" in found.detail
+    assert found.detail.startswith("CUDAExecutionProvider does not start on NVIDIA H200")
+    assert found.cure.startswith("see yolact-deploy doctor")
+
+
+def test_kernels_compile_without_a_gpu() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    found = doctor.try_here("CUDA kernels")
+    assert found.works, found
+    assert found.version.startswith("NVRTC 1")
+    assert has_driver() or "cannot run them: no NVIDIA driver here" in found.detail
+
+
+def test_a_gpu_that_miscalculates(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    from yolact_deploy.runtime.cuda import selftest
+
+    def fail(index: int) -> None:
+        raise BackendError("our Fast NMS kernel gives 7 detections: update the driver")
+
+    monkeypatch.setattr(nvidia, "find_driver", lambda: Driver((13, 0), (H200,)))
+    monkeypatch.setattr(selftest, "run_kernels", fail)
+    found = doctor.try_here("CUDA kernels")
+    assert (found.works, found.detail, found.cure) == (
+        False,
+        "our Fast NMS kernel gives 7 detections",
+        "update the driver",
+    )
+    monkeypatch.setattr(selftest, "run_kernels", lambda index: None)
+    assert doctor.try_here("CUDA kernels").detail == "Fast NMS runs on NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("jetson", "told"),
+    [
+        (None, {}),
+        (Jetson("36.4.3", "6.2", "MAXN_SUPER"), {"jetpack": "6.2 (L4T 36.4.3)", "power_mode": "MAXN_SUPER"}),
+        (
+            Jetson("38.2.1", "7.0", "15W"),
+            {"jetpack": "7.0 (L4T 38.2.1)", "power_mode": "15W (there is a faster one: see docs/jetson.md)"},
+        ),
+        (Jetson("36.4.3", "6.2"), {"jetpack": "6.2 (L4T 36.4.3)", "power_mode": "unknown"}),
+    ],
+)
+def test_a_jetson(monkeypatch: pytest.MonkeyPatch, jetson: Jetson | None, told: dict[str, str]) -> None:
+    monkeypatch.setattr(nvidia, "find_jetson", lambda: jetson)
+    machine = doctor.describe_machine()
+    assert {key: machine[key] for key in ("jetpack", "power_mode") if key in machine} == told
+
+
+def test_tensorrt_on_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia, "find_jetson", lambda: Jetson("36.4.3", "6.2"))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = doctor.try_here("tensorrt")
+    assert found.cure == "it comes with JetPack: make the virtual environment with --system-site-packages"
 
 
 def test_children_answer_and_crashes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,16 +205,24 @@ def test_a_child_that_hangs() -> None:
 
 @pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")
 def test_engines_do_not_run_without_a_driver() -> None:
-    for name in ("torch CUDA", "tensorrt-rtx", "tensorrt"):
-        assert not doctor.try_here(name).works
+    for name in ("torch CUDA", "tensorrt-rtx", "tensorrt", "onnxruntime CUDA", "onnxruntime RTX"):
+        found = doctor.try_here(name)
+        assert not found.works
+        assert "not installed" in found.detail or found.detail == nvidia.NO_DRIVER
+        assert found.cure
 
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    findings = [Finding("a", "runtime", True, "1", "threads"), Finding("b", "tool", False, "", "gone", "install it")]
+    findings = [
+        Finding("a", "runtime", True, "1", "threads"),
+        Finding("b", "tool", False, "", "gone", "install it"),
+        Finding("c", "runtime", False, "", nvidia.NO_DRIVER, nvidia.DRIVER_CURE),
+    ]
     monkeypatch.setattr(doctor, "examine", lambda timeout: findings)
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "install it" in text
+    assert "see NVIDIA driver" in text
     assert cli.main(["doctor", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["machine"]["cores"] == os.cpu_count()

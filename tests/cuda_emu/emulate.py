@@ -5,10 +5,11 @@
     run_plan(plan, arrays, mode="race")     # in a child process, with real threads under ThreadSanitizer
     library = compile_source("fast_nms.cu", defines)       # a shared library with the C entries below
 
-A compiled library has these C entries; parameters are those of cuLaunchKernel, ``params`` the addresses of the arguments:
+A compiled library has these C entries; ``params`` are the addresses of the arguments, as for cuLaunchKernel:
 
     int emu_launch(const char* kernel, const unsigned grid[3], const unsigned block[3], unsigned shared_bytes,
                    void** params);          // 0: done, 1: no kernel of that name, 2: failed, see emu_error()
+    int emu_parameters(const char* kernel, unsigned* bytes, int capacity);    // count and sizes; -1: no such kernel
     void emu_seed(unsigned number);         // 0: threads and blocks in their order
     const char* emu_error(void);
 
@@ -66,9 +67,18 @@ class EmulationError(Exception):
     """A kernel that did what it must not, or that does not compile."""
 
 
-def available() -> bool:
-    """Whether there is a compiler to build kernels with."""
-    return shutil.which("g++") is not None
+@functools.cache
+def available(mode: str = "fibers") -> bool:
+    """Whether there is a compiler to build kernels with, and what the mode needs of it."""
+    if shutil.which("g++") is None:
+        return False
+    with tempfile.TemporaryDirectory() as name:
+        program = Path(name) / "program.cpp"
+        program.write_text("#if __cplusplus < 202002L\n#error\n#endif\nint main() { return 0; }\n")
+        options = [option for option in MODES[mode] if option.startswith(("-fsanitize", "-shared", "-fPIC"))]
+        command = ["g++", "-std=c++20", *options, "-o", f"{name}/program", str(program)]
+        built = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        return built and (mode == "fibers" or _sanitized([f"{name}/program"]).returncode == 0)
 
 
 # -- compiling --------------------------------------------------------------------------------------------------------

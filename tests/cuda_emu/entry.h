@@ -20,6 +20,7 @@ struct Kernel {
     const char* name;
     void (*load)(void** params);  // keeps the arguments for `run`
     void (*run)();
+    int (*parameters)(unsigned* sizes, int capacity);
 };
 
 template <auto F>
@@ -33,6 +34,11 @@ struct Call<F> {
     }
     static void load(void** params) { load_each(params, std::index_sequence_for<A...>{}); }
     static void run() { std::apply(F, arguments); }
+    static int parameters(unsigned* sizes, int capacity) {
+        const unsigned all[] = {unsigned(sizeof(std::remove_cv_t<A>))..., 0};
+        for (int i = 0; i < int(sizeof...(A)) && i < capacity; ++i) sizes[i] = all[i];
+        return int(sizeof...(A));
+    }
 };
 
 inline unsigned shared_bytes;
@@ -82,22 +88,30 @@ inline int launch(const Kernel& kernel, const unsigned* grid, const unsigned* bl
 }
 }
 
-#define EMU_KERNEL(name) {#name, emu::Call<&name>::load, emu::Call<&name>::run},
+#define EMU_KERNEL(name) {#name, emu::Call<&name>::load, emu::Call<&name>::run, emu::Call<&name>::parameters},
 #define EMU_ENTRIES(...)                                                                                       \
     static const emu::Kernel emu_kernels[] = {__VA_ARGS__};                                                    \
     static pthread_mutex_t emu_mutex = PTHREAD_MUTEX_INITIALIZER;                                              \
+    static const emu::Kernel* emu_find(const char* name) {                                                     \
+        for (const emu::Kernel& kernel : emu_kernels)                                                          \
+            if (std::strcmp(kernel.name, name) == 0) return &kernel;                                           \
+        return nullptr;                                                                                        \
+    }                                                                                                          \
     extern "C" {                                                                                               \
     /* 0: done, 1: no kernel of that name, 2: failed, see emu_error() */                                       \
     EMU_VISIBLE int emu_launch(const char* kernel, const unsigned grid[3], const unsigned block[3],            \
                                unsigned shared_bytes, void** params) {                                         \
-        for (const emu::Kernel& candidate : emu_kernels) {                                                     \
-            if (std::strcmp(candidate.name, kernel) != 0) continue;                                            \
-            pthread_mutex_lock(&emu_mutex);                                                                    \
-            const int code = emu::launch(candidate, grid, block, shared_bytes, params);                        \
-            pthread_mutex_unlock(&emu_mutex);                                                                  \
-            return code;                                                                                       \
-        }                                                                                                      \
-        return 1;                                                                                              \
+        const emu::Kernel* found = emu_find(kernel);                                                           \
+        if (found == nullptr) return 1;                                                                        \
+        pthread_mutex_lock(&emu_mutex);                                                                        \
+        const int code = emu::launch(*found, grid, block, shared_bytes, params);                               \
+        pthread_mutex_unlock(&emu_mutex);                                                                      \
+        return code;                                                                                           \
+    }                                                                                                          \
+    /* the number of a kernel's parameters, and the bytes of each; -1: no kernel of that name */               \
+    EMU_VISIBLE int emu_parameters(const char* kernel, unsigned* bytes, int capacity) {                        \
+        const emu::Kernel* found = emu_find(kernel);                                                           \
+        return found == nullptr ? -1 : found->parameters(bytes, capacity);                                     \
     }                                                                                                          \
     /* 0: threads and blocks in their order, else an order of each number's own */                             \
     EMU_VISIBLE void emu_seed(unsigned number) { emu::seed = number; }                                         \

@@ -1,8 +1,8 @@
 """A CUDA driver for tests on machines without a GPU: see README.md.
 
-    env = fake_cuda.environment(devices=2)         # for subprocess.run: a process that "has" two GPUs
-    done = fake_cuda.run_python("...", memory=2**20)
-    control = fake_cuda.Control()                  # in such a process: counters, errors to inject, leaks
+env = fake_cuda.environment(devices=2)         # for subprocess.run: a process that "has" two GPUs
+done = fake_cuda.run_python("...", memory=2**20)
+control = fake_cuda.Control()                  # in such a process: counters, errors to inject, leaks
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def environment(**settings: object) -> dict[str, str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("FAKE_CUDA_")}
     folders = [str(library().parent), *filter(None, [env.get("LD_LIBRARY_PATH")])]
     env["LD_LIBRARY_PATH"] = ":".join(folders)
-    env["PYTHONPATH"] = ":".join([str(FOLDER.parent), str(FOLDER.parent.parent), *filter(None, [env.get("PYTHONPATH")])])
+    env["PYTHONPATH"] = ":".join(
+        [str(FOLDER.parent), str(FOLDER.parent.parent), *filter(None, [env.get("PYTHONPATH")])]
+    )
     env["FAKE_CUDA_STRICT"] = "1"
     for name, value in settings.items():
         env[f"FAKE_CUDA_{name.upper()}"] = str(int(value)) if isinstance(value, bool) else str(value)
@@ -132,6 +134,23 @@ class Control:
     def register(self, image: bytes, kernels: Path) -> None:
         """Let a module image (cubin, PTX) stand for a library of emulated kernels."""
         self._library.fake_register_image(image, len(image), str(kernels).encode())
+
+    def allocate_in_a_context_of_its_own(self, nbytes: int) -> int:
+        """Device memory as a library has it that does not use the primary context."""
+        context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
+        errors = [
+            self._library.cuCtxCreate_v2(ctypes.byref(context), 0, 0),
+            self._library.cuMemAlloc_v2(ctypes.byref(pointer), ctypes.c_size_t(nbytes)),
+            self._library.cuCtxPopCurrent_v2(None),
+        ]
+        if any(errors):
+            raise RuntimeError(f"the fake driver failed with {errors}")
+        return pointer.value
+
+    def free(self, pointer: int) -> None:
+        """Free device memory, of whatever context."""
+        if self._library.cuMemFree_v2(ctypes.c_uint64(pointer)):
+            raise RuntimeError("no such memory")
 
     def sleep(self, stream: int, milliseconds: int) -> None:
         """Enqueue work that takes a time, or capture it."""

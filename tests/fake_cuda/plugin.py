@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_cuda
 import pytest
+
+import fake_cuda
 
 REPORT = "FAKE_CUDA_REPORT"  # where a child writes its reports, a line of JSON each
 TIMEOUT = 900.0

@@ -8,6 +8,7 @@ host's.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class FakeOnnxRuntime(types.ModuleType):
         left_to_cpu: operators that the provider has no kernel for
         sessions: (provider, its options, session options) of each session made
         rtx_devices: what the plugin finds once it is registered
+        enqueue: puts a bound run into the stream that the session was given, as a provider on a GPU does; by default
+            it runs at once
     """
 
     def __init__(self, folder: Path) -> None:
@@ -86,6 +89,7 @@ class FakeOnnxRuntime(types.ModuleType):
         self.rtx_devices: list[GpuDevice] = []
         self.registered: list[tuple[str, str]] = []
         self.preloaded = 0
+        self.enqueue: Callable[[int, Callable[[], None]], None] | None = None
         self.SessionOptions, self.RunOptions = Options, real.RunOptions
         self.OrtDeviceMemoryType = real.OrtDeviceMemoryType
         self.InferenceSession = _session_class(self)
@@ -131,5 +135,15 @@ def _session_class(fake: FakeOnnxRuntime) -> type:
 
         def io_binding(self) -> Binding:
             return Binding(self)
+
+        def run_with_iobinding(self, iobinding: Binding, run_options: Any = None) -> None:
+            assert run_options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+            chosen = fake.sessions[-1][1]
+            assert chosen["has_user_compute_stream"] == "1"
+            run = super().run_with_iobinding
+            if fake.enqueue is None:
+                run(iobinding, run_options)
+            else:
+                fake.enqueue(int(chosen["user_compute_stream"]), lambda: run(iobinding, run_options))
 
     return Session

@@ -15,9 +15,18 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.detections import Detections
+from yolact_deploy.detections import Detections, PackedMasks
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import (
+    Backend,
+    DetectionOutputs,
+    DetectSettings,
+    FrameHook,
+    FrameTicket,
+    HeadOutputs,
+    Outputs,
+    PastedDetections,
+)
 from yolact_deploy.runtime.predictor import STAGES, Predictor
 
 SIZE = 64
@@ -268,3 +277,173 @@ def test_a_failing_backend_does_not_lock_the_predictor() -> None:
         model(DARK)
     backend.run = run  # type: ignore[method-assign]
     assert model(DARK).names == ["low"]
+
+
+# -- a backend that takes frames as they are ------------------------------------------------------------------------
+
+
+class OnDevice:
+    """An image that is not in host memory."""
+
+    def __init__(self, image: Any) -> None:
+        self.image = image
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        raise AssertionError("its data is the hook's business")
+
+
+class FakeHook(FrameHook):
+    """Answers like :class:`FakeBackend`, with masks pasted, and keeps a diary."""
+
+    stages = ("upload", "network")
+    depth = 2
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend = backend
+        self.diary: list[str] = []
+        self.batches: list[int] = []
+
+    def serves(self, settings: DetectSettings) -> bool:
+        return settings.nms != "traditional"
+
+    def is_device_array(self, value: object) -> bool:
+        return isinstance(value, OnDevice)
+
+    def submit(self, frames: Any, settings: DetectSettings, *, for_device: bool = False) -> FrameTicket:
+        self.diary.append(f"submit {len(self.batches)}")
+        self.batches.append(len(frames))
+        images = [frame.image if isinstance(frame, OnDevice) else frame for frame in frames]
+        assert all(isinstance(image, np.ndarray) for image in images)
+        return FakeTicket(self, len(self.batches) - 1, images, settings, for_device)
+
+
+class FakeTicket(FrameTicket):
+    def __init__(self, hook: FakeHook, number: int, images: Any, settings: DetectSettings, for_device: bool) -> None:
+        self.hook, self.number, self.images, self.settings = hook, number, images, settings
+        self.for_device = for_device
+        self.timings = {"upload": 1.0, "network": 2.0}
+
+    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+        assert not self.for_device
+        self.hook.diary.append(f"result {self.number}")
+        outputs = self.hook.backend.run(self.images)
+        results = []
+        for index, image in enumerate(self.images):
+            found = self.hook.backend.detect(outputs, index, self.settings)
+            height, width, _ = image.shape
+            bits = np.full((len(found.scores), height, 4 * -(-width // 32)), 255, np.uint8)
+            windows = np.zeros((len(found.scores), 6), np.int32)
+            windows[:, 2:5] = width, height, -(-width // 32)
+            windows[:, 5] = np.arange(len(windows)) * height * windows[:, 4]
+            masks = PackedMasks(windows, bits.reshape(-1).view(np.uint32), height, width)
+            results.append(PastedDetections(found.boxes, found.scores, found.labels, masks))
+        return results
+
+    def device_result(self) -> Any:
+        assert self.for_device
+        return [("on the device", image.shape) for image in self.images]
+
+
+def hooked(**options: Any) -> tuple[FakeHook, Predictor]:
+    backend = FakeBackend(**options)
+    backend.frames = hook = FakeHook(backend)
+    return hook, Predictor(backend)
+
+
+def test_the_hook_gets_frames_as_they_are() -> None:
+    hook, model = hooked()
+    found = model(BRIGHT)
+    assert (found.names, found.height, found.width) == (["high"], 99, 101)
+    assert found.masks.all()
+    assert hook.backend.inputs[0][0] is BRIGHT
+    np.testing.assert_array_equal(found.boxes, Predictor(FakeBackend())(BRIGHT).boxes)
+
+
+def test_frames_on_the_device() -> None:
+    hook, model = hooked(max_batch=2)
+    found = model(OnDevice(GREY))
+    assert isinstance(found, Detections), "an image on the device is no list of images"
+    assert found.names == ["middle"]
+    results = model([OnDevice(DARK), BRIGHT, OnDevice(GREY)])
+    assert [one.names for one in results] == [["low"], ["high"], ["middle"]]
+    assert hook.batches == [1, 2, 1]
+
+
+def test_a_batch_is_submitted_before_the_one_ahead_is_collected() -> None:
+    hook, model = hooked(max_batch=2)
+    results = model([DARK, GREY, BRIGHT, GREY, DARK])
+    assert [found.names for found in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
+    assert hook.diary == ["submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2"]
+    assert model([]) == []
+
+
+def test_stream_overlaps() -> None:
+    hook, model = hooked()
+    frames = [DARK, GREY, BRIGHT]
+    results = list(model.stream(frames))
+    assert [frame is given for (frame, _), given in zip(results, frames, strict=True)] == [True] * 3
+    assert [found.names for _, found in results] == [["low"], ["middle"], ["high"]]
+    assert hook.diary == ["submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2"]
+
+
+def test_stream_without_overlap() -> None:
+    hook, model = hooked()
+    assert [found.names for _, found in model.stream([DARK, BRIGHT], overlap=False)] == [["low"], ["high"]]
+    assert hook.diary == ["submit 0", "result 0", "submit 1", "result 1"]
+
+
+def test_a_stream_that_is_left_early() -> None:
+    hook, model = hooked()
+    threads = threading.active_count()
+    for _, found in model.stream(DARK for _ in range(1000)):
+        assert found.names == ["low"]
+        break
+    assert len(hook.diary) == 3
+    assert threading.active_count() == threads, "the thread that reads ahead has ended"
+
+
+def test_timings_of_the_hook() -> None:
+    _, model = hooked(max_batch=2)
+    assert model.stages == ("decode", "upload", "network", "detect")
+    assert model.timings == dict.fromkeys(model.stages, 0.0)
+    model([DARK, GREY, BRIGHT])
+    assert tuple(model.timings) == model.stages
+    assert (model.timings["upload"], model.timings["network"]) == (2.0, 4.0), "of two batches"
+    assert model.timings["detect"] > 0
+    for _ in model.stream([DARK]):
+        assert model.timings["network"] == 2.0, "of one frame"
+
+
+def test_settings_that_the_hook_does_not_serve() -> None:
+    backend = FakeBackend(heads=True)
+    backend.frames = hook = FakeHook(backend)
+    model = Predictor(backend, nms="traditional")
+    assert model(BRIGHT).names == ["high"]
+    assert not hook.diary, "resized images went through run()"
+    assert tuple(model.timings) == model.stages == STAGES
+    with pytest.raises(InputError, match="expected a NumPy image"):
+        model(OnDevice(DARK))
+    with pytest.raises(BackendError, match="nms='traditional'"):
+        model.on_device(DARK)
+
+
+def test_results_on_the_device() -> None:
+    _, model = hooked(max_batch=2)
+    assert model.on_device(OnDevice(DARK)) == ("on the device", DARK.shape)
+    assert model.on_device([DARK, BRIGHT]) == [("on the device", DARK.shape), ("on the device", BRIGHT.shape)]
+    with pytest.raises(InputError, match="at most 2 images at once"):
+        model.on_device([DARK] * 3)
+    with pytest.raises(BackendError, match="leaves no results on a GPU"):
+        Predictor(FakeBackend()).on_device(DARK)
+
+
+def test_wrong_frames_and_closing_with_a_hook() -> None:
+    hook, model = hooked()
+    with pytest.raises(InputError, match="got float32"):
+        model(DARK.astype(np.float32))
+    assert not hook.diary
+    model.close()
+    for use in (lambda: model(DARK), lambda: model.on_device(DARK), lambda: list(model.stream([DARK]))):
+        with pytest.raises(BackendError, match="closed: load the model again"):
+            use()

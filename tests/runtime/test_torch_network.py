@@ -7,6 +7,7 @@ replaced by objects that note what is done with them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,12 +36,17 @@ from yolact_deploy.runtime.torch.network import HeadsModule, TorchNetwork, produ
 SIZE = 97
 
 
-@pytest.fixture
-def model(resnet50_checkpoint: Path) -> Any:
-    """A model of its own for each test, since precision and layout are changed in place."""
+@pytest.fixture(scope="module")
+def loaded(resnet50_checkpoint: Path) -> Any:
     from yolact_deploy.training.checkpoint import load_model
 
     return load_model(resnet50_checkpoint, image_size=SIZE)
+
+
+@pytest.fixture
+def model(loaded: Any) -> Any:
+    """A model of its own for each test, since precision and layout are changed in place."""
+    return copy.deepcopy(loaded)
 
 
 @pytest.fixture(scope="module")

@@ -36,12 +36,25 @@ class UnavailableError(Exception):
     """A version that cannot be had here, and why."""
 
 
+_unavailable: dict[str, str] = {}
+
+
 def prepare(version: str) -> None:
     """Download, unpack and compile what :func:`load` needs; nothing where it is there already.
 
     Raises:
         UnavailableError: no package index, no wheel for this Python, no C compiler, or RTX is not installed.
     """
+    if version in _unavailable:
+        raise UnavailableError(_unavailable[version])
+    try:
+        _prepare(version)
+    except UnavailableError as error:
+        _unavailable[version] = str(error)  # asking again would take as long
+        raise
+
+
+def _prepare(version: str) -> None:
     if version == "rtx":
         if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
             raise UnavailableError("TensorRT for RTX is not installed")
@@ -86,7 +99,7 @@ def _download(version: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         temporary = Path(name)
-        command = ["download", "--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "30"]
+        command = ["download", "--no-deps", "--only-binary", ":all:", "--retries", "1", "--timeout", "10"]
         done = subprocess.run(
             [sys.executable, "-m", "pip", *command, "--quiet", "--dest", name, WHEELS[version]],
             capture_output=True,

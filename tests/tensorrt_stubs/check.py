@@ -1,6 +1,6 @@
 """Runs our code over doubles of one TensorRT in this process, and writes what it found as JSON.
 
-    python -m tensorrt_stubs.check VERSION RESULT.json [--source MODULE=FILE ...]
+    python -m tensorrt_stubs.check VERSION RESULT.json [--source MODULE=FILE ...] [--only SCENARIO ...]
 
 ``--source`` takes the text of one of our modules from elsewhere, so that a test can show what a mistake in it does.
 """
@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import inspect
 import json
-import re
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,26 +23,14 @@ import pytest
 from tensorrt_stubs import bindings, doubles
 from tensorrt_stubs.sites import Sites, WatchingFinder
 
-PACKAGE = Path(__file__).resolve().parents[2] / "yolact_deploy"
-
-#: modules that use TensorRT; of plugins, those that name it
+#: Modules that use TensorRT, each of whose uses is checked. Those of the plugins are asked all their questions in
+#: tests/runtime/plugins, over the same bindings.
 WATCHED = (
-    "export.tensorrt",
-    "export.tensorrt_build",
-    "runtime.tensorrt_api",
-    "runtime.tensorrt",
+    "yolact_deploy.export.tensorrt",
+    "yolact_deploy.export.tensorrt_build",
+    "yolact_deploy.runtime.tensorrt",
+    "yolact_deploy.runtime.tensorrt_api",
 )
-
-
-def watched() -> list[str]:
-    """Names of the modules whose use of TensorRT is checked."""
-    plugins = [
-        f"runtime.plugins.{path.stem}"
-        for path in sorted((PACKAGE / "runtime" / "plugins").glob("*.py"))
-        if path.stem != "__init__" and re.search(r"\btrt\b", path.read_text(encoding="utf-8"))
-    ]
-    names = [name for name in WATCHED if (PACKAGE / name.replace(".", "/")).with_suffix(".py").exists()]
-    return [f"yolact_deploy.{name}" for name in (*names, *plugins)]
 
 
 def vocabulary(trt: ModuleType) -> set[str]:
@@ -59,19 +48,15 @@ def vocabulary(trt: ModuleType) -> set[str]:
     return found
 
 
-def run(version: str, sources: dict[str, str]) -> dict[str, Any]:
+def run(version: str, sources: dict[str, str], only: list[str]) -> dict[str, Any]:
+    gc.disable()  # classes made within functions are looked at in the end
     sites = Sites()
-    names = watched()
-    WatchingFinder(names, sites, sources).install()
+    WatchingFinder(WATCHED, sites, sources).install()
     trt = bindings.load(version)
     words = vocabulary(trt)
     world = doubles.World(trt)
-    errors = scenarios(version, trt, world)
-    for name in names:  # what no scenario imports has sites all the same
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            errors.append(f"cannot import {name}: {error}")
+    errors = scenarios(version, trt, world, only)
+    errors += [text for text in map(_import, WATCHED) if text]  # what no scenario imports has sites all the same
     executed = sites.executed()
     return {
         "version": trt.__version__,
@@ -83,7 +68,7 @@ def run(version: str, sources: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def scenarios(version: str, trt: ModuleType, world: doubles.World) -> list[str]:
+def scenarios(version: str, trt: ModuleType, world: doubles.World, only: list[str]) -> list[str]:
     """The failures."""
     from tensorrt_stubs import scenarios
 
@@ -92,12 +77,25 @@ def scenarios(version: str, trt: ModuleType, world: doubles.World) -> list[str]:
         flavour = "rtx" if version == "rtx" else "tensorrt"
         stage = scenarios.Stage(world, trt, flavour, Path(folder), patch)
         scenarios.prepare(stage)
-        for scenario in scenarios.SCENARIOS:
-            try:
-                scenario(stage)
-            except BaseException:
-                errors.append(f"{scenario.__name__}:\n{traceback.format_exc(limit=-6)}")
+        wanted = [scenario for scenario in scenarios.SCENARIOS if not only or scenario.__name__ in only]
+        errors += [text for text in (_failure(scenario, stage) for scenario in wanted) if text]
     return errors
+
+
+def _failure(scenario: Callable[[Any], None], stage: Any) -> str:
+    try:
+        scenario(stage)
+    except BaseException:
+        return f"{scenario.__name__}:\n{traceback.format_exc(limit=-6)}"
+    return ""
+
+
+def _import(name: str) -> str:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        return f"cannot import {name}: {error}"
+    return ""
 
 
 def main() -> None:
@@ -105,10 +103,11 @@ def main() -> None:
     parser.add_argument("version", choices=bindings.VERSIONS)
     parser.add_argument("result", type=Path)
     parser.add_argument("--source", action="append", default=[], metavar="MODULE=FILE")
+    parser.add_argument("--only", action="append", default=[], metavar="SCENARIO")
     args = parser.parse_args()
     pairs = [text.partition("=") for text in args.source]
     sources = {module: Path(file).read_text(encoding="utf-8") for module, _, file in pairs}
-    args.result.write_text(json.dumps(run(args.version, sources)), encoding="utf-8")
+    args.result.write_text(json.dumps(run(args.version, sources, args.only)), encoding="utf-8")
 
 
 if __name__ == "__main__":

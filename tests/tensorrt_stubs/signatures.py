@@ -1,4 +1,4 @@
-"""What pybind11 writes about a function into its docstring: names, types and defaults of the parameters, and the result.
+"""What pybind11 tells of a function in its docstring: names, types and defaults of the parameters, and the result.
 
     build(self: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig = None) -> trt.IHostMemory
 

@@ -1,4 +1,4 @@
-"""The loss of YOLACT in plain loops, one image and one prior at a time: slow, and simple enough to be read as the truth.
+"""The loss of YOLACT in plain loops, one image and one prior at a time: slow, and simple enough to be taken as true.
 
 Written from the description of the loss, apart from the code under test. Boxes are xyxy normalised, priors (cx, cy, w,
 h). Matching is in float32 scalars, as thresholds and ties depend on rounding; the losses are in float64 by autograd.
@@ -32,7 +32,13 @@ def prior_corners(prior: Any) -> list[Any]:
 
 
 def plain_match(
-    boxes: Any, labels: Any, crowd: Any, priors: Any, positive: float = 0.5, negative: float = 0.4, crowd_iou: float = 0.7
+    boxes: Any,
+    labels: Any,
+    crowd: Any,
+    priors: Any,
+    positive: float = 0.5,
+    negative: float = 0.4,
+    crowd_iou: float = 0.7,
 ) -> tuple[list[int], list[int]]:
     """For one image the label of each prior (class + 1, 0, -1) and the index of its object (-1 without objects)."""
     boxes = np.asarray(boxes, np.float32)
@@ -122,7 +128,7 @@ def smooth_l1(difference: Any) -> Any:
 def class_term(logits: Any, labels: list[int]) -> Any:
     entropy = [row.logsumexp(0) - row[max(label, 0)] for row, label in zip(logits, labels, strict=True)]
     found = [entropy[p] for p, label in enumerate(labels) if label > 0]
-    hard = sorted((entropy[p] for p, label in enumerate(labels) if label == 0), key=lambda e: -float(e))
+    hard = sorted((entropy[p] for p, label in enumerate(labels) if label == 0), key=lambda e: -float(e.detach()))
     return sum(found + hard[: min(3 * len(found), len(labels) - 1)], torch.zeros((), dtype=torch.float64))
 
 
@@ -141,16 +147,11 @@ def mask_term(
     masks = small_masks(image["masks"], height, width)
     total = total_iou = torch.zeros((), dtype=torch.float64)
     for p in chosen:
-        x1, y1, x2, y2 = (F(v) for v in image["boxes"][index[p]])
-        inside = torch.zeros((height, width), dtype=torch.float64)
-        for row in range(height):
-            for column in range(width):
-                across = max(x1 * F(width) - 1, 0) <= column < min(x2 * F(width) + 1, width)
-                inside[row, column] = across and max(y1 * F(height) - 1, 0) <= row < min(y2 * F(height) + 1, height)
+        inside = padded_box(image["boxes"][index[p]], height, width)
         probability = (proto @ outputs["masks"][n, p]).sigmoid()
         wanted = masks[index[p]]
         entropy = -(wanted * probability.log() + (1 - wanted) * (1 - probability).log())
-        total = total + (entropy * inside).sum() / float((x2 - x1) * (y2 - y1)) / (height * width)
+        total = total + (entropy * inside).sum() / float(area(image["boxes"][index[p]])) / (height * width)
         if network is not None and wanted.sum() > 25:
             cropped = probability * inside
             told = network(cropped[None, None])[0, int(image["labels"][index[p]])]
@@ -160,10 +161,19 @@ def mask_term(
     return total, total_iou
 
 
+def padded_box(box: Any, height: int, width: int) -> Any:
+    x1, y1, x2, y2 = (F(v) for v in box)  # float32: edges on the border of a pixel depend on rounding
+    columns = [max(x1 * F(width) - 1, 0) <= column < min(x2 * F(width) + 1, width) for column in range(width)]
+    rows = [max(y1 * F(height) - 1, 0) <= row < min(y2 * F(height) + 1, height) for row in range(height)]
+    return torch.tensor([[float(row and column) for column in columns] for row in rows], dtype=torch.float64)
+
+
 def semantic_term(logits: Any, image: dict[str, Any]) -> Any:
     classes, height, width = logits.shape
     wanted = torch.zeros((classes, height, width), dtype=torch.float64)
-    for mask, label, crowd in zip(small_masks(image["masks"], height, width), image["labels"], image["crowd"], strict=True):
+    for mask, label, crowd in zip(
+        small_masks(image["masks"], height, width), image["labels"], image["crowd"], strict=True
+    ):
         if not crowd:
             wanted[int(label)] = torch.maximum(wanted[int(label)], mask)
     probability = logits.sigmoid()

@@ -181,3 +181,29 @@ def test_mobilenet_runs_with_deterministic_weights() -> None:
     with torch.inference_mode():
         raw = model.heads(torch.randn(1, 3, 200, 200))
     assert all(torch.isfinite(value).all() for value in raw)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_frozen_batch_norm(backbone: str) -> None:
+    model = _settled(_small(backbone)).train()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    images = torch.randn(2, 3, 97, 97)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.freeze_batch_norm()
+    model.eval().train()  # a loop does so around each evaluation
+    assert model.training
+    before = copy.deepcopy(model.state_dict())
+    sum(value.sum() for value in model(images).values()).backward()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    for name, parameter in model.named_parameters():
+        learns = name in trained and name.rpartition(".")[0] not in norms
+        assert parameter.requires_grad is learns
+        assert (parameter.grad is not None) is learns
+    with torch.no_grad():  # the stored statistics are used
+        torch.testing.assert_close(model(images)["scores"], model.eval().heads(images).logits)
+
+    model.train().freeze_batch_norm(False)
+    assert all(module.training for module in norms.values())
+    assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model(images)
+    assert not torch.equal(before[f"{next(iter(norms))}.running_mean"], next(iter(norms.values())).running_mean)

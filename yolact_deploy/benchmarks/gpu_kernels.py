@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike, NDArray
 from yolact_deploy.benchmarks.agreement import mask_iou
 from yolact_deploy.benchmarks.scene import Scene, make_scene
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.detections import PackedMasks
 from yolact_deploy.paste import paste_windows
 from yolact_deploy.postprocess import Detected, MaskWindows, assemble_masks, detect
 from yolact_deploy.preprocess import resize_image
@@ -278,7 +279,7 @@ def _paste_case(
         least = 1.0
         for i, mask in enumerate(masks):
             number = len(mask)
-            pasted = plan_paste.unpack(got["windows"][i], got["bits"][i], number, height, width)
+            pasted = PackedMasks(got["windows"][i, :number], got["bits"][i], height, width).crops
             expected = paste_windows(MaskWindows.from_dense(dense[i, :number].astype(np.float32)), height, width)
             least = min([least, *(mask_iou(expected, j, pasted, j) for j in range(number))])
         return f"a mask's IoU with NumPy's is {least:.4f}" if least < LEAST_IOU else ""

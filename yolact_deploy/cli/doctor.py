@@ -44,5 +44,12 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
     print()
     for kind, title in (("runtime", "Runs models"), ("tool", "Driver, builders and tools")):
         chosen = (finding for finding in findings if finding.kind == kind)
-        rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, f.cure) for f in chosen]
+        rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, _cure(f)) for f in chosen]
         print_table(["", "works", "version", "", "what to do"], rows, title=title)
+
+
+def _cure(finding: Finding) -> str:
+    """What to do; the driver's cure is told once, in its own row."""
+    from yolact_deploy.runtime.nvidia import DRIVER_CURE
+
+    return "see NVIDIA driver" if finding.cure == DRIVER_CURE and finding.name != "NVIDIA driver" else finding.cure

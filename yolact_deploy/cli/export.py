@@ -183,7 +183,7 @@ def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour:
     how = "taken from the cache" if report.cached else "wrote"
     size = f"{report.bytes / 1e6:.1f} MB, {name} {report.version}"
     _say(args, f"{how} {report.path} ({size}) in {report.seconds:.1f} s, for {report.target}")
-    _say(args, f"plugins: {report.plugin} ({report.plugin_reason})")
+    _say(args, f"plugins: {report.plugin}. {report.plugin_reason}")
     return report
 
 

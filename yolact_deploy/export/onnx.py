@@ -79,16 +79,15 @@ class _Pipeline(nn.Module):
 
 def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
     """The outputs of a node of our domain, for the exporter to trace."""
-    shapes = op.output_shapes([tensor.shape for tensor in inputs], attributes)
-    outputs: tuple[Tensor, ...] = torch.onnx.ops.symbolic_multi_out(
+    outputs = torch.onnx.ops.symbolic_multi_out(
         f"{ops.DOMAIN}::{op.name}",
         inputs,
         attrs=dict(attributes),
         dtypes=tuple(getattr(torch, output.dtypes[0]) for output in op.outputs),
-        shapes=tuple(shapes),
+        shapes=tuple(op.output_shapes([tensor.shape for tensor in inputs], attributes)),
         version=ops.DOMAIN_VERSION,
     )
-    return outputs
+    return tuple(outputs)
 
 
 def export_onnx(

@@ -110,6 +110,10 @@ class _Job:
         self.profiles = choose_profiles(metadata.batch, options.profiles, self.source)
         if options.targets and flavour != "rtx":
             raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")
+        if options.plugin == "on" and flavour == "rtx":
+            raise ExportError(
+                "no plugin has been seen to run on TensorRT for RTX: leave --plugin out, or try --plugin v3"
+            )
         self.trt = import_tensorrt(flavour)
         self.targets = tensorrt_api.target_names(self.trt, options.targets) if flavour == "rtx" else ()
         self.gpu = _gpu(flavour, self.targets)

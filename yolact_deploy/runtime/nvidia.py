@@ -16,7 +16,10 @@ from pathlib import Path
 from yolact_deploy.errors import BackendError, InputError
 
 NO_DRIVER = "no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
-DRIVER_CURE = "use a machine with an NVIDIA GPU and its driver; in a container, start it with the GPUs"
+DRIVER_CURE = (
+    "use a machine with an NVIDIA GPU and its driver; in a container, start it with --gpus all "
+    "(on a Jetson with --runtime nvidia)"
+)
 
 # CUdevice_attribute
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR, _INTEGRATED = 75, 76, 18

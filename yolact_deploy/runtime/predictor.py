@@ -192,6 +192,10 @@ class Predictor:
         if self._closed:
             raise BackendError("this predictor is closed: load the model again")
 
+    @overload
+    def on_device(self, images: Source) -> DeviceDetections: ...  # type: ignore[overload-overlap]
+    @overload
+    def on_device(self, images: Sequence[Source]) -> list[DeviceDetections]: ...
     def on_device(self, images: Source | Sequence[Source]) -> DeviceDetections | list[DeviceDetections]:
         """Detect in one image or a batch of them, and leave what is found on the GPU, without waiting for it.
 

@@ -10,10 +10,12 @@ namespace {
 
 using Launch = int (*)(const char* kernel, const unsigned grid[3], const unsigned block[3], unsigned shared, void** params);
 using Parameters = int (*)(const char* kernel, unsigned* sizes, int capacity);
+using Error = const char* (*)();
 
 struct Library {
     Launch launch;
     Parameters parameters;
+    Error error;  // may be missing
 };
 
 struct Module {
@@ -37,13 +39,15 @@ auto& functions = *new std::map<std::pair<Module*, std::string>, std::shared_ptr
 auto& images = *new std::vector<std::pair<std::string, std::string>>;  // contents, library
 std::mutex emulator;                                      // it runs one block of one kernel at a time
 
-bool open_library(const std::string& path, Library& library) {
+Library open_library(const std::string& path) {
+    Library library{};
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!handle) die("cannot load the emulated kernels: %s", dlerror());
     library.launch = reinterpret_cast<Launch>(dlsym(handle, "emu_launch"));
     library.parameters = reinterpret_cast<Parameters>(dlsym(handle, "emu_parameters"));
+    library.error = reinterpret_cast<Error>(dlsym(handle, "emu_error"));
     if (!library.launch || !library.parameters) die("%s has no emu_launch and emu_parameters", path.c_str());
-    return true;
+    return library;
 }
 
 // "FAKECUDA:/path" names its library; other images were registered, or use the libraries of FAKE_CUDA_KERNELS.
@@ -88,7 +92,7 @@ Work launch_work(const std::shared_ptr<Function>& function, const unsigned grid[
         for (auto& value : values) pointers.push_back(value.data());
         std::lock_guard<std::mutex> guard(emulator);
         if (function->library.launch(function->name.c_str(), g.data(), b.data(), shared, pointers.data()) != 0)
-            die("the emulator did not run %s", function->name.c_str());
+            die("%s failed: %s", function->name.c_str(), function->library.error ? function->library.error() : "?");
     }, {}, false, nullptr};
 }
 
@@ -137,9 +141,8 @@ API CUresult cuModuleGetFunction(void** handle, void* module_handle, const char*
     if (!module) return INVALID_HANDLE;
     auto& function = functions[{module.get(), name}];
     for (size_t i = 0; !function && i < module->libraries.size(); ++i) {
-        Library library{};
         unsigned sizes[MAX_PARAMETERS];
-        open_library(module->libraries[i], library);
+        const Library library = open_library(module->libraries[i]);
         const int count = library.parameters(name, sizes, MAX_PARAMETERS);
         if (count < 0) continue;
         function = std::make_shared<Function>();

@@ -1,7 +1,8 @@
-"""The driver layer, through the real cuda.bindings over the fake driver. Legend: none; buffers are float32 [n]."""
+"""The driver layer: the real cuda.bindings over the fake driver. Buffers hold float32 [N]."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import threading
@@ -49,6 +50,10 @@ class Both:
         stream.download(self.pinned.host_pointer, self.memory.pointer, 4 * N)
 
 
+def current_device() -> int:
+    return int(pytest.importorskip("cuda.bindings.driver").cuCtxGetDevice()[1])
+
+
 def scale_of(device: Device) -> Any:
     return device.load_module(fake.image_of(fake.sample_kernels()), "samples").function("scale")
 
@@ -81,11 +86,9 @@ def test_a_block_puts_back_what_was_current(device: Device) -> None:
     with other:
         buffer = other.allocate(100, "other")
         assert (other.usage(), device.usage()) == ({"other": 100}, {})
+        assert current_device() == 1
         buffer.free()
-    stream = device.stream()
-    stream.synchronize()  # would fail with the other device current
-    event = device.event()
-    stream.record(event)
+    assert current_device() == 0
 
 
 def test_threads_use_the_device(device: Device) -> None:
@@ -128,6 +131,14 @@ def test_waiting_works_in_a_thread_without_a_context(device: Device) -> None:
     thread.start()
     thread.join()
     assert not failures
+
+
+def test_the_last_reference_may_go_in_any_thread(device: Device) -> None:
+    held = [device.allocate(100, "x"), device.pinned(100, "x"), device.stream(), device.event(), scale_of(device)]
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert fake.control().leaks() == ""
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
@@ -368,7 +379,9 @@ def test_kernels_that_are_not_there(device: Device, fake_cuda: fake.Control) -> 
     module = device.load_module(fake.image_of(fake.sample_kernels()), "fast_nms.cu")
     with pytest.raises(CudaError, match=r"fast_nms.cu has no kernel 'nothing'.*NOT_FOUND"):
         module.function("nothing")
-    with pytest.raises(CudaError, match=r"cannot load paste into Fake GPU \(compute capability 8.7, driver for CUDA 13.0"):
+    with pytest.raises(
+        CudaError, match=r"cannot load paste into Fake GPU \(compute capability 8.7, driver for CUDA 13.0"
+    ):
         device.load_module(b"no image at all", "paste")
     fake_cuda.fail("cuModuleLoadData", 222)
     with pytest.raises(CudaError, match=r"UNSUPPORTED_PTX_VERSION.*older nvidia-cuda-nvrtc"):
@@ -379,7 +392,7 @@ def test_arguments_are_checked() -> None:
     arguments = Arguments([1, np.int32(2)])
     with pytest.raises(TypeError, match="expected a pointer as int or a NumPy scalar"):
         arguments.set(0, 1.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="got np.True_|got True"):
+    with pytest.raises(TypeError, match="got True"):
         arguments.set(0, True)
     with pytest.raises(IndexError, match="from 0 to 1, got 2"):
         arguments.set(2, 1)
@@ -440,10 +453,9 @@ def test_work_that_is_not_joined(device: Device) -> None:
 def test_host_functions_are_captured(device: Device, fake_cuda: fake.Control) -> None:
     both, stream = Both(device), device.stream()
     memory = (ctypes.c_float * N).from_address(both.memory.pointer)
-    values = np.frombuffer(memory, np.float32)
 
     def network() -> None:
-        values[:] = values + 1
+        np.frombuffer(memory, np.float32)[:] += 1
 
     with stream.capture() as graph:
         both.upload(stream)
@@ -453,7 +465,6 @@ def test_host_functions_are_captured(device: Device, fake_cuda: fake.Control) ->
         graph.launch(stream)
         stream.synchronize()
     assert (both.host == np.arange(N) + 3).all()
-    del values, memory
 
 
 def test_parts_of_a_graph_are_measured(device: Device) -> None:
@@ -476,12 +487,20 @@ def test_an_allocation_spoils_a_capture(device: Device) -> None:
     stream = device.stream()
     with pytest.raises(CudaError, match=r"CAPTURE_UNSUPPORTED.*Run it once before capturing"), stream.capture():
         device.allocate(100, "late")
-    with pytest.raises(CudaError, match=r"cannot be recorded.*INVALIDATED.*[Rr]un the work once"), stream.capture():
-        with pytest.raises(CudaError):
-            stream.synchronize()
     with stream.capture() as graph:  # the stream is usable again
         pass
     assert graph.nodes == 0
+
+
+def test_waiting_spoils_a_capture(device: Device) -> None:
+    stream = device.stream()
+
+    def capture() -> None:
+        with stream.capture(), contextlib.suppress(CudaError):  # as a library does that looks at no code
+            stream.synchronize()
+
+    with pytest.raises(CudaError, match=r"cannot be recorded.*INVALIDATED.*Run the work once before capturing"):
+        capture()
 
 
 def test_freeing_and_other_threads_do_not_spoil_a_capture(device: Device) -> None:

@@ -1,9 +1,10 @@
 """Our plugins on NVIDIA's real bindings of one TensorRT version, over stub libraries; in a process of its own.
 
-    python bindings_child.py VERSION MODEL.onnx     # prints what the plugins answered, as JSON in the last line
+    python bindings_child.py VERSION KIND MODEL.onnx     # prints what the plugins answered, as JSON in the last line
 
-What TensorRT's C++ would do is done here: keep the registry, make expressions of shapes, and ask in the order in which
-a build asks. Expressions are functions of the batch, and are reported for some batches.
+What TensorRT's C++ would do is done here: keep the registry, make expressions of shapes, ask in the order in which a
+build asks, and with KIND "v3" run the plugins, by the fake CUDA driver and the emulator. (KIND "aot" needs no driver.)
+Expressions are functions of the batch, and are reported for some batches.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import numpy as np
+from cuda_emu import emulate
+from rtx_child import use_private_libraries
 from tensorrt_stubs import bindings
 
 BATCHES = (1, 3, 7)
@@ -111,7 +117,9 @@ class Called:
         self.builder.alive = False
 
 
-def main(version: str, path: str) -> None:
+def main(version: str, kind: str, path: str) -> None:
+    if version == "rtx":
+        use_private_libraries(Path(tempfile.mkdtemp(dir=Path(path).parent)))
     trt = bindings.load(version)
     registry = Registry()
     trt.get_plugin_registry = lambda: registry
@@ -119,9 +127,16 @@ def main(version: str, path: str) -> None:
     import onnx
 
     model = onnx.load(path)
-    told = {"version": trt.__version__, "v3": v3(trt, registry, model), "aot": aot(trt, registry, model)}
+    told = {"version": trt.__version__, **{"v3": v3, "aot": aot}[kind](trt, registry, model)}
     print(json.dumps(told), flush=True)
     os._exit(0)  # nothing is freed
+
+
+def emulate_kernels() -> None:
+    """Load the emulator's libraries where the driver would get machine code."""
+    from yolact_deploy.runtime.cuda import nvrtc
+
+    nvrtc.compile_source = lambda source, arch, defines=(): fake_cuda.image_of(emulate.compile_source(source, defines))
 
 
 # -- descriptors ----------------------------------------------------------------------------------------------------
@@ -176,8 +191,10 @@ def fields_of(trt: Any, node: Any, creator: Any) -> tuple[Any, list[Any]]:
 def v3(trt: Any, registry: Registry, model: Any) -> Any:
     from yolact_deploy.runtime import plugins
 
-    choice = plugins.prepare(model, trt, "tensorrt", "v3")
-    assert plugins.prepare(model, trt, "tensorrt", "v3").names == choice.names  # registered once
+    emulate_kernels()
+    flavour = "rtx" if hasattr(trt, "ComputeCapability") else "tensorrt"
+    choice = plugins.prepare(model, trt, flavour, "v3")
+    assert plugins.prepare(model, trt, flavour, "v3").names == choice.names  # registered once
     told = {"kind": choice.kind, "names": choice.names, "nodes": []}
     values = values_of(choice.model)
     for node in choice.model.graph.node:
@@ -218,7 +235,7 @@ def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
         "output_types": [names_of(trt)[dtype] for dtype in output_types],
         "output_shapes": [[size.told() for size in shape] for shape in shapes],
         "workspace": workspace,
-        "enqueued": enqueued(trt, again, ins, outs),
+        "right": enqueued(trt, again, node, ins, outs),
     }
 
 
@@ -246,34 +263,96 @@ def round_trip(trt: Any, creator: Any, plugin: Any) -> Any:
     return made
 
 
-def enqueued(trt: Any, plugin: Any, ins: Any, outs: Any) -> Any:
-    """What reaches the kernels' library, for the largest batch: the launches' pointers by name, and the stream."""
-    from yolact_deploy.runtime.plugins import work
+def enqueued(trt: Any, plugin: Any, node: Any, ins: Any, outs: Any) -> int:
+    """Run the plugin on the fake driver, as an execution context would; the number of images that were right."""
+    from yolact_deploy.runtime.cuda.driver import Device
 
-    seen: list[Any] = []
-
-    class Library:
-        def load(self, plan: Any) -> None:
-            seen.append("load")
-
-        def bind(self, plan: Any, pointers: dict[str, int]) -> Any:
-            seen.append({name: pointers[name] for name in pointers})
-            return SimpleNamespace(enqueue=seen.append)
-
-    work.kernel_library = Library
+    device = Device.open(0)
+    device.use()
+    stream = device.stream()
     context = plugin.attach_to_context(None)
     _KEPT.append(context)
-    described = []
-    for dynamic in (*ins, *outs):
-        each = trt.PluginTensorDesc()
-        each.type, each.format, each.dims = dynamic.desc.type, dynamic.desc.format, tuple(dynamic.max)
-        described.append(each)
-    sides = described[: len(ins)], described[len(ins) :]
-    context.on_shape_change(*sides)
-    pointers = [1000 * (1 + at) for at in range(len(ins))], [1000000 * (1 + at) for at in range(len(outs))]
-    for _ in range(2):  # bound once
-        context.enqueue(*sides, *pointers, 1 << 30, 77)
-    return seen
+    right = 0
+    for batch in (3, 1) if ins[0].desc.dims[0] == -1 else (ins[0].desc.dims[0],):
+        described = [plugin_descriptor(trt, each, batch) for each in (*ins, *outs)]
+        sides = described[: len(ins)], described[len(ins) :]
+        arrays = arrays_for(node.op_type, sides, batch)
+        buffers = [device.allocate(array.nbytes, "test") for array in arrays]
+        for buffer, array in zip(buffers, arrays, strict=True):
+            stream.upload(buffer.pointer, array.ctypes.data, array.nbytes)
+        scratch = device.allocate(max(plugin.get_workspace_size(ins, outs), 1), "test")
+        pointers = [buffer.pointer for buffer in buffers]
+        context.on_shape_change(*sides)
+        arguments = (*sides, pointers[: len(ins)], pointers[len(ins) :], scratch.pointer, stream.handle)
+        run_and_capture(context, arguments, stream)
+        for buffer, array in zip(buffers, arrays, strict=True):
+            stream.download(array.ctypes.data, buffer.pointer, array.nbytes)
+        stream.synchronize()
+        right += check(node.op_type, plugin.work.attributes, arrays, batch)
+    return right
+
+
+def run_and_capture(context: Any, arguments: Any, stream: Any) -> None:
+    """Enqueue, then capture into a graph: the second time nothing is compiled, allocated or waited for."""
+    control = fake_cuda.control()
+    context.enqueue(*arguments)
+    stream.synchronize()
+    control.reset_calls()
+    with stream.capture() as graph:
+        context.enqueue(*arguments)
+    assert graph.nodes > 0
+    for call in ("cuMemAlloc", "cuMemFree", "cuModuleLoadData", "cuStreamSynchronize", "cuCtxSynchronize"):
+        assert control.calls(call) == 0, call
+    graph.launch(stream)
+    stream.synchronize()
+
+
+def plugin_descriptor(trt: Any, dynamic: Any, batch: int) -> Any:
+    made = trt.PluginTensorDesc()
+    made.type, made.format = dynamic.desc.type, dynamic.desc.format
+    made.dims = tuple(batch if size == -1 else size for size in dynamic.desc.dims)
+    return made
+
+
+def arrays_for(op: str, sides: Any, batch: int) -> list[Any]:
+    """Random inputs, and outputs full of rubbish."""
+    rng = np.random.default_rng(batch)
+    shapes = [[tuple(each.dims) for each in side] for side in sides]
+    if op == "FastNMS":
+        corner = rng.random((*shapes[0][0][:2], 2))
+        boxes = np.concatenate([corner, corner + 0.05 + 0.2 * rng.random(corner.shape)], axis=2)
+        inputs = [boxes, rng.random(shapes[0][1]) ** 6, rng.standard_normal(shapes[0][2])]
+    else:
+        corners = np.sort(rng.random((*shapes[0][2][:2], 2, 2)), axis=2).reshape(shapes[0][2])
+        inputs = [np.maximum(rng.standard_normal(shapes[0][0]), 0), rng.standard_normal(shapes[0][1]), corners]
+    dtypes = [np.dtype(trt_name(each)) for side in sides for each in side]
+    given = [*inputs, *(np.full(shape, 77) for shape in shapes[1])]
+    return [np.ascontiguousarray(array.astype(dtype)) for array, dtype in zip(given, dtypes, strict=True)]
+
+
+def trt_name(descriptor: Any) -> str:
+    return {"FLOAT": "float32", "HALF": "float16", "INT32": "int32"}[descriptor.type.name]
+
+
+def check(op: str, attributes: Any, arrays: list[Any], batch: int) -> int:
+    from yolact_deploy import postprocess
+
+    for image in range(batch):
+        inputs, outputs = [a[image] for a in arrays[:3]], [a[image] for a in arrays[3:]]
+        if op == "MaskAssembly":
+            want = postprocess.assemble_masks(inputs[0].astype(np.float32), *inputs[1:])
+            np.testing.assert_allclose(outputs[0], want, atol=1e-3 if outputs[0].dtype == np.float16 else 1e-6)
+            continue
+        options = {name: attributes[name] for name in ("score_threshold", "iou_threshold", "top_k", "max_detections")}
+        nms = "cross-class" if attributes["cross_class"] else "fast"
+        found = postprocess.detect(*inputs, **options, nms=nms)
+        count = len(found.scores)
+        assert outputs[0] == count
+        assert count > 10
+        for output, expected in zip(outputs[1:], found, strict=True):
+            np.testing.assert_array_equal(output[:count], expected)
+            assert not output[count:].any()
+    return batch
 
 
 # -- ahead of time --------------------------------------------------------------------------------------------------

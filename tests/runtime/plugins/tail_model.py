@@ -31,19 +31,20 @@ def tail_model(
     chosen = ops.FAST_NMS.attribute_values(
         {"top_k": 50, "max_detections": SLOTS, "cross_class": int(cross_class), **attributes}
     )
+    slots = int(chosen["max_detections"])
     shapes = {
         "boxes_in": (FLOAT, [count, PRIORS, 4]),
         "scores_in": (FLOAT, [count, PRIORS, CLASSES]),
         "coeff_in": (FLOAT, [count, PRIORS, COEFFICIENTS]),
         "proto_in": (mask, [count, HEIGHT, WIDTH, COEFFICIENTS]),
         "num_detections": (INT32, [count]),
-        "boxes": (FLOAT, [count, SLOTS, 4]),
-        "scores": (FLOAT, [count, SLOTS]),
-        "labels": (INT32, [count, SLOTS]),
-        "masks": (mask, [count, SLOTS, HEIGHT, WIDTH]),
-        "found": (FLOAT, [count, SLOTS, COEFFICIENTS]),
+        "boxes": (FLOAT, [count, slots, 4]),
+        "scores": (FLOAT, [count, slots]),
+        "labels": (INT32, [count, slots]),
+        "masks": (mask, [count, slots, HEIGHT, WIDTH]),
+        "found": (FLOAT, [count, slots, COEFFICIENTS]),
         "proto_32": (FLOAT, [count, HEIGHT, WIDTH, COEFFICIENTS]),
-        "masks_32": (FLOAT, [count, SLOTS, HEIGHT, WIDTH]),
+        "masks_32": (FLOAT, [count, slots, HEIGHT, WIDTH]),
     }
     value = {name: helper.make_tensor_value_info(name, *told) for name, told in shapes.items()}
     found = ["num_detections", "boxes", "scores", "labels", "found"]

@@ -66,7 +66,7 @@ def test_casts_that_others_need_stay() -> None:
         model.graph.output.append(value)
     copy = rewrite.bare_copy(model)
     assert ops_of(copy) == ["FastNMS", "Cast", "MaskAssembly", "Cast"]
-    assert list(copy.graph.node[2].input)[0] == "proto_in"
+    assert copy.graph.node[2].input[0] == "proto_in"
     assert list(copy.graph.node[2].output) == ["masks_32"]
     assert rewrite.tail_nodes(copy)[1].attributes["mask_dtype"] == FLOAT
     onnx.checker.check_model(copy)

@@ -1,94 +1,261 @@
-"""Device arrays of other libraries in, and ours out: ``__cuda_array_interface__`` and DLPack.
+"""Device arrays of other libraries in, and ours out: ``__cuda_array_interface__`` and DLPack, without a copy.
+
+What other libraries do with a pointer after it was handed out is not known here: an array whose memory was freed or is
+being written elsewhere cannot be told from a good one.
 
 Legend: N images, H x W image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from yolact_deploy.errors import InputError
+from yolact_deploy.runtime.cuda import calls, dlpack
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Device, Stream
 
+Shape = tuple[int, ...]
+
+#: handle of the default stream that synchronises with the others
+LEGACY_STREAM = 1
+
 
 def is_device_array(value: object) -> bool:
     """Whether this is an array on a CUDA device (torch, CuPy, pycuda, Numba, ours), without touching its data."""
-    raise NotImplementedError
+    if isinstance(value, np.ndarray):
+        return False
+    # DLPack first: the other property of torch raises where a tensor needs a gradient.
+    place = getattr(value, "__dlpack_device__", None)
+    if place is not None:
+        return int(place()[0]) in dlpack.CUDA_KINDS
+    return hasattr(value, "__cuda_array_interface__")
+
+
+class Images(NamedTuple):
+    """Frames on a device: uint8 BGR, the pixels of a row without gaps."""
+
+    pointers: tuple[int, ...]  #: device address of each frame
+    height: int
+    width: int
+    pitch: int  #: bytes from one row to the next
 
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array on a device that belongs to someone else.
+    """An array on a device that belongs to someone else."""
 
-    Attributes:
-        pointer: address of the first element
-        shape: as it is
-        strides: bytes between neighbours, for each axis
-        dtype: of the elements
-        device: ordinal of the device
-        stream: handle of the stream whose work must be waited for, or None
-        owner: keeps the memory alive
-    """
-
-    pointer: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    pointer: int  #: address of the first element
+    shape: Shape
+    strides: Shape  #: bytes from one element to the next, along each axis
     dtype: np.dtype[Any]
-    device: int
-    stream: int | None
-    owner: object
+    device: int  #: ordinal
+    stream: int | None  #: handle of the stream whose work must be waited for, if any
+    owner: object  #: keeps the memory alive
 
     @classmethod
-    def from_any(cls, value: object, stream: Stream) -> DeviceArray:
-        """Take an array with ``__cuda_array_interface__`` or DLPack.
+    def from_any(cls, value: Any, stream: Stream) -> DeviceArray:
+        """Take an array of another library, which is then ready for ``stream``: it waits for the producer's work.
 
-        Args:
-            stream: on which the array will be read; a DLPack producer makes this stream wait for its data, and
-                :meth:`wait_on` does so for the others
+        Raises:
+            InputError: it is no device array, lies on another device, or cannot be shared; says what to do
         """
-        raise NotImplementedError
+        interface = _interface(value)
+        # Before version 3 the interface does not say which stream writes the data; DLPack settles that.
+        if interface is not None and (interface.get("version", 0) >= 3 or not hasattr(value, "__dlpack__")):
+            array = cls._from_interface(interface, value)
+        elif is_device_array(value):
+            array = cls._from_dlpack(value, stream)
+        else:
+            raise InputError(
+                f"expected an array on a CUDA device (torch, CuPy, pycuda, Numba), got {_kind(value)}. Arrays in host "
+                "memory go in as NumPy arrays"
+            )
+        if array.pointer:  # an empty array may have none
+            array = replace(array, device=_check_pointer(array, stream.device, _kind(value)))
+        if array.stream is not None and array.stream != stream.handle:
+            stream.wait_for(array.stream)
+        return array
 
-    def wait_on(self, stream: Stream) -> None:
-        """Let ``stream`` wait until the data is there."""
-        raise NotImplementedError
+    @classmethod
+    def _from_interface(cls, interface: dict[str, Any], value: Any) -> DeviceArray:
+        if interface.get("mask") is not None:
+            raise InputError("masked device arrays are not supported: give the plain array")
+        dtype = np.dtype(interface["typestr"])
+        shape = tuple(int(size) for size in interface["shape"])
+        strides = interface.get("strides")
+        return cls(
+            pointer=int(interface["data"][0] or 0),
+            shape=shape,
+            strides=dlpack.strides_in_c_order(shape, dtype.itemsize) if strides is None else tuple(map(int, strides)),
+            dtype=dtype,
+            device=-1,
+            stream=_stream_of(interface),
+            owner=value,
+        )
 
-    def as_images(self) -> ImageView:
-        """As frames: checks uint8 [H, W, 3] or [N, H, W, 3], BGR, rows without gaps between pixels."""
-        raise NotImplementedError
+    @classmethod
+    def _from_dlpack(cls, value: Any, stream: Stream) -> DeviceArray:
+        try:
+            tensor = dlpack.Imported(value, stream.handle)
+        except (BufferError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{_kind(value)} cannot be shared by DLPack: {error}") from error
+        return cls(tensor.pointer, tensor.shape, tensor.strides, tensor.dtype, tensor.device, None, tensor)
+
+    def as_images(self) -> Images:
+        """As frames.
+
+        Raises:
+            InputError: not uint8 [H, W, 3] or [N, H, W, 3], or the pixels of a row are not next to each other
+        """
+        if self.dtype != np.uint8 or len(self.shape) not in (3, 4) or self.shape[-1] != 3:
+            hint = ""
+            if self.dtype == np.uint8 and len(self.shape) in (3, 4) and self.shape[-3] == 3:
+                hint = ". For channels first: tensor.permute(..., 1, 2, 0).contiguous()"
+            raise InputError(
+                f"expected BGR frames uint8 [H, W, 3] or [N, H, W, 3] on the device, got {self.dtype} "
+                f"{list(self.shape)}{hint}"
+            )
+        batch = self.shape[0] if len(self.shape) == 4 else 1
+        height, width = self.shape[-3:-1]
+        if 0 in self.shape:
+            raise InputError(f"expected frames with pixels, got {list(self.shape)}")
+        pitch, pixel, channel = self.strides[-3:]
+        # Along an axis of one element the stride means nothing.
+        pitch = pitch if height > 1 else 3 * width
+        if channel != 1 or (width > 1 and pixel != 3) or pitch < 3 * width:
+            raise InputError(
+                "expected frames whose pixels of a row lie next to each other (rows may be padded), got strides "
+                f"{list(self.strides)} for {list(self.shape)}. Cure: tensor.contiguous(), cupy.ascontiguousarray(array)"
+            )
+        step = self.strides[0] if len(self.shape) == 4 else 0
+        return Images(tuple(self.pointer + index * step for index in range(batch)), height, width, pitch)
 
 
-@dataclass(frozen=True)
-class ImageView:
-    """Frames on a device.
+def _kind(value: object) -> str:
+    return f"{type(value).__module__.partition('.')[0]}.{type(value).__qualname__}"
 
-    Attributes:
-        pointers: device address of each image
-        height, width: of all of them
-        pitch: bytes from one row to the next
-    """
 
-    pointers: tuple[int, ...]
-    height: int
-    width: int
-    pitch: int
+def _interface(value: Any) -> dict[str, Any] | None:
+    """``__cuda_array_interface__``, if there is one; libraries raise errors of many kinds where it cannot be had."""
+    try:
+        found: dict[str, Any] | None = getattr(value, "__cuda_array_interface__", None)
+    except Exception as error:
+        raise InputError(f"{_kind(value)} cannot be shared with other libraries: {error}") from error
+    return found
+
+
+def _stream_of(interface: dict[str, Any]) -> int | None:
+    """The stream to wait for. Version 3 says it, None being none; before, work of the default stream is waited for."""
+    if interface.get("version", 0) < 3:
+        return LEGACY_STREAM
+    stream = interface.get("stream")
+    return stream if stream is None else int(stream) or LEGACY_STREAM
+
+
+def _check_pointer(array: DeviceArray, device: Device, kind: str) -> int:
+    """The ordinal of the device that the memory is on, if a kernel of ``device`` can read it."""
+    bindings = calls.start()
+    kinds = bindings.CUpointer_attribute
+    error, ordinal = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
+    if error:
+        raise InputError(f"{kind} points to {array.pointer:#x}, which is no memory of the GPU: {error.name}")
+    if ordinal != device.index:
+        raise InputError(
+            f"the array is on cuda:{ordinal} and the model on cuda:{device.index}. Cure: move the array "
+            f"(tensor.to('cuda:{device.index}')), or load the model with device=cuda:{ordinal}"
+        )
+    error, context = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_CONTEXT, array.pointer)
+    if not error and int(context) not in (0, int(device.context)):
+        raise InputError(
+            f"{kind} belongs to a CUDA context of its own, whose memory the model cannot read. Cure, for pycuda: "
+            "'import pycuda.autoprimaryctx' in place of 'import pycuda.autoinit'"
+        )
+    return int(ordinal)
 
 
 class SharedArray:
-    """Our device memory for other libraries: ``__cuda_array_interface__`` and DLPack, without a copy.
+    """Our device memory for other libraries, without a copy: ``torch.from_dlpack(shared)``, ``cupy.asarray(shared)``.
 
-    ``torch.from_dlpack(shared)``, ``cupy.asarray(shared)``. The memory lives as long as this object or any array made
-    from it; whether its *contents* change is told by whoever made it.
+    The memory lives as long as this object and everything made from it. How long its *contents* stay is told by
+    whoever made it.
+
+    Attributes:
+        pointer: device address
+        shape, dtype: contiguous, in C order
+        device: where it is
+        stream: whose work writes it; a consumer's stream waits for what it holds when the consumer asks
     """
 
     def __init__(
-        self, owner: object, pointer: int, shape: tuple[int, ...], dtype: Any, device: Device, stream: Stream
+        self, owner: object, pointer: int, shape: Shape, dtype: Any, device: Device, stream: Stream, ready: Any = None
     ) -> None:
         """
         Args:
             owner: keeps the memory alive
-            stream: whose present work writes the data: a consumer waits for it
+            ready: an Event after which the data is there, where later work of the stream need not be waited for
         """
-        raise NotImplementedError
+        self._owner = owner
+        self._ready = ready
+        self.pointer = pointer
+        self.shape = tuple(shape)
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.device = device
+        self.stream = stream
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype} {list(self.shape)} on cuda:{self.device.index}>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.pointer, False),
+            "strides": None,
+            "stream": self.stream.handle,
+            "version": 3,
+        }
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, self.device.index
+
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """A DLPack capsule.
+
+        Args:
+            stream: of the consumer, which is made to wait; None: the legacy default stream; -1: nothing waits
+        """
+        if copy:
+            raise BufferError("no copy is made here: share the memory and copy it there")
+        if dl_device is not None and tuple(map(int, dl_device)) != self.__dlpack_device__():
+            raise BufferError(f"the memory is on cuda:{self.device.index}; copy it there, after sharing it")
+        consumer = LEGACY_STREAM if stream is None else int(stream)
+        if consumer != -1 and consumer != self.stream.handle:
+            with self.device:
+                self._let_wait(consumer or LEGACY_STREAM)
+        versioned = max_version is not None and max_version[0] >= 1
+        place = self.__dlpack_device__()
+        return dlpack.export(self._owner, self.pointer, self.shape, self.dtype, place, versioned=versioned)
+
+    def _let_wait(self, consumer: int) -> None:
+        if self._ready is None:
+            self.stream.let_wait(consumer)
+        else:
+            calls.call("cuStreamWaitEvent", consumer, self._ready.raw, 0)

@@ -103,6 +103,8 @@ def _start() -> Any:
     bindings: Any = import_optional("cuda.bindings.driver", extra="tensorrt", purpose="using the GPU")
     try:
         (error,) = bindings.cuInit(0)
+    except ValueError as reason:
+        raise _unknown_code("cuInit", reason) from reason
     except RuntimeError as reason:
         # The import works without a driver; the library is looked for at the first call.
         raise BackendError(
@@ -145,6 +147,8 @@ def call(name: str, *arguments: Any) -> Any:
     bindings = start()
     try:
         error, *values = getattr(bindings, name)(*arguments)
+    except ValueError as reason:
+        raise _unknown_code(name, reason) from reason
     except (RuntimeError, AttributeError) as reason:
         # What cuda-python has and the driver has not, or the other way round.
         raise CudaError(
@@ -157,26 +161,37 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def _unknown_code(name: str, reason: ValueError) -> Exception:
+    """cuda-python refuses the codes of a newer driver with this; other errors are passed on."""
+    if "CUresult" not in str(reason):
+        return reason
+    return CudaError(f"{name} failed, and cuda-python does not know its code ({_one_line(reason)}): update it", name)
+
+
 def failure(name: str, error: Any, doing: str = "", *, bindings: Any = None) -> CudaError:
     """The error to raise for a code that the function ``name`` returned.
 
     Args:
-        error: the CUresult
+        error: the CUresult, or its number
         doing: what the call was for, where the name does not tell
     """
-    bindings = _bindings if bindings is None else bindings
     code = int(error)
-    code_name = _text(bindings.cuGetErrorName(error)) or f"error {code}"
-    meaning = _text(bindings.cuGetErrorString(error))
+    code_name, meaning = _describe(_bindings if bindings is None else bindings, code)
     message = f"{doing}: " if doing else ""
     message += f"{name} failed with {code_name}" + (f" ({meaning})" if meaning else "")
     cure = _CURE_FORK if _forked else _CURES.get(code_name, "")
     return CudaError(f"{message}. {cure[:1].upper()}{cure[1:]}" if cure else message, name, code, code_name)
 
 
-def _text(answer: tuple[Any, Any]) -> str:
-    error, text = answer
-    return "" if error or text is None else text.decode(errors="replace")
+def _describe(bindings: Any, code: int) -> tuple[str, str]:
+    """Name and meaning of a code; a driver newer than cuda-python has codes that it does not know."""
+    try:
+        error = bindings.CUresult(code)
+    except ValueError:
+        return f"error {code}", ""
+    texts = bindings.cuGetErrorName(error)[1], bindings.cuGetErrorString(error)[1]
+    name, meaning = ("" if text is None else text.decode(errors="replace") for text in texts)
+    return name or f"error {code}", meaning
 
 
 @functools.cache

@@ -6,13 +6,15 @@ Legend: N images, D detection slots, H x W a frame, S input side, K coefficients
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from yolact_deploy.runtime.backend import DetectSettings
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
 from yolact_deploy.runtime.cuda.launch import Plan
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
+from yolact_deploy.runtime.cuda.plan_count import count_above
 from yolact_deploy.runtime.cuda.plan_masks import mask_assembly
 from yolact_deploy.runtime.cuda.plan_nms import fast_nms
 from yolact_deploy.runtime.cuda.plan_paste import paste
@@ -33,7 +35,7 @@ class FrameKernels:
         """
         self._device, self._network, self._outputs = device, network, outputs
         self._library = KernelLibrary(device)
-        self._bound: OrderedDict[Hashable, BoundPlan] = OrderedDict()
+        self._bound: OrderedDict[tuple[Any, ...], BoundPlan] = OrderedDict()
         # Shared by all slots, which take turns on one stream. What was too small stays for the graphs that know it.
         self._scratch: list[tuple[str, DeviceBuffer]] = []
 
@@ -58,8 +60,8 @@ class FrameKernels:
                 priors,
                 classes,
                 heads["coeff"].shape[2],
-                top_k=config.top_k,
-                max_detections=config.max_detections,
+                top_k=min(config.top_k, priors),
+                max_detections=slot.detections,
                 # What scores less than the user wants can neither suppress nor displace what scores more.
                 score_threshold=max(config.score_threshold, settings.score_threshold),
                 iou_threshold=config.iou_threshold,
@@ -69,13 +71,18 @@ class FrameKernels:
         pointers = {name: self._outputs[name] for name in ("boxes", "scores", "coeff")}
         pointers |= {f"out_{name}": slot.pointers[name] for name in ("boxes", "scores", "labels", "coeff")}
         pointers["num_detections"] = slot.pointers["num_detections"]
-        return self._bind(("nms", slot.index, batch, settings), plan, pointers)
+        return self._bind((slot.index, "nms", batch, settings), plan, pointers)
+
+    def forget(self, slot: Slot) -> None:
+        """Drop what is bound to the slot's memory, which is about to change."""
+        for key in [key for key in self._bound if key[0] == slot.index]:
+            del self._bound[key]
 
     def masks(self, slot: Slot, batch: int, *, zero_outside: bool) -> BoundPlan:
         """From the network's prototypes and the slot's detections to its masks."""
         proto = self._network.outputs["proto"]
         _, h, w, k = proto.shape
-        detections = self._network.metadata.config.max_detections
+        detections = slot.detections
         pointers = {**slot.pointers, "proto": self._outputs["proto"]}
 
         def plan() -> Plan:
@@ -84,25 +91,35 @@ class FrameKernels:
                 batch, detections, h, w, k, proto_dtype=dtype, mask_dtype=dtype, zero_outside=zero_outside
             )
 
-        return self._bind(("masks", slot.index, batch, zero_outside), plan, pointers)
+        return self._bind((slot.index, "masks", batch, zero_outside), plan, pointers)
 
-    def paste(self, slot: Slot, batch: int) -> BoundPlan:
-        """From the slot's masks to packed bits at the frames' sizes."""
-        (_, detections, h, w), dtype = slot.arrays["masks"]
+    def wanted(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
+        """From the slot's scores to how many of them the user wants."""
 
         def plan() -> Plan:
-            return paste(batch, detections, h, w, mask_dtype=dtype, capacity_words=slot.capacity)
+            return count_above(batch, slot.detections, score_threshold=settings.score_threshold)
 
-        return self._bind(("paste", slot.index, batch, slot.capacity), plan, slot.pointers)
+        return self._bind((slot.index, "wanted", batch, settings), plan, slot.pointers)
+
+    def paste(self, slot: Slot, batch: int) -> BoundPlan:
+        """From the slot's masks to packed bits at the frames' sizes, of the detections that are wanted."""
+        (_, _, h, w), dtype = slot.arrays["masks"]
+        pointers = {**slot.pointers, "num_detections": slot.pointers["wanted"]}
+
+        def plan() -> Plan:
+            return paste(batch, slot.detections, h, w, mask_dtype=dtype, capacity_words=slot.capacity)
+
+        return self._bind((slot.index, "paste", batch), plan, pointers)
 
     def close(self) -> None:
         """Free the memory between the kernels."""
         self._bound.clear()
+        self._library.close()
         for _, buffer in self._scratch:
             buffer.free()
         self._scratch.clear()
 
-    def _bind(self, key: Hashable, make: Callable[[], Plan], pointers: Mapping[str, int]) -> BoundPlan:
+    def _bind(self, key: tuple[Any, ...], make: Callable[[], Plan], pointers: Mapping[str, int]) -> BoundPlan:
         bound = self._bound.get(key)
         if bound is None:
             plan = make()

@@ -143,6 +143,7 @@ class FrameWork:
 
     def paste(self, slot: Slot, job: Job) -> None:
         """Masks to packed bits, and the small results to the host."""
+        self._kernels.wanted(slot, job.batch, job.settings).enqueue(self.stream)
         self._kernels.paste(slot, job.batch).enqueue(self.stream)
         self.stream.record(slot.marks["paste"])
         self.stream.download(*slot.download())
@@ -175,7 +176,8 @@ class FrameWork:
     # -- housekeeping -----------------------------------------------------------------------------------------------
 
     def forget(self, slot: Slot) -> None:
-        """Drop the graphs that know the slot's memory, which is about to change; the slot must be done."""
+        """Drop what knows the slot's memory, which is about to change; the stream must be done with it."""
+        self._kernels.forget(slot)
         if self._graphs is not None:
             self._graphs.drop(lambda key: key[0] == slot.index)
 

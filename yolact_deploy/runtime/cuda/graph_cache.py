@@ -23,16 +23,19 @@ class GraphCache:
 
     Args:
         stream: on which the work is enqueued
-        limit: how many graphs are kept; those that were not used for longest go first
+        limit: how many graphs are kept
+        patience: a graph makes room for another one when so many launches passed without it: capturing takes
+            milliseconds, so more kinds of work than graphs must not chase each other out
 
     Attributes:
         refused: why the last work that could not be captured could not be; empty when all could
     """
 
-    def __init__(self, stream: Stream, limit: int = 64) -> None:
+    def __init__(self, stream: Stream, limit: int = 64, patience: int = 1000) -> None:
         self.refused = ""
-        self._stream, self._limit = stream, limit
-        self._graphs: OrderedDict[Key, Graph] = OrderedDict()
+        self._stream, self._limit, self._patience = stream, limit, patience
+        self._launches = 0
+        self._graphs: OrderedDict[Key, tuple[Graph, int]] = OrderedDict()  #: and the number of its last launch
         # What came before, and whether it may be captured; worth far less memory than a graph.
         self._seen: OrderedDict[Key, bool] = OrderedDict()
 
@@ -41,6 +44,8 @@ class GraphCache:
 
     def comes_again(self, key: Key) -> bool:
         """Whether work of this key came before and may be captured; from now on it came before."""
+        if key in self._graphs:
+            return True
         again = self._seen.get(key)
         if again is None:
             self._note(key, True)
@@ -48,9 +53,12 @@ class GraphCache:
 
     def launch(self, key: Key, work: Work) -> bool:
         """Launch the graph of ``key``, captured now if need be; False, and nothing done, where that is impossible."""
-        graph = self._graphs.get(key) or self._capture(key, work)
+        self._launches += 1
+        held = self._graphs.get(key)
+        graph = held[0] if held else self._capture(key, work)
         if graph is None:
             return False
+        self._graphs[key] = graph, self._launches
         self._graphs.move_to_end(key)
         graph.launch(self._stream)
         return True
@@ -61,11 +69,13 @@ class GraphCache:
             work()
 
     def drop(self, wanted: Callable[[Key], bool] = lambda key: True) -> None:
-        """Destroy the graphs of the keys that are chosen; they are captured anew when they come again."""
+        """Destroy the graphs of the keys that are chosen; to be captured, they must come twice again."""
         for key in [key for key in self._graphs if wanted(key)]:
-            self._graphs.pop(key).close()
+            self._close(key)
 
     def _capture(self, key: Key, work: Work) -> Graph | None:
+        if not self._make_room():
+            return None
         try:
             with self._stream.capture() as graph:
                 work()
@@ -73,10 +83,20 @@ class GraphCache:
             self.refused = str(error)
             self._note(key, False)
             return None
-        self._graphs[key] = graph
-        if len(self._graphs) > self._limit:
-            self._graphs.popitem(last=False)[1].close()
         return graph
+
+    def _make_room(self) -> bool:
+        if len(self._graphs) < self._limit:
+            return True
+        key, (_, last) = next(iter(self._graphs.items()))
+        if self._launches - last <= self._patience:
+            return False
+        self._close(key)
+        return True
+
+    def _close(self, key: Key) -> None:
+        self._graphs.pop(key)[0].close()
+        self._seen.pop(key, None)
 
     def _note(self, key: Key, capturable: bool) -> None:
         self._seen[key] = capturable

@@ -30,8 +30,8 @@ class Offset(NamedTuple):
     bytes: int
 
 
-#: name of a device buffer, an address inside one, or a scalar by value (np.int32, np.int64, np.float32)
-Argument = str | Offset | np.int32 | np.int64 | np.float32
+#: name of a device buffer, an address inside one, or a scalar by value
+Argument = str | Offset | np.int32 | np.int64 | np.float32 | np.float64
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_work import Frame, FrameWork, Job
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
 from yolact_deploy.runtime.cuda.results import DeviceDetections
-from yolact_deploy.runtime.cuda.slot import STAGES, Slot
+from yolact_deploy.runtime.cuda.slot import STAGES, Slot, detection_slots
 
 #: packed masks have room for so many that cover a whole frame, until more are needed
 _FULL_MASKS = 8
@@ -80,8 +80,9 @@ class FramePipeline(FrameHook):
             with self._lock, self.device:
                 placed = self._place(frames, images, pointers)
                 slot.set_sizes([(frame.height, frame.width) for frame in placed])
+                self._reserve(slot, detection_slots(self.network, settings.nms))
                 if not for_device:
-                    self._reserve(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
+                    self._reserve_bits(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
                 job = Job(slot.index, len(placed), settings, for_device)
                 ticket = Ticket(self, slot, job, placed, copy_ms)
                 slot.occupy(frames)
@@ -158,18 +159,18 @@ class FramePipeline(FrameHook):
 
     def _take(self, frame: Any) -> Frame:
         array = DeviceArray.from_any(frame, self.stream)
-        if array.device != self.device.index:
-            raise InputError(
-                f"expected a frame on cuda:{self.device.index}, where the network is, got one on cuda:{array.device}: "
-                f"copy it there, or load the model with device='cuda:{array.device}'"
-            )
-        view = array.as_images()
+        images = array.as_images()
         if len(array.shape) != 3:
             raise InputError(f"expected frames [H, W, 3], got {list(array.shape)}: give a list of its images")
-        array.wait_on(self.stream)
-        return Frame(view.pointers[0], view.height, view.width, view.pitch)
+        return Frame(images.pointers[0], images.height, images.width, images.pitch)
 
-    def _reserve(self, slot: Slot, words: int) -> None:
+    def _reserve(self, slot: Slot, detections: int) -> None:
+        """Room for so many detections of an image."""
+        if detections != slot.detections:
+            self._work.forget(slot)
+            slot.make_results(detections)
+
+    def _reserve_bits(self, slot: Slot, words: int) -> None:
         """Room for so many words of packed masks an image."""
         if words > slot.capacity:
             self._work.forget(slot)
@@ -183,7 +184,7 @@ class FramePipeline(FrameHook):
         needed = int(slot.host["words_needed"][: job.batch].max())
         if needed > slot.capacity:
             with self._lock, self.device:
-                self._reserve(slot, needed * 5 // 4)
+                self._reserve_bits(slot, needed * 5 // 4)
                 self._work.paste(slot, job)
                 self.stream.record(slot.done)
             slot.done.synchronize()
@@ -227,16 +228,16 @@ class Ticket(FrameTicket):
 
     def _read(self, index: int, frame: Frame, copy: bool) -> PastedDetections:
         host = self._slot.host
-        count = int(host["num_detections"][index])
-        keep = np.flatnonzero(host["scores"][index, :count] > self._job.settings.score_threshold)
-        windows = host["windows"][index, :count].take(keep, axis=0)
-        used = int((windows[:, 5] + windows[:, 3] * windows[:, 4]).max(initial=0))
-        bits = self._slot.bits[index, :used]
+        count = host["wanted"][index]
+        # Of what was pasted, which is what is wanted.
+        bits = self._slot.bits[index, : host["words_needed"][index]]
         return PastedDetections(
-            host["boxes"][index].take(keep, axis=0),
-            host["scores"][index].take(keep),
-            host["labels"][index].take(keep).astype(np.int64),
-            PackedMasks(windows, bits.copy() if copy else bits, frame.height, frame.width),
+            host["boxes"][index, :count].copy(),
+            host["scores"][index, :count].copy(),
+            host["labels"][index, :count].astype(np.int64),
+            PackedMasks(
+                host["windows"][index, :count].copy(), bits.copy() if copy else bits, frame.height, frame.width
+            ),
         )
 
     def device_result(self) -> list[DeviceDetections]:
@@ -250,7 +251,7 @@ class Ticket(FrameTicket):
         def share(name: str) -> SharedArray:
             shape, dtype = slot.arrays[name][0][1:] or (1,), np.dtype(slot.arrays[name][1])
             pointer = slot.pointers[name] + index * math.prod(shape) * dtype.itemsize
-            return SharedArray(slot.memory, pointer, shape, dtype, pipeline.device, pipeline.stream)
+            return SharedArray(slot.memory, pointer, shape, dtype, pipeline.device, pipeline.stream, slot.done)
 
         shared = {name: share(name) for name in ("num_detections", "boxes", "scores", "labels", "masks")}
         return DeviceDetections(**shared, height=frame.height, width=frame.width)

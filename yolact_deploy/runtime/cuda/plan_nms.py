@@ -180,7 +180,7 @@ def _check(batch: int, priors: int, classes: int, coefficients: int, top_k: int,
         "classes": (classes, 2**20),
         "coefficients": (coefficients, 2**20),
         "top_k": (top_k, MAX_KEPT),
-        "max_detections": (max_detections, min(top_k * classes, 2**30 // max(coefficients, 1))),
+        "max_detections": (max_detections, 2**30 // max(coefficients, 1)),
     }
     for name, (size, most) in sizes.items():
         if not 1 <= size <= most:

@@ -30,11 +30,12 @@ class Slot:
 
     Attributes:
         arrays: shape and dtype of what is found: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
-            [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], masks [N, D, h, w] and, where
-            the network ends in heads, coeff float32 [N, D, K]
+            [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], wanted int32 [N] (detections
+            above the user's threshold), masks [N, D, h, w] and, where the network ends in heads, coeff [N, D, K]
         pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
             pinned host memory
-        host: the arrays that are downloaded: all up to words_needed
+        host: the arrays that are downloaded: all up to wanted
+        detections: D
         capacity: words of packed masks that there is room for, of each image
         marks: an event at the start and at the end of each stage
         done: an event at the end of all
@@ -52,14 +53,9 @@ class Slot:
         self._stages = [stage for stage in STAGES if heads or stage not in ("nms", "masks")]
         self.marks = {mark: device.event() for mark in ("start", *self._stages)}
         self.done = device.event(timing=False)
-        self._device, self._batch = device, network.max_batch
-        small, large = _results(network)
-        self.arrays = {**small, **large}
-        layout, self._small = Layout(self.arrays), Layout(small)
-        self.memory = device.allocate(layout.nbytes, "results")
-        self.pointers = layout.pointers(self.memory.pointer)
-        self._host = device.pinned(self._small.nbytes, "results")
-        self.host = self._small.views(self._host)
+        self._device, self._network, self._batch = device, network, network.max_batch
+        self.pointers: dict[str, int] = {}
+        self.make_results(detection_slots(network, "fast"))
         self._header = aligned(network.max_batch * 8)
         self.make_room(())
         self.make_bits(_LEAST_CAPACITY)
@@ -119,8 +115,18 @@ class Slot:
 
     # -- results out ------------------------------------------------------------------------------------------------
 
+    def make_results(self, detections: int) -> None:
+        """Room for so many detections an image; the same condition as for :meth:`make_room`."""
+        small, large = _results(self._network, detections)
+        self.detections, self.arrays = detections, {**small, **large}
+        layout, self._small = Layout(self.arrays), Layout(small)
+        self.memory = self._device.allocate(layout.nbytes, "results")
+        self.pointers |= layout.pointers(self.memory.pointer)
+        self._host = self._device.pinned(self._small.nbytes, "results")
+        self.host = self._small.views(self._host)
+
     def make_bits(self, capacity: int) -> None:
-        """Room for packed masks of ``capacity`` words an image; the same condition as for :meth:`make_room`."""
+        """Room for packed masks of so many words an image; the same condition as for :meth:`make_room`."""
         self._bits = self._device.pinned(self._batch * capacity * 4, "packed masks")
         self.bits: NDArray[np.uint32] = self._bits.array(np.uint32, (self._batch, capacity))
         self.pointers["bits"] = self._bits.pointer
@@ -138,11 +144,17 @@ class Slot:
         }
 
 
-def _results(network: DeviceNetwork) -> tuple[Arrays, Arrays]:
+def detection_slots(network: DeviceNetwork, nms: str) -> int:
+    """How many detections an image can have; NMS across classes is limited by its list alone."""
+    if network.metadata.tail != "heads":
+        return network.outputs["scores"].shape[1]
+    config = network.metadata.config
+    return min(config.top_k, config.num_priors) if nms == "cross-class" else config.max_detections
+
+
+def _results(network: DeviceNetwork, detections: int) -> tuple[Arrays, Arrays]:
     """The arrays that come to the host, and those that stay on the device."""
-    n, outputs = network.max_batch, network.outputs
-    heads = network.metadata.tail == "heads"
-    d = network.metadata.config.max_detections if heads else outputs["scores"].shape[1]
+    n, d, outputs = network.max_batch, detections, network.outputs
     small: Arrays = {
         "num_detections": ((n,), "int32"),
         "boxes": ((n, d, 4), "float32"),
@@ -150,8 +162,9 @@ def _results(network: DeviceNetwork) -> tuple[Arrays, Arrays]:
         "labels": ((n, d), "int32"),
         "windows": ((n, d, 6), "int32"),
         "words_needed": ((n,), "int32"),
+        "wanted": ((n,), "int32"),
     }
-    if not heads:
+    if network.metadata.tail != "heads":
         return small, {"masks": (outputs["masks"].shape, outputs["masks"].dtype.name)}
     _, h, w, k = outputs["proto"].shape
     return small, {"masks": ((n, d, h, w), outputs["proto"].dtype.name), "coeff": ((n, d, k), "float32")}

@@ -107,6 +107,7 @@ def _ahead_of_time(model: Any, trt: Any, quick: Any, arch: str | None) -> Plugin
         tail.node.output[0]: (tail, stages_of(*tail.problem, batch=batch, arch=arch or PTX_ARCH))
         for tail in rewrite.tail_nodes(copy)
     }
+    aot.check_compiler()
     stages = [stage for _, chain in chains.values() for stage in chain]
     for stage in stages:
         aot.ptx(stage)  # what cannot be compiled is told here, not by TensorRT

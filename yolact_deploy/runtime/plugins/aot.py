@@ -14,20 +14,41 @@ from collections.abc import Callable, Iterable, Sequence
 from types import GenericAlias
 from typing import Any
 
+from yolact_deploy.errors import BackendError
 from yolact_deploy.ops import DOMAIN
+from yolact_deploy.runtime import nvidia
+from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.plugins.rewrite import TailNode, plugin_node
 from yolact_deploy.runtime.plugins.stages import Extent, Stage
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
+def check_compiler() -> None:
+    """Raise :class:`BackendError` where NVRTC's PTX is too new for the driver, which compiles it when an engine loads.
+
+    Machine code would do with an older driver, but plugins are PTX.
+    """
+    try:
+        driver = nvidia.find_driver().cuda_version
+    except BackendError:  # the GPU is elsewhere
+        return
+    if nvrtc.version() > driver:
+        ours, theirs = (".".join(map(str, version)) for version in (nvrtc.version(), driver))
+        raise BackendError(
+            f"NVRTC {ours} compiles plugins to PTX that a driver for CUDA {theirs} cannot read: update the driver, or "
+            f"python -m pip install 'nvidia-cuda-nvrtc<={theirs}.999'"
+        )
+
+
 def ptx(stage: Stage) -> str:
-    """The kernel of a stage as PTX, compiled once.
+    """The kernel of a stage as PTX, compiled once on this machine.
 
     Raises:
         BackendError: NVRTC is not installed or cannot compile it.
     """
-    raise NotImplementedError
+    launch = stage.launch
+    return nvrtc.compile_source(launch.source, f"compute_{stage.arch}", launch.defines).decode().rstrip("\0\n")
 
 
 def nodes(tail: TailNode, chain: Sequence[Stage]) -> list[Any]:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
+from yolact_deploy.errors import BackendError
 from yolact_deploy.ops import Attributes, Op
+from yolact_deploy.runtime.cuda import calls
+from yolact_deploy.runtime.cuda.driver import Arguments, Device, Function
 from yolact_deploy.runtime.cuda.launch import Plan
+from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
+from yolact_deploy.runtime.cuda.stream import Size3
 from yolact_deploy.runtime.plugins.plans import plan_for, workspace
 
 Shapes = Sequence[Sequence[int]]
@@ -32,7 +38,8 @@ class Work:
         self.op = op
         self.attributes = op.attribute_values(attributes)
         self._plans: dict[Any, Plan] = {}
-        self._bound: OrderedDict[Any, Any] = OrderedDict()
+        self._bound: OrderedDict[Any, BoundPlan] = OrderedDict()
+        self._streams: dict[int, ForeignStream] = {}
 
     def plan(self, shapes: Shapes, dtypes: Sequence[str]) -> Plan:
         """The plan for the inputs' shapes and dtypes; remembered."""
@@ -73,15 +80,38 @@ class Work:
             bound = self._bound[key] = self._bind(plan, inputs, outputs, scratch)
             if len(self._bound) > _REMEMBERED:
                 self._bound.popitem(last=False)
-        bound.enqueue(stream)
+        if stream not in self._streams:
+            self._streams[stream] = ForeignStream(stream)
+        bound.enqueue(self._streams[stream])  # type: ignore[arg-type]  # launching is all that it asks for
 
-    def _bind(self, plan: Plan, inputs: Sequence[int], outputs: Sequence[int], scratch: int) -> Any:
+    def _bind(self, plan: Plan, inputs: Sequence[int], outputs: Sequence[int], scratch: int) -> BoundPlan:
         tensors = (*self.op.inputs, *self.op.outputs)
         pointers = {tensor.name: at for tensor, at in zip(tensors, (*inputs, *outputs), strict=True)}
-        offsets, _ = workspace(plan)
+        offsets, size = workspace(plan)
+        if size and not scratch:  # as when the question for the workspace failed at build
+            raise BackendError(f"{self.op.name} needs {size} bytes of workspace, and got none: build the engine again")
         return kernel_library().bind(plan, {**pointers, **{name: scratch + offset for name, offset in offsets.items()}})
 
 
-def kernel_library() -> Any:
-    """Kernels of the device whose context is current, which is TensorRT's."""
-    raise NotImplementedError
+class ForeignStream:
+    """A stream of TensorRT's, by its number; work on it is launched and nothing else."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self._launch = calls.start().cuLaunchKernel
+
+    def launch(self, function: Function, grid: Size3, block: Size3, shared: int, arguments: Arguments) -> None:
+        """As :meth:`Stream.launch`."""
+        (error,) = self._launch(function.raw, *grid, *block, shared, self.handle, arguments.address, 0)
+        if error:
+            raise calls.failure("cuLaunchKernel", error, f"kernel {function.name}, grid {grid}, block {block}")
+
+
+def kernel_library() -> KernelLibrary:
+    """The kernels of the device whose context is current in this thread, which is the one that TensorRT uses."""
+    return _library_of(int(calls.call("cuCtxGetDevice")))
+
+
+@lru_cache
+def _library_of(index: int) -> KernelLibrary:
+    return KernelLibrary(Device.open(index))

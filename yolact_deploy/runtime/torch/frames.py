@@ -24,6 +24,7 @@ from yolact_deploy.detections import PackedMasks
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.preprocess import check_image
 from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
+from yolact_deploy.runtime.cuda.arrays import is_device_array
 from yolact_deploy.runtime.torch import ops
 from yolact_deploy.runtime.torch.network import on, on_host
 
@@ -93,7 +94,7 @@ class EagerFrames(FrameHook):
         return True
 
     def is_device_array(self, value: object) -> bool:
-        return (isinstance(value, Tensor) and value.is_cuda) or hasattr(value, "__cuda_array_interface__")
+        return is_device_array(value)
 
     @torch.inference_mode()
     def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> FrameTicket:
@@ -121,7 +122,7 @@ class EagerFrames(FrameHook):
         """A frame [H, W, 3] uint8 on the device."""
         if not self.is_device_array(frame):
             return on_host(check_image(frame)).to(self._place)
-        image = torch.as_tensor(frame, device=self._place)
+        image = frame if isinstance(frame, Tensor) else torch.utils.dlpack.from_dlpack(frame)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"expected a frame uint8 BGR [H, W, 3] on the GPU, got {image.dtype} {list(image.shape)}")
         return image

@@ -184,16 +184,17 @@ class TorchNetwork(DeviceNetwork):
         self._streams: dict[int, torch.cuda.Stream] = {}
 
     def _make_tensors(self) -> None:
-        """The input, and the outputs as one run of one image shapes them."""
-        side, most = self.metadata.config.image_size, self.max_batch
-        dtype = getattr(torch, self.metadata.input_dtype)
-        self._images = torch.zeros((most, side, side, 3), dtype=dtype, device=self._place)
+        """The input and the outputs, at the largest batch."""
         config, h = self.metadata.config, self.metadata.config.prototype_size
         priors, k = config.num_priors, config.num_prototypes
         shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (h, h, k))
-        self._results = [torch.zeros((most, *shape), dtype=torch.float32, device=self._place) for shape in shapes]
+        self._images = self._zeros((config.image_size, config.image_size, 3), getattr(torch, self.metadata.input_dtype))
+        self._results = [self._zeros(shape, torch.float32) for shape in shapes]
         self.input = _device_tensor(self._images)
         self.outputs = {name: _device_tensor(t) for name, t in zip(OUTPUTS, self._results, strict=True)}
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros((self.max_batch, *shape), dtype=dtype, device=self._place)
 
     def enqueue(self, stream: Stream, batch: int) -> None:
         if not 1 <= batch <= self.max_batch:

@@ -74,6 +74,7 @@ class YolactModel(nn.Module):
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
         self._frozen_batch_norm = False
+        self._held: list[nn.Parameter] = []  # what freeze_batch_norm has frozen
         self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
         self._initialise()
 
@@ -96,9 +97,14 @@ class YolactModel(nn.Module):
         Frozen, they use the stored statistics in training mode too, and get no gradient. The original does so with
         fewer than :data:`BATCH_NORM_IMAGES` images for each device, of which the statistics would be too noisy.
         """
+        if frozen:
+            # What was without a gradient before, since nothing uses it, is not released later either.
+            self._held += [p for module in self._batch_norms() for p in module.parameters() if p.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(not frozen)
+        if not frozen:
+            self._held = []
         self._frozen_batch_norm = frozen
-        for module in self._batch_norms():
-            module.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:

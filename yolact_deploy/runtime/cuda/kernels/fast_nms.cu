@@ -174,9 +174,8 @@ __device__ __forceinline__ void offer_candidates(StreamingTop& top, const unsign
                 const float score = values[(size_t)prior * stride];
                 if (score > -positive_infinity()) key = make_key(score, prior);  // NaN is not
             }
-            offer<THREADS>(top, key);
+            offer<THREADS>(top, key);  // its barrier comes after the last reading of the window
         }
-        __syncthreads();  // the window is written again
     }
 }
 
@@ -318,8 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         found += top.count;
         if (top.count < top.wanted) break;
-        ceiling = keys[top.wanted - 1];
-        __syncthreads();  // keys and page_priors are written again
+        ceiling = keys[top.wanted - 1];  // before the first barrier of the next page, behind which keys are written
     }
 
     if (threadIdx.x == 0) num_detections[image] = found;

@@ -1,0 +1,54 @@
+"""Prints what test_engine_builds.py measured as Markdown: python tests/export/engine_table.py RESULT.json"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.config import get_config, list_configs
+
+_COLUMNS = list(itertools.product(("fp32", "fp16"), ("functions", "heads"), ("static", "dynamic")))
+
+
+def table(result: dict[str, Any]) -> str:
+    """The text of the page."""
+    where, batch = result["environment"], result["batch"]
+    builds = result["builds"]
+    seconds = [build["build_seconds"] for build in builds.values()]
+    lines = [
+        "# Engines of every configuration",
+        "",
+        "Built by TensorRT for RTX on a machine without a GPU: each configuration at its own size, in each precision,",
+        "with each tail, for a batch of "
+        f"{batch['static'][0]} (static) and of {':'.join(map(str, batch['dynamic']))} (dynamic).",
+        "None of them has run on a GPU for this page. A cell tells the engine's size and the time of its build.",
+        "",
+        f"TensorRT for RTX {result['tensorrt_rtx']}, {where['cores']} cores of {where['cpu']}, {where['date'][:10]};"
+        f" other programs were at work. {len(builds)} builds took {min(seconds):.1f} to {max(seconds):.1f} s.",
+        "Made by `YOLACT_ENGINE_BUILDS=FILE.json pytest -m slow tests/export/test_engine_builds.py` and",
+        "`python tests/export/engine_table.py FILE.json`.",
+        "",
+        f"| configuration | {' | '.join(' '.join(column) for column in _COLUMNS)} |",
+        f"| --- |{' --- |' * len(_COLUMNS)}",
+    ]
+    lines += [f"| `{name}` | {' | '.join(_cells(name, builds))} |" for name in list_configs()]
+    return "\n".join(lines)
+
+
+def _cells(name: str, builds: dict[str, Any]) -> list[str]:
+    if get_config(name).is_plus:
+        return ["does not export yet", *[""] * (len(_COLUMNS) - 1)]
+    found = [builds["-".join((name, *column))] for column in _COLUMNS]
+    return [f"{build['engine_bytes'] / 1e6:.1f} MB, {build['build_seconds']:.1f} s" for build in found]
+
+
+def main(arguments: Sequence[str]) -> None:
+    print(table(json.loads(Path(arguments[0]).read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""Every configuration through TensorRT for RTX at its own size, in each precision, tail and kind of batch.
+
+Takes some ten minutes, so it is marked slow. With ``YOLACT_ENGINE_BUILDS=FILE.json`` it writes what it measured there;
+``python tests/export/engine_table.py FILE.json`` makes a table of that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolact_deploy.artifact import write_json
+from yolact_deploy.benchmarks.environment import environment
+from yolact_deploy.config import get_config, list_configs
+from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
+from yolact_deploy.errors import ConfigError, MissingDependencyError
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.tensorrt import build_engine, import_tensorrt
+
+BATCHES = {"static": (1, 1, 1), "dynamic": (1, 4, 16)}
+CASES = list(
+    itertools.product(
+        [name for name in list_configs() if not get_config(name).is_plus],
+        ("fp32", "fp16"),
+        ("functions", "heads"),
+        BATCHES,
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def record() -> Iterator[dict[str, Any]]:
+    """What was measured, by configuration-precision-tail-batch; written down at the end."""
+    try:
+        version = import_tensorrt("rtx").__version__
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    builds: dict[str, Any] = {}
+    yield builds
+    target = os.environ.get("YOLACT_ENGINE_BUILDS")
+    if target and len(builds) == len(CASES):
+        head = {
+            "environment": environment(),
+            "tensorrt_rtx": version,
+            "batch": {k: list(v) for k, v in BATCHES.items()},
+        }
+        write_json(target, {**head, "load_average": list(os.getloadavg()), "builds": builds})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision", "tail", "batch"), CASES, ids=["-".join(case) for case in CASES])
+def test_every_configuration(
+    make_model: Callable[..., Any],
+    tmp_path: Path,
+    record: dict[str, Any],
+    name: str,
+    precision: str,
+    tail: str,
+    batch: str,
+) -> None:
+    source, target = tmp_path / "m.onnx", tmp_path / "m.trt"
+    start = time.perf_counter()
+    expected = export_onnx(make_model(name), source, precision=precision, tail=tail, batch=BATCHES[batch])
+    export_seconds = time.perf_counter() - start
+    report = build_engine(source, target, flavour="rtx")
+    header, found = read_engine_header(target), read_engine_metadata(target)
+    assert header.kind == "TensorRT for RTX"
+    assert header.size == report.bytes == target.stat().st_size
+    assert found.config == get_config(name) == expected.config
+    assert (found.precision, found.tail, found.batch) == (precision, tail, BATCHES[batch])
+    assert report.profiles == (BATCHES[batch],)
+    # The weights are in it, in the precision that was asked for.
+    assert 0.9 < report.bytes / source.stat().st_size < 1.3
+    record["-".join((name, precision, tail, batch))] = {
+        "build_seconds": round(report.seconds, 2),
+        "engine_bytes": report.bytes,
+        "onnx_bytes": source.stat().st_size,
+        "export_seconds": round(export_seconds, 2),
+    }
+    for path in (source, target):
+        path.unlink()  # pytest would keep twelve gigabytes
+
+
+@pytest.mark.parametrize("name", [name for name in list_configs() if get_config(name).is_plus])
+def test_what_cannot_be_exported_yet(name: str) -> None:
+    """When this fails, they belong into CASES."""
+    from yolact_deploy.training.model import YolactModel
+
+    with pytest.raises(ConfigError, match="deformable"):
+        YolactModel(get_config(name))
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import engine_table
+
+    build = {"build_seconds": 1.25, "engine_bytes": 64_500_000, "onnx_bytes": 63_000_000, "export_seconds": 6}
+    builds = {"-".join(case): build for case in CASES}
+    head = {"environment": {"cpu": "A CPU", "cores": 2, "date": "2030-01-02T"}, "tensorrt_rtx": "1.7", "batch": BATCHES}
+    (tmp_path / "r.json").write_text(json.dumps({**head, "builds": builds}))
+    engine_table.main([str(tmp_path / "r.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| `yolact") for line in lines) == len(list_configs())
+    assert any(line.count("64.5 MB, 1.2 s") == 8 for line in lines)

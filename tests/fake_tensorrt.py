@@ -1,0 +1,337 @@
+"""A small TensorRT for tests with the fake CUDA driver: the engines' networks are ONNX files, run by ONNX Runtime.
+
+    engine = write_engine(tmp_path / "a.trt", onnx_path)
+    with installed():                    # import tensorrt gives this module's fake
+        TensorRtBackend(engine)
+
+It is strict where TensorRT is: a context that was captured must not be changed any more, one that never ran cannot be
+captured, every address and the scratch memory must be set, and batches must be within a profile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import struct
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import numpy as np
+
+VERSION = (10, 13, 3, 9)
+RTX_VERSION = (1, 7, 1, 116)
+SCRATCH = 4096
+
+_MARK = b"<onnx>"
+#: names of the outputs of an engine, in the order of the ONNX file's
+_NAMES = {4: ("boxes", "scores", "coeff", "proto"), 5: ("num_detections", "boxes", "scores", "labels", "masks")}
+
+
+class DataType(enum.Enum):
+    FLOAT = "tensor(float)"
+    HALF = "tensor(float16)"
+    INT32 = "tensor(int32)"
+    INT64 = "tensor(int64)"
+    UINT8 = "tensor(uint8)"
+    INT8 = "tensor(int8)"
+    BOOL = "tensor(bool)"
+
+
+class TensorIOMode(enum.Enum):
+    INPUT = 1
+    OUTPUT = 2
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    ON_PROFILE_CHANGE = 1
+    USER_MANAGED = 2
+
+
+class ILogger:
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR = 0
+        ERROR = 1
+        WARNING = 2
+
+    def __init__(self) -> None:
+        pass
+
+    def log(self, severity: Severity, message: str) -> None:
+        raise NotImplementedError
+
+
+def write_engine(
+    path: Path,
+    onnx_path: Path,
+    *,
+    rtx: bool = False,
+    version: tuple[int, ...] | None = None,
+    capability: str = "",
+    profiles: tuple[tuple[int, int, int], ...] = (),
+    metadata: str | None = None,
+) -> Path:
+    """An engine file with the metadata of the ONNX file.
+
+    Args:
+        capability: of the only GPU that the engine runs on
+        profiles: of batches; by default one as exported
+    """
+    from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+
+    model = read_onnx(onnx_path)
+    text = onnx_metadata(model, onnx_path).to_json() if metadata is None else metadata
+    settings = f"{capability};{';'.join(','.join(map(str, profile)) for profile in profiles)}"
+    body = text.encode() + b"\0" + settings.encode() + _MARK + model.SerializeToString()
+    numbers = version or (RTX_VERSION if rtx else VERSION)
+    header = struct.pack("<IQQ4B", 0, 2, 32 + len(body), *numbers)
+    path.write_bytes((b"vtrt" if rtx else b"ftrt") + header + bytes(4) + body)
+    return path
+
+
+class Runtime:
+    def __init__(self, logger: ILogger, rtx: bool = False) -> None:
+        self.logger, self._rtx = logger, rtx
+        if rtx:
+            self.engine_header_size = 32
+            self.get_engine_validity = self._validity
+
+    def deserialize_cuda_engine(self, plan: Any) -> Engine | None:
+        data = bytes(plan)
+        expected = RTX_VERSION if self._rtx else VERSION
+        found = tuple(data[24:28])
+        if found != expected:
+            return self._refuse(f"The engine was made by another version, expecting {expected} got {found}")
+        capability, *profiles = data.partition(_MARK)[0].rpartition(b"\0")[2].decode().split(";")
+        if capability not in ("", _current_capability()):
+            return self._refuse(f"The engine was built for compute capability {capability}, not for this device")
+        shapes = [tuple(map(int, profile.split(","))) for profile in profiles if profile]
+        return Engine(data.partition(_MARK)[2], shapes, self._rtx)
+
+    def _refuse(self, text: str) -> None:
+        self.logger.log(ILogger.Severity.ERROR, text)
+
+    def _validity(self, header: bytes) -> tuple[Any, int]:
+        return EngineValidity.VALID, 0
+
+
+class EngineValidity(enum.Enum):
+    VALID = 0
+    INVALID = 2
+
+
+class EngineInvalidityDiagnostics(enum.IntFlag):
+    VERSION_MISMATCH = 1
+
+
+def _current_capability() -> str:
+    from cuda.bindings import driver
+
+    attributes = driver.CUdevice_attribute
+    _, device = driver.cuCtxGetDevice()
+    numbers = [
+        driver.cuDeviceGetAttribute(attribute, device)[1]
+        for attribute in (
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+            attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )
+    ]
+    return "{}.{}".format(*numbers)
+
+
+class Engine:
+    def __init__(self, onnx_bytes: bytes, profiles: list[Any], rtx: bool) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+        outputs = self.session.get_outputs()
+        names = _NAMES[len(outputs)]
+        self.tensors = {"images": self.session.get_inputs()[0], **dict(zip(names, outputs, strict=True))}
+        self._rtx = rtx
+        self.contexts: list[Context] = []
+        batch = self.tensors["images"].shape[0]
+        self.dynamic = not isinstance(batch, int)
+        self.profiles = profiles or [(1, 2, 4)] if self.dynamic else [(batch, batch, batch)]
+        self.num_io_tensors = len(self.tensors)
+        self.num_optimization_profiles = len(self.profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        batch, *shape = self.tensors[name].shape
+        return (-1 if self.dynamic else batch, *shape)
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType(self.tensors[name].type)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        return [(count, *self.tensors[name].shape[1:]) for count in self.profiles[index]]
+
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        return SCRATCH * self.profiles[index][2]
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        assert self._rtx
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: Any) -> Context:
+        if self._rtx:
+            how.compiled = how.cache is None or not how.cache.data
+            how.cache.data = how.cache.data or b"compiled kernels"
+            how = how.strategy
+        self.contexts.append(Context(self, how))
+        return self.contexts[-1]
+
+
+class RuntimeConfig:
+    strategy: Any = None
+    cache: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> None:
+        self.cache = cache
+
+
+class RuntimeCache:
+    #: what was given to any cache of this process
+    given: list[bytes] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def deserialize(self, data: bytes) -> bool:
+        self.data = data
+        RuntimeCache.given.append(data)
+        return True
+
+    def serialize(self) -> bytes:
+        return self.data
+
+
+class Context:
+    def __init__(self, engine: Engine, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.engine = engine
+        self._scratch = 0 if strategy is ExecutionContextAllocationStrategy.USER_MANAGED else 1 << 60
+        self._addresses: dict[str, int] = {}
+        self._profile = 0
+        self._batch = 0 if engine.dynamic else engine.profiles[0][0]
+        self._ran = self._captured = False
+
+    def _change(self) -> None:
+        assert not self._captured, "TensorRT: a context must not be changed after it was captured"
+
+    def set_device_memory(self, pointer: int, nbytes: int) -> None:
+        self._change()
+        assert pointer % 256 == 0
+        self._scratch = nbytes
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self._change()
+        self._profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._change()
+        low, _, high = self.engine.profiles[self._profile]
+        self._batch = shape[0]
+        return name == "images" and low <= shape[0] <= high
+
+    def set_tensor_address(self, name: str, pointer: int) -> bool:
+        self._change()
+        self._addresses[name] = pointer
+        return pointer != 0 and pointer % 256 == 0
+
+    def execute_async_v3(self, stream: int) -> bool:
+        assert set(self._addresses) == set(self.engine.tensors)
+        assert self._scratch >= SCRATCH * self._batch > 0
+        capturing = _is_capturing(stream)
+        if capturing and not self._ran:
+            return False  # it would allocate
+        self._ran, self._captured = True, self._captured or capturing
+        addresses, batch = dict(self._addresses), self._batch
+        fake_cuda.control().host_function(stream, lambda: self._run(addresses, batch))
+        return True
+
+    def _run(self, addresses: dict[str, int], batch: int) -> None:
+        engine = self.engine
+        arrays = {
+            name: _at(pointer, (batch, *engine.tensors[name].shape[1:]), engine.tensors[name].type)
+            for name, pointer in addresses.items()
+        }
+        outputs = engine.session.run(None, {"images": arrays.pop("images").copy()})
+        for (name, _), output in zip(list(engine.tensors.items())[1:], outputs, strict=True):
+            arrays[name][...] = output
+
+
+def _is_capturing(stream: int) -> bool:
+    from cuda.bindings import driver
+
+    error, status = driver.cuStreamIsCapturing(stream)
+    assert not error
+    return bool(status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
+
+
+_TYPES = {"float": "float32", "float16": "float16", "int32": "int32", "uint8": "uint8"}
+
+
+def _at(pointer: int, shape: tuple[int, ...], kind: str) -> Any:
+    dtype = np.dtype(_TYPES[kind[len("tensor(") : -1]])
+    memory = (ctypes.c_char * (int(np.prod(shape)) * dtype.itemsize)).from_address(pointer)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def _module(name: str, rtx: bool) -> types.ModuleType:
+    module = types.ModuleType(name)
+    for item in (
+        DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, EngineValidity,
+        EngineInvalidityDiagnostics,
+    ):  # fmt: skip
+        setattr(module, item.__name__, item)
+    module.__version__ = ".".join(map(str, RTX_VERSION if rtx else VERSION))  # type: ignore[attr-defined]
+    module.Runtime = lambda logger: Runtime(logger, rtx)  # type: ignore[attr-defined]
+    if rtx:
+        strategies = types.SimpleNamespace(EAGER=1, DISABLED=0)
+        module.DynamicShapesKernelSpecializationStrategy = strategies  # type: ignore[attr-defined]
+        module.CudaGraphStrategy = strategies  # type: ignore[attr-defined]
+    return module
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[None]:
+    """Inside, ``import tensorrt`` and ``import tensorrt_rtx_bindings`` give the fakes."""
+    from yolact_deploy.runtime import tensorrt_api
+
+    fakes = {
+        "tensorrt": _module("tensorrt", False),
+        "tensorrt_rtx_bindings": _module("tensorrt_rtx_bindings", True),
+        "tensorrt_rtx_libs": types.ModuleType("tensorrt_rtx_libs"),
+    }
+    before = {name: sys.modules.get(name) for name in fakes}
+    sys.modules.update(fakes)
+    # What the process keeps for good of the real ones.
+    tensorrt_api.logger.cache_clear()
+    runtimes, tensorrt_api._runtimes = tensorrt_api._runtimes, {}
+    try:
+        yield
+    finally:
+        tensorrt_api.logger.cache_clear()
+        tensorrt_api._runtimes = runtimes
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module

@@ -1,0 +1,92 @@
+"""Builds an engine with our plugins in Python by TensorRT for RTX, in a process of its own.
+
+    python rtx_child.py MODEL.onnx MODE ENGINE [broken]     # prints what the network was, as JSON in the last line
+
+RTX's parser opens its library by a name that the wheel does not have, and ends the process when it is not there. So the
+library is put under that name into a folder of this process, and nothing is written into site-packages.
+With "broken", the plugins fail while the engine is built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def use_private_libraries(folder: Path) -> None:
+    """Let ``tensorrt_rtx_libs`` be a folder of links to the installed one, and of the missing name."""
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert spec is not None
+    assert spec.origin is not None
+    private = folder / "tensorrt_rtx_libs"
+    private.mkdir()
+    for path in Path(spec.origin).parent.iterdir():
+        if path.name != "__pycache__":
+            (private / path.name).symlink_to(path)
+    missing = private / "libtensorrt_rtx.so"
+    if not missing.exists():
+        missing.symlink_to("libtensorrt_rtx.so.1")
+    sys.path.insert(0, str(folder))
+
+
+def main(source: str, mode: str, target: str, broken: str = "") -> None:
+    with tempfile.TemporaryDirectory() as name:
+        use_private_libraries(Path(name))
+        import onnx
+
+        from yolact_deploy.runtime import plugins, tensorrt_api
+
+        trt = tensorrt_api.import_tensorrt("rtx")
+        assert Path(sys.modules["tensorrt_rtx_libs"].__file__ or "").is_relative_to(name)
+        choice = plugins.prepare(onnx.load(source), trt, "rtx", mode)
+        if broken:
+            break_plugins()
+        told = build(trt, choice.model, target)
+        print(json.dumps({"kind": choice.kind, "names": choice.names, "reason": choice.reason, **told}), flush=True)
+    os._exit(0)
+
+
+def break_plugins() -> None:
+    from yolact_deploy.runtime.plugins import v3
+
+    def fail(*arguments: Any) -> Any:
+        raise RuntimeError("broken on purpose")
+
+    v3.output_dtypes = fail
+
+
+def build(trt: Any, model: Any, target: str) -> dict[str, Any]:
+    from yolact_deploy.runtime import tensorrt_api
+
+    with tensorrt_api.complaints("rtx") as heard:
+        logger = tensorrt_api.logger("rtx")
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        parsed = parser.parse(model.SerializeToString())
+        if not parsed:
+            return {"parsed": False, "errors": [parser.get_error(i).desc() for i in range(parser.num_errors)]}
+        config = builder.create_builder_config()
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            sizes = tuple(tensor.shape)[1:]
+            if tensor.shape[0] == -1:
+                profile.set_shape(tensor.name, *((batch, *sizes) for batch in (1, 2, 4)))
+        if network.get_input(0).shape[0] == -1:
+            config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            Path(target).write_bytes(bytes(plan))
+        outputs = [network.get_output(index) for index in range(network.num_outputs)]
+        told = {each.name: [each.dtype.name, list(each.shape)] for each in outputs}
+        return {"parsed": True, "built": plan is not None, "outputs": told, "errors": heard}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

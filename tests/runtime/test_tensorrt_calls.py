@@ -1,0 +1,117 @@
+"""`runtime.tensorrt_api` with the TensorRT for RTX that is installed; other versions: test_tensorrt_api.py."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from yolact_deploy.errors import BackendError, ExportError, MissingDependencyError
+from yolact_deploy.runtime import nvidia
+from yolact_deploy.runtime import tensorrt_api as api
+
+
+@pytest.fixture
+def rtx() -> Any:
+    try:
+        return api.import_tensorrt("rtx")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    try:
+        nvidia.find_driver()
+    except BackendError:
+        return
+    pytest.skip("there is a GPU")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("10.3.0", (10, 3, 0)), ("11.4.0.106", (11, 4, 0, 106)), ("8.5.2.post1", (8, 5, 2))]
+)
+def test_version(text: str, expected: tuple[int, ...]) -> None:
+    assert api.version(SimpleNamespace(__version__=text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flavour", "module", "message"),
+    [
+        ("tensorrt", "tensorrt", r"^Testing with TensorRT needs the Python package 'tensorrt' .*\[tensorrt\]"),
+        ("rtx", "tensorrt_rtx_libs", r"^Testing with TensorRT for RTX needs the Python package .*\[rtx\]"),
+        ("rtx", "tensorrt_rtx_bindings", r"^Testing with TensorRT for RTX needs the Python package .*\[rtx\]"),
+    ],
+)
+def test_what_is_missing(monkeypatch: pytest.MonkeyPatch, flavour: str, module: str, message: str) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=message):
+        api.import_tensorrt(flavour, "Testing")
+
+
+def test_each_listener_hears_errors_while_it_listens(rtx: Any) -> None:
+    log, severity = api.logger("rtx"), rtx.ILogger.Severity
+    assert api.logger("rtx") is log
+    log.log(severity.ERROR, "before")
+    with api.complaints("rtx") as outer:
+        log.log(severity.ERROR, " one\n")
+        with api.complaints("rtx") as inner:
+            thread = threading.Thread(target=log.log, args=(severity.INTERNAL_ERROR, "two"))
+            thread.start()
+            thread.join()
+            log.log(severity.WARNING, "not an error")
+        log.log(severity.ERROR, "three")
+    log.log(severity.ERROR, "after")
+    assert (outer, inner) == (["one", "two", "three"], ["two"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ((), ()),
+        (("89",), ("SM89",)),
+        (("8.9", "sm_86", " SM120 ", "89"), ("SM89", "SM86", "SM120")),
+        (("current",), ("CURRENT",)),
+    ],
+)
+def test_targets(rtx: Any, wanted: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert api.target_names(rtx, wanted) == expected
+
+
+@pytest.mark.parametrize("wanted", [("12345",), ("",), ("none",), ("89", "banana"), ("89", "current")])
+def test_wrong_targets(rtx: Any, wanted: tuple[str, ...]) -> None:
+    with pytest.raises(ExportError, match="compute capability"):
+        api.target_names(rtx, wanted)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_an_engine_without_a_driver(rtx: Any) -> None:
+    """RTX starts, and says at deserialising what is missing."""
+    header = b"vtrt" + bytes(300)
+    with pytest.raises(
+        BackendError, match=r"TensorRT for RTX [\d.]+ cannot load m\.trt here: .*--engine rtx"
+    ) as caught:
+        api.load_engine("rtx", header, "m.trt")
+    assert "no reason given" not in str(caught.value)
+
+
+def test_the_library_link_for_plugins(rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", SimpleNamespace(__file__=str(tmp_path / "__init__.py")))
+    for _ in range(2):
+        assert api.plugin_registry(rtx, "rtx") is not None
+        assert (tmp_path / "libtensorrt_rtx.so").readlink() == Path("libtensorrt_rtx.so.1")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", SimpleNamespace(__file__="/nowhere/__init__.py"))
+    with pytest.raises(BackendError, match=r"need the link /nowhere/libtensorrt_rtx\.so .*--plugin off"):
+        api.plugin_registry(rtx, "rtx")
+
+
+def test_rtx_has_no_quick_plugins(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert api.quick_plugins(rtx, "rtx") is None
+    assert api.quick_plugins(SimpleNamespace(__version__="10.3.0"), "tensorrt") is None
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", None)
+    assert api.quick_plugins(SimpleNamespace(__version__="11.4.0.106"), "tensorrt") is None

@@ -1,0 +1,135 @@
+"""The cache folder, and locks on files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.cache import cache_folder, cache_root, file_lock
+from yolact_deploy.errors import OutputError
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"YOLACT_DEPLOY_CACHE": "/a/b", "XDG_CACHE_HOME": "/x"}, "/a/b"),
+        ({"YOLACT_DEPLOY_CACHE": "~/b"}, "/home/me/b"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/yolact-deploy"),
+        ({"XDG_CACHE_HOME": "relative"}, "/home/me/.cache/yolact-deploy"),
+        ({"YOLACT_DEPLOY_CACHE": "", "XDG_CACHE_HOME": ""}, "/home/me/.cache/yolact-deploy"),
+        ({}, "/home/me/.cache/yolact-deploy"),
+    ],
+)
+def test_root(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("YOLACT_DEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/me", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert cache_root() == Path(expected)
+
+
+def test_folders_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "deep" / "cache"))
+    assert cache_folder("engines") == tmp_path / "deep" / "cache" / "engines"
+    assert cache_folder("engines").is_dir()
+    with pytest.raises(ValueError, match="unknown kind of cache 'engine', expected one of engines, "):
+        cache_folder("engine")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"cannot make the cache folder .*file/kernels: .*Set YOLACT_DEPLOY_CACHE"):
+        cache_folder("kernels")
+
+
+# -- locks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_had_once_and_leaves_nothing(tmp_path: Path) -> None:
+    path, told = tmp_path / "lock", list[int]()
+    with file_lock(path, 0) as first:
+        assert path.exists()
+        with file_lock(path, 0, lambda: told.append(1)) as second:
+            pass
+        with file_lock(path, 0.2, lambda: told.append(2)) as third:
+            pass
+        assert path.exists()  # whoever did not have it does not remove it
+    assert (first, second, third) == (True, False, False)
+    assert told == [2]
+    assert list(tmp_path.iterdir()) == []
+    with file_lock(path, 0) as again:
+        assert again
+
+
+def test_only_one_is_inside(tmp_path: Path) -> None:
+    """Many threads, while the file comes and goes."""
+    inside, most, rounds = 0, 0, 0
+
+    def work() -> None:
+        nonlocal inside, most, rounds
+        for _ in range(5):
+            with file_lock(tmp_path / "lock", 60) as held:
+                assert held
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.001)
+                inside -= 1
+                rounds += 1
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (most, rounds) == (1, 30)
+    assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import sys, time
+from yolact_deploy.cache import file_lock
+with file_lock(sys.argv[1], 0) as held:
+    print(held, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        with file_lock(path, 0) as held:
+            assert not held
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    assert path.exists()
+    with file_lock(path, 0) as held:
+        assert held
+    assert not path.exists()
+
+
+def test_the_work_of_the_holder_may_fail(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="work"), file_lock(tmp_path / "lock", 0):
+        raise RuntimeError("work")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with file_lock(tmp_path / "lock", 0) as held:
+        assert held
+    assert list(tmp_path.iterdir()) == []

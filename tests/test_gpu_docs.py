@@ -1,0 +1,220 @@
+"""The pages about GPUs and the Dockerfiles: their links, commands, spellings, extras and quoted messages are real."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import configparser
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from yolact_deploy.cache import KINDS
+from yolact_deploy.cli import main as cli
+from yolact_deploy.loading import ModelSpec
+from yolact_deploy.runtime.predictor import Predictor
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("docs/tensorrt.md", "docs/jetson.md")
+DOCKERFILES = ("docker/server.Dockerfile", "docker/jetson.Dockerfile")
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@cache
+def extras() -> frozenset[str]:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return frozenset(parser["options.extras_require"])
+
+
+# -- the pages ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links(page: str) -> None:
+    targets = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
+    assert targets
+    broken = []
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(file: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: str) -> list[str]:
+    """What stands after ``yolact-deploy`` in the page's lines of commands, and in the text between backticks."""
+    body = text_of(page)
+    lines = re.findall(r"^    (?:.*? )?yolact-deploy (\w+ .+|\w+)$", body, re.MULTILINE)
+    lines += re.findall(r"`yolact-deploy (\w[^`]*)`", body)
+    return [re.split(r"\s{2,}#| \|", line)[0] for line in lines if not line.startswith("-f")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands(page: str) -> None:
+    found = commands(page)
+    assert len(found) >= 4
+    for line in found:
+        name, *arguments = shlex.split(line)
+        assert name in cli.COMMANDS, line
+        module = importlib.import_module(f"yolact_deploy.cli.{name}")
+        parser = argparse.ArgumentParser(prog=name, conflict_handler="resolve")
+        cli._add_global_flags(parser)
+        module.add_arguments(parser)
+        try:
+            parser.parse_args(arguments)
+        except SystemExit:
+            pytest.fail(f"{page}: yolact-deploy {line}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python(page: str) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        compile(block, page, "exec")
+        for name in re.findall(r"\bmodel\.(\w+)", block):
+            assert hasattr(Predictor, name) or name in ("timings", "backend"), f"model.{name}"
+
+
+def test_spellings() -> None:
+    found = [text for text in re.findall(r"`([^`\s]+@[^`\s]+)`", text_of("docs/tensorrt.md")) if "..." not in text]
+    assert len(found) >= 8
+    for text in found:
+        spec = ModelSpec.parse(text)
+        assert ModelSpec.parse(spec.spelling()) == spec
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_extras(page: str) -> None:
+    named = {
+        name for group in re.findall(r"(?:\.|yolact-deploy)\[([a-z,-]+)\]", text_of(page)) for name in group.split(",")
+    }
+    assert named <= extras()
+
+
+def test_cache_folders() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ", text_of("docs/tensorrt.md").partition("### Caches")[2], re.MULTILINE)
+    assert set(KINDS) <= set(rows)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_speed_is_claimed(page: str) -> None:
+    assert not re.findall(r"\d\s?(?:ms|fps|images/s|x faster)\b", text_of(page), re.IGNORECASE)
+
+
+# -- quoted messages ------------------------------------------------------------------------------------------------
+
+#: of other programs
+FOREIGN = ("Killed", "Failed to create CaptureSession")
+
+
+@cache
+def strings() -> frozenset[str]:
+    """Every text in the package's code; what an f-string fills in is an empty place."""
+
+    def texts() -> Iterator[str]:
+        for path in (ROOT / "yolact_deploy").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+
+    return frozenset(texts())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_quoted_messages(page: str) -> None:
+    table = text_of(page).partition("## When something goes wrong")[2].partition("\n## ")[0]
+    quoted = [
+        fragment
+        for row in re.findall(r"^\| (`.+?`) \| ", table, re.MULTILINE)
+        for fragment in re.findall(r"`([^`]+)`", row)
+        if fragment not in FOREIGN
+    ]
+    assert len(quoted) >= 2
+    missing = [fragment for fragment in quoted if not any(_holds(text, fragment) for text in strings())]
+    assert not missing
+
+
+def _holds(text: str, fragment: str) -> bool:
+    """Whether a text of the code can give a fragment; places that are filled in stand for one word."""
+    pattern = re.escape(text).replace("\0", r"\S+") if "\0" in text else ""
+    return fragment in text or (len(text) > 12 and bool(pattern) and re.search(pattern, fragment) is not None)
+
+
+# -- Dockerfiles ----------------------------------------------------------------------------------------------------
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """(instruction, arguments) of a Dockerfile, continued lines joined."""
+    body = re.sub(r"^\s*#.*\n", "", text_of(name), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.strip() for line in body.splitlines() if line.strip()]
+    return [(word, rest.strip()) for word, _, rest in (line.partition(" ") for line in lines)]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_dockerfile(name: str) -> None:
+    steps = instructions(name)
+    known = {"FROM", "ARG", "ENV", "RUN", "COPY", "WORKDIR", "USER", "ENTRYPOINT", "CMD"}
+    assert {word for word, _ in steps} <= known
+    arguments = dict(rest.split("=", 1) for word, rest in steps if word == "ARG")
+    (image,) = [rest.replace("${BASE}", arguments.get("BASE", "")) for word, rest in steps if word == "FROM"]
+    assert re.fullmatch(r"[\w./-]+:[\w.-]+", image), "images have a tag"
+    assert not image.endswith(":latest")
+    assert [rest for word, rest in steps if word == "ENTRYPOINT"] == ['["yolact-deploy"]']
+    assert [rest for word, rest in steps if word == "USER"] == ["yolact"], "not root"
+    assert all(rest.startswith("/") for word, rest in steps if word == "WORKDIR")
+    for rest in (rest for word, rest in steps if word == "COPY"):
+        *sources, target = rest.split()
+        assert all((ROOT / source).exists() for source in sources), rest
+        assert target.startswith("./"), rest
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_shell_of_a_dockerfile(name: str) -> None:
+    for line in (rest for word, rest in instructions(name) if word == "RUN"):
+        if "apt-get install" in line:
+            assert "--no-install-recommends" in line
+            assert "--yes" in line
+            assert line.endswith("rm -rf /var/lib/apt/lists/*")
+        if "pip install" in line:
+            assert "--no-cache-dir" in line
+        assert "sudo" not in line
+        assert "|" not in line, "a pipe hides the failure of its first command"
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_extras_of_a_dockerfile(name: str) -> None:
+    default = [
+        rest.partition("=")[2] for word, rest in instructions(name) if word == "ARG" and rest.startswith("EXTRAS")
+    ]
+    named = {extra for group in default for extra in group.split(",")}
+    named |= set(re.findall(r'"(\w+)" (?:\(|adds)', text_of(name)))
+    assert named <= extras()
+    assert named or name.startswith("docker/jetson")
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_copied_is_not_ignored(name: str) -> None:
+    kept = {line[1:] for line in text_of(f"{name}.dockerignore").splitlines() if line.startswith("!")}
+    copied = {source for word, rest in instructions(name) if word == "COPY" for source in rest.split()[:-1]}
+    assert copied == kept

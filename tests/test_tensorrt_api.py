@@ -1,0 +1,265 @@
+"""Our use of TensorRT, held against NVIDIA's own Python bindings of every version that we say we serve.
+
+The bindings of 10.3, 10.13, 10.16 and 11.4 are downloaded and imported over stub libraries; those of TensorRT for RTX
+are the installed ones. Enums, exceptions and base classes are the real ones; of what needs the library (builder,
+parser, runtime and all that they give) there are doubles that know only what the real class knows. Our builder and
+runtime then do everything they can do over them, each version in a process of its own. Held against a version are the
+existence of each name, the number, names and types of arguments, and the types of what is set.
+
+Each use of an attribute in our modules reports that it was executed, so that a branch which no version takes is red
+too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("onnx")
+
+from tensorrt_stubs import bindings
+from tensorrt_stubs.doubles import World
+from tensorrt_stubs.signatures import Parameter, accepts, parse
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "yolact_deploy"
+
+#: what an expression that has nothing to do with TensorRT begins with
+OURS = re.compile(r"self\.(?!_?trt\b|_engine\b)|error\.|_log\.|['\"]")
+
+Check = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
+    """``check(version, only=scenario, module=file)``: what the process of a version found; unchanged, it runs once."""
+    folder = tmp_path_factory.mktemp("bindings")
+    found: dict[str, dict[str, Any]] = {}
+
+    def run(version: str, only: str = "", **sources: Path) -> dict[str, Any]:
+        if version in found and not sources:
+            return found[version]
+        try:
+            bindings.prepare(version)
+        except bindings.UnavailableError as error:
+            pytest.skip(str(error))
+        result = folder / f"{version}-{len(sources)}.json"
+        given = [f"--source=yolact_deploy.{module.replace('__', '.')}={file}" for module, file in sources.items()]
+        given += [f"--only={only}"] if only else []
+        done = subprocess.run(
+            [sys.executable, "-m", "tensorrt_stubs.check", version, str(result), *given],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        told: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        if not sources:
+            found[version] = told
+        return told
+
+    return run
+
+
+@pytest.mark.parametrize("version", bindings.VERSIONS)
+def test_everything_we_use_is_there(check: Check, version: str) -> None:
+    found = check(version)
+    assert found["errors"] == []
+    assert found["overrides"] == []
+    assert found["deprecated"] == []
+    number = "1.7" if version == "rtx" else version
+    assert found["version"] == number or found["version"].startswith(f"{number}.")
+    used = set(found["used"])
+    # Some of it, lest the doubles be of nothing.
+    assert {"Builder.build_serialized_network", "OnnxParser.parse", "ParserError.local_function_stack"} <= used
+    assert {"IOptimizationProfile.set_shape", "IBuilderConfig.progress_monitor", "INetworkDefinition.name"} <= used
+    assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"} <= used
+    assert ("IBuilderConfig.set_compute_capability" in used) == (version == "rtx")
+    assert ("IRuntimeCache.serialize" in used) == (version == "rtx")
+    assert ("ITimingCache.serialize" in used) == (version != "rtx")
+
+
+def test_every_use_was_executed(check: Check) -> None:
+    """In at least one version; a skipped version skips this."""
+    sites: dict[tuple[str, int, str], list[bool]] = {}
+    for version in bindings.VERSIONS:
+        for file, line, text, executed, known in check(version)["sites"]:
+            seen = sites.setdefault((file, line, text), [False, False])
+            seen[0] |= executed
+            seen[1] |= known
+    assert len(sites) > 300
+    never = [
+        site for site, (executed, known) in sorted(sites.items()) if not executed and may_be_tensorrt(site[2], known)
+    ]
+    assert never == []
+
+
+def may_be_tensorrt(text: str, known: bool) -> bool:
+    """Whether an expression may concern TensorRT: by its last name, or as what it begins with is not of ours."""
+    return known or not OURS.match(text)
+
+
+# -- it can be red --------------------------------------------------------------------------------------------------
+
+
+def doctored(tmp_path: Path, module: str, old: str, new: str) -> dict[str, Path]:
+    """The source of a module with a mistake in it."""
+    text = (PACKAGE / f"{module.replace('__', '/')}.py").read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file = tmp_path / "doctored.py"
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    return {module: file}
+
+
+CONFIGURE = "        plan = self.plan\n        if plan.workspace_mib"
+
+
+@pytest.mark.parametrize("version", bindings.WHEELS)
+def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> None:
+    """``BuilderFlag.FP16`` went in TensorRT 11; with a guard it would be right everywhere."""
+    flag = "config.set_flag(self.trt.BuilderFlag.FP16)"
+    guard = 'if hasattr(self.trt.BuilderFlag, "FP16"):\n            '
+    for before, errors in (("", version == "11.4"), (guard, False)):
+        mistake = CONFIGURE.replace("if plan", f"{before}{flag}\n        if plan")
+        found = check(version, "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
+        assert bool(found["errors"]) == errors
+        assert all("BuilderFlag' has no attribute 'FP16'" in error for error in found["errors"])
+
+
+@pytest.mark.parametrize(
+    ("scenario", "module", "old", "new", "message"),
+    [
+        ("builds", "export__tensorrt_build", "workspace_mib << 20", "workspace_mib * 1e6", "not take pool_size=64"),
+        ("builds", "export__tensorrt_build", "progress_monitor = m", "monitor = m", "no 'monitor'"),
+        ("builds", "export__tensorrt_build", "progress_monitor = monitor", "progress_monitor = 1", "got 1"),
+        ("builds", "export__tensorrt_build", "parent_phase: str | None, ", "", "phase_start: expected (phase_"),
+        ("builds", "runtime__tensorrt_api", '(b""), ignore_mismatch=', '(b""), ignore=', "has no parameter 'ignore'"),
+        ("failing_builds", "export__tensorrt_build", "parser.num_errors", "parser.error_count", "no 'error_count'"),
+        ("loads", "runtime__tensorrt_api", "profile_v2(profile)", "profile(profile)", "no 'get_device_memory_size_for"),
+        ("loads", "runtime__tensorrt_api", "_memory(pointer, nbytes)", "_memory(pointer)", "lacks size"),
+        ("runs", "runtime__tensorrt", "execute_async_v3(stream", "execute_async_v2(stream", "no 'execute_async_v2'"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found(
+    check: Check, tmp_path: Path, scenario: str, module: str, old: str, new: str, message: str
+) -> None:
+    found = check("11.4", scenario, **doctored(tmp_path, module, old, new))
+    assert message in "\n".join([*found["errors"], *found["overrides"]])
+
+
+def test_a_branch_that_nobody_takes_is_found(check: Check, tmp_path: Path) -> None:
+    """Nor would any version complain of what is in it."""
+    mistake = CONFIGURE.replace(
+        "if plan", 'if plan.targets == ("none",):\n            config.misspelt(1)\n        if plan'
+    )
+    found = check("11.4", "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
+    assert found["errors"] == []
+    never = [text for _, _, text, executed, known in found["sites"] if not executed and may_be_tensorrt(text, known)]
+    assert "config.misspelt" in never
+
+
+# -- the tools of this test -----------------------------------------------------------------------------------------
+
+
+def test_signatures_of_pybind11() -> None:
+    doc = """build(*args, **kwargs)
+Overloaded function.
+
+1. build(self: tensorrt_bindings.tensorrt.Builder, flags: typing.SupportsInt = 0, kind: A.B = <B.C: 1>) -> int
+
+2. build(self: x.Builder, arg0: Tuple[int, List[int]], path: str = None) -> tensorrt_bindings.tensorrt.IHostMemory
+"""
+    first, second = parse(doc, "build", drop_self=True)
+    assert first.parameters == (Parameter("flags", "SupportsInt", True), Parameter("kind", "A.B", True))
+    assert (first.returns, second.returns) == ("int", "IHostMemory")
+    assert second.bind(((1, [2]),), {"path": "p"}) == {"arg0": (1, [2]), "path": "p"}
+    for args, kwargs in [((), {}), ((1, 2, 3), {}), ((1,), {"arg0": 1}), ((1,), {"file": 1}), ((), {"arg0": 1})]:
+        with pytest.raises(TypeError):
+            second.bind(args, kwargs)
+    assert parse("A text about build() -> nothing.", "build", drop_self=True) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        ("int", [1, True], [1.0, "1", None]),
+        ("float", [1, 0.5], ["1"]),
+        ("bool", [True], [1, None]),
+        ("str", ["a"], [b"a", None]),
+        ("typing_extensions.Buffer", [b"", memoryview(b"a"), bytearray()], ["", 1]),
+        ("List[int]", [[], [1], (1, 2)], [[1.5], 1, None]),
+        ("collections.abc.Sequence[str]", [["a"]], [[1]]),
+        ("Tuple[int, bool]", [(1, True)], [1]),
+        ("Dims", [(1, 2), [3]], [(1.5,), 1, None]),
+        ("nvinfer1::Shape", [], [1]),
+        ("object", [1, None], []),
+        ("nvinfer1::NotShown", [1], []),
+    ],
+)
+def test_what_fits_a_type(kind: str, good: list[Any], bad: list[Any]) -> None:
+    classes = {name: type(name, (), {}) for name in ("Dims", "Shape")}
+
+    def find(name: str) -> type | None:
+        return classes.get(name.rpartition("::")[2])
+
+    assert all(accepts(kind, value, find, isinstance) for value in good)
+    assert not any(accepts(kind, value, find, isinstance) for value in bad)
+
+
+class Config:
+    """In the place of a class of the bindings."""
+
+    def _get(self) -> int: ...  # type: ignore[empty-body]
+    def _set(self, value: int) -> None: ...
+    def run(self) -> None: ...
+    def ask(self) -> None: ...
+
+    _get.__doc__ = "(arg0: Config) -> int"
+    _set.__doc__ = "(arg0: Config, arg1: int) -> None"
+    run.__doc__ = "run(self: Config, other: Config, count: int = 1) -> Config\n\nDeprecated: walk."
+    ask.__doc__ = "ask(self: Config) -> object"
+    level = property(_get, _set)
+    name = property(_get)
+
+
+def test_doubles_know_what_their_class_knows() -> None:
+    trt = ModuleType("trt")
+    trt.Config = Config  # type: ignore[attr-defined]
+    world = World(trt)
+    double = world.double("Config")
+    assert double.level == 1
+    double.level = 5
+    assert double.level == 5
+    assert double.run(double, count=2).real is Config
+    for wrong in (
+        lambda: double.missing,
+        lambda: setattr(double, "missing", 1),
+        lambda: setattr(double, "name", 1),
+    ):
+        with pytest.raises(AttributeError):
+            wrong()
+    for wrong in (
+        lambda: setattr(double, "level", "high"),
+        lambda: double.run(),
+        lambda: double.run(SimpleNamespace()),
+        lambda: double.run(double, number=2),
+    ):
+        with pytest.raises(TypeError):
+            wrong()
+    with pytest.raises(AssertionError, match=r"must tell what Config\.ask gives"):
+        double.ask()
+    world.answers["Config", "name"] = "text"
+    with pytest.raises(AssertionError, match="expected int"):
+        _ = double.name
+    assert world.used >= {"Config.level", "Config.run"}
+    assert world.deprecated == {"Config.run"}

@@ -1,0 +1,111 @@
+// Resize: one frame, uint8 BGR of any size and pitch, to one image of the network's input, bilinear without antialiasing.
+//
+// Legend: H x W the frame, S the side of the image.
+//
+// To S = 550, per image:
+//   memory      a frame of 480 x 640 is 0.92 MB, nearly all of which is read; of one of 1080 x 1920, 6.2 MB, some 3.6 MB
+//               are read; the image is 0.91 MB, written
+//   arithmetic  9 operations for each of 0.91 M values
+// So it takes some microseconds, and the limit is the frame's way to the device: 6.2 MB at 25 GB/s are 250 microseconds.
+//
+// uint8 output is, bit for bit, cv2.resize's of INTER_LINEAR: positions in double, rounded to float; weights in 11 bits;
+// sums of a row cut by 4 bits, their products by 16, the last two rounded. It is so for all sizes tried (1 to 3840, odd
+// ones, shrinking by exactly 2, for which OpenCV has a path of its own) with the x86-64 wheels of OpenCV 4.8 to 5.0. Builds that
+// leave the work to a library of the CPU's maker may differ by a grey level.
+// float32 output is the bilinear value within rounding. OpenCV with Intel's library differs by less than 1e-3; without
+// it, it rounds positions to float, which moves noise in frames of 4000 columns by up to 0.1.
+//
+// The two axes are independent, so a block works out the columns and rows of its tile once; all else is integers.
+// A product and the addition behind it must not be fused, or positions are not OpenCV's:
+// nvrtc: -fmad=false
+//
+// Defines: TILE_WIDTH, TILE_HEIGHT of the part of the image that a block makes, FLOAT_OUTPUT = 0 or 1.
+#ifndef TILE_WIDTH
+#define TILE_WIDTH 64
+#endif
+#ifndef TILE_HEIGHT
+#define TILE_HEIGHT 16
+#endif
+#ifndef FLOAT_OUTPUT
+#define FLOAT_OUTPUT 0
+#endif
+
+#if FLOAT_OUTPUT
+typedef float Value;
+typedef float Weight;
+#else
+typedef unsigned char Value;
+typedef int Weight;  // in units of 1 / 2048
+#endif
+
+// Which two of the frame's columns or rows make one of the image's, and their weights.
+struct Tap {
+    int near, far;
+    Weight near_weight, far_weight;
+};
+
+// `scale` is columns of the frame a column of the image; `length` columns are in the frame. Past its edges OpenCV repeats
+// the last column with the whole weight, but keeps the weights of rows, which differ after rounding.
+__device__ __forceinline__ Tap tap_at(int at, double scale, int length, bool is_column) {
+    const double exact = (at + 0.5) * scale - 0.5;
+#if FLOAT_OUTPUT
+    const double position = exact;
+#else
+    const float position = (float)exact;
+#endif
+    int cell = (int)floor(position);
+    float share = (float)(position - cell);
+    if (is_column && (cell < 0 || cell >= length - 1)) share = 0.0f;
+    Tap tap = {min(max(cell, 0), length - 1), min(max(cell + 1, 0), length - 1), 0, 0};
+#if FLOAT_OUTPUT
+    tap.near_weight = 1.0f - share;
+    tap.far_weight = share;
+#else
+    tap.near_weight = __float2int_rn((1.0f - share) * 2048.0f);
+    tap.far_weight = __float2int_rn(share * 2048.0f);
+#endif
+    return tap;
+}
+
+__device__ __forceinline__ Value blend(const unsigned char* upper, const unsigned char* lower, Tap column, Tap row) {
+    const Weight above = upper[column.near] * column.near_weight + upper[column.far] * column.far_weight;
+    const Weight below = lower[column.near] * column.near_weight + lower[column.far] * column.far_weight;
+#if FLOAT_OUTPUT
+    return above * row.near_weight + below * row.far_weight;
+#else
+    const int sum = ((above >> 4) * row.near_weight >> 16) + ((below >> 4) * row.far_weight >> 16);
+    return (Value)((sum + 2) >> 2);
+#endif
+}
+
+// frame [H,W,3], rows `pitch` bytes apart -> image [S,S,3]. Blocks of TILE_WIDTH x any number of threads.
+// Grid: (ceil(S / TILE_WIDTH), ceil(S / TILE_HEIGHT)).
+extern "C" __global__ void resize(const unsigned char* __restrict__ frame, int height, int width, int pitch, int size,
+                                  double column_scale, double row_scale, Value* __restrict__ image) {
+    __shared__ Tap columns[TILE_WIDTH], rows[TILE_HEIGHT];
+    const int left = blockIdx.x * TILE_WIDTH, top = blockIdx.y * TILE_HEIGHT;
+    const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
+    for (int at = thread; at < TILE_WIDTH + TILE_HEIGHT; at += threads) {
+        if (at < TILE_WIDTH) {
+            Tap tap = tap_at(left + at, column_scale, width, true);
+            tap.near *= 3;  // bytes from here on
+            tap.far *= 3;
+            columns[at] = tap;
+        } else {
+            rows[at - TILE_WIDTH] = tap_at(top + at - TILE_WIDTH, row_scale, height, false);
+        }
+    }
+    __syncthreads();
+    const int x = left + threadIdx.x;
+    if (x >= size) return;
+    const Tap column = columns[threadIdx.x];
+    for (int line = threadIdx.y; line < TILE_HEIGHT && top + line < size; line += blockDim.y) {
+        const Tap row = rows[line];
+        const unsigned char* upper = frame + (size_t)row.near * pitch;
+        const unsigned char* lower = frame + (size_t)row.far * pitch;
+        Value* out = image + ((size_t)(top + line) * size + x) * 3;
+#pragma unroll
+        for (int channel = 0; channel < 3; ++channel)
+            out[channel] = blend(upper + channel, lower + channel, column, row);
+    }
+}

@@ -1,0 +1,69 @@
+"""Whether our kernels compile here, and run: Fast NMS on five boxes, of which one covers another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from yolact_deploy.errors import BackendError
+from yolact_deploy.runtime.cuda import nvrtc
+from yolact_deploy.runtime.cuda.launch import Plan
+from yolact_deploy.runtime.cuda.plan_nms import fast_nms
+
+#: what is compiled where there is no GPU to ask; every NVRTC since CUDA 11 knows it
+USUAL_ARCH = "sm_86"
+
+_BOXES = np.array(
+    [[0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.4, 0.42], [0.5, 0.5, 0.9, 0.9], [0, 0, 0.1, 0.1], [0, 0, 1, 1]], np.float32
+)
+_SCORES = np.array([[0.9], [0.8], [0.7], [0.01], [0.02]], np.float32)
+_SLOTS = 4
+
+
+def compile_kernels(arch: str = USUAL_ARCH) -> None:
+    """Compile one of our kernels, or take it from the cache.
+
+    Raises:
+        MissingDependencyError, BackendError: as :func:`nvrtc.compile_source`.
+    """
+    for launch in _plan().launches:
+        nvrtc.compile_source(launch.source, arch, launch.defines)
+
+
+def run_kernels(index: int = 0) -> None:
+    """Compile, load and run Fast NMS on a GPU, and look at what it found.
+
+    Raises:
+        MissingDependencyError, BackendError: what is missing, failed, or came out wrong.
+    """
+    from yolact_deploy.runtime.cuda.driver import Device
+    from yolact_deploy.runtime.cuda.library import KernelLibrary
+
+    plan = _plan()
+    inputs = {"boxes": _BOXES, "scores": _SCORES, "coeff": np.zeros((5, 1), np.float32)}
+    outputs = {"num_detections": 4, "out_boxes": 16 * _SLOTS, "out_scores": 4 * _SLOTS}
+    outputs |= {"out_labels": 4 * _SLOTS, "out_coeff": 4 * _SLOTS}
+    with Device.open(index) as device:
+        library, stream = KernelLibrary(device), device.stream()
+        sizes = {name: array.nbytes for name, array in inputs.items()} | outputs
+        buffers = {name: device.allocate(size, "self-test") for name, size in sizes.items()}
+        for name, array in inputs.items():
+            stream.upload(buffers[name].pointer, array.ctypes.data, array.nbytes)
+        bound = library.bind(plan, {name: buffer.pointer for name, buffer in buffers.items()})
+        bound.enqueue(stream)
+        found, scores = np.zeros(1, np.int32), np.zeros(_SLOTS, np.float32)
+        stream.download(found.ctypes.data, buffers["num_detections"].pointer, found.nbytes)
+        stream.download(scores.ctypes.data, buffers["out_scores"].pointer, scores.nbytes)
+        stream.synchronize()
+        bound.close()
+        library.close()
+        for buffer in buffers.values():
+            buffer.free()
+    expected = np.array([0.9, 0.7, 0, 0], np.float32)
+    if found[0] != 2 or not np.array_equal(scores, expected):
+        raise BackendError(f"our Fast NMS kernel gives {found[0]} detections {scores} where {expected[:2]} are right")
+
+
+def _plan() -> Plan:
+    return fast_nms(
+        1, len(_BOXES), 1, 1, top_k=len(_BOXES), max_detections=_SLOTS, score_threshold=0.05, iou_threshold=0.5
+    )

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import enum
+import importlib.machinery
 import struct
 import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import fake_cuda
 import numpy as np
@@ -86,6 +88,7 @@ def write_engine(
 
     model = read_onnx(onnx_path)
     text = onnx_metadata(model, onnx_path).to_json() if metadata is None else metadata
+    del model.metadata_props[:]  # an engine has them as its name only
     settings = f"{capability};{';'.join(','.join(map(str, profile)) for profile in profiles)}"
     body = text.encode() + b"\0" + settings.encode() + _MARK + model.SerializeToString()
     numbers = version or (RTX_VERSION if rtx else VERSION)
@@ -296,6 +299,7 @@ def _at(pointer: int, shape: tuple[int, ...], kind: str) -> Any:
 
 def _module(name: str, rtx: bool) -> types.ModuleType:
     module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     for item in (
         DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, EngineValidity,
         EngineInvalidityDiagnostics,
@@ -320,18 +324,9 @@ def installed() -> Iterator[None]:
         "tensorrt_rtx_bindings": _module("tensorrt_rtx_bindings", True),
         "tensorrt_rtx_libs": types.ModuleType("tensorrt_rtx_libs"),
     }
-    before = {name: sys.modules.get(name) for name in fakes}
-    sys.modules.update(fakes)
-    # What the process keeps for good of the real ones.
-    tensorrt_api.logger.cache_clear()
-    runtimes, tensorrt_api._runtimes = tensorrt_api._runtimes, {}
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(sys.modules, fakes))
+        # What the process keeps for good of the real ones.
+        stack.enter_context(mock.patch.dict(tensorrt_api._loggers, clear=True))
+        stack.enter_context(mock.patch.dict(tensorrt_api._runtimes, clear=True))
         yield
-    finally:
-        tensorrt_api.logger.cache_clear()
-        tensorrt_api._runtimes = runtimes
-        for name, module in before.items():
-            if module is None:
-                del sys.modules[name]
-            else:
-                sys.modules[name] = module

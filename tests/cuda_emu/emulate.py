@@ -46,12 +46,12 @@ KERNELS = Path(yolact_deploy.__file__).resolve().parent / "runtime" / "cuda" / "
 Defines = tuple[tuple[str, str | int], ...]
 
 _COMMON = ["-std=c++20", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-attributes"]
-_LIBRARY = ["-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"]
+_LIBRARY = ["-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"]
 _PROGRAM = ["-O1", "-g", "-DEMU_PROGRAM", "-pthread"]
 MODES = {
     "fibers": _LIBRARY,
     "race": [*_PROGRAM, "-DEMU_THREADS", "-fsanitize=thread", "-Wno-tsan"],
-    "address": [*_PROGRAM, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "address": [*_PROGRAM, "-fsanitize=address,alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"],
 }
 
 #: bytes before and behind every buffer that no kernel may write

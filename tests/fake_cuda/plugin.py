@@ -61,7 +61,8 @@ class Group:
         found = self._reports.get(node, [])
         finished = any(report["when"] == "teardown" for report in found)
         if self._end and (not finished or node == self.nodes[-1]):
-            return [*found, {"when": "end", "outcome": "failed", "text": self._end}]
+            text, self._end = self._end, self._end.partition("\n")[0]  # at length once
+            return [*found, {"when": "end", "outcome": "failed", "text": text}]
         return found
 
     def _run(self) -> dict[str, list[dict[str, Any]]]:
@@ -101,6 +102,8 @@ class Distant(pytest.Item):
         skipped = [report["text"] for report in reports if report["outcome"] == "skipped"]
         if failed or not reports:
             raise DistantError("\n".join(failed) or "the child did not run this test")
+        if any(report["outcome"] == "xfailed" for report in reports):
+            pytest.xfail("in the child")
         if skipped:
             pytest.skip(skipped[0])
 
@@ -121,7 +124,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
         text = report.longrepr[2].removeprefix("Skipped: ")
     sections = [f"--- {title} ---\n{content}" for title, content in report.sections] if report.failed else []
-    line = {"node": report.nodeid, "when": report.when, "outcome": report.outcome, "text": "\n".join([text, *sections])}
+    outcome = "xfailed" if report.skipped and hasattr(report, "wasxfail") else report.outcome
+    line = {"node": report.nodeid, "when": report.when, "outcome": outcome, "text": "\n".join([text, *sections])}
     with open(os.environ[REPORT], "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

@@ -95,12 +95,9 @@ def test_detections(make_engine: Any, tail: str, batch: Any, rtx: bool) -> None:
                 assert_same(ours, theirs)
         for (_, ours), frame in zip(model.stream(FRAMES), FRAMES, strict=True):
             assert_same(ours, expected(frame))
-        outputs = model.backend.run(model.preprocess(FRAMES[: batch[2]]))
-        for ours, theirs in zip(
-            outputs,
-            OnnxRuntimeBackend(onnx_path, tail="graph").run(expected.preprocess(FRAMES[: batch[2]])),
-            strict=True,
-        ):
+        images = model.preprocess(FRAMES[: batch[2]])
+        reference = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
+        for ours, theirs in zip(model.backend.run(images), reference, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
@@ -248,9 +245,7 @@ def test_engines_that_are_not_ours(make_engine: Any) -> None:
     heads = tiny_onnx.write_model(onnx_path.with_name("heads.onnx"), tail="heads", batch=(1, 1, 1))
     text = TensorRtBackend(make_engine()[1]).metadata.to_json()
     fake_tensorrt.write_engine(engine, heads, metadata=text)
-    with pytest.raises(
-        ArtifactError, match="has tensors images, boxes, scores, coeff, proto, expected images, num_det"
-    ):
+    with pytest.raises(ArtifactError, match="has tensors images, boxes, .*, expected images, num_det"):
         load(engine)
 
 
@@ -288,7 +283,7 @@ def test_an_engine_that_fails_while_running(make_engine: Any, monkeypatch: pytes
     _, engine = make_engine()
     with load(engine) as model:
         monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", lambda self, stream: False)
-        with pytest.raises(BackendError, match="TensorRT failed to run .*tiny.trt: no reason given"):
+        with pytest.raises(BackendError, match=r"TensorRT failed to run .*tiny\.trt: no reason given"):
             model.backend.run(model.preprocess(FRAMES[:1]))
 
 

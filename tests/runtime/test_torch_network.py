@@ -98,10 +98,12 @@ def test_unknown_precision(model: Any) -> None:
 def test_products() -> None:
     cudnn = torch.backends.cudnn
     assert cudnn.allow_tf32  # PyTorch's default
-    for precision, allowed in (("fp32", False), ("tf32", True), ("fp16", True)):
+    for precision, fast in (("fp32", False), ("tf32", True), ("fp16", True)):
         with products_in(precision):
-            assert cudnn.allow_tf32 is allowed
-    assert cudnn.allow_tf32
+            assert (cudnn.allow_tf32, cudnn.benchmark) == (fast, fast)
+    assert (cudnn.allow_tf32, cudnn.benchmark) == (True, False)
+    with cudnn.flags(enabled=True, allow_tf32=False), products_in("tf32"):
+        assert not cudnn.allow_tf32  # what the user forbade stays forbidden
 
 
 def test_errors_of_pytorch_get_a_cure() -> None:
@@ -368,7 +370,7 @@ def test_compiled_network_is_one_graph_a_batch(
     on_cpu: list[Any], model: Any, images: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = eager(model, images)
-    net = TorchNetwork(model, Device(), precision="fp32", compile=True, max_batch=2)  # type: ignore[arg-type]
+    net = TorchNetwork(model, Device(), precision="fp32", compile=True, max_batch=3)  # type: ignore[arg-type]
     runs = []
     run = net._run
 
@@ -380,15 +382,21 @@ def test_compiled_network_is_one_graph_a_batch(
             run(batch)
 
     monkeypatch.setattr(net, "_run", noted)
-    view(net.input)[:] = images
+    view(net.input)[:2] = images
     stream = Notes()
     net.enqueue(stream, 2)  # type: ignore[arg-type]
     assert stream == ["synchronize"]  # once, before recording
-    assert len(runs) == 4  # to compile and warm up, and to record
+    assert runs == [2, 2, 2, 2]  # to compile and warm up, and to record
     net.enqueue(stream, 2)  # type: ignore[arg-type]
     assert (stream, len(runs)) == (["synchronize"], 4)
     for tensor, wanted in zip(net.outputs.values(), expected, strict=True):
-        np.testing.assert_allclose(view(tensor), wanted.numpy(), atol=1e-5)
-    net.enqueue(stream, 1)  # type: ignore[arg-type]
-    assert net.describe()["cuda_graphs"] == [1, 2]
-    assert net.describe()["compiled"] is True
+        np.testing.assert_allclose(view(tensor)[:2], wanted.numpy(), atol=1e-5)
+    assert net.describe()["cuda_graphs"] == [2]
+    assert [net._graph_size(batch) for batch in (1, 2, 3)] == [1, 2, 3]
+    net.max_batch = 32
+    assert [net._graph_size(batch) for batch in (1, 2, 3, 5, 8, 9, 31, 32)] == [1, 2, 4, 8, 8, 16, 32, 32]
+
+
+def test_batches_on_a_gpu(on_cpu: list[Any], model: Any) -> None:
+    assert TorchNetwork(model, Device()).max_batch == 32  # type: ignore[arg-type]
+    assert TorchBackend(model).max_batch == TorchBackend(model).metadata.batch[2] == 16

@@ -104,6 +104,7 @@ def run_checks(check: GpuCheck, *, config: YolactConfig, weights: Path | None, f
     """All of them, in order."""
     limits = _check_limits(check)
     _check_kernels(check, config, limits, quick)
+    check.run("kernels against the original", lambda: _golden(check.device))
     if weights is None:
         check.run("networks", _no_weights)
         return
@@ -157,6 +158,22 @@ def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, floa
     finally:
         if bench is not None:
             bench.close()
+
+
+def _golden(device: Device) -> tuple[str, str, dict[str, Any]]:
+    from yolact_deploy.benchmarks.gpu_golden import GOLDEN, golden_cases
+    from yolact_deploy.benchmarks.gpu_kernels import KernelBench
+
+    if not GOLDEN.is_dir():
+        raise MissingDependencyError("no golden files: run this in a checkout")
+    bench = KernelBench(device)
+    try:
+        found = {case.name: case.check(bench.run(case, timed=False)[0]) for case in golden_cases()}
+    finally:
+        bench.close()
+    wrong = {name: reason for name, reason in found.items() if reason}
+    told = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
+    return told, f"{len(found)} cases", {"cases": len(found), "wrong": wrong}
 
 
 def _check_networks(check: GpuCheck, weights: Path, folder: Path, limits: dict[str, float], quick: bool) -> None:

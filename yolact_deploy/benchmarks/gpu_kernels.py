@@ -32,8 +32,6 @@ HEIGHT, WIDTH = 480, 640
 LEAST_IOU = 0.999
 #: largest difference of a mask probability, by the dtype it is kept in
 MASK_TOLERANCE = {"float32": 1e-3, "float16": 2e-3}
-_REPEATS = 7
-_LAUNCHES = 50
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -50,11 +48,16 @@ class KernelCase:
 
 
 class KernelBench:
-    """Runs plans on one device, on a stream of its own."""
+    """Runs plans on one device, on a stream of its own.
 
-    def __init__(self, device: Device) -> None:
+    Args:
+        launches: runs of a plan that are timed together, as one graph
+        rounds: of which the median is taken
+    """
+
+    def __init__(self, device: Device, *, launches: int = 50, rounds: int = 7) -> None:
         device.use()
-        self.device = device
+        self.device, self.launches, self.rounds = device, launches, rounds
         self.stream: Stream = device.stream()
         self.library = KernelLibrary(device)
 
@@ -84,16 +87,16 @@ class KernelBench:
     def _time(self, enqueue: Callable[[], None]) -> float:
         """Milliseconds of one call, the median of some rounds of many calls replayed as one graph."""
         with self.stream.capture() as graph:
-            for _ in range(_LAUNCHES):
+            for _ in range(self.launches):
                 enqueue()
         start, end = self.device.event(), self.device.event()
         rounds = []
-        for _ in range(_REPEATS + 2):
+        for _ in range(self.rounds + 2):
             self.stream.record(start)
             graph.launch(self.stream)
             self.stream.record(end)
             end.synchronize()
-            rounds.append(end.elapsed_since(start) / _LAUNCHES)
+            rounds.append(end.elapsed_since(start) / self.launches)
         return statistics.median(rounds[2:])  # the first two warm up
 
     def close(self) -> None:

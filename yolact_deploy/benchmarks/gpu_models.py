@@ -70,11 +70,12 @@ class Workshop:
         """The engine built from it on this machine."""
         path = self.folder / f"{flavour}_{precision}_{tail}_{plugin}.trt"
         if not path.exists():
+            from yolact_deploy.export.build_options import BuildOptions
             from yolact_deploy.export.tensorrt import build_engine
             from yolact_deploy.runtime.tensorrt_api import import_tensorrt
 
             import_tensorrt(flavour)  # before the export, which takes longer
-            build_engine(self.onnx(precision, tail), path, flavour=flavour, plugin=plugin)
+            build_engine(self.onnx(precision, tail), path, flavour=flavour, options=BuildOptions(plugin=plugin))
         return path
 
 

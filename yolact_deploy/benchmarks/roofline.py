@@ -71,7 +71,7 @@ def matrix_rate(index: int) -> dict[str, float]:
 
 def _matrix_seconds(torch: Any, a: Any, b: Any) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    rounds = []
+    rounds: list[float] = []
     for _ in range(_REPEATS + 2):
         start.record()
         a @ b

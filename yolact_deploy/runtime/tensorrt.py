@@ -196,7 +196,7 @@ class TensorRtNetwork(DeviceNetwork):
         try:
             return cache_folder("rtx") / f"{name}.bin"
         except OutputError as error:
-            _log.warning("kernels will be compiled at each start: %s", error)
+            _log.warning("kernels will be compiled at each start: %s", str(error))
             return None
 
     def _read_kernels(self) -> bytes | None:

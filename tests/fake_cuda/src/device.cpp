@@ -233,6 +233,13 @@ API CUresult cuCtxGetDevice(CUdevice* device) {
     return SUCCESS;
 }
 
+// NVRTC and others ask for NVIDIA's private tables, and take no for an answer.
+API CUresult cuGetExportTable(const void** table, const void*) {
+    ENTER_UNSTARTED("cuGetExportTable");
+    *table = nullptr;
+    return NOT_FOUND;
+}
+
 // -- for tests ------------------------------------------------------------------------------------------------------
 
 size_t living_modules();

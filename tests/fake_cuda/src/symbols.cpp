@@ -45,6 +45,7 @@ const Symbol SYMBOLS[] = {
     {"cuEventSynchronize", 2000, "cuEventSynchronize"},
     {"cuFuncGetAttribute", 2020, "cuFuncGetAttribute"},
     {"cuFuncSetAttribute", 9000, "cuFuncSetAttribute"},
+    {"cuGetExportTable", 3000, "cuGetExportTable"},
     {"cuGetErrorName", 6000, "cuGetErrorName"},
     {"cuGetErrorString", 6000, "cuGetErrorString"},
     {"cuGetProcAddress", 11030, "cuGetProcAddress"},

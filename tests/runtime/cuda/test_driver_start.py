@@ -103,7 +103,8 @@ except calls.CudaError as error:
 
 
 FORK = """
-import os, sys
+import os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks of processes with threads (NumPy's)
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda.driver import Device
 device = Device.open()

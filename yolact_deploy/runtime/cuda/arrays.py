@@ -75,10 +75,11 @@ class DeviceArray:
                 f"expected an array on a CUDA device (torch, CuPy, pycuda, Numba), got {_kind(value)}. Arrays in host "
                 "memory go in as NumPy arrays"
             )
-        if array.pointer:  # an empty array may have none
-            array = replace(array, device=_check_pointer(array, stream.device, _kind(value)))
-        if array.stream is not None and array.stream != stream.handle:
-            stream.wait_for(array.stream)
+        with stream.device:
+            if array.pointer:  # an empty array may have none
+                array = replace(array, device=_check_pointer(array, stream.device, _kind(value)))
+            if array.stream is not None and array.stream != stream.handle:
+                stream.wait_for(array.stream)
         return array
 
     @classmethod

@@ -72,7 +72,8 @@ class Slot:
         """Give the memory back, as soon as nobody looks at the results any more."""
         for event in (*self.marks.values(), self.done):
             event.close()
-        del self.memory, self.host, self._host, self.bits, self._bits, self._staging, self._frames
+        del self.memory, self.host, self._host, self.bits, self._bits
+        del self._bytes, self._sizes, self._staging, self._frames
 
     # -- frames in --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, 
 from yolact_deploy.runtime.torch import ops
 from yolact_deploy.runtime.torch.frames import EagerFrames, detect_image
 from yolact_deploy.runtime.torch.network import (
+    GPU_MAX_BATCH,
     MAX_BATCH,
     HeadsModule,
     Trunk,
@@ -50,7 +51,6 @@ class TorchBackend(Backend):
 
     name = "torch"
     fixed_batch = False
-    max_batch = MAX_BATCH
 
     def __init__(
         self,
@@ -64,12 +64,13 @@ class TorchBackend(Backend):
         compile: bool = False,
         weights_sha256: str = "",
     ) -> None:
+        self.max_batch = MAX_BATCH if device is None else GPU_MAX_BATCH
         self.metadata = Metadata(
             config=model.config,
             precision=precision,
             tail="heads",
             input_dtype=input_dtype,
-            batch=(1, 1, MAX_BATCH),
+            batch=(1, 1, self.max_batch),
             weights_sha256=weights_sha256,
         )
         self.precision, self._compile, self._on_host = precision, compile, tail == "host"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 OUTPUTS = ("boxes", "scores", "coeff", "proto")
-MAX_BATCH = 16
+MAX_BATCH, GPU_MAX_BATCH = 16, 32
 _WARM_UP_RUNS = 3
 
 
@@ -91,13 +91,17 @@ class HeadsModule(nn.Module):
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """FP32 products as told: "fp32" exactly, everything else as PyTorch does by default (TF32 in convolutions)."""
-    if precision != "fp32":
-        yield
-        return
-    cudnn = torch.backends.cudnn
+    """How a GPU multiplies: in "fp32" exactly and by PyTorch's usual choice of algorithms.
+
+    In everything else as fast as it can: TF32 in convolutions of FP32, and the algorithm of each shape that was fastest
+    when tried.
+    """
+    cudnn, exact = torch.backends.cudnn, precision == "fp32"
     with cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark or not exact,
+        deterministic=cudnn.deterministic,
+        allow_tf32=cudnn.allow_tf32 and not exact,
     ):
         yield
 
@@ -139,7 +143,7 @@ class TorchNetwork(DeviceNetwork):
         model: moved to the GPU and converted in place; fold its batch normalisation first
         device: where it runs
         precision: "fp32", "tf32", "fp16" or "bf16"
-        compile: compile it, and replay it as one CUDA graph for each batch size
+        compile: compile it, and replay it as a CUDA graph, of which there is one for each power of two of the batch
         channels_last: as for :class:`HeadsModule`
         max_batch: largest batch
         input_dtype: "uint8" or "float32"
@@ -161,7 +165,7 @@ class TorchNetwork(DeviceNetwork):
         precision: str = "fp16",
         compile: bool = False,
         channels_last: bool | None = None,
-        max_batch: int = MAX_BATCH,
+        max_batch: int = GPU_MAX_BATCH,
         input_dtype: str = "uint8",
         weights_sha256: str = "",
     ) -> None:
@@ -199,15 +203,20 @@ class TorchNetwork(DeviceNetwork):
     def enqueue(self, stream: Stream, batch: int) -> None:
         if not 1 <= batch <= self.max_batch:
             raise InputError(f"batch of {batch}: this network takes 1 to {self.max_batch}")
-        if self._compile and batch not in self._graphs:
+        size = self._graph_size(batch)
+        if self._compile and size not in self._graphs:
             stream.synchronize()  # the input must not be overwritten while the graph is recorded
             with translated():
-                self._graphs[batch] = self._record(batch)
+                self._graphs[size] = self._record(size)
         with torch.inference_mode(), translated(), self._on(stream.handle):
             if self._compile:
-                self._graphs[batch].replay()
+                self._graphs[size].replay()
             else:
                 self._run(batch)
+
+    def _graph_size(self, batch: int) -> int:
+        """The batch of the graph that serves ``batch``: the compiler gives up after a handful of shapes."""
+        return min(1 << (batch - 1).bit_length(), self.max_batch)
 
     @torch.inference_mode()
     def _run(self, batch: int) -> None:

@@ -6,12 +6,12 @@
 //   memory      a frame of 480 x 640 is 0.92 MB, nearly all of which is read; of one of 1080 x 1920, 6.2 MB, some 3.6 MB
 //               are read; the image is 0.91 MB, written
 //   arithmetic  9 operations for each of 0.91 M values
-// So it takes some microseconds, and the limit is the frame's way to the device: 6.2 MB at 25 GB/s are 250 microseconds.
+// So it takes some microseconds, and the limit is the frame's way to the device: 6.2 MB take 250 microseconds by PCIe 4.0 (25 GB/s).
 //
 // uint8 output is, bit for bit, cv2.resize's of INTER_LINEAR: positions in double, rounded to float; weights in 11 bits;
 // sums of a row cut by 4 bits, their products by 16, the last two rounded. It is so for all sizes tried (1 to 3840, odd
-// ones, shrinking by exactly 2, for which OpenCV has a path of its own) with the x86-64 wheels of OpenCV 4.8 to 5.0. Builds that
-// leave the work to a library of the CPU's maker may differ by a grey level.
+// ones, shrinking by exactly 2, for which OpenCV has a path of its own) with the x86-64 wheels of OpenCV 4.8 to 5.0.
+// Builds that leave the work to a library of the CPU's maker may differ by a grey level.
 // float32 output is the bilinear value within rounding. OpenCV with Intel's library differs by less than 1e-3; without
 // it, it rounds positions to float, which moves noise in frames of 4000 columns by up to 0.1.
 //

@@ -118,8 +118,9 @@ class HostNetwork(DeviceNetwork):
         capturable: bool = True,
         uncapturable: bool = False,
         mask_dtype: str = "float32",
+        config: YolactConfig = CONFIG,
     ) -> None:
-        self.metadata = Metadata(config=CONFIG, tail=tail, batch=(1, 1, max_batch))
+        self.metadata = Metadata(config=config, tail=tail, batch=(1, 1, max_batch))
         self.max_batch, self.fixed_batch, self.bindable = max_batch, fixed_batch, bindable
         self.capturable, self._uncapturable = capturable, uncapturable
         self.seen: list[Any] = []

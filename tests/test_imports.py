@@ -30,8 +30,8 @@ TORCH_FOLDERS = ("training", "runtime/torch", "benchmarks")
 TORCH_MODULES = ("export/onnx",)
 TORCH_MARKER = "needs torch"  # an export module that says so in its docstring
 
-OPTIONAL = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_libs",
-            "tensorrt_rtx_bindings", "pycocotools", "rich")  # fmt: skip
+OPTIONAL = ("torch", "cuda", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx",
+            "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "rich")  # fmt: skip
 
 
 def modules() -> list[Path]:

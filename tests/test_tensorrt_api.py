@@ -143,7 +143,7 @@ def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> Non
         ("builds", "export__tensorrt_build", "progress_monitor = m", "monitor = m", "no 'monitor'"),
         ("builds", "export__tensorrt_build", "progress_monitor = monitor", "progress_monitor = 1", "got 1"),
         ("builds", "export__tensorrt_build", "parent_phase: str | None, ", "", "phase_start: expected (phase_"),
-        ("builds", "runtime__tensorrt_api", '(b""), ignore_mismatch=', '(b""), ignore=', "has no parameter 'ignore'"),
+        ("builds", "runtime__tensorrt_api", 'if not config.set_timing_cache(cache, ignore_mismatch', 'if not config.set_timing_cache(cache, ignore', "has no parameter 'ignore'"),
         ("failing_builds", "export__tensorrt_build", "parser.num_errors", "parser.error_count", "no 'error_count'"),
         ("loads", "runtime__tensorrt_api", "profile_v2(profile)", "profile(profile)", "no 'get_device_memory_size_for"),
         ("loads", "runtime__tensorrt_api", "_memory(pointer, nbytes)", "_memory(pointer)", "lacks size"),

@@ -282,7 +282,7 @@ def test_the_same_engine_is_built_once(export: Export, tmp_path: Path, built: li
         BuildOptions(cache=True, workspace_mib=64),
         BuildOptions(cache=True, optimization_level=1),
         BuildOptions(cache=True, targets=("89",)),
-        BuildOptions(cache=True, profiles=((1, 1, 4),)),
+        BuildOptions(cache=True, profiles=((1, 2, 3), (4, 4, 4))),
         "another file",
         "another package",
         "another TensorRT",

@@ -76,6 +76,9 @@ def prepare(stage: Stage) -> None:
     stage.answers[("IPluginRegistry", "all_creators")] = lambda double: list(stage.creators)
     stage.answers[("INetworkDefinition", "get_input")] = lambda double, index: images(stage)
     stage.answers[("Builder", "build_serialized_network")] = lambda double, network, config, **_: build(stage, config)
+    stage.answers[("IBuilderConfig", "set_compute_capability")] = lambda double, compute_capability, index: (
+        index < double.num_compute_capabilities
+    )
     stage.answers[("OnnxParser", "num_errors")] = 1
     stage.answers[("OnnxParser", "get_error")] = lambda double, index: stage.world.double("ParserError")
     stage.answers[("ParserError", "local_function_stack")] = ["FastNMS", "inner"]
@@ -180,8 +183,13 @@ def builds(stage: Stage) -> None:
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(timing_cache=own))
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(timing_cache=own))
         assert own.read_bytes() == b"host memory"
-        stage.answers[("IBuilderConfig", "set_timing_cache")] = lambda double, cache, ignore_mismatch: bool(cache)
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(use_timing_cache=False))
+        taken: list[bool] = []
+        stage.answers[("IBuilderConfig", "set_timing_cache")] = lambda double, cache, ignore_mismatch: (
+            taken.append(bool(taken)) or taken[-1]
+        )
+        build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(timing_cache=own))
+        assert taken == [False, True]  # the first is of another version
 
 
 def failing_builds(stage: Stage) -> None:
@@ -221,6 +229,11 @@ def failing_builds(stage: Stage) -> None:
         for wrong in (("1.0",), ("current", "8.9")):
             with pytest.raises(ExportError, match="compute capability"):
                 build_engine(fixed, target, flavour="rtx", options=BuildOptions(targets=wrong))
+        usual = stage.answers.pop(("IBuilderConfig", "set_compute_capability"))
+        stage.answers[("IBuilderConfig", "set_compute_capability")] = False
+        with pytest.raises(ExportError, match=r"cannot build for SM89 from .*: no reason given"):
+            build_engine(fixed, target, flavour="rtx", options=BuildOptions(targets=("89",)))
+        stage.answers[("IBuilderConfig", "set_compute_capability")] = usual
     assert not target.exists()
 
 

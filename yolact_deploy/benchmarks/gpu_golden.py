@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import yolact_deploy
 from yolact_deploy.benchmarks.gpu_kernels import Arrays, KernelCase
 from yolact_deploy.detections import PackedMasks
 from yolact_deploy.runtime.cuda import plan_masks, plan_nms, plan_paste
 from yolact_deploy.runtime.cuda.launch import joined
 
-GOLDEN = Path(yolact_deploy.__file__).resolve().parents[1] / "tests" / "golden"
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 
 _VARIANTS = {"fast": False, "cc": True}
 _SLOTS = 100

@@ -100,17 +100,20 @@ class Build:
         config = builder.create_builder_config()
         # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
         monitor = _make_monitor(self.trt, self.progress, self.interrupted)
-        wrong = self._parse(parser, onnx_bytes, heard)
-        made: Plan | _Failure = _Failure("parse", wrong)
-        if not wrong:
+        made: Plan | _Failure
+        if wrong := self._parse(parser, onnx_bytes, heard):
+            made = _Failure("parse", wrong)
+        elif not tensorrt_api.set_targets(self.trt, config, self.plan.targets):
+            made = _Failure(f"build for {', '.join(self.plan.targets)} from", _reasons(heard))
+        else:
             network.name = self.plan.network_name
-            collects = self._configure(builder, network, config)
+            times = self._configure(builder, network, config)
             config.progress_monitor = monitor
             memory = builder.build_serialized_network(network, config)
             if memory is None:
                 made = _Failure("build", _reasons(heard))
             else:
-                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if collects else None)
+                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if times else None)
             del memory
         del config, monitor, parser, network, builder
         return made
@@ -122,16 +125,17 @@ class Build:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         return "; ".join(_describe(error) for error in errors) or _reasons(heard)
 
-    def _configure(self, builder: Any, network: Any, config: Any) -> bool:
-        """Whether a timing cache collects."""
+    def _configure(self, builder: Any, network: Any, config: Any) -> Any | None:
+        """Gives the timing cache, if there is one; TensorRT keeps no reference to it either."""
         plan = self.plan
         if plan.workspace_mib is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
         if plan.optimization_level is not None:
             config.builder_optimization_level = plan.optimization_level
-        tensorrt_api.set_targets(self.trt, config, plan.targets)
         _add_profiles(builder, network, config, plan.profiles)
-        return plan.timings is not None and tensorrt_api.set_timing_cache(config, self.flavour, plan.timings)
+        if plan.timings is None:
+            return None
+        return tensorrt_api.set_timing_cache(config, self.flavour, plan.timings)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

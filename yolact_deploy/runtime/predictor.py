@@ -113,6 +113,10 @@ class Predictor:
     def __call__(self, images: Source | Sequence[Source]) -> Detections | list[Detections]:
         """Detect in one image or a list of them; each a uint8 BGR array [H, W, 3] or the path of a picture.
 
+        A backend on a GPU also takes arrays in the GPU's memory (torch, CuPy, pycuda and whatever else has
+        ``__cuda_array_interface__`` or DLPack), which must not be written to before the call returns. Lists longer than
+        a batch overlap there: one batch is put together while the one ahead is on the GPU.
+
         Raises:
             InputError: an image that cannot be read or has another shape or dtype.
             BackendError: the runtime failed.
@@ -145,7 +149,7 @@ class Predictor:
     def _run(self, sources: list[Source], timer: _StageTimer) -> list[Detections]:
         """Detections of one batch by the stages of this module."""
         with timer.stage("decode"):
-            images = [_image(source) for source in sources]
+            images = [self._host_image(source) for source in sources]
         with timer.stage("preprocess"):
             inputs = self.preprocess(images)
         with self._lock:
@@ -161,6 +165,14 @@ class Predictor:
                     _ = found.crops
             results.append(found)
         return results
+
+    def _host_image(self, source: Source) -> Image:
+        if self.backend.frames is not None and self.backend.frames.is_device_array(source):
+            raise InputError(
+                f"nms={self.nms!r} runs on the host and takes images in host memory, got one on the GPU: leave nms at "
+                "its default, or give NumPy arrays"
+            )
+        return _image(source)
 
     def _submit(self, hook: FrameHook, sources: Sequence[Source], timer: _StageTimer) -> FrameTicket:
         """Start on one batch."""

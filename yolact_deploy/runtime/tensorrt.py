@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import logging
 import mmap
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,14 @@ class TensorRtNetwork(DeviceNetwork):
         _check_version(self.path, self.header, self._trt.__version__)
         self.precision = self.metadata.precision
         self.capturable = True
-        self._contexts: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._addresses: tuple[int, ...] = ()
+        self._contexts: dict[tuple[int, tuple[int, ...]], Any] = {}
+        self._engines: list[Any] = []
+        # TensorRT's objects go before the CUDA context does, also at the end of the program.
+        self._destroy = weakref.finalize(self, _destroy, self._contexts, self._engines)
         with self.device:
             self._check_memory(self.header.size, "the engine")
-            self._engine = self._load()
+            self._engines.append(self._load())
             self._read_tensors()
             self._allocate()
         self._kernel_file = self._find_kernel_file()
@@ -93,7 +97,7 @@ class TensorRtNetwork(DeviceNetwork):
         free, total = self.device.memory()
         if needed > free:
             raise BackendError(
-                f"{self.path}: {what} needs {needed // _MEBIBYTE} MiB of GPU memory, and {free // _MEBIBYTE} of "
+                f"{self.path}: {what} needs {-(-needed // _MEBIBYTE)} MiB of GPU memory, and {free // _MEBIBYTE} of "
                 f"{total // _MEBIBYTE} MiB are free on cuda:{self.device.index}: close other programs, take another "
                 "GPU with device='cuda:N', or build with a smaller batch"
             )
@@ -148,6 +152,10 @@ class TensorRtNetwork(DeviceNetwork):
         self._scratch = self.device.allocate(max(sizes), "TensorRT scratch")
         self._input = self.device.allocate(self.input.nbytes, "network input")
         self.input = self.input._replace(pointer=self._input.pointer)
+
+    @property
+    def _engine(self) -> Any:
+        return self._engines[0]
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -231,9 +239,7 @@ class TensorRtNetwork(DeviceNetwork):
         }
 
     def close(self) -> None:
-        # Contexts before their engine, and both before the memory that they use.
-        self._contexts.clear()
-        self._engine = None
+        self._destroy()
         self._scratch.free()
         self._input.free()
 
@@ -258,6 +264,12 @@ class TensorRtBackend(CudaBackend):
         except BaseException:
             self.close()
             raise
+
+
+def _destroy(contexts: dict[Any, Any], engines: list[Any]) -> None:
+    """Contexts before their engine."""
+    contexts.clear()
+    engines.clear()
 
 
 def _check_version(path: Path, header: EngineHeader, installed: str) -> None:

@@ -146,29 +146,37 @@ def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> None:
-    """Build for these compute capabilities, as :func:`target_names` gives them; RTX only, and none means portable."""
-    if targets:
-        config.num_compute_capabilities = len(targets)
-        for index, name in enumerate(targets):
-            config.set_compute_capability(trt.ComputeCapability.__members__[name], index)
+def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> bool:
+    """Build for these compute capabilities, as :func:`target_names` gives them; RTX only, and none means portable.
+
+    Gives whether RTX takes them all.
+    """
+    if not targets:
+        return True
+    config.num_compute_capabilities = len(targets)
+    known = trt.ComputeCapability.__members__
+    return all(config.set_compute_capability(known[name], index) for index, name in enumerate(targets))
 
 
-def set_timing_cache(config: Any, flavour: str, data: bytes) -> bool:
-    """Let the builder begin with an earlier build's timings and add its own; False on RTX, which times nothing.
+def set_timing_cache(config: Any, flavour: str, data: bytes) -> Any | None:
+    """Let the builder begin with an earlier build's timings and add its own.
+
+    Gives the cache, which must live until the builder is gone; None on RTX, which times nothing when it builds.
 
     Args:
         data: what :func:`timing_cache` gave; what another version or GPU wrote is left out
     """
     if flavour == "rtx":
-        return False
-    if not (data and config.set_timing_cache(config.create_timing_cache(data), ignore_mismatch=False)):
-        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    return True
+        return None
+    cache = config.create_timing_cache(data)
+    if not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache
 
 
 def timing_cache(config: Any) -> bytes:
-    """The timings after a build for which :func:`set_timing_cache` said True."""
+    """The timings after a build for which :func:`set_timing_cache` gave a cache."""
     return bytes(config.get_timing_cache().serialize())
 
 

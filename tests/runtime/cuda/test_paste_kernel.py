@@ -247,7 +247,7 @@ def test_windows_are_no_larger_than_need_be() -> None:
 
 
 def edges(bounds: Any, source: int, target: int) -> tuple[set[int], set[int]]:
-    """Where a window may begin and end that holds prototype pixels start .. stop - 1 and half of what is around them."""
+    """Where a window may begin and end that holds prototype pixels start .. stop - 1 and half of those around them."""
     start, stop = (int(v) for v in bounds)
     close = 1e-3  # a pixel in the middle between two may fall on either side
     first, last = (

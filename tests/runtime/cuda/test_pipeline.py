@@ -8,9 +8,11 @@ Legend: N images, D detection slots, H x W a frame, S input side.
 from __future__ import annotations
 
 import gc
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -516,7 +518,7 @@ def test_a_model_that_is_dropped_frees_itself(device: Device) -> None:
 
 def test_too_little_memory(device: Device) -> None:
     network = HostNetwork(device, "functions", max_batch=19_000)
-    with pytest.raises(BackendError, match="out of memory on cuda:0 .* were asked for, for results"):
+    with pytest.raises(BackendError, match=r"out of memory on cuda:0 .* were asked for, for results"):
         CudaBackend(network, device)
     assert network.closed == 1
 
@@ -561,3 +563,52 @@ def test_wrong_batches(device: Device, frames: Any) -> None:
             hook.submit(frames, DetectSettings(0.05, "fast"))
         with pytest.raises(InputError, match="expected an image uint8 BGR"):
             hook.submit([np.zeros((4, 4), np.uint8)], DetectSettings(0.05, "fast"))
+
+
+# -- other machines -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fake_cuda(integrated=True, memory=64 * 2**20)
+def test_where_cpu_and_gpu_share_memory_nothing_is_uploaded(device: Device) -> None:
+    assert device.integrated
+    expected, control = reference(), fake.control()
+    with make(device) as model:
+        control.reset_calls()
+        for number in range(6):
+            assert_same(model(picture(number)), expected(picture(number)))
+        assert control.calls("cuMemcpyHtoDAsync") == 0
+        assert "frames" not in device.usage()
+
+
+@pytest.mark.fake_cuda(devices=2, memory=64 * 2**20)
+def test_several_devices() -> None:
+    one, other = Device.open(0), Device.open(1)
+    with make(one) as first, make(other) as second:
+        for number in range(4):
+            assert_same(first(picture(number)), reference()(picture(number)))
+            assert_same(second(picture(number)), reference()(picture(number)))
+        assert second.backend.describe()["device"] == "cuda:1"
+        frame = OnDevice(one, picture(1))
+        assert_same(first(frame), reference()(picture(1)))
+        with pytest.raises(InputError, match="on cuda:0 and the model on cuda:1"):
+            second(frame)
+
+
+def test_a_result_asked_for_in_a_new_thread(device: Device) -> None:
+    with make(device) as model, ThreadPoolExecutor(1) as pool:
+        hook = model.backend.frames
+        assert hook is not None
+        for number in range(4):
+            ticket = hook.submit([picture(number)], DetectSettings(0.05, "fast"))
+            (found,) = pool.submit(ticket.result).result()
+            np.testing.assert_array_equal(found.scores, reference()(picture(number)).scores)
+
+
+def test_python_takes_little_time() -> None:
+    """Far less than 0.3 ms a frame; the limit here leaves room for a machine that does other things as well."""
+    code = "import measure_overhead as m, json; print(json.dumps(m.measure(300, (480, 640))['ms_per_frame']))"
+    done = fake.run_python(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}")
+    assert done.returncode == 0, done.stderr
+    times = json.loads(done.stdout)
+    assert times["call"]["python_p50"] < 0.3
+    assert times["stream"]["python_p50"] < 0.3

@@ -85,12 +85,13 @@ class Slot:
         """Room for frames of these sizes; the stream must be done with the slot, and graphs that know it be dropped."""
         # A quarter more, so that pictures of all sizes do not reallocate each time.
         total = self._header + sum(map(aligned, nbytes)) * 5 // 4
-        self._staging = self._device.pinned(total, "frames")
-        self._bytes: NDArray[np.uint8] = self._staging.array(np.uint8, (total,))
-        self._sizes = self._bytes[: self._batch * 8].view(np.int32).reshape(self._batch, 2)
+        staging = self._device.pinned(total, "frames")
         # Where CPU and GPU share one memory the kernels read the frames in place.
         self.needs_upload = not self._device.integrated
-        self._frames = self._device.allocate(total, "frames") if self.needs_upload else self._staging
+        self._frames = self._device.allocate(total, "frames") if self.needs_upload else staging
+        self._staging = staging
+        self._bytes: NDArray[np.uint8] = staging.array(np.uint8, (total,))
+        self._sizes = self._bytes[: self._batch * 8].view(np.int32).reshape(self._batch, 2)
         self.pointers["image_sizes"] = self._frames.pointer
 
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[int], int]:
@@ -119,12 +120,13 @@ class Slot:
     def make_results(self, detections: int) -> None:
         """Room for so many detections an image; the same condition as for :meth:`make_room`."""
         small, large = _results(self._network, detections)
+        first, both = Layout(small), Layout({**small, **large})
+        memory = self._device.allocate(both.nbytes, "results")
+        self._host = self._device.pinned(first.nbytes, "results")
+        self.host = first.views(self._host)
+        self.memory, self._downloaded = memory, first.nbytes
+        self.pointers |= both.pointers(memory.pointer)
         self.detections, self.arrays = detections, {**small, **large}
-        layout, self._small = Layout(self.arrays), Layout(small)
-        self.memory = self._device.allocate(layout.nbytes, "results")
-        self.pointers |= layout.pointers(self.memory.pointer)
-        self._host = self._device.pinned(self._small.nbytes, "results")
-        self.host = self._small.views(self._host)
 
     def make_bits(self, capacity: int) -> None:
         """Room for packed masks of so many words an image; the same condition as for :meth:`make_room`."""
@@ -135,7 +137,7 @@ class Slot:
 
     def download(self) -> tuple[int, int, int]:
         """Target, source and bytes of the download."""
-        return self._host.host_pointer, self.memory.pointer, self._small.nbytes
+        return self._host.host_pointer, self.memory.pointer, self._downloaded
 
     def timings(self) -> dict[str, float]:
         """Milliseconds of each stage of the batch that came to its end last."""

@@ -1,0 +1,41 @@
+"""The kernels' self-test of `doctor`: it passes where they are right, and says so where they are not."""
+
+from __future__ import annotations
+
+import gc
+
+import fake_cuda as fake
+import pytest
+from host_network import emulated
+
+from yolact_deploy.errors import BackendError
+from yolact_deploy.runtime import doctor, nvidia
+from yolact_deploy.runtime.cuda import selftest
+from yolact_deploy.runtime.cuda.driver import Device
+
+__all__ = ["emulated"]
+
+pytestmark = [pytest.mark.fake_cuda(devices=2, name="Fake"), pytest.mark.usefixtures("emulated")]
+
+
+def test_both_gpus() -> None:
+    for index in range(2):
+        selftest.run_kernels(index)
+    gc.collect()
+    assert Device.open(1).usage() == {}
+    assert fake.control().leaks() == ""
+
+
+def test_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "_SCORES", selftest._SCORES[::-1].copy())
+    with pytest.raises(BackendError, match=r"our Fast NMS kernel gives \d detections"):
+        selftest.run_kernels()
+
+
+def test_doctor() -> None:
+    """The driver is asked by ctypes here, and by cuda-python there."""
+    assert [gpu.index for gpu in nvidia.find_driver().gpus] == [0, 1]
+    found = doctor.try_here("CUDA kernels")
+    assert found.works, found
+    assert found.detail.startswith("Fast NMS runs on ")
+    assert doctor.try_here("NVIDIA driver").works

@@ -77,8 +77,8 @@ class CpuBackend(Backend):
 
     name, precision = "cpu", "fp32"
 
-    def __init__(self, tail: str = "heads", *, cross_class: bool = False) -> None:
-        self.metadata = Metadata(config=CONFIG, tail=tail, cross_class=cross_class)
+    def __init__(self, tail: str = "heads", *, config: YolactConfig = CONFIG) -> None:
+        self.metadata = Metadata(config=config, tail=tail)
         self._tail = tail
 
     def run(self, images: Any) -> Outputs:

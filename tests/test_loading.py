@@ -102,7 +102,8 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     [
         ("m.onnx@openvino:device=cuda", "openvino runs on the CPU here: for a GPU use onnxruntime:provider=cuda"),
         ("m.onnx@openvino:provider=cpu", "openvino has no option 'provider'; it has threads, tail, device"),
-        ("m.onnx@openvino-fp16", "computes in the precision of the file"),
+        ("m.onnx@openvino-fp16", "openvino has no precision 'fp16'; it has fp32, bf16"),
+        ("m.onnx@onnxruntime-fp16:provider=cuda", "onnxruntime computes in the precision of the file: export it"),
         ("m.onnx@onnxruntime:compile=yes", "onnxruntime has no option 'compile'"),
         ("m.onnx@onnxruntime:provider=cpu,device=cuda", "provider=cpu does not run on device=cuda"),
         ("m.onnx@onnxruntime:provider=rtx,device=cpu", "provider=rtx does not run on device=cpu"),
@@ -120,6 +121,12 @@ def test_options_that_do_not_fit(tmp_path: Path, spelling: str, message: str) ->
     (tmp_path / spelling.partition("@")[0]).touch()
     with pytest.raises(InputError, match=message):
         yolact_deploy.load(tmp_path / spelling)
+
+
+def test_a_precision_that_nobody_has(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").touch()
+    with pytest.raises(InputError, match="unknown precision 'fp8'; known are fp32, tf32, fp16, bf16"):
+        yolact_deploy.load(tmp_path / "w.pth", precision="fp8")
 
 
 def test_arguments_win_over_the_spelling(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def _check(spec: ModelSpec) -> None:
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
     if spec.precision is not None and spec.precision not in _PRECISIONS[backend]:
-        raise InputError(f"{backend} computes in the precision of the file: export it with that precision instead")
+        raise InputError(_no_precision(backend, spec.precision))
     given = {
         "threads": spec.threads is not None,
         "tail": spec.tail != "auto",
@@ -230,6 +230,14 @@ def _check(spec: ModelSpec) -> None:
         raise InputError("openvino runs on the CPU here: for a GPU use onnxruntime:provider=cuda, or build an engine")
     if backend == "tensorrt" and spec.device == "cpu":
         raise InputError("tensorrt runs on a GPU: for the CPU use the ONNX file from which the engine was built")
+
+
+def _no_precision(backend: str, precision: str) -> str:
+    if precision not in PRECISIONS:
+        return f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}"
+    if backend in ("onnxruntime", "tensorrt"):
+        return f"{backend} computes in the precision of the file: export it with that precision instead"
+    return f"{backend} has no precision {precision!r}; it has {', '.join(_PRECISIONS[backend])}"
 
 
 def _open_onnxruntime(spec: ModelSpec, gpu: int | None) -> Backend:

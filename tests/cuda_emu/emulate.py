@@ -207,7 +207,11 @@ def run_plan(
         for buffer in buffers.values():
             buffer.check()
     for name in plan.buffers:
-        arrays[name][...] = buffers[name].bytes.view(arrays[name].dtype).reshape(arrays[name].shape)
+        result = buffers[name].bytes.view(arrays[name].dtype).reshape(arrays[name].shape)
+        if arrays[name].flags.writeable:
+            arrays[name][...] = result
+        elif result.tobytes() != arrays[name].tobytes():
+            raise EmulationError(f"a write to the buffer {name}, whose array is read-only")
     return buffers
 
 

@@ -67,7 +67,9 @@ class Group:
 
     def _run(self) -> dict[str, list[dict[str, Any]]]:
         reports: dict[str, list[dict[str, Any]]] = {}
-        command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-p", "no:cacheprovider", *self.nodes]
+        # What is marked slow was chosen by the parent.
+        options = ["-q", "-p", "no:cacheprovider", "-m", ""]
+        command = [sys.executable, "-X", "faulthandler", "-m", "pytest", *options, *self.nodes]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reports"
             env = {**fake_cuda.environment(**self.settings), REPORT: str(file)}

@@ -216,5 +216,5 @@ def test_missing_package(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unknown_precision(file: Path) -> None:
-    with pytest.raises(InputError, match="unknown precision 'fp16'; known are fp32, bf16"):
+    with pytest.raises(InputError, match="openvino has no precision 'fp16'; it has fp32, bf16"):
         yolact_deploy.load(f"{file}@openvino-fp16")

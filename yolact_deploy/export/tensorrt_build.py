@@ -113,7 +113,7 @@ class Build:
             if memory is None:
                 made = _Failure("build", _reasons(heard))
             else:
-                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if times else None)
+                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if times is not None else None)
             del memory
         del config, monitor, parser, network, builder
         return made

@@ -25,6 +25,9 @@ from yolact_deploy.runtime.cuda.plan_resize import resize
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
+#: as they are before any test replaces them
+REMEMBERED = (nvrtc.version, nvrtc._known_archs, nvrtc._headers, nvrtc._bindings, nvrtc._include_folder)
+
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -36,7 +39,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget() -> None:
-    for remembered in (nvrtc.version, nvrtc._known_archs, nvrtc._headers, nvrtc._bindings, nvrtc._include_folder):
+    for remembered in REMEMBERED:
         remembered.cache_clear()
 
 
@@ -174,7 +177,7 @@ def test_an_error_shows_nvrtcs_words(needs_library: None) -> None:
         BackendError, match=r"(?s)tiny.cu does not compile with NVRTC \d+\.\d+:.*tiny\.cu\(2\).*nonsense"
     ):
         tiny(text=TINY.replace("VALUE", "nonsense"))
-    with pytest.raises(BackendError, match="(?s)tiny.cu does not compile.*other.cuh"):
+    with pytest.raises(BackendError, match=r"(?s)tiny\.cu does not compile.*other\.cuh"):
         tiny(text='#include "other.cuh"\n')
 
 
@@ -185,7 +188,7 @@ def test_unknown_spellings_of_architectures(arch: str) -> None:
 
 
 def test_an_architecture_that_nvrtc_does_not_know(needs_library: None) -> None:
-    with pytest.raises(BackendError, match="(?s)does not compile.*gpu-architecture"):
+    with pytest.raises(BackendError, match=r"(?s)does not compile.*gpu-architecture"):
         tiny(arch="sm_20")
 
 

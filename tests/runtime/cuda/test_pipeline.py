@@ -7,9 +7,11 @@ Legend: N images, D detection slots, H x W a frame, S input side.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ import cv2
 import fake_cuda as fake
 import numpy as np
 import pytest
-from host_network import SIDE, SIZE, SLOTS, CpuBackend, HostNetwork, at, emulated
+from host_network import CONFIG, SIDE, SIZE, SLOTS, CpuBackend, HostNetwork, at, emulated
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
@@ -120,8 +122,9 @@ def test_batches(device: Device, tail: str, fixed: bool) -> None:
 @pytest.mark.parametrize("nms", ["fast", "cross-class", "traditional"])
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3])
 def test_settings(device: Device, nms: str, threshold: float) -> None:
-    expected, frame = reference(nms=nms), picture(3)
-    with make(device, nms=nms) as model:
+    config = dataclasses.replace(CONFIG, top_k=30, max_detections=50)  # so many that some score low
+    expected, frame = Predictor(CpuBackend(config=config), nms=nms), picture(3)
+    with make(device, nms=nms, config=config) as model:
         model.score_threshold = expected.score_threshold = threshold
         for _ in range(3):
             assert_same(model(frame), expected(frame))
@@ -136,6 +139,17 @@ def test_half_precision_masks(device: Device, tail: str) -> None:
             ours, theirs = model(picture(number)), expected(picture(number))
             assert ours.labels.tolist() == theirs.labels.tolist()
             assert ((ours.masks & theirs.masks).sum() / (ours.masks | theirs.masks).sum()) > 0.99
+
+
+def test_what_scores_too_low_is_not_pasted(device: Device) -> None:
+    config = dataclasses.replace(CONFIG, top_k=30, max_detections=50)
+    with make(device, config=config) as model:
+        hook = model.backend.frames
+        assert hook is not None
+        for threshold in (0.0, 0.3, 0.9):
+            (found,) = hook.submit([picture(3)], DetectSettings(threshold, "fast")).result()
+            windows = found.masks.windows
+            assert len(found.masks.bits) == (windows[:, 3] * windows[:, 4]).sum() > 0
 
 
 def test_nothing_found(device: Device) -> None:
@@ -343,6 +357,20 @@ def test_frames_on_the_device(device: Device, pitch: int) -> None:
         assert control.calls("cuMemcpyHtoDAsync") <= 1, "their sizes"
         assert model.backend.describe()["pinned_bytes"]["frames"] < 2 * frames[0].nbytes, "no room for them"
         del frames, frame
+
+
+def test_frames_live_until_they_were_read(device: Device) -> None:
+    with make(device) as model:
+        hook, frame = model.backend.frames, OnDevice(device, picture(3))
+        assert hook is not None
+        watch = weakref.ref(frame)
+        ticket = hook.submit([frame], DetectSettings(0.05, "fast"))
+        del frame
+        gc.collect()
+        assert watch() is not None
+        np.testing.assert_array_equal(ticket.result()[0].scores, reference()(picture(3)).scores)
+        gc.collect()
+        assert watch() is None
 
 
 def test_a_frame_by_dlpack(device: Device) -> None:

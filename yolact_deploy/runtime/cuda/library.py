@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import Arguments, Device, DeviceBuffer, Function, Module
 from yolact_deploy.runtime.cuda.launch import Argument, Launch, Offset, Plan
@@ -82,39 +83,52 @@ class BoundPlan:
 
     def __init__(self, library: KernelLibrary, plan: Plan, pointers: Mapping[str, int], label: str) -> None:
         self.plan = plan
+        functions = [library.function(launch) for launch in plan.launches]  # what may fail, before memory is taken
         self._owned: list[DeviceBuffer] = []
-        held = dict(pointers)
-        for name, nbytes in plan.scratch.items():
-            if name not in held:
-                buffer = library.device.allocate(nbytes, label)
-                self._owned.append(buffer)
-                held[name] = buffer.pointer
+        held = {**pointers, **self._allocate(library.device, pointers, label)}
         self._launches = [
             (
-                library.function(launch),
+                function,
                 launch.grid,
                 launch.block,
                 launch.shared_bytes,
                 Arguments([_resolve(argument, held) for argument in launch.arguments]),
             )
-            for launch in plan.launches
+            for function, launch in zip(functions, plan.launches, strict=True)
         ]
 
+    def _allocate(self, device: Device, given: Mapping[str, int], label: str) -> dict[str, int]:
+        """Memory for the scratch buffers that are not given; all of them or none."""
+        pointers = {}
+        try:
+            for name, nbytes in self.plan.scratch.items():
+                if name not in given:
+                    self._owned.append(device.allocate(nbytes, label))
+                    pointers[name] = self._owned[-1].pointer
+        except BackendError:
+            self.close()
+            raise
+        return pointers
+
     def enqueue(self, stream: Stream) -> None:
-        """Put the launches on a stream; nothing is allocated or waited for."""
+        """Put the launches on a stream; nothing is allocated or waited for. The device is current in this thread."""
         launch = stream.launch
         for function, grid, block, shared, arguments in self._launches:
             launch(function, grid, block, shared, arguments)
 
     def rebind(self, name: str, pointer: int) -> None:
-        """Move a buffer for the launches to come; captured graphs keep what they were captured with."""
+        """Move a buffer for the launches to come; captured graphs keep what they were captured with.
+
+        Args:
+            name: of a buffer of the plan; others are ignored, as by :meth:`KernelLibrary.bind`
+        """
         for launch, (*_, arguments) in zip(self.plan.launches, self._launches, strict=True):
             for index, argument in enumerate(launch.arguments):
                 if _buffer_of(argument) == name:
                     arguments.set(index, _resolve(argument, {name: pointer}))
 
     def close(self) -> None:
-        """Free the scratch memory that was allocated for it."""
+        """Free the scratch memory that was allocated for it; it must not be enqueued any more."""
         for buffer in self._owned:
             buffer.free()
         self._owned.clear()

@@ -85,7 +85,7 @@ class FramePipeline(FrameHook):
                     self._reserve_bits(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
                 job = Job(slot.index, len(placed), settings, for_device)
                 ticket = Ticket(self, slot, job, placed, copy_ms)
-                slot.occupy(frames)
+                slot.occupy(tuple(frames))
                 try:
                     self._work.enqueue(slot, job, placed, upload)
                 finally:  # what got onto the stream before an error uses the slot as well

@@ -230,7 +230,7 @@ class Context:
         self.engine = engine
         self._scratch = 0 if strategy is ExecutionContextAllocationStrategy.USER_MANAGED else 1 << 60
         self._addresses: dict[str, int] = {}
-        self._profile = 0
+        self._profile = -1 if len(engine.contexts) else 0
         self._batch = 0 if engine.dynamic else engine.profiles[0][0]
         self._ran = self._captured = False
 
@@ -260,6 +260,7 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert set(self._addresses) == set(self.engine.tensors)
+        assert self._profile >= 0
         assert self._scratch >= SCRATCH * self._batch > 0
         capturing = _is_capturing(stream)
         if capturing and not self._ran:

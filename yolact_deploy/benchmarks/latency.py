@@ -19,7 +19,7 @@ import numpy as np
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, import_optional
-from yolact_deploy.runtime.predictor import STAGES, Predictor
+from yolact_deploy.runtime.predictor import Predictor
 
 MEBIBYTE = 1 << 20
 _SAMPLE_SECONDS = 0.005
@@ -34,7 +34,7 @@ class Latency:
 
     Attributes:
         samples: wall-clock time of each call, in the order of the pictures and rounds
-        stages: mean time of each of :data:`~yolact_deploy.runtime.predictor.STAGES`
+        stages: mean time of each of the predictor's ``stages``, in their order
     """
 
     samples: tuple[float, ...]
@@ -118,7 +118,7 @@ def measure_interleaved(
     return {
         name: Latency(
             tuple(samples[name]),
-            {stage: sum(s[stage] for s in stages[name]) / len(stages[name]) for stage in STAGES},
+            {stage: sum(s[stage] for s in stages[name]) / len(stages[name]) for stage in predictors[name].stages},
         )
         for name in names
     }

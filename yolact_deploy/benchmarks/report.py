@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,8 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.benchmarks.bench import BenchResult, WorstImage
-from yolact_deploy.benchmarks.tables import Table, bench_tables, warning_lines
+from yolact_deploy.benchmarks.tables import Table, bench_tables, stage_names, warning_lines
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.predictor import STAGES
 
 PICTURE_WIDTH = 480
 _JPEG_QUALITY = 80
@@ -24,7 +24,8 @@ _JPEG_QUALITY = 80
 _PICTURE_BYTES = 2_000_000
 
 _BAR_WIDTH = 640
-_STAGE_COLOURS = ("#8da0b8", "#e0a458", "#3f72af", "#7fb069", "#c8553d")
+_STAGE_COLOURS = ("#8da0b8", "#e0a458", "#3f72af", "#7fb069", "#c8553d", "#9a6fb0", "#4fb0a5", "#b8a13f", "#d68fb3")
+_LEGEND_COLUMNS, _LEGEND_PITCH, _LEGEND_ROW = 5, 110, 16
 _BINS = 24
 
 _STYLE = """
@@ -133,22 +134,24 @@ def _latency_chart(result: BenchResult) -> str:
 def _stage_chart(result: BenchResult) -> str:
     """A bar for each model, divided into stages by their mean time."""
     longest = max(sum(row.latency.stages.values()) for row in result.rows) or 1.0
+    colours = dict(zip(stage_names(result), itertools.cycle(_STAGE_COLOURS), strict=False))
     parts = []
+    for j, (stage, colour) in enumerate(colours.items()):
+        x, y = j % _LEGEND_COLUMNS * _LEGEND_PITCH, j // _LEGEND_COLUMNS * _LEGEND_ROW
+        parts.append(f'<rect x="{x}" y="{y + 2}" width="10" height="10" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 15}" y="{y + 11}">{stage}</text>')
+    top = 18 + (len(colours) - 1) // _LEGEND_COLUMNS * _LEGEND_ROW
     for i, row in enumerate(result.rows):
-        y, x = i * 46 + 34, 0.0
+        y, left = i * 46 + top + 16, 0.0
         parts.append(f'<text x="0" y="{y - 4}">{_text(row.name)}</text>')
-        for stage, colour in zip(STAGES, _STAGE_COLOURS, strict=True):
-            spent = row.latency.stages[stage]
+        for stage, spent in row.latency.stages.items():
             width = spent / longest * _BAR_WIDTH
             parts.append(
-                f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="18" fill="{colour}">'
+                f'<rect x="{left:.2f}" y="{y}" width="{width:.2f}" height="18" fill="{colours[stage]}">'
                 f"<title>{_text(f'{row.name}: {stage} {spent:.2f} ms')}</title></rect>"
             )
-            x += width
-    for j, (stage, colour) in enumerate(zip(STAGES, _STAGE_COLOURS, strict=True)):
-        parts.append(f'<rect x="{j * 110}" y="2" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{j * 110 + 15}" y="11">{stage}</text>')
-    return _svg(len(result.rows) * 46 + 20, parts, "Mean time of each stage")
+            left += width
+    return _svg(len(result.rows) * 46 + top + 2, parts, "Mean time of each stage")
 
 
 def _svg(height: int, parts: Sequence[str], label: str) -> str:

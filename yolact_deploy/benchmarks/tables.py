@@ -8,7 +8,6 @@ from typing import NamedTuple
 from yolact_deploy.benchmarks.accuracy import Accuracy, AveragePrecision
 from yolact_deploy.benchmarks.agreement import Agreement
 from yolact_deploy.benchmarks.bench import BenchResult
-from yolact_deploy.runtime.predictor import STAGES
 
 #: share of the cores that other programs may use before the times are doubted
 _QUIET_SHARE = 0.15
@@ -59,9 +58,18 @@ def _speed(result: BenchResult) -> Table:
     return Table("Speed: picture file to pasted masks, one image a call", columns, rows)
 
 
+def stage_names(result: BenchResult) -> list[str]:
+    """The stages of all models, in the order of the first that has them: a GPU has more than a CPU."""
+    return list(dict.fromkeys(stage for row in result.rows for stage in row.latency.stages))
+
+
 def _stages(result: BenchResult) -> Table:
-    rows = [(row.name, *(f"{row.latency.stages[stage]:.2f}" for stage in STAGES)) for row in result.rows]
-    return Table("Stages: mean ms", ("engine", *STAGES), rows)
+    names = stage_names(result)
+    rows = [
+        (row.name, *(f"{spent:.2f}" if (spent := row.latency.stages.get(name)) is not None else "" for name in names))
+        for row in result.rows
+    ]
+    return Table("Stages: mean ms", ("engine", *names), rows)
 
 
 def accuracy_table(scored: Sequence[tuple[str, Accuracy]]) -> Table:

@@ -24,7 +24,8 @@ examples:
   yolact-deploy bench --engine m.onnx --images-dir pictures/ --json                 speed only, as JSON
   yolact-deploy bench --weights w.pth --engine m.onnx --coco coco/ --max-ap-drop 0.5 --min-fps 2     in CI
 
-Engines are FILE[@BACKEND[-PRECISION][:threads=N][,tail=host|graph]], such as m.onnx@openvino-bf16:threads=2.
+Engines are FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], such as m.onnx@openvino-bf16:threads=2. Options: threads=N,
+tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx (onnxruntime), compile=yes (torch).
 Exit code 1: a limit (--max-ap-drop, --min-fps) was missed; the report is written all the same."""
 
 

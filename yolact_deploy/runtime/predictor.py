@@ -80,9 +80,6 @@ class Predictor:
         self.score_threshold = score_threshold
         self.nms = nms or ("cross-class" if backend.metadata.cross_class else "fast")
         self.lazy_masks = lazy_masks
-        #: names of what :attr:`timings` tells: :data:`STAGES`, or more where the backend has a frame hook
-        hook = self._hook
-        self.stages = STAGES if hook is None else tuple(dict.fromkeys(("decode", *hook.stages, "detect")))
         #: milliseconds of each of :attr:`stages` in the last call; "paste" is 0 while masks are lazy
         self.timings: dict[str, float] = dict.fromkeys(self.stages, 0.0)
         self._lock = threading.Lock()
@@ -95,6 +92,17 @@ class Predictor:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.config.class_names
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What :attr:`timings` tells: :data:`STAGES`, or with a frame hook the hook's, "decode" and "detect".
+
+        Of a network on a GPU: decode (pictures from files), copy (frames into pinned memory), upload, preprocess,
+        network, nms, masks, paste and download (on the GPU, 0 where the network does it), detect (results to
+        `Detections`).
+        """
+        hook = self._hook
+        return STAGES if hook is None else ("decode", *hook.stages, "detect")
 
     @property
     def _settings(self) -> DetectSettings:

@@ -186,13 +186,13 @@ class TensorRtNetwork(DeviceNetwork):
         return context
 
     def _set_shapes(self, context: Any, batch: int, stream: Stream) -> bool:
-        if self.fixed_batch:
-            return True
         # The narrowest profile is the one that was optimized most for this batch.
         fitting = [i for i, (low, high) in enumerate(self._profiles) if low <= batch <= high]
         index = min(fitting, key=lambda i: self._profiles[i][1] - self._profiles[i][0])
-        chosen = index == 0 or context.set_optimization_profile_async(index, stream.handle)
-        return bool(chosen and context.set_input_shape("images", (batch, *self.input.shape[1:])))
+        # Only the first context of an engine is sure to begin with profile 0.
+        if not context.set_optimization_profile_async(index, stream.handle):
+            return False
+        return self.fixed_batch or bool(context.set_input_shape("images", (batch, *self.input.shape[1:])))
 
     # -- kernels that RTX compiles for this GPU ---------------------------------------------------------------------
 

@@ -100,7 +100,7 @@ def forked() -> bool:
 
 
 def _start() -> Any:
-    bindings: Any = import_optional("cuda.bindings.driver", extra="tensorrt", purpose="using the GPU")
+    bindings: Any = import_optional("cuda.bindings.driver", extra="cuda", purpose="Using the GPU")
     try:
         (error,) = bindings.cuInit(0)
     except ValueError as reason:

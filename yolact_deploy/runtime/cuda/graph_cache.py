@@ -69,9 +69,11 @@ class GraphCache:
             work()
 
     def drop(self, wanted: Callable[[Key], bool] = lambda key: True) -> None:
-        """Destroy the graphs of the keys that are chosen; to be captured, they must come twice again."""
+        """Destroy the graphs of the chosen keys, and forget them: to be captured, they must come twice again."""
         for key in [key for key in self._graphs if wanted(key)]:
             self._close(key)
+        for key in [key for key in self._seen if wanted(key)]:
+            del self._seen[key]
 
     def _capture(self, key: Key, work: Work) -> Graph | None:
         if not self._make_room():

@@ -120,7 +120,7 @@ def _headers() -> dict[str, str]:
 
 @cache
 def _bindings() -> Any:
-    return import_optional("cuda.bindings.nvrtc", "tensorrt", "Compiling CUDA kernels")
+    return import_optional("cuda.bindings.nvrtc", "cuda", "Compiling CUDA kernels")
 
 
 def _call(name: str, *arguments: Any) -> Any:

@@ -321,3 +321,16 @@ def test_assemble_masks_against_the_definition() -> None:
 def test_sigmoid_does_not_overflow() -> None:
     x = np.array([-200, -80, 0, 80, 200], np.float32)
     np.testing.assert_allclose(sigmoid(x), [0, 0, 0.5, 1, 1], atol=1e-30)
+
+
+def test_scores_of_nan_are_no_scores() -> None:
+    rng = np.random.default_rng(3)
+    corner = rng.random((300, 2)).astype(np.float32)
+    boxes, coeff = np.concatenate([corner, corner + 0.01], axis=1), rng.random((300, 4)).astype(np.float32)
+    scores = rng.random((5, 300)).astype(np.float32)
+    holes = rng.random(scores.shape) < 0.4
+    found = fast_nms(boxes, np.where(holes, np.float32(np.nan), scores), coeff, top_k=20)
+    expected = fast_nms(boxes, np.where(holes, np.float32(-1), scores), coeff, top_k=20)
+    assert len(found.scores) == 100
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)

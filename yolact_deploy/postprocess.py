@@ -119,6 +119,8 @@ def fast_nms(
     Entries are examined in falling order of score, over all classes together, and the work ends with the
     ``max_detections``-th survivor: nothing below it can be in the answer.
     """
+    if (missing := np.isnan(scores)).any():  # a broken network's: they are no scores
+        scores = np.where(missing, -np.inf, scores)
     kept_class: list[NDArray[np.intp]] = []
     kept_prior: list[NDArray[np.intp]] = []
     count = 0

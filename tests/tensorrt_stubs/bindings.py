@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -37,6 +38,7 @@ class UnavailableError(Exception):
 
 
 _unavailable: dict[str, str] = {}
+_private: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def prepare(version: str) -> None:
@@ -69,6 +71,8 @@ def _prepare(version: str) -> None:
 def load(version: str) -> Any:
     """The bindings of one version as a module, after :func:`prepare`; also known as ``tensorrt`` from then on."""
     if version == "rtx":
+        _private.append(tempfile.TemporaryDirectory())
+        use_private_libraries(Path(_private[-1].name))
         importlib.import_module("tensorrt_rtx_libs")
         return importlib.import_module("tensorrt_rtx_bindings")
     for library in _stubs(version):
@@ -78,6 +82,26 @@ def load(version: str) -> Any:
     assert Path(module.__file__ or "").is_relative_to(_bindings(version)), "another tensorrt_bindings was found"
     sys.modules["tensorrt"] = module
     return module
+
+
+def use_private_libraries(folder: Path) -> None:
+    """Let ``tensorrt_rtx_libs`` be a folder of links to the installed one, and of a name that it lacks.
+
+    RTX's parser opens its library by that name when it meets a plugin, and ends the process when it is not there. So
+    nothing is written into site-packages.
+    """
+    spec = importlib.util.find_spec("tensorrt_rtx_libs")
+    assert spec is not None
+    assert spec.origin is not None
+    private = folder / "tensorrt_rtx_libs"
+    private.mkdir()
+    for path in Path(spec.origin).parent.iterdir():
+        if path.name != "__pycache__":
+            (private / path.name).symlink_to(path)
+    missing = private / "libtensorrt_rtx.so"
+    if not missing.exists():
+        missing.symlink_to("libtensorrt_rtx.so.1")
+    sys.path.insert(0, str(folder))
 
 
 def _folder() -> Path:

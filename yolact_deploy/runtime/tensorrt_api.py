@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -334,25 +334,22 @@ def plugin_registry(trt: Any, flavour: str) -> Any:
     """The process's ``trt.IPluginRegistry``.
 
     Raises:
-        BackendError: RTX's libraries lie in a folder that cannot be written.
+        BackendError: RTX's libraries lack the name under which its parser looks for them.
     """
     if flavour == "rtx":
-        _link_rtx_library()
+        _require_rtx_link()
     return trt.get_plugin_registry()
 
 
-def _link_rtx_library() -> None:
-    """RTX's parser looks for its library without the version when it meets a plugin, and dies if there is none."""
+def _require_rtx_link() -> None:
+    """RTX's parser looks for its library without the version when it meets a plugin; without it the process ends."""
     folder = Path(import_optional("tensorrt_rtx_libs", "rtx", "TensorRT for RTX").__file__ or ".").parent
     link = folder / "libtensorrt_rtx.so"
-    try:
-        with suppress(FileExistsError):
-            link.symlink_to("libtensorrt_rtx.so.1")
-    except OSError as error:
+    if not link.exists():
         raise BackendError(
-            f"plugins on TensorRT for RTX need the link {link} to libtensorrt_rtx.so.1, which cannot be made "
-            f"({error.strerror or error}): make it, or build with --plugin off"
-        ) from error
+            f"plugins on TensorRT for RTX need {link}, which its package does not have. Build with --plugin off, or, "
+            f"to try them, make it: ln -s libtensorrt_rtx.so.1 {link}"
+        )
 
 
 def quick_plugins(trt: Any, flavour: str) -> Any | None:

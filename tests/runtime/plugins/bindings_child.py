@@ -21,8 +21,8 @@ from typing import Any
 import fake_cuda
 import numpy as np
 from cuda_emu import emulate
-from rtx_child import use_private_libraries
 from tensorrt_stubs import bindings
+from tensorrt_stubs.bindings import use_private_libraries
 
 BATCHES = (1, 3, 7)
 

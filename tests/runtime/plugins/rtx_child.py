@@ -2,14 +2,11 @@
 
     python rtx_child.py MODEL.onnx MODE ENGINE [broken]     # prints what the network was, as JSON in the last line
 
-RTX's parser opens its library by a name that the wheel does not have, and ends the process when it is not there. So the
-library is put under that name into a folder of this process, and nothing is written into site-packages.
 With "broken", the plugins fail while the engine is built.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import sys
@@ -17,21 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-def use_private_libraries(folder: Path) -> None:
-    """Let ``tensorrt_rtx_libs`` be a folder of links to the installed one, and of the missing name."""
-    spec = importlib.util.find_spec("tensorrt_rtx_libs")
-    assert spec is not None
-    assert spec.origin is not None
-    private = folder / "tensorrt_rtx_libs"
-    private.mkdir()
-    for path in Path(spec.origin).parent.iterdir():
-        if path.name != "__pycache__":
-            (private / path.name).symlink_to(path)
-    missing = private / "libtensorrt_rtx.so"
-    if not missing.exists():
-        missing.symlink_to("libtensorrt_rtx.so.1")
-    sys.path.insert(0, str(folder))
+from tensorrt_stubs.bindings import use_private_libraries
 
 
 def main(source: str, mode: str, target: str, broken: str = "") -> None:

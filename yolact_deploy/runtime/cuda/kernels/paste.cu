@@ -87,11 +87,10 @@ __device__ __forceinline__ int first_pixel_at(const Axis& axis, float position) 
 }
 
 // Pixels of the image that may be above 0.5 when only the span's prototype pixels are above 0: from half a prototype
-// pixel before the first to half of one behind the last, and to the edge where the last stands there.
+// pixel before the first to half of one behind the last, where the image ends if that is the prototype's last.
 __device__ __forceinline__ Span pixels_of(const Axis& axis, Span span) {
     if (span.start >= span.stop) return Span{0, 0};
-    const int start = first_pixel_at(axis, (float)span.start - 0.5f);
-    return Span{start, span.stop == axis.source ? axis.target : first_pixel_at(axis, (float)span.stop - 0.5f)};
+    return Span{first_pixel_at(axis, (float)span.start - 0.5f), first_pixel_at(axis, (float)span.stop - 0.5f)};
 }
 
 // -- paste_windows ----------------------------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ __device__ __forceinline__ int words_before(int words, int* sums, int* total) {
 }
 
 // boxes [N,D,4] (xyxy, normalised), num_detections [N], image_sizes [N,2] (H, W) -> windows [N,D,6], words_needed [N],
-// offsets [N,D+1]: where each detection's words begin, and how many there are of all, both at most `capacity`.
+// offsets [N,D+1]: where each detection's words begin, and how many of all words there is room for.
 // One block for each image.
 extern "C" __global__ void __launch_bounds__(THREADS)
     paste_windows(const float4* __restrict__ boxes, const int* __restrict__ num_detections,
@@ -167,7 +166,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int begin = saturated_sum(first, words_before(words, sums[page / THREADS % 2], &total));
         first = saturated_sum(first, total);
         if (slot >= detections) continue;
-        offsets[slot] = min(begin, capacity);
+        offsets[slot] = begin;
         window.first_word = words > 0 ? begin : 0;
         if (words > 0 && words > capacity - begin) window = Window{0, 0, -1, 0, 0, 0};
         windows[slot] = window;

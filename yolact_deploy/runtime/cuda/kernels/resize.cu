@@ -44,18 +44,17 @@ struct Tap {
     Weight near_weight, far_weight;
 };
 
-// `scale` is columns of the frame a column of the image; `length` columns are in the frame. Past its edges OpenCV repeats
-// the last column with the whole weight, but keeps the weights of rows, which differ after rounding.
-__device__ __forceinline__ Tap tap_at(int at, double scale, int length, bool is_column) {
+// `scale` is columns of the frame a column of the image; `length` columns are in the frame, and past its edges the last is
+// repeated.
+__device__ __forceinline__ Tap tap_at(int at, double scale, int length) {
     const double exact = (at + 0.5) * scale - 0.5;
 #if FLOAT_OUTPUT
     const double position = exact;
 #else
     const float position = (float)exact;
 #endif
-    int cell = (int)floor(position);
-    float share = (float)(position - cell);
-    if (is_column && (cell < 0 || cell >= length - 1)) share = 0.0f;
+    const int cell = (int)floor(position);
+    const float share = (float)(position - cell);
     Tap tap = {min(max(cell, 0), length - 1), min(max(cell + 1, 0), length - 1), 0, 0};
 #if FLOAT_OUTPUT
     tap.near_weight = 1.0f - share;
@@ -87,12 +86,12 @@ extern "C" __global__ void resize(const unsigned char* __restrict__ frame, int h
     const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
     for (int at = thread; at < TILE_WIDTH + TILE_HEIGHT; at += threads) {
         if (at < TILE_WIDTH) {
-            Tap tap = tap_at(left + at, column_scale, width, true);
+            Tap tap = tap_at(left + at, column_scale, width);
             tap.near *= 3;  // bytes from here on
             tap.far *= 3;
             columns[at] = tap;
         } else {
-            rows[at - TILE_WIDTH] = tap_at(top + at - TILE_WIDTH, row_scale, height, false);
+            rows[at - TILE_WIDTH] = tap_at(top + at - TILE_WIDTH, row_scale, height);
         }
     }
     __syncthreads();

@@ -1,0 +1,272 @@
+"""Augmentation as the original trains with: on image, boxes, masks and keypoints together.
+
+Photometric distortion, expansion with the mean colour, random crop, mirroring, resizing to S x S, small boxes dropped.
+The order of the steps is kept in what comes out, not in what is computed: distortion looks at one pixel at a time, so
+only the part that is shown is distorted, and the rest is one map (see `geometry`) under which masks are drawn last.
+
+Normalisation is not done here: images stay grey levels in BGR, and `batch.Normalizer` makes the trunk's input of a
+whole batch on the device.
+
+Legend: H x W image, S side of the network's input, n objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.data.geometry import View
+from yolact_deploy.training.data.masks import rasterise
+from yolact_deploy.training.data.table import Objects
+
+Image = NDArray[np.uint8]
+Target = dict[str, Any]
+
+_CROP_TRIALS = 50
+_VIEW_TRIALS = 20
+_CROP_ANY = 5  # of six options one keeps the whole image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is varied, and by how much; the defaults are the original's.
+
+    Source: SSD (arXiv:1512.02325), section 2.2, with the numbers of YOLACT.
+
+    Raises:
+        ConfigError: a value that makes no sense.
+    """
+
+    size: int = 550  #: S
+    brightness: float = 32.0  #: grey levels added or taken away at most
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: float = 18.0  #: degrees
+    expand: float = 4.0  #: the side of the canvas, in sides of the image, at most; 1 expands never
+    crop: bool = True
+    #: least IoU of a crop with the objects, of which one is chosen; the original draws one and then holds no crop to it
+    crop_overlaps: tuple[float, ...] = ()
+    mirror: bool = True
+    least_side: float = 4 / 550  #: shares of S; objects whose box has a smaller side are dropped
+    fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR colour around an expanded image
+    #: float32 images keep fractions and what distortion lifts out of 0..255, as in the original, at four times the size
+    dtype: str = "uint8"
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 32, "size", "32 or more", self.size)
+        _check(self.expand >= 1, "expand", "1 or more", self.expand)
+        _check(self.dtype in ("uint8", "float32"), "dtype", "uint8 or float32", self.dtype)
+        for name in ("contrast", "saturation"):
+            low, high = getattr(self, name)
+            _check(0 <= low <= high, name, "two factors, the lower first", (low, high))
+
+    @classmethod
+    def plain(cls, size: int, dtype: str = "uint8") -> Augmentation:
+        """Only resizing, as for inference; no object is dropped for its size."""
+        return cls(
+            size=size, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0, expand=1, crop=False, mirror=False,
+            least_side=0, dtype=dtype,
+        )  # fmt: skip
+
+    def __call__(self, image: Image, objects: Objects, rng: np.random.Generator) -> tuple[NDArray[Any], Target]:
+        """One variation of an image uint8 BGR [H, W, 3], drawn from ``rng``.
+
+        Returns:
+            the image [S, S, 3], BGR grey levels of ``dtype``, and its target (see :func:`make_target`)
+        """
+        colours = Colours.draw(self, rng)
+        view = self.draw_view(objects, rng)
+        part, local = view.cut(image)
+        coloured = colours.apply(part)
+        if self.dtype == "float32":
+            shown = local.image(coloured.astype(np.float32, copy=False), self.fill)
+        else:
+            shown = _to_grey_levels(local.image(coloured, self.fill))
+        kept = objects.select(self._kept(view, objects))
+        return np.ascontiguousarray(shown), make_target(kept, view)
+
+    def draw_view(self, objects: Objects, rng: np.random.Generator) -> View:
+        """Choose expansion, crop and mirroring so that an object remains, where there is one that is no crowd."""
+        for _ in range(_VIEW_TRIALS):
+            view = self._any_view(objects, rng)
+            if objects.iscrowd.all() or (self._kept(view, objects) & ~objects.iscrowd).any():
+                return view
+        return View.whole(objects.height, objects.width, self.size, self.size)
+
+    def _kept(self, view: View, objects: Objects) -> NDArray[np.bool_]:
+        """Objects whose centre is shown and whose box is not too small: bool [n]."""
+        boxes = view.boxes(objects.boxes)
+        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+        return view.holds_centre(objects.boxes) & (sides > 0) & (sides >= self.least_side * self.size)
+
+    def _any_view(self, objects: Objects, rng: np.random.Generator) -> View:
+        canvas = self._expanded(objects.height, objects.width, rng)
+        if self.crop:
+            canvas = self._cropped(canvas, objects, rng)
+        mirrored = self.mirror and rng.random() < 0.5
+        return replace(canvas, height=self.size, width=self.size, mirrored=bool(mirrored))
+
+    def _expanded(self, height: int, width: int, rng: np.random.Generator) -> View:
+        """The whole image, or a canvas on which it lies anywhere."""
+        if self.expand == 1 or rng.random() < 0.5:
+            return View.whole(height, width)
+        ratio = rng.uniform(1, self.expand)
+        left, top = int(rng.uniform(0, width * (ratio - 1))), int(rng.uniform(0, height * (ratio - 1)))
+        return View(-left, -top, int(width * ratio) - left, int(height * ratio) - top, height, width)
+
+    def _cropped(self, canvas: View, objects: Objects, rng: np.random.Generator) -> View:
+        """The whole canvas, or a part of it with the centre of an object that is no crowd, where there is one."""
+        while True:
+            option = int(rng.integers(_CROP_ANY + 1))
+            if option == 0:
+                return canvas
+            least = float(rng.choice(self.crop_overlaps)) if self.crop_overlaps else 0.0
+            for _ in range(_CROP_TRIALS):
+                window = _draw_window(canvas, rng)
+                if window is not None and _holds_an_object(window, objects, least):
+                    return window
+
+
+def _draw_window(canvas: View, rng: np.random.Generator) -> View | None:
+    """A window of 0.3 to 1 of either side, nowhere more than twice as long as wide; None where this draw has no such."""
+    width, height = canvas.right - canvas.left, canvas.bottom - canvas.top
+    w, h = rng.uniform(0.3 * width, width), rng.uniform(0.3 * height, height)
+    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    if not 0.5 <= h / w <= 2:
+        return None
+    x, y = canvas.left + int(left), canvas.top + int(top)
+    return replace(canvas, left=x, top=y, right=canvas.left + int(left + w), bottom=canvas.top + int(top + h))
+
+
+def _holds_an_object(window: View, objects: Objects, least: float) -> bool:
+    if objects.iscrowd.all():
+        return window.left < objects.width and window.top < objects.height and window.right > 0 and window.bottom > 0
+    held = window.holds_centre(objects.boxes) & ~objects.iscrowd
+    if not held.any() or not least:
+        return bool(held.any())
+    rect = np.array([window.left, window.top, window.right, window.bottom], np.float32)
+    sides = np.minimum(objects.boxes[:, 2:], rect[2:]) - np.maximum(objects.boxes[:, :2], rect[:2])
+    inside = sides.clip(0).prod(axis=1)
+    areas = (objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(axis=1)
+    union = areas + (rect[2:] - rect[:2]).prod() - inside
+    return bool((inside[held] / union[held]).max() >= least)
+
+
+# -- colours --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Colours:
+    """One draw of the photometric distortion: brightness, then contrast before or after saturation and hue."""
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    contrast_first: bool = True
+    saturation: float = 1.0
+    hue: float = 0.0
+
+    @classmethod
+    def draw(cls, settings: Augmentation, rng: np.random.Generator) -> Colours:
+        """Each of the four is left out half of the time."""
+        used = rng.random(5) < 0.5
+        return cls(
+            brightness=rng.uniform(-settings.brightness, settings.brightness) * used[0],
+            contrast=rng.uniform(*settings.contrast) if used[1] else 1.0,
+            contrast_first=bool(used[4]),
+            saturation=rng.uniform(*settings.saturation) if used[2] else 1.0,
+            hue=rng.uniform(-settings.hue, settings.hue) * used[3],
+        )
+
+    def apply(self, image: Image) -> NDArray[Any]:
+        """Distort an image uint8 BGR [h, w, 3]: float32 that may leave 0..255; the same array where nothing changes."""
+        if self == Colours(contrast_first=self.contrast_first) or 0 in image.shape:
+            return image
+        first = self.contrast if self.contrast_first else 1.0
+        last = 1.0 if self.contrast_first else self.contrast
+        # (x + brightness) * contrast in one pass
+        values = image.astype(np.float32)
+        values *= first
+        values += self.brightness * first
+        if self.hue:
+            values = self._through_hsv(values)
+        elif self.saturation != 1:
+            # In HSV, saturation stretches the distance of each channel to the largest, which stays.
+            value = values.max(axis=2, keepdims=True)
+            values -= value
+            values *= self.saturation
+            values += value
+        if last != 1:
+            values *= last
+        return values
+
+    def _through_hsv(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        hsv: Any = cv2.cvtColor(values, cv2.COLOR_BGR2HSV)
+        if self.saturation != 1:
+            hsv[..., 1] *= self.saturation
+        hue = hsv[..., 0]
+        hue += self.hue
+        hue[hue > 360] -= 360
+        hue[hue < 0] += 360
+        back: Any = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
+        return back  # type: ignore[no-any-return]
+
+
+def _to_grey_levels(image: NDArray[Any]) -> Image:
+    """Round and clip to 0..255, in one pass."""
+    if image.dtype == np.uint8:
+        return image
+    levels: Any = cv2.add(image, np.zeros(4), dtype=cv2.CV_8U)
+    return levels  # type: ignore[no-any-return]
+
+
+# -- targets --------------------------------------------------------------------------------------------------------
+
+
+def make_target(objects: Objects, view: View) -> Target:
+    """What a loss is told about the objects as they are shown; those of whose mask nothing is seen are left out.
+
+    Returns:
+        ``boxes`` float32 [n, 4] xyxy in shown pixels, ``labels`` int64 [n] (0-based), ``masks`` uint8 [n, h, w],
+        ``area`` float32 [n] in shown pixels, ``iscrowd`` bool [n] (crowds last), ``width`` and ``height``, and
+        ``keypoints`` float32 [n, K, 3] where the set has them
+    """
+    masks = rasterise(objects, view)
+    seen = masks.reshape(len(masks), view.height * view.width).any(axis=1)
+    if not seen.all():
+        objects, masks = objects.select(seen), masks[seen]
+    target = {
+        "boxes": torch.from_numpy(view.boxes(objects.boxes)),
+        "labels": torch.from_numpy(objects.labels),
+        "masks": torch.from_numpy(masks),
+        "area": torch.from_numpy(objects.area * np.float32(view.area_scale)),
+        "iscrowd": torch.from_numpy(objects.iscrowd.copy()),
+        "width": view.width,
+        "height": view.height,
+    }
+    if objects.keypoints is not None:
+        target["keypoints"] = torch.from_numpy(_shown_keypoints(objects.keypoints, objects.keypoint_mirror, view))
+    return target
+
+
+def _shown_keypoints(keypoints: NDArray[np.float32], mirror: tuple[int, ...], view: View) -> NDArray[np.float32]:
+    """Keypoints [n, K, 3] as shown; those beyond the window count as not annotated.
+
+    Args:
+        mirror: which keypoint each becomes in a mirror, [K]
+    """
+    shown = keypoints.copy()
+    shown[..., :2] = view.points(keypoints[..., :2])
+    beyond = ((shown[..., :2] < 0) | (shown[..., :2] > (view.width, view.height))).any(axis=-1)
+    shown[beyond | (keypoints[..., 2] == 0)] = 0
+    return shown[:, list(mirror)] if view.mirrored else shown
+
+
+def _check(ok: bool, field: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"augmentation, {field}: expected {expected}, got {got!r}")

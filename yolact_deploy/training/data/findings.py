@@ -1,0 +1,108 @@
+"""What can be wrong with a set, how bad each is, and its cure; and the record of what was found.
+
+An error makes training refuse the set; of a warning, the record concerned is left out or put right, as it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from yolact_deploy.errors import DatasetError
+
+_MOST_EXAMPLES = 5
+_MOST_TOLD = 6
+
+#: kind -> (is an error, cure)
+KINDS: dict[str, tuple[bool, str]] = {
+    "no images": (True, "give an annotation file that lists some"),
+    "no objects": (True, "give annotations of objects (iscrowd 0) that have a mask"),
+    "malformed image record": (True, "give each image a whole number id, a file_name, and its height and width"),
+    "duplicate image id": (True, "remove one record of each, or merge the sets again with new ids"),
+    "missing image": (True, "complete the folder, correct 'images', or remove the records"),
+    "unreadable image": (True, "replace the file, or remove its record and annotations"),
+    "image of another size": (True, "correct height and width in the record; turn pictures upright before annotating"),
+    "malformed annotation": (True, "give each id, image_id, category_id, bbox, area and segmentation"),
+    "duplicate annotation id": (True, "number the annotations anew"),
+    "annotation of an unknown image": (True, "correct image_id, or remove the annotation"),
+    "unknown category id": (True, "add the class to the names of the dataset, correct the id, or remove the annotation"),
+    "impossible box": (True, "a box is [x, y, width, height]: four finite numbers, the last two not negative"),
+    "empty mask": (True, "draw a polygon of three points or more, or remove the annotation"),
+    "malformed mask": (True, "a mask is a list of polygons [x, y, x, y, ...], or run lengths of the image's size"),
+    "box without area": (False, "left out in training; draw it anew or remove the annotation"),
+    "box outside its image": (False, "left out in training; are its numbers x, y, width, height in pixels?"),
+    "box partly outside its image": (False, "cut at the border; are its numbers x, y, width, height in pixels?"),
+    "mask without area": (False, "left out in training; draw it anew or remove the annotation"),
+    "polygon of fewer than three points": (False, "that part of the mask is left out; draw it anew"),
+    "mask far from its box": (False, "both are used as they are; compute the box from the mask again"),
+    "duplicate annotation": (False, "both are used; remove one"),
+    "duplicate image file": (False, "both are used; merge their annotations into one record"),
+    "image without objects": (False, "used as background, unless left out; annotate it if there is something in it"),
+    "class without objects": (False, "it will not be learnt; annotate some, or take it off the names"),
+    "image in several splits": (False, "the score of val says less then; take them out of one"),
+}
+
+
+@dataclass
+class Problem:
+    """One kind of trouble: how often, and the first examples."""
+
+    kind: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def is_error(self) -> bool:
+        return KINDS[self.kind][0]
+
+    @property
+    def fix(self) -> str:
+        return KINDS[self.kind][1]
+
+    def to_json(self) -> dict[str, Any]:
+        severity = "error" if self.is_error else "warning"
+        return {"kind": self.kind, "severity": severity, "count": self.count, "examples": self.examples,
+                "fix": self.fix}  # fmt: skip
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        examples = f" ({'; '.join(self.examples)}{more})" if self.examples else ""
+        return f"{self.count} x {self.kind}{examples}: {self.fix}"
+
+
+class Findings:
+    """The problems of one file, errors first."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, Problem] = {}
+
+    def add(self, kind: str, example: str = "", count: int = 1) -> None:
+        """Count one more problem of a kind of :data:`KINDS`."""
+        assert kind in KINDS, kind
+        problem = self._problems.setdefault(kind, Problem(kind))
+        problem.count += count
+        if example and len(problem.examples) < _MOST_EXAMPLES:
+            problem.examples.append(example)
+
+    @property
+    def problems(self) -> list[Problem]:
+        order = list(KINDS)
+        return sorted(self._problems.values(), key=lambda problem: order.index(problem.kind))
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.is_error]
+
+    def raise_errors(self, source: object) -> None:
+        """Raises :class:`DatasetError` with the list of what is wrong with ``source``, where something is."""
+        refuse(source, self.errors)
+
+
+def refuse(source: object, errors: Sequence[Problem]) -> None:
+    """Raises :class:`DatasetError` that lists ``errors``; nothing where there are none."""
+    if not errors:
+        return
+    told = ". ".join(f"({i}) {problem}" for i, problem in enumerate(errors[:_MOST_TOLD], 1))
+    more = f", and {len(errors) - _MOST_TOLD} more kinds" if len(errors) > _MOST_TOLD else ""
+    raise DatasetError(f"{source} cannot be trained on: {told}{more}. 'yolact-deploy data check' lists all")

@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test lint gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       export a small model, run it on each engine of this machine, print the table"
 	@echo "make test       linters, type checks and all tests"
 	@echo "make lint       linters and type checks only"
+	@echo "make gpu-check  on a machine with an NVIDIA GPU: check and measure everything, into $(DEMO)/gpu.json"
 	@echo "make setup      the virtual environment only ($(VENV))"
 	@echo "make clean      remove caches and build products"
 	@echo "make distclean  and the virtual environment too"
@@ -32,6 +33,9 @@ demo: $(DEMO)/weights.pth
 $(DEMO)/weights.pth: $(STAMP) tests/deterministic.py
 	@mkdir -p $(DEMO)
 	@PYTHONPATH=tests:tests/golden $(BIN)/python -c "import deterministic; deterministic.write_checkpoint('$@', 'yolact_resnet50')"
+
+gpu-check: $(DEMO)/weights.pth
+	@$(BIN)/python -m yolact_deploy.benchmarks.gpu_check --weights $< --work $(DEMO)/gpu -o $(DEMO)/gpu.json
 
 test: lint
 	@$(BIN)/python -m pytest

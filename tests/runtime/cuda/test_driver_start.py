@@ -49,7 +49,7 @@ def test_no_driver() -> None:
 def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     monkeypatch.setattr(calls, "_bindings", None)
-    with pytest.raises(MissingDependencyError, match=r"using the GPU needs.*'cuda'.*yolact-deploy\[tensorrt\]"):
+    with pytest.raises(MissingDependencyError, match=r"Using the GPU needs.*'cuda'.*yolact-deploy\[cuda\]"):
         Device.open()
 
 

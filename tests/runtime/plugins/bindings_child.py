@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +20,6 @@ import fake_cuda
 import numpy as np
 from cuda_emu import emulate
 from tensorrt_stubs import bindings
-from tensorrt_stubs.bindings import use_private_libraries
 
 BATCHES = (1, 3, 7)
 
@@ -118,8 +115,6 @@ class Called:
 
 
 def main(version: str, kind: str, path: str) -> None:
-    if version == "rtx":
-        use_private_libraries(Path(tempfile.mkdtemp(dir=Path(path).parent)))
     trt = bindings.load(version)
     registry = Registry()
     trt.get_plugin_registry = lambda: registry

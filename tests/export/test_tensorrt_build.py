@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from yolact_deploy.export.engine_cache import EngineCache  # noqa: E402
 from yolact_deploy.export.tensorrt import BuildOptions, available_flavour, build_engine, import_tensorrt  # noqa: E402
 from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx  # noqa: E402
 
+TESTS = Path(__file__).resolve().parents[1]
 Export = Callable[..., Path]
 SMALL = 138
 
@@ -168,13 +170,38 @@ def test_rtx_keeps_the_functions(export: Export, tmp_path: Path, mode: str) -> N
 
 @needs_rtx
 def test_plugins_on_rtx_for_those_who_ask(export: Export, tmp_path: Path) -> None:
-    source = export(EDGE, SMALL, precision="fp16", batch=(1, 2, 4))
-    report = build_engine(source, tmp_path / "m.trt", flavour="rtx", options=BuildOptions(plugin="v3"))
-    assert report.plugin == "v3"
-    check_engine(report.path, source, plugin="v3")
-    data = report.path.read_bytes()
+    """In a process that finds RTX's library under the name that its package lacks, without which the parser dies."""
+    source, target = export(EDGE, SMALL, precision="fp16", batch=(1, 2, 4)), tmp_path / "m.trt"
+    code = f"""
+import os, sys
+sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+from pathlib import Path
+from tensorrt_stubs.bindings import use_private_libraries
+use_private_libraries(Path({str(tmp_path)!r}))
+from yolact_deploy.export.tensorrt import BuildOptions, build_engine
+report = build_engine({str(source)!r}, {str(target)!r}, flavour="rtx", options=BuildOptions(plugin="v3"))
+print(report.plugin, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "v3\n", done.stderr
+    check_engine(target, source, plugin="v3")
+    data = target.read_bytes()
     assert b"FastNMS" in data
     assert b"MaskAssembly" in data
+
+
+@needs_rtx
+def test_plugins_on_rtx_say_what_they_need(export: Export, tmp_path: Path) -> None:
+    import tensorrt_rtx_libs
+
+    if (Path(tensorrt_rtx_libs.__file__).parent / "libtensorrt_rtx.so").exists():
+        pytest.skip("somebody made the link")
+    with pytest.raises(BackendError, match=r"--plugin off, or, to try them, make it: ln -s libtensorrt_rtx.so.1 /"):
+        build_engine(
+            export(EDGE, SMALL, precision="fp16"), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(plugin="v3")
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 @needs_rtx

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -237,9 +238,15 @@ def test_each_source_is_loaded_once(device: Device, library: KernelLibrary, fake
 
 
 def test_threads_that_bind_the_same_plan_load_it_once(
-    device: Device, library: KernelLibrary, fake_cuda: fake.Control
+    device: Device, library: KernelLibrary, fake_cuda: fake.Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, failed = resize_plan(library), []
+    plan, failed, compile_source = resize_plan(library), [], nvrtc.compile_source
+
+    def compile_slowly(*arguments: Any) -> bytes:
+        time.sleep(0.05)
+        return compile_source(*arguments)
+
+    monkeypatch.setattr(nvrtc, "compile_source", compile_slowly)
     fake_cuda.reset_calls()
 
     def bind() -> None:
@@ -325,6 +332,7 @@ def test_a_launch_that_fails_names_its_kernel(device: Device, library: KernelLib
 def test_too_little_memory_for_scratch(device: Device, library: KernelLibrary) -> None:
     (launch,) = resize_plan(library).launches
     plan = Plan((launch,), {"one": 2**20, "two": 2**30}, 0, 0)
-    with pytest.raises(CudaError, match=r"out of memory.*1\.0 GiB were asked for, for between"):
+    with pytest.raises(CudaError, match=r"out of memory.*1\.0 GiB were asked for, for between") as caught:
         library.bind(plan, {"frame": 256, "images": 512}, "between")
+    assert caught.traceback  # whoever holds the error holds no memory
     assert device.usage() == {}

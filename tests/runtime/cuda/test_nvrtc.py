@@ -215,9 +215,7 @@ def test_a_gpu_older_than_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    with pytest.raises(
-        MissingDependencyError, match=r"Compiling CUDA kernels.*pip install 'yolact-deploy\[tensorrt\]'"
-    ):
+    with pytest.raises(MissingDependencyError, match=r"Compiling CUDA kernels.*pip install 'yolact-deploy\[cuda\]'"):
         tiny()
 
 

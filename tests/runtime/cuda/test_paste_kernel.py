@@ -192,6 +192,15 @@ def test_nan_inside_a_mask() -> None:
     np.testing.assert_array_equal(paste_image(masks, boxes, (50, 61)).full(), expected(masks, boxes, (50, 61)))
 
 
+@pytest.mark.parametrize("width", [121, 291, 346, 566])
+def test_pixels_on_prototype_pixels(width: int) -> None:
+    """At these sizes rounding shows where a cell begins: what is NaN in the cell before must not reach into it."""
+    masks = np.ones((138, 2, 138), np.float32)
+    masks[np.arange(138), :, np.arange(138)] = np.nan
+    boxes = np.tile(np.array([[0, 0, 1, 1]], np.float32), (138, 1))
+    np.testing.assert_array_equal(paste_image(masks, boxes, (3, width)).full(), expected(masks, boxes, (3, width)))
+
+
 # -- boxes ------------------------------------------------------------------------------------------------------------
 
 BOXES = {

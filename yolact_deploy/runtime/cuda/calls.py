@@ -108,8 +108,8 @@ def _start() -> Any:
     except RuntimeError as reason:
         # The import works without a driver; the library is looked for at the first call.
         raise BackendError(
-            f"no NVIDIA driver here ({LIBRARY} cannot be loaded): use a machine with an NVIDIA GPU and its driver; in a "
-            "container, start it with --gpus all (Jetson: --runtime nvidia)"
+            f"no NVIDIA driver here ({LIBRARY} cannot be loaded): use a machine with an NVIDIA GPU and its driver; in "
+            "a container, start it with --gpus all (Jetson: --runtime nvidia)"
         ) from reason
     if error:
         raise failure("cuInit", error, bindings=bindings)

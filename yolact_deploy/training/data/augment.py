@@ -80,16 +80,22 @@ class Augmentation:
         Returns:
             the image [S, S, 3], BGR grey levels of ``dtype``, and its target (see :func:`make_target`)
         """
-        colours = Colours.draw(self, rng)
-        view = self.draw_view(objects, rng)
+        colours, view = Colours.draw(self, rng), self.draw_view(objects, rng)
+        return self.show(image, colours, view), self.target(objects, view)
+
+    def show(self, image: Image, colours: Colours, view: View) -> NDArray[Any]:
+        """The picture of a draw, [S, S, 3]."""
         part, local = view.cut(image)
-        coloured = colours.apply(part)
+        coloured: NDArray[Any] = colours.apply(part)
         if self.dtype == "float32":
             shown = local.image(coloured.astype(np.float32, copy=False), self.fill)
         else:
             shown = _to_grey_levels(local.image(coloured, self.fill))
-        kept = objects.select(self._kept(view, objects))
-        return np.ascontiguousarray(shown), make_target(kept, view)
+        return np.ascontiguousarray(shown)
+
+    def target(self, objects: Objects, view: View) -> Target:
+        """The target of a draw."""
+        return make_target(objects.select(self._kept(view, objects)), view)
 
     def draw_view(self, objects: Objects, rng: np.random.Generator) -> View:
         """Choose expansion, crop and mirroring so that an object remains, where there is one that is no crowd."""
@@ -103,7 +109,8 @@ class Augmentation:
         """Objects whose centre is shown and whose box is not too small: bool [n]."""
         boxes = view.boxes(objects.boxes)
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
-        return view.holds_centre(objects.boxes) & (sides > 0) & (sides >= self.least_side * self.size)
+        large = np.asarray((sides > 0) & (sides >= self.least_side * self.size))
+        return np.asarray(view.holds_centre(objects.boxes) & large)
 
     def _any_view(self, objects: Objects, rng: np.random.Generator) -> View:
         canvas = self._expanded(objects.height, objects.width, rng)
@@ -134,7 +141,7 @@ class Augmentation:
 
 
 def _draw_window(canvas: View, rng: np.random.Generator) -> View | None:
-    """A window of 0.3 to 1 of either side, nowhere more than twice as long as wide; None where this draw has no such."""
+    """A window of 0.3 to 1 of either side, up to twice as long as wide; None where this draw has no such."""
     width, height = canvas.right - canvas.left, canvas.bottom - canvas.top
     w, h = rng.uniform(0.3 * width, width), rng.uniform(0.3 * height, height)
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
@@ -196,11 +203,7 @@ class Colours:
         if self.hue:
             values = self._through_hsv(values)
         elif self.saturation != 1:
-            # In HSV, saturation stretches the distance of each channel to the largest, which stays.
-            value = values.max(axis=2, keepdims=True)
-            values -= value
-            values *= self.saturation
-            values += value
+            values = _saturate(values, self.saturation)
         if last != 1:
             values *= last
         return values
@@ -215,6 +218,14 @@ class Colours:
         hue[hue < 0] += 360
         back: Any = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
         return back  # type: ignore[no-any-return]
+
+
+def _saturate(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
+    """Scale the saturation of HSV, without going there: each channel's distance to the largest, which stays."""
+    channels = cv2.split(values)
+    largest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
+    merged: Any = cv2.merge([cv2.addWeighted(channel, factor, largest, 1 - factor, 0) for channel in channels])
+    return merged  # type: ignore[no-any-return]
 
 
 def _to_grey_levels(image: NDArray[Any]) -> Image:
@@ -237,7 +248,7 @@ def make_target(objects: Objects, view: View) -> Target:
         ``keypoints`` float32 [n, K, 3] where the set has them
     """
     masks = rasterise(objects, view)
-    seen = masks.reshape(len(masks), view.height * view.width).any(axis=1)
+    seen = np.asarray(masks.reshape(len(masks), view.height * view.width).any(axis=1))
     if not seen.all():
         objects, masks = objects.select(seen), masks[seen]
     target = {
@@ -264,7 +275,7 @@ def _shown_keypoints(keypoints: NDArray[np.float32], mirror: tuple[int, ...], vi
     shown[..., :2] = view.points(keypoints[..., :2])
     beyond = ((shown[..., :2] < 0) | (shown[..., :2] > (view.width, view.height))).any(axis=-1)
     shown[beyond | (keypoints[..., 2] == 0)] = 0
-    return shown[:, list(mirror)] if view.mirrored else shown
+    return np.ascontiguousarray(shown[:, list(mirror)]) if view.mirrored else shown
 
 
 def _check(ok: bool, field: str, expected: str, got: object) -> None:

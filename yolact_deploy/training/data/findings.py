@@ -26,7 +26,10 @@ KINDS: dict[str, tuple[bool, str]] = {
     "malformed annotation": (True, "give each id, image_id, category_id, bbox, area and segmentation"),
     "duplicate annotation id": (True, "number the annotations anew"),
     "annotation of an unknown image": (True, "correct image_id, or remove the annotation"),
-    "unknown category id": (True, "add the class to the names of the dataset, correct the id, or remove the annotation"),
+    "unknown category id": (
+        True,
+        "add the class to the names of the dataset, correct the id, or remove the annotation",
+    ),
     "impossible box": (True, "a box is [x, y, width, height]: four finite numbers, the last two not negative"),
     "empty mask": (True, "draw a polygon of three points or more, or remove the annotation"),
     "malformed mask": (True, "a mask is a list of polygons [x, y, x, y, ...], or run lengths of the image's size"),

@@ -8,14 +8,14 @@ Legend: H x W the image, h x w what is shown, n boxes. Pixel i of an axis covers
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
-Pixels = TypeVar("Pixels", bound=NDArray[Any])
+Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class View:
         margin = 0 if self._within(height, width) else 1  # what an interpolation between two pixels needs
         x0, y0 = max(self.left - margin, 0), max(self.top - margin, 0)
         x1, y1 = min(self.right + margin, width), min(self.bottom + margin, height)
-        part: Any = image[y0 : max(y1, y0), x0 : max(x1, x0)]
+        part = image[y0 : max(y1, y0), x0 : max(x1, x0)]
         return part, self.of_part(x0, y0)
 
     def of_part(self, x: int, y: int) -> View:
@@ -84,17 +84,17 @@ class View:
         if not self._within(*image.shape[:2]):
             return self.warp(image, (0, 0, self.width, self.height), fill)
         window = image[self.top : self.bottom, self.left : self.right]
-        shown: Any = cv2.resize(window, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
+        shown = cv2.resize(window, (self.width, self.height), interpolation=cv2.INTER_LINEAR)
         return shown[:, ::-1] if self.mirrored else shown
 
     def warp(self, image: Pixels, window: tuple[int, int, int, int], fill: tuple[float, ...] = (0.0,)) -> Pixels:
         """Of what is shown of an image [H, W, ...] the window x0, y0, x1, y1; interpolates with ``fill`` beyond it."""
         x0, y0, x1, y1 = window
         if 0 in image.shape:
-            return np.full((y1 - y0, x1 - x0, *image.shape[2:]), fill, image.dtype)  # type: ignore[return-value]
+            return np.full((y1 - y0, x1 - x0, *image.shape[2:]), fill, image.dtype)
         back = self._back()
         back[:, 2] += back[:, :2] @ (x0, y0)
-        shown: Any = cv2.warpAffine(
+        return cv2.warpAffine(
             image,
             back,
             (x1 - x0, y1 - y0),
@@ -102,7 +102,6 @@ class View:
             borderMode=cv2.BORDER_CONSTANT,
             borderValue=fill,
         )
-        return shown
 
     def _within(self, height: int, width: int) -> bool:
         return self.left >= 0 and self.top >= 0 and self.right <= width and self.bottom <= height

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class _Scanner:
         if not any(value):
             self.findings.add("empty mask", name)
             return None
-        if not all(_is_number(v) for ring in value for v in ring) or any(len(ring) % 2 for ring in value):
+        if not all(map(_is_ring, value)):
             self.findings.add("malformed mask", name)
             return None
         rings = [ring for ring in value if len(ring) >= 6]
@@ -202,15 +203,22 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_ring(ring: list[Any]) -> bool:
+    """True for finite numbers, x and y in turn."""
+    values = np.array(ring) if not any(isinstance(v, (list, dict)) for v in ring) else np.array("")
+    return values.dtype.kind in "iuf" and len(ring) % 2 == 0 and bool(np.isfinite(values).all())
+
+
 def _polygon_area(ring: Sequence[float]) -> float:
-    xs, ys = ring[::2], ring[1::2]
-    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+    x, y = np.array(ring, np.float64).reshape(-1, 2).T
+    return abs(float(np.dot(np.roll(x, 1), y) - np.dot(x, np.roll(y, 1)))) / 2
 
 
 def _apart(rings: Rings, box: Sequence[float]) -> bool:
     """Whether the polygons leave the box by more than the slack."""
-    xs, ys = [v for ring in rings for v in ring[::2]], [v for ring in rings for v in ring[1::2]]
-    return min(xs) < box[0] - _SLACK or min(ys) < box[1] - _SLACK or max(xs) > box[2] + _SLACK or max(ys) > box[3] + _SLACK
+    points = np.array(list(chain.from_iterable(rings))).reshape(-1, 2)
+    low, high = points.min(axis=0) + _SLACK, points.max(axis=0) - _SLACK
+    return bool((low < box[:2]).any() or (high > box[2:]).any())
 
 
 def _run_lengths(counts: Any) -> NDArray[np.int64] | None:
@@ -229,15 +237,15 @@ def _run_lengths(counts: Any) -> NDArray[np.int64] | None:
         return None
     values = np.add.reduceat((codes & 0x1F) << (5 * place), first)
     values -= np.where(codes[last] & 0x10, 1 << (5 * (last - first + 1)), 0)
-    for i in range(3, len(values)):  # from the third on, differences to the last but one
-        values[i] += values[i - 2]
+    for turn in (1, 2):  # from the fourth on, differences to the last but one
+        values[turn::2] = np.cumsum(values[turn::2])
     return values
 
 
 def _keypoint_mirror(categories: Sequence[Any]) -> tuple[int, ...]:
     """Which keypoint each becomes in a mirror, by names with left and right; of the category that has most."""
     lists = [c["keypoints"] for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list)]
-    names = max(lists, key=len, default=[])
+    names: list[Any] = max(lists, key=len, default=[])
     swap = {"left": "right", "right": "left"}
     other = ["_".join(swap.get(part, part) for part in str(name).split("_")) for name in names]
     return tuple(names.index(name) if name in names else i for i, name in enumerate(other))

@@ -69,12 +69,11 @@ __device__ __forceinline__ Axis axis_of(int source, int target) {
     return axis;
 }
 
-// Where a pixel of the image lies among the prototype pixels. It never falls from one pixel to the next.
+// Where a pixel of the image lies among the prototype pixels: at 0 or behind, before the last one's end, and never before
+// the pixel ahead of it. The cell is its integer.
 __device__ __forceinline__ float position_of(const Axis& axis, int pixel) {
     return fmaxf(__fsub_rn(__fmul_rn(__fadd_rn((float)pixel, 0.5f), axis.scale), 0.5f), 0.0f);
 }
-
-__device__ __forceinline__ int cell_at(const Axis& axis, float position) { return min((int)position, axis.source - 1); }
 
 // The first pixel of the image at a position or behind it; `target` if there is none.
 __device__ __forceinline__ int first_pixel_at(const Axis& axis, float position) {
@@ -207,7 +206,7 @@ __device__ __forceinline__ unsigned row_bits(const Mask* upper, const Mask* lowe
                                              const Axis& across, int first, int last) {
     unsigned bits = 0;
     for (int x = first, next; x < last; x = next) {  // a cell between prototype pixels at a time
-        const int cell = cell_at(across, position_of(across, x));
+        const int cell = (int)position_of(across, x);
         const int right = min(cell + 1, across.source - 1);
         next = min(first_pixel_at(across, (float)(cell + 1)), last);
         const float a = value_at(upper, columns, cell), b = value_at(upper, columns, right);
@@ -255,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const Span columns = padded_span(box.x, box.z, mask_width, padding);
         const Span rows = padded_span(box.y, box.w, mask_height, padding);
         const float position = position_of(down, window.y + row);
-        const int cell = cell_at(down, position), below = min(cell + 1, mask_height - 1);
+        const int cell = (int)position, below = min(cell + 1, mask_height - 1);
         const Mask* mask = masks + (size_t)slot * mask_height * mask_width;
         const unsigned found = row_bits(rows.start <= cell && cell < rows.stop ? mask + cell * mask_width : nullptr,
                                         rows.start <= below && below < rows.stop ? mask + below * mask_width : nullptr,

@@ -1,0 +1,123 @@
+"""Check a dataset before training on it, or generate one of shapes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.training.data.check import DataReport
+
+HELP = "check a dataset, or generate one"
+
+_EPILOG = """\
+examples:
+  yolact-deploy data check my.yaml --deep
+  yolact-deploy data check coco/ --json
+  yolact-deploy data shapes -o shapes --train 4000 --val 500
+
+A dataset file:
+  names: [cat, dog]
+  train: {annotations: train.json, images: images}
+  val: {annotations: val.json, images: images}
+
+'check' ends with 2 where something makes training impossible; 'train' refuses the same."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EPILOG
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = commands.add_parser("check", help="report what is wrong with a dataset, with a fix for each")
+    check.add_argument("data", metavar="DATA", help="dataset file (YAML) or COCO folder")
+    check.add_argument("--deep", action="store_true", help="read every picture")
+    shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations and a dataset file")
+    shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to make")
+    shapes.add_argument("--train", type=int, default=2000, metavar="N", help="training images (2000)")
+    shapes.add_argument("--val", type=int, default=500, metavar="N", help="images held out (500)")
+    shapes.add_argument("--size", default="320x240", metavar="WxH", help="in pixels, or one number for both (320x240)")
+    shapes.add_argument("--seed", type=int, default=0, help="another seed makes other images (0)")
+    for command in (check, shapes):
+        for flag in ("--debug", "--quiet", "--json"):  # also after the action
+            command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    return _check(args) if args.action == "check" else _shapes(args)
+
+
+# -- check ----------------------------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    from yolact_deploy.console import print_json, progress
+    from yolact_deploy.errors import import_optional
+
+    for module in ("torch", "pycocotools"):
+        import_optional(module, "train", "Reading a dataset")
+    from yolact_deploy.training.data import check_dataset, open_dataset
+
+    report = check_dataset(
+        open_dataset(args.data),
+        deep=args.deep,
+        progress=lambda items, what, total: progress(items, what, total, quiet=args.quiet),
+    )
+    if args.json:
+        print_json(report.to_json())
+    else:
+        _print_report(report)
+    report.raise_errors()
+    return 0
+
+
+def _print_report(report: DataReport) -> None:
+    from yolact_deploy.console import print_table
+
+    rows = [(s.split.name, s.images, s.objects, s.crowds, len(s.objects_of_class)) for s in report.splits]
+    print_table(["split", "images", "objects", "crowds", "classes"], rows, title=str(report.path))
+    problems = [
+        (split.split.name, "error" if p.is_error else "warning", p.count, p.kind, "; ".join(p.examples[:2]), p.fix)
+        for split in report.splits
+        for p in split.problems
+    ]
+    if problems:
+        print_table(["split", "", "count", "problem", "such as", "fix"], problems)
+    elif report.deep:
+        print("nothing wrong")
+    else:
+        print("nothing wrong in the annotations; --deep reads every picture, too")
+
+
+# -- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _shapes(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from yolact_deploy.console import print_json, progress
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.training.data.shapes import write_shapes
+
+    if args.train < 1 or args.val < 1:
+        raise InputError(f"expected one image or more in each split, got --train {args.train} --val {args.val}")
+    width, height = _size(args.size)
+    folder = Path(args.output)
+    counts = {"train": args.train, "val": args.val}
+    images = write_shapes(folder, counts, seed=args.seed, height=height, width=width)
+    for _ in progress(images, "shapes", sum(counts.values()), quiet=args.quiet):
+        pass
+    description = folder / "shapes.yaml"
+    if args.json:
+        print_json({"dataset": str(description), **counts, "seed": args.seed, "width": width, "height": height})
+    else:
+        print(description)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height of "320x240" or "256"."""
+    from yolact_deploy.errors import InputError
+
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        raise InputError(f"--size: expected WxH such as 320x240, or one number, got {text!r}")
+    return int(parts[0]), int(parts[-1])

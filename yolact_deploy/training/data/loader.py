@@ -1,0 +1,168 @@
+"""Which images make each batch, and the workers that prepare them.
+
+Everything random follows from the seed, the epoch and the number of the image, whatever worker does it and whenever.
+So a run that goes on at batch ``start`` gets the batches that it would have got undisturbed, and each of several
+processes its part of the batches that one process would have got.
+
+Legend: B images of a process in each batch, S side of the network's input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.data.augment import Augmentation, Target
+from yolact_deploy.training.data.batch import Batch, collate
+from yolact_deploy.training.data.coco import CocoDataset
+
+Key = tuple[int, int]  # epoch, index of the image in the set
+
+
+class BatchSampler(Sampler[list[Key]]):
+    """The (epoch, index) of the images of batches ``start`` to ``stop``, of one process.
+
+    Each epoch is shuffled anew; images that do not fill a batch of all processes are left out of it. A set smaller
+    than one batch is repeated to fill it.
+
+    Args:
+        length: images of the set
+        batch_size: B
+        start: first batch, counted from the beginning of the training, over all epochs
+        stop: batch before which to end; None for never
+        rank, world_size: which of how many processes; together they take ``B * world_size`` images in a row
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        stop: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world_size:
+            raise ConfigError(
+                f"expected images, a batch size of 1 or more, a start of 0 or more and a rank below {world_size}, "
+                f"got {length} images, batch size {batch_size}, start {start}, rank {rank}"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.stop, self.rank, self.world_size = start, stop, rank, world_size
+        self.shuffle = shuffle
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return max(1, self.length // (self.batch_size * self.world_size))
+
+    def __len__(self) -> int:
+        """Batches to come; raises TypeError where there is no end."""
+        if self.stop is None:
+            raise TypeError("batches without end: give stop")
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        step, order, order_epoch = self.start, np.zeros(0, np.int64), -1
+        while self.stop is None or step < self.stop:
+            epoch, place = divmod(step, self.batches_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self.order(epoch), epoch
+            first = (place * self.world_size + self.rank) * self.batch_size
+            yield [(epoch, int(order[i % self.length])) for i in range(first, first + self.batch_size)]
+            step += 1
+
+    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The images of an epoch in their order, int64 [length]."""
+        if not self.shuffle:
+            return np.arange(self.length)
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
+class AugmentedImages(Dataset[tuple[Any, Target]]):
+    """The images of a set as they are trained on: ``images[epoch, index]``."""
+
+    def __init__(self, dataset: CocoDataset, augmentation: Augmentation, seed: int = 0) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> tuple[Any, Target]:
+        """The image [S, S, 3] and its target; the same for the same key, in any process."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, epoch, index])
+        image, target = self.augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
+        return image, {**target, "image_id": self.dataset.record(index).image_id}
+
+
+def training_loader(
+    dataset: CocoDataset,
+    augmentation: Augmentation,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    start: int = 0,
+    stop: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int | None = None,
+    prefetch: int = 4,
+) -> DataLoader[Batch]:
+    """Batches ``start`` to ``stop`` of the training, over all epochs (see :class:`BatchSampler`).
+
+    A run that resumes after k steps makes a loader with ``start=k``. Nothing is drawn from torch's own generator.
+
+    Args:
+        batch_size: images for this process
+        workers: processes that prepare batches; by default one for each CPU core, at most 16; 0 for none
+        prefetch: batches that each worker prepares ahead
+    """
+    sampler = BatchSampler(
+        len(dataset), batch_size, seed=seed, start=start, stop=stop, rank=rank, world_size=world_size
+    )
+    return _loader(AugmentedImages(dataset, augmentation, seed), sampler, workers, prefetch)
+
+
+def plain_loader(
+    dataset: CocoDataset, size: int, batch_size: int, *, workers: int | None = None, prefetch: int = 4
+) -> DataLoader[Batch]:
+    """All images once and in their order, only resized to S x S; what does not fill a batch comes last."""
+    images = AugmentedImages(dataset, Augmentation.plain(size))
+    keys = [(0, i) for i in range(len(dataset))]
+    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    return _loader(images, batches, workers, prefetch)
+
+
+def default_workers() -> int:
+    """One for each CPU core that this process may use, at most 16."""
+    return min(len(os.sched_getaffinity(0)), 16)
+
+
+def _loader(images: AugmentedImages, batches: Any, workers: int | None, prefetch: int) -> DataLoader[Batch]:
+    count = default_workers() if workers is None else workers
+    return DataLoader(
+        images,  # type: ignore[arg-type]  # collate makes a Batch of the samples
+        batch_sampler=batches,
+        num_workers=count,
+        collate_fn=collate,
+        worker_init_fn=_begin_worker,
+        prefetch_factor=prefetch if count else None,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # else each pass draws from the global one
+    )
+
+
+def _begin_worker(worker: int) -> None:
+    """One thread each: the workers are the parallelism."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)

@@ -70,6 +70,11 @@ class CocoDataset:
         view = View.whole(objects.height, objects.width)
         return self.image(index), {**make_target(objects, view), "image_id": self.record(index).image_id}
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the annotations."""
+        return self._table.nbytes
+
     def record(self, index: int) -> ImageRecord:
         """Id, file name and size of an image; raises IndexError beyond the end."""
         return self._images[int(self._rows[index])]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from yolact_deploy.training.data.geometry import View
+from yolact_deploy.training.data.rle import decode
 from yolact_deploy.training.data.table import Floats, Objects
 
 Masks = NDArray[np.uint8]
@@ -43,7 +44,8 @@ def _draw(mask: Masks, rings: list[Floats]) -> None:
         return
     flat = [(ring.astype(np.float64) - (x0, y0)).ravel().tolist() for ring in rings]
     encoded = coco_mask.frPyObjects(flat, y1 - y0, x1 - x0)
-    mask[y0:y1, x0:x1] = coco_mask.decode(encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded))
+    union = encoded[0] if len(encoded) == 1 else coco_mask.merge(encoded)
+    mask[y0:y1, x0:x1] = decode(union["counts"], y1 - y0, x1 - x0)
 
 
 def _resize(mask: Masks, encoded: bytes, height: int, width: int, view: View) -> None:
@@ -59,5 +61,5 @@ def _resize(mask: Masks, encoded: bytes, height: int, width: int, view: View) ->
     shown = int(a), int(b), int(np.ceil(c)), int(np.ceil(d))
     if shown[2] <= shown[0] or shown[3] <= shown[1]:
         return
-    part = np.ascontiguousarray(coco_mask.decode(rle)[y0:y1, x0:x1]) * np.uint8(255)
+    part = np.ascontiguousarray(decode(encoded, height, width)[y0:y1, x0:x1]) * np.uint8(255)
     mask[shown[1] : shown[3], shown[0] : shown[2]] = view.of_part(x0, y0).warp(part, shown) > 127

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from yolact_deploy.benchmarks.coco import is_box, is_whole
 from yolact_deploy.training.data.findings import Findings
+from yolact_deploy.training.data.rle import run_lengths
 from yolact_deploy.training.data.table import ObjectTable, TableBuilder
 
 Rings = list[list[float]]
@@ -152,7 +153,7 @@ class _Scanner:
         return rings or None
 
     def _encoded(self, value: dict[str, Any], image: ImageRecord, name: str) -> bytes | None:
-        counts = _run_lengths(value.get("counts"))
+        counts = run_lengths(value.get("counts"))
         size = [image.height, image.width]
         if value.get("size") != size or counts is None or (counts < 0).any() or counts.sum() != size[0] * size[1]:
             self.findings.add("malformed mask", f"{name}: run lengths for {value.get('size')}, image {size}")
@@ -219,27 +220,6 @@ def _apart(rings: Rings, box: Sequence[float]) -> bool:
     points = np.array(list(chain.from_iterable(rings))).reshape(-1, 2)
     low, high = points.min(axis=0) + _SLACK, points.max(axis=0) - _SLACK
     return bool((low < box[:2]).any() or (high > box[2:]).any())
-
-
-def _run_lengths(counts: Any) -> NDArray[np.int64] | None:
-    """COCO run lengths from a list or from their text form, 5 bits a character; None where they are neither."""
-    if isinstance(counts, list):
-        return np.array(counts, np.int64) if all(map(is_whole, counts)) else None
-    if not isinstance(counts, str) or not counts.isascii():
-        return None
-    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((codes & 0x20) == 0)
-    if not len(codes) or (codes < 0).any() or (codes > 63).any() or last[-1:] != len(codes) - 1:
-        return None
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    if place.max() > 7:
-        return None
-    values = np.add.reduceat((codes & 0x1F) << (5 * place), first)
-    values -= np.where(codes[last] & 0x10, 1 << (5 * (last - first + 1)), 0)
-    for turn in (1, 2):  # from the fourth on, differences to the last but one
-        values[turn::2] = np.cumsum(values[turn::2])
-    return values
 
 
 def _keypoint_mirror(categories: Sequence[Any]) -> tuple[int, ...]:

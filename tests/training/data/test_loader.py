@@ -1,0 +1,173 @@
+"""Batches: which images, the same wherever and whenever they are made, and put together without loss."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("pycocotools")
+
+from sets import write_set  # noqa: E402
+
+from yolact_deploy.config import YolactConfig, get_config  # noqa: E402
+from yolact_deploy.errors import ConfigError  # noqa: E402
+from yolact_deploy.preprocess import normalize  # noqa: E402
+from yolact_deploy.training.data import (  # noqa: E402
+    Augmentation,
+    AugmentedImages,
+    Batch,
+    BatchSampler,
+    CocoDataset,
+    Normalizer,
+    collate,
+    open_dataset,
+    plain_loader,
+    training_loader,
+)
+from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+
+SIZE = 64
+# Python from 3.12 on warns of any fork in a process with threads; the workers use none of the parent's.
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> CocoDataset:
+    return CocoDataset.of_split(open_dataset(write_set(tmp_path_factory.mktemp("set"))), "train")
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return (
+        (a.counts, a.image_ids) == (b.counts, b.image_ids)
+        and torch.equal(a.images, b.images)
+        and torch.equal(a.boxes, b.boxes)
+        and all(torch.equal(x["masks"], y["masks"]) for x, y in zip(a.targets, b.targets, strict=True))
+    )
+
+
+# -- sampler --------------------------------------------------------------------------------------------------------
+
+
+def test_each_epoch_takes_each_image_once() -> None:
+    sampler = BatchSampler(10, 2, seed=1, stop=15)
+    assert (len(sampler), sampler.batches_per_epoch) == (15, 5)
+    batches = list(sampler)
+    orders = []
+    for epoch in range(3):
+        keys = [key for batch in batches[5 * epoch : 5 * epoch + 5] for key in batch]
+        assert {e for e, _ in keys} == {epoch}
+        orders.append([index for _, index in keys])
+        assert sorted(orders[-1]) == list(range(10))
+    assert orders[0] != orders[1] != orders[2]
+    assert list(BatchSampler(10, 2, seed=2, stop=15)) != batches
+
+
+def test_what_fills_no_batch_is_left_out() -> None:
+    sampler = BatchSampler(11, 4)
+    assert sampler.batches_per_epoch == 2
+    first = [index for batch in islice(sampler, 2) for _, index in batch]
+    assert len(set(first)) == 8
+
+
+def test_a_small_set_is_repeated() -> None:
+    sampler = BatchSampler(3, 8)
+    assert sampler.batches_per_epoch == 1
+    batch = next(iter(sampler))
+    assert sorted(index for _, index in batch[:3]) == [0, 1, 2]
+    assert batch[3:6] == batch[:3]
+
+
+def test_going_on_is_the_same_as_not_having_stopped() -> None:
+    whole = list(BatchSampler(10, 3, seed=4, stop=20))
+    for start in (0, 1, 3, 7, 20):
+        assert list(BatchSampler(10, 3, seed=4, start=start, stop=20)) == whole[start:]
+
+
+def test_processes_share_the_batches_of_one() -> None:
+    one = list(BatchSampler(25, 6, seed=3, stop=9))
+    parts = [list(BatchSampler(25, 2, seed=3, stop=9, rank=rank, world_size=3)) for rank in range(3)]
+    assert [a + b + c for a, b, c in zip(*parts, strict=True)] == one
+
+
+def test_batches_without_end_have_no_length() -> None:
+    with pytest.raises(TypeError, match="stop"):
+        len(BatchSampler(10, 2))
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 0, 1), (5, 0, 0, 1), (5, 1, 1, 1), (5, 1, -1, 1)])
+def test_numbers_are_checked(wrong: tuple[int, int, int, int]) -> None:
+    length, batch, rank, world = wrong
+    with pytest.raises(ConfigError, match="rank"):
+        BatchSampler(length, batch, rank=rank, world_size=world)
+
+
+# -- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_its_samples(dataset: CocoDataset) -> None:
+    images = AugmentedImages(dataset, Augmentation(size=SIZE), seed=1)
+    samples = [images[0, i] for i in (2, 0, 1)]
+    batch = collate(samples)
+    assert batch.images.shape == (3, SIZE, SIZE, 3)
+    assert batch.images.dtype == torch.uint8
+    assert batch.image_ids == (3, 1, 2)
+    for (image, expected), found, picture in zip(samples, batch.targets, batch.images, strict=True):
+        np.testing.assert_array_equal(picture, image)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
+
+
+def test_a_batch_without_objects(dataset: CocoDataset) -> None:
+    batch = collate([AugmentedImages(dataset, Augmentation(size=SIZE))[0, 2]] * 2)
+    assert batch.counts == (0, 0)
+    assert [target["masks"].shape for target in batch.targets] == [(0, SIZE, SIZE)] * 2
+    assert GroundTruth.of(batch.to("cpu").targets, 2, torch.device("cpu")).size == 0
+
+
+@pytest.mark.parametrize("name", ["yolact_base", "yolact_darknet53"])
+def test_normalisation_is_that_of_inference(name: str) -> None:
+    config: YolactConfig = get_config(name)
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    found = Normalizer(config)(torch.from_numpy(images))
+    np.testing.assert_allclose(found, normalize(images, config), rtol=1e-5, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+# -- loader ---------------------------------------------------------------------------------------------------------
+
+
+@FORKS
+def test_workers_change_nothing(dataset: CocoDataset) -> None:
+    settings = Augmentation(size=SIZE)
+    alone = list(training_loader(dataset, settings, 2, seed=5, stop=5, workers=0))
+    together = list(training_loader(dataset, settings, 2, seed=5, stop=5, workers=2))
+    resumed = list(training_loader(dataset, settings, 2, seed=5, start=3, stop=5, workers=1))
+    assert len(alone) == 5
+    assert all(map(same, alone, together))
+    assert all(map(same, alone[3:], resumed))
+    other = list(training_loader(dataset, settings, 2, seed=6, stop=5, workers=0))
+    assert not all(map(same, alone, other))
+
+
+def test_epochs_differ(dataset: CocoDataset) -> None:
+    images = AugmentedImages(dataset, Augmentation(size=SIZE))
+    assert np.array_equal(images[0, 1][0], images[0, 1][0])
+    assert not np.array_equal(images[0, 1][0], images[1, 1][0])
+
+
+def test_torchs_own_generator_is_left_alone(dataset: CocoDataset) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    next(iter(training_loader(dataset, Augmentation(size=SIZE), 2, workers=0)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_plain_images_come_once_and_in_order(dataset: CocoDataset) -> None:
+    batches = list(plain_loader(dataset, SIZE, 2, workers=0))
+    assert [batch.image_ids for batch in batches] == [(1, 2), (3,)]
+    scale = torch.tensor([1, SIZE / 48, 1, SIZE / 48])
+    torch.testing.assert_close(batches[0].targets[0]["boxes"], dataset[0][1]["boxes"] * scale)

@@ -1,0 +1,49 @@
+"""COCO's run-length encodings, read in NumPy.
+
+Runs go down the columns of a mask, of zeros first; as text, each run from the fourth on is the difference to the last
+but one, in 5 bits a character, low bits first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MOST_CHARACTERS = 7  # of one run: 35 bits
+
+
+def run_lengths(counts: Any) -> NDArray[np.int64] | None:
+    """Run lengths from a list of numbers or from their text (str or bytes); None where they are neither."""
+    if isinstance(counts, list):
+        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in counts)
+        return np.array(counts, np.int64) if whole else None
+    if isinstance(counts, str) and counts.isascii():
+        counts = counts.encode()
+    return _from_text(counts) if isinstance(counts, bytes) else None
+
+
+def _from_text(text: bytes) -> NDArray[np.int64] | None:
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero((codes & 0x20) == 0)  # the character that ends each run
+    if not len(last) or last[-1] != len(codes) - 1 or codes.min() < 0 or codes.max() > 63:
+        return None
+    first = np.concatenate([[0], last[:-1] + 1])
+    characters = last - first + 1
+    if characters.max() > _MOST_CHARACTERS:
+        return None
+    place = np.arange(len(codes)) - np.repeat(first, characters)
+    values = np.add.reduceat((codes & 0x1F) << (5 * place), first)
+    values -= np.where(codes[last] & 0x10, 1 << (5 * characters), 0)
+    for turn in (1, 2):
+        values[turn::2] = np.cumsum(values[turn::2])
+    return values
+
+
+def decode(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
+    """The mask uint8 [height, width], zero and one, of an encoding that is known to be sound."""
+    runs = run_lengths(counts)
+    assert runs is not None
+    inside = (np.arange(len(runs)) & 1).astype(np.uint8)
+    return np.repeat(inside, runs).reshape(width, height).T

@@ -1,0 +1,174 @@
+"""Single values of a recipe, changed by name: what ``--set lr=5e-4`` does.
+
+Names are those of the fields of `Recipe`; ``augmentation.mirror`` and ``config.fpn_channels`` are fields of its parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.data.augment import Augmentation
+from yolact_deploy.training.recipe import Recipe
+
+# Set by other means: the classes by the data, sizes by config.image_size, the rest says where a recipe comes from.
+_FIXED = frozenset(
+    {
+        "name",
+        "config",
+        "augmentation",
+        "paper",
+        "expected",
+        "duration",
+        "command",
+        "augmentation.size",
+        "config.name",
+        "config.num_classes",
+        "config.class_names",
+        "config.category_ids",
+    }
+)
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
+    """The recipe with ``KEY=VALUE`` settings applied.
+
+    Another ``batch`` changes learning rate and iterations along, other ``iterations`` the milestones and the warm-up;
+    what is set itself is then taken as it is. ``config.image_size`` scales the priors.
+
+    Raises:
+        ConfigError: an unknown key, with the nearest one, or a value of another type.
+    """
+    values = parse(settings)
+    if "batch" in values:
+        recipe = recipe.for_batch(values.pop("batch"))
+    if "iterations" in values:
+        recipe = recipe.for_iterations(values.pop("iterations"))
+    config = recipe.config
+    if "config.image_size" in values:
+        config = config.with_size(values.pop("config.image_size"))
+    own = {key: value for key, value in values.items() if "." not in key}
+    return dataclasses.replace(
+        recipe,
+        **own,
+        config=dataclasses.replace(config, **_of_part(values, "config")),
+        augmentation=dataclasses.replace(recipe.augmentation, **_of_part(values, "augmentation")),
+    )
+
+
+def parse(settings: Iterable[str]) -> dict[str, Any]:
+    """Values by key of ``KEY=VALUE`` texts; the last one of a key counts."""
+    values: dict[str, Any] = {}
+    known = keys()
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ConfigError(f"--set {setting}: expected KEY=VALUE, such as lr=5e-4")
+        if key not in known:
+            raise ConfigError(f"--set {setting}: {_unknown(key, known)}")
+        values[key] = _value(key, text.strip(), known[key])
+    return values
+
+
+def keys() -> dict[str, Any]:
+    """What can be set, with the type of each."""
+    parts: dict[str, type[Any]] = {"": Recipe, "augmentation.": Augmentation, "config.": YolactConfig}
+    found = {
+        prefix + name: kind
+        for prefix, owner in parts.items()
+        for name, kind in typing.get_type_hints(owner).items()
+        if name in {f.name for f in dataclasses.fields(owner)}
+    }
+    return {key: kind for key, kind in found.items() if key not in _FIXED}
+
+
+def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return {key.removeprefix(f"{part}."): v for key, v in values.items() if key.startswith(f"{part}.")}
+
+
+def _unknown(key: str, known: Mapping[str, Any]) -> str:
+    if key in _FIXED:
+        return f"{key} is not set here: the data gives the classes, config.image_size the size"
+    by_last = {name.rpartition(".")[2]: name for name in known}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
+    ]
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return f"unknown key {key!r}: {hint}"
+
+
+# -- values ---------------------------------------------------------------------------------------------------------
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    try:
+        return _converted(text, kind)
+    except ValueError as error:
+        raise ConfigError(f"--set {key}={text}: expected {_name(kind)}, got {text!r}") from error
+
+
+def _converted(text: str, kind: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        return _one_of(text, typing.get_args(kind))
+    if origin is tuple:
+        return _many(text, typing.get_args(kind))
+    if kind is bool:
+        return _one_of(text.lower(), (*_TRUE, *_FALSE)) in _TRUE
+    if kind is int:
+        return _whole(text)
+    if kind is float:
+        return _finite(text)
+    return text
+
+
+def _one_of(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        raise ValueError
+    return text
+
+
+def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
+    parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+    if typing.get_origin(kinds[0]) is tuple:  # scales of each level: one number a level
+        return tuple((_finite(part),) for part in parts)
+    if kinds[-1] is Ellipsis:
+        return tuple(_converted(part, kinds[0]) for part in parts)
+    if len(parts) != len(kinds):
+        raise ValueError
+    return tuple(_converted(part, kind) for part, kind in zip(parts, kinds, strict=True))
+
+
+def _whole(text: str) -> int:
+    number = _finite(text)  # 1e5 is a whole number, too
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _name(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return f"one of {', '.join(arguments)}"
+    if origin is tuple and arguments[-1] is Ellipsis:
+        inner = arguments[0] if not isinstance(arguments[0], types.GenericAlias) else float
+        return f"{_name(inner)} or several with commas between"
+    if origin is tuple:
+        return f"{len(arguments)} numbers with commas between"
+    return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "a text")

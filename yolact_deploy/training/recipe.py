@@ -1,0 +1,159 @@
+"""`Recipe`: everything that decides how a network is trained, as one value.
+
+The recipes of the named configurations are in `recipes`, one file each; `overrides` changes single values by name.
+
+Source: YOLACT (arXiv:1904.02689), section 6, and the original's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.data.augment import Augmentation
+
+Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["fp32", "bf16", "fp16"]
+FreezeBatchNorm = Literal["auto", "always", "never"]
+
+#: what may differ when a training is resumed, since no weight depends on it
+FREE_TO_CHANGE = frozenset(
+    {
+        "paper",
+        "expected",
+        "duration",
+        "command",
+        "weights",
+        "eval_interval",
+        "eval_images",
+        "save_interval",
+        "log_interval",
+        "keep",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train one network.
+
+    The defaults are the original's for COCO. Iterations count optimiser steps, from the beginning of the training.
+
+    Raises:
+        ConfigError: a value that makes no sense; the message names the field.
+    """
+
+    name: str
+    #: the network; its classes become those of the data
+    config: YolactConfig
+    paper: str = "YOLACT (arXiv:1904.02689)"
+    #: what comes out, as published or measured; "not measured" otherwise
+    expected: str = "not measured"
+    duration: str = "not measured"
+    command: str = ""
+
+    #: initial weights: "imagenet" has torchvision download those of the backbone; a file's name asks for that file;
+    #: "" begins with random weights
+    weights: str = "imagenet"
+    #: images of a step, of all processes together; `for_batch` changes it, and what depends on it
+    batch: int = 8
+    iterations: int = 800_000
+    optimizer: Optimizer = "sgd"
+    lr: float = 1e-3
+    #: of SGD; of AdamW the first beta
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    #: iterations from which the learning rate is multiplied by `gamma`, once more at each
+    milestones: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
+    gamma: float = 0.1
+    warmup_iterations: int = 500
+    warmup_lr: float = 1e-4
+    #: largest norm of the gradient; 0 clips nothing, as the original
+    clip: float = 0.0
+    #: of the average of the weights that is evaluated and exported; 0 takes the weights themselves, as the original
+    ema_decay: float = 0.0
+    #: auto: with fewer than `BATCH_NORM_IMAGES` images for each device, as the original
+    freeze_batch_norm: FreezeBatchNorm = "auto"
+
+    #: of the network; weights, optimiser and losses stay in FP32
+    amp: Precision = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    #: the same result in every run on one machine, at some cost on a GPU
+    deterministic: bool = False
+
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    #: images without objects are trained on, too, as background; the original leaves them out
+    keep_empty: bool = False
+    seed: int = 0
+
+    #: iterations between evaluations; 0 evaluates at the end only
+    eval_interval: int = 20_000
+    #: evaluate on the first so many images; 0 is all
+    eval_images: int = 0
+    #: iterations between saved states
+    save_interval: int = 2_000
+    log_interval: int = 10
+    #: saved states to keep
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.augmentation.size != self.config.image_size:
+            sized = dataclasses.replace(self.augmentation, size=self.config.image_size)
+            object.__setattr__(self, "augmentation", sized)
+        for name in ("batch", "iterations", "save_interval", "log_interval", "keep"):
+            _check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        for name in ("weight_decay", "warmup_iterations", "clip", "eval_interval", "eval_images", "seed"):
+            _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name in ("lr", "gamma", "warmup_lr"):
+            _check(0 < getattr(self, name) < math.inf, name, "a number above 0", getattr(self, name))
+        for name in ("momentum", "ema_decay"):
+            _check(0 <= getattr(self, name) < 1, name, "0 <= value < 1", getattr(self, name))
+        rising = list(self.milestones) == sorted(set(self.milestones))
+        _check(rising and min(self.milestones, default=1) > 0, "milestones", "rising iterations", self.milestones)
+
+    def for_batch(self, batch: int) -> Recipe:
+        """The same training with another batch: the learning rate grows with it, and the iterations shrink."""
+        _check(batch >= 1, "batch", "1 or more", batch)
+        factor = batch / self.batch
+        return dataclasses.replace(
+            self,
+            batch=batch,
+            lr=self.lr * factor,
+            iterations=max(1, int(self.iterations // factor)),
+            milestones=_rising(int(step // factor) for step in self.milestones),
+        )
+
+    def for_iterations(self, iterations: int) -> Recipe:
+        """A longer or shorter training: milestones in proportion, the warm-up at most a tenth of it."""
+        _check(iterations >= 1, "iterations", "1 or more", iterations)
+        return dataclasses.replace(
+            self,
+            iterations=iterations,
+            milestones=_rising(step * iterations // self.iterations for step in self.milestones),
+            warmup_iterations=min(self.warmup_iterations, iterations // 10),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON has them: tuples as lists."""
+        values = dataclasses.asdict(self) | {"config": self.config.to_dict()}
+        return {key: _listed(value) for key, value in values.items()}
+
+
+def _rising(steps: Any) -> tuple[int, ...]:
+    return tuple(sorted({step for step in steps if step > 0}))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"recipe, {name}: expected {expected}, got {got!r}")

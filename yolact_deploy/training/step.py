@@ -1,0 +1,171 @@
+"""One optimiser step: forward, losses, backward, clipping, update, average.
+
+Whether a step is made is decided on the device: a loss or gradient that is not finite makes the fused optimiser leave
+the weights as they are, and the host does not wait to know. It counts such steps when it looks at the losses anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from yolact_deploy.training.data.batch import Batch, Normalizer
+from yolact_deploy.training.distributed import World
+from yolact_deploy.training.ema import WeightAverage
+from yolact_deploy.training.losses import LossSettings, YolactLoss
+from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.model.yolact import BATCH_NORM_IMAGES
+from yolact_deploy.training.recipe import Recipe
+from yolact_deploy.training.schedule import learning_rate
+
+TERMS = ("box", "class", "mask", "semantic")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainStep:
+    """A model and all that changes with it: optimiser, scaler, average, and the losses since they were last read.
+
+    Args:
+        model: put on the device of ``world``, in training mode
+        recipe: how
+        world: this process and the others, which all make the same calls
+    """
+
+    def __init__(self, model: YolactModel, recipe: Recipe, world: World) -> None:
+        self.recipe, self.world = recipe, world
+        layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+        self.layout, self.dtype = layout, _DTYPES[recipe.amp]
+        self.model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
+        self.model.freeze_batch_norm(_freezes(recipe, world.share(recipe.batch)))
+        self.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(recipe, self.parameters)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
+        self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.normalize = Normalizer(self.model.config).to(world.device)
+        self.criterion = YolactLoss(LossSettings.of(self.model.config))
+        self._statistics = _moving_statistics(self.model)
+        network: Any = torch.compile(self.model) if recipe.compile else self.model
+        self.network = world.parallel(network)
+        zero = torch.zeros((), device=world.device)
+        #: sums of the terms of the loss over the steps since :meth:`read`, and how many were made and skipped
+        self.sums = {name: zero.clone() for name in (*TERMS, "gradient", "made", "skipped")}
+        #: steps skipped in a row, up to now
+        self.in_a_row = zero.clone()
+
+    def __call__(self, batch: Batch, step: int) -> None:
+        """Make iteration ``step`` with the images and targets of this process."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.recipe, step)
+        kept = [value.clone() for value in self._statistics]
+        losses = self._backward(batch.to(self.world.device), step)
+        norm, fine = self._update()
+        for value, before in zip(self._statistics, kept, strict=True):
+            value.copy_(torch.where(fine, value, before))
+        if self.average is not None:
+            self.average.update(fine)
+        self._count(losses, norm, fine)
+
+    def _backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Gradients of the sum of the losses; all of them are NaN where it is not finite."""
+        images = self.normalize(batch.images).contiguous(memory_format=self.layout)
+        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+            outputs = self.network(images)
+        losses: dict[str, Tensor] = self.criterion(outputs, batch.targets, step=step)
+        total = torch.stack(list(losses.values())).sum()
+        gate = total.detach() * 0 + 1  # 1, or NaN: no term has a gradient where it finds a NaN that it does not use
+        self.optimizer.zero_grad()
+        self.scaler.scale(total * gate).backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def _update(self) -> tuple[Tensor, Tensor]:
+        """Update the weights; norm of the gradient, and whether it was finite (else nothing has changed)."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if self.recipe.clip:
+            clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
+        fine = torch.isfinite(norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # What a scaler tells a fused optimiser.
+            self.optimizer.found_inf, self.optimizer.grad_scale = (~fine).to(torch.float32), None  # type: ignore[attr-defined]
+            self.optimizer.step()
+        return norm, fine
+
+    @torch.no_grad()
+    def _count(self, losses: dict[str, Tensor], norm: Tensor, fine: Tensor) -> None:
+        zero = norm.new_zeros(())
+        for name, value in {**losses, "gradient": norm}.items():
+            self.sums.setdefault(name, zero.clone()).add_(torch.where(fine, value.detach(), zero))
+        self.sums["made"].add_(fine)
+        self.sums["skipped"].add_(~fine)
+        self.in_a_row.add_(1).mul_(~fine)
+
+    def read(self) -> tuple[dict[str, float], int]:
+        """Means of the losses and of the gradient's norm since the last call, and steps skipped; all processes call.
+
+        This waits for the device.
+        """
+        names = list(self.sums)
+        values = dict(zip(names, self.world.mean(torch.stack(list(self.sums.values()))).tolist(), strict=True))
+        for value in self.sums.values():
+            value.zero_()
+        made, skipped = values.pop("made"), int(values.pop("skipped"))
+        return ({name: value / made for name, value in values.items()} if made else {}), skipped
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict of what is evaluated and exported: the average where there is one."""
+        return self.model.state_dict() if self.average is None else self.average.model_state()
+
+    # -- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "sums": dict(self.sums),
+            "in_a_row": self.in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.sums = {name: value.to(self.world.device) for name, value in state["sums"].items()}
+        self.in_a_row = state["in_a_row"].to(self.world.device)
+
+
+def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser over all parameters alike, fused."""
+    if recipe.optimizer == "adamw":
+        betas = (recipe.momentum, 0.999)
+        return torch.optim.AdamW(
+            parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True
+        )
+    return torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def _freezes(recipe: Recipe, images: int) -> bool:
+    if recipe.freeze_batch_norm == "auto":
+        return images < BATCH_NORM_IMAGES
+    return recipe.freeze_batch_norm == "always"
+
+
+def _moving_statistics(model: nn.Module) -> list[Tensor]:
+    """Buffers that a forward pass in training mode changes: a step that is skipped must not leave its NaN there."""
+    moving = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    return [value for module in moving for value in module.buffers()]

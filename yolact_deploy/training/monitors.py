@@ -1,0 +1,209 @@
+"""What tells of a training while it runs: a log of JSON lines, the terminal, and TensorBoard.
+
+Each takes records, which are dictionaries with ``event`` and ``step``:
+
+- ``start``: ``iterations``, ``recipe``, ``initial`` (the weights), ``images`` of the set, ``environment``
+- ``step``: ``losses`` and their sum ``loss``, means since the last record; ``lr``, ``gradient`` (norm), ``skipped``
+  (steps since the last record that were not finite), ``images_per_second``, ``eta`` in seconds
+- ``evaluation``: ``box`` and ``mask``, each with the figures of `AveragePrecision`; ``is_best``
+- ``saved``: ``path``
+- ``end``: ``seconds``, ``stopped`` (before the last iteration)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from yolact_deploy.artifact import write_bytes
+from yolact_deploy.errors import OutputError
+
+Record = Mapping[str, Any]
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Monitor(Protocol):
+    """Something that is told what happens."""
+
+    def tell(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLog:
+    """A file with one JSON object a line. A training that resumes takes back what lies beyond its state.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, resume_at: int | None) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [] if resume_at is None else _up_to(path, resume_at)
+            write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}. Choose another --output") from error
+
+    def tell(self, record: Record) -> None:
+        self._file.write(json.dumps(_finite(record)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The records of a log; a last line that was not written to its end is left out."""
+    return [json.loads(line) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _up_to(path: Path, step: int) -> list[str]:
+    return [line for line in _lines(path) if json.loads(line)["step"] <= step and '"event": "end"' not in line]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Terminal:
+    """A line with the losses, the speed and the time that is left, on stderr.
+
+    Redrawn in place on a terminal; elsewhere a new line every few seconds.
+    """
+
+    def __init__(self) -> None:
+        self._total, self._told, self._bar, self._task = 0, 0.0, None, None
+        self._bar = _bar() if sys.stderr.isatty() else None
+
+    def tell(self, record: Record) -> None:
+        if record["event"] == "start":
+            self._total = record["iterations"]
+            self._say(f"{record['recipe']['name']}: {record['images']} images, {record['initial']}")
+            if self._bar is not None:
+                self._bar.start()
+                self._task = self._bar.add_task("", total=self._total, completed=record["step"], text="")
+        elif record["event"] == "step":
+            self._step(record)
+        elif record["event"] == "evaluation":
+            self._say(f"iteration {record['step']}: {describe_accuracy(record)}{' (best)' * record['is_best']}")
+
+    def _step(self, record: Record) -> None:
+        text = describe_step(record)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], text=text)
+        elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES or record["step"] == self._total:
+            self._told = time.monotonic()
+            self._say(f"{record['step']}/{self._total} {text}")
+        if record["skipped"]:
+            self._say(f"iteration {record['step']}: {record['skipped']} steps were not finite and skipped")
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar() -> Any:
+    """rich's progress bar; None without rich."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ImportError:
+        return None
+    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def describe_step(record: Record) -> str:
+    """One line of losses, speed and remaining time.
+
+    >>> describe_step({"losses": {"box": 1.5}, "loss": 1.5, "lr": 1e-3, "images_per_second": 20.0, "eta": 90.0})
+    'loss 1.500 (box 1.500) lr 0.001 20.0 images/s 0:01:30 left'
+    """
+    terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+    left = datetime.timedelta(seconds=round(record["eta"]))
+    loss = f"loss {record['loss']:.3f} ({terms})" if record["losses"] else "no step was made"
+    return f"{loss} lr {record['lr']:.3g} {record['images_per_second']:.1f} images/s {left} left"
+
+
+def describe_accuracy(record: Record) -> str:
+    """Box and mask AP in one line, x 100."""
+    parts = [
+        f"{kind} AP {_figure(record[kind]['ap'])} (AP50 {_figure(record[kind]['ap50'])})"
+        for kind in ("box", "mask")
+        if record.get(kind)
+    ]
+    return ", ".join(parts) or "nothing found"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; make one by :func:`tensorboard`."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def tell(self, record: Record) -> None:
+        for name, value in scalars(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def tensorboard(folder: Path) -> TensorBoard | None:
+    """Where TensorBoard is installed, what writes its files into ``folder``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return TensorBoard(SummaryWriter(str(folder)))  # type: ignore[no-untyped-call]
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """The curves that a record has a point of."""
+    found: dict[str, float] = {}
+    if record["event"] == "step":
+        found = {f"loss/{name}": value for name, value in record["losses"].items()}
+        found |= {f"train/{name}": record[name] for name in ("loss", "lr", "gradient", "skipped", "images_per_second")}
+    elif record["event"] == "evaluation":
+        kinds = [kind for kind in ("box", "mask") if record.get(kind)]
+        found = {f"{kind}/{name}": value for kind in kinds for name, value in record[kind].items()}
+    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+@contextlib.contextmanager
+def closing(monitors: list[Monitor]) -> Iterator[None]:
+    """Close all of them at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        for monitor in monitors:
+            monitor.close()

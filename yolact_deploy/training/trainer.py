@@ -1,0 +1,198 @@
+"""`Trainer`: the loop over the iterations, with what happens between them: logs, evaluations, saved states, stopping.
+
+A training is a function of its recipe and its data. Stopped at any moment, by a signal or by force, it goes on from its
+last saved state with the same batches, random numbers and losses as one that was left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from yolact_deploy.benchmarks.accuracy import Accuracy
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.checkpoint import save_checkpoint
+from yolact_deploy.training.data.batch import Batch
+from yolact_deploy.training.distributed import World
+from yolact_deploy.training.interrupt import StopRequest
+from yolact_deploy.training.monitors import Monitor
+from yolact_deploy.training.recipe import Recipe
+from yolact_deploy.training.schedule import learning_rate
+from yolact_deploy.training.state import StateFolder, random_states, require_same, set_random_states
+from yolact_deploy.training.step import TrainStep
+
+#: steps in a row that were not finite, after which a training is given up
+MOST_SKIPPED = 100
+
+Evaluate = Callable[[Mapping[str, Tensor]], Accuracy | None]
+#: batches of this process from an iteration on
+Batches = Callable[[int], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    step: int  #: iterations made
+    finished: bool  #: False where it was stopped before the last one
+    skipped: int  #: steps that were not finite, of the whole training
+    accuracy: Accuracy | None  #: at the end; None without evaluation, and where it was stopped
+    best: float | None  #: the best mask AP of all evaluations
+
+
+class Trainer:
+    """Trains one model.
+
+    Args:
+        step: makes the steps
+        batches: gives what to learn from
+        folder: for states and weights
+        identity: what must be the same when it is resumed, as JSON has it
+        evaluate: scores weights; all processes call it
+        monitors: of the main process
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        batches: Batches,
+        folder: Path,
+        *,
+        identity: Mapping[str, Any],
+        evaluate: Evaluate | None = None,
+        monitors: Iterable[Monitor] = (),
+    ) -> None:
+        self.step, self.batches, self.folder, self.evaluate = step, batches, folder, evaluate
+        self.recipe: Recipe = step.recipe
+        self.world: World = step.world
+        self.identity = dict(identity)
+        self.monitors = list(monitors) if self.world.is_main else []
+        self.states = StateFolder(folder, self.recipe.keep)
+        self.done = 0  #: iterations made
+        self.skipped = 0
+        self.best: float | None = None
+        self._logged = (0, 0.0)  # iteration and time of the last record
+
+    def resume(self) -> bool:
+        """Go back to the last saved state; False where there is none.
+
+        Raises:
+            CheckpointError: it is damaged, or of another training.
+        """
+        state = self.states.latest()
+        if state is None:
+            return False
+        require_same(self.states.states()[-1], state["identity"], self.identity)
+        self.step.load_state_dict(state["training"])
+        set_random_states(state["random"], self.world)
+        self.done, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+        return True
+
+    def run(self) -> Outcome:
+        """Make the iterations that are left.
+
+        The first Ctrl-C or SIGTERM ends after the step under way, with a saved state.
+
+        Raises:
+            ConfigError: too many steps in a row were not finite.
+        """
+        self._restart_clock()
+        with StopRequest() as stop:
+            finished = self._iterate(stop)
+        if not finished:
+            return Outcome(self.done, False, self.skipped, None, self.best)
+        accuracy = self._evaluate()
+        if self.world.is_main:
+            self._write_weights("last")
+        return Outcome(self.done, True, self.skipped, accuracy, self.best)
+
+    def _iterate(self, stop: StopRequest) -> bool:
+        """All iterations; False where a signal ended them."""
+        recipe, total = self.recipe, self.recipe.iterations
+        left = range(self.done, total)
+        for step, batch in zip(left, self.batches(self.done), strict=False):
+            self.step(batch, step)
+            self.done = step + 1
+            if self.done % recipe.log_interval == 0 or self.done == total:
+                self._log()
+            if self.world.any(stop.wanted):
+                self._save()
+                return self.done == total
+            if recipe.eval_interval and self.done % recipe.eval_interval == 0 and self.done < total:
+                self._evaluate()
+            if self.done % recipe.save_interval == 0 or self.done == total:
+                self._save()
+        return True
+
+    # -- between the steps ------------------------------------------------------------------------------------------
+
+    def _log(self) -> None:
+        losses, skipped = self.step.read()
+        self.skipped += skipped
+        if int(self.step.in_a_row) >= MOST_SKIPPED:
+            raise ConfigError(
+                f"the last {int(self.step.in_a_row)} steps were not finite: the training has diverged. Lower the "
+                "learning rate (--set lr=...), limit the gradient (--set clip=10), or use --set amp=bf16"
+            )
+        first, since = self._logged
+        seconds = max(time.perf_counter() - since, 1e-9)
+        per_step = seconds / max(self.done - first, 1)
+        gradient = losses.pop("gradient", 0.0)
+        self.tell(
+            "step",
+            losses=losses,
+            loss=sum(losses.values()),
+            gradient=gradient,
+            lr=learning_rate(self.recipe, self.done - 1),
+            skipped=skipped,
+            images_per_second=self.recipe.batch / per_step,
+            eta=per_step * (self.recipe.iterations - self.done),
+        )
+        self._restart_clock()
+
+    def _evaluate(self) -> Accuracy | None:
+        if self.evaluate is None:
+            return None
+        accuracy = self.evaluate(self.step.weights())
+        if accuracy is not None:
+            score = accuracy.mask.ap if accuracy.mask else None
+            is_best = score is not None and (self.best is None or score > self.best)
+            if is_best:
+                self.best = score
+                self._write_weights("best")
+            self.tell("evaluation", **accuracy.to_json(), is_best=is_best)
+        self._restart_clock()
+        return accuracy
+
+    def _save(self) -> None:
+        """Write a state; all processes call, since each has random states of its own."""
+        states = random_states(self.world)
+        if self.world.is_main:
+            path = self.states.save(
+                self.done,
+                {
+                    "identity": self.identity,
+                    "training": self.step.state_dict(),
+                    "random": states,
+                    "skipped": self.skipped,
+                    "best": self.best,
+                },
+            )
+            self.tell("saved", path=path.name)
+
+    def _write_weights(self, name: str) -> None:
+        """Weights as `export` and `predict` take them, under the model's configuration and classes."""
+        save_checkpoint(self.step.model, self.folder / f"{name}.safetensors", weights=self.step.weights())
+
+    def _restart_clock(self) -> None:
+        self._logged = (self.done, time.perf_counter())
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Tell all monitors; only the main process has some."""
+        for monitor in self.monitors:
+            monitor.tell({"event": event, "step": self.done, **values})

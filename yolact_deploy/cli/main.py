@@ -36,6 +36,7 @@ COMMANDS = {
     "inspect": "tell what is inside an ONNX file, an engine or a checkpoint",
     "doctor": "tell what this machine can run, and what is missing for the rest",
     "summary": "layer table, parameters and multiply-adds of a network",
+    "train": "train a network on a COCO-style dataset, by a recipe",
     "data": "check a dataset before training on it, or generate one of shapes",
     "demo": "export and measure a model on the sample images that come with the package",
     "fetch": "download the official weights of a configuration",

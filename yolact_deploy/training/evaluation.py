@@ -65,11 +65,17 @@ class Evaluator:
         return accuracy(self.images.content, [r for part in gathered for r in part], self.images.image_ids)
 
     def _predictor(self, weights: Mapping[str, Tensor]) -> Predictor:
-        model = copy.deepcopy(self.model)  # a new one would draw random weights
-        model.load_state_dict(dict(weights))
+        model = with_weights(self.model, weights)
         device = self.world.device
         backend = TorchBackend(model, device=device.index if device.type == "cuda" else None)
         return Predictor(backend, score_threshold=0)
+
+
+def with_weights(model: YolactModel, weights: Mapping[str, Tensor]) -> YolactModel:
+    """A copy of a model with other weights; a new one would draw random numbers."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(dict(weights))
+    return other
 
 
 def _of_classes(images: CocoImages, categories: set[int]) -> CocoImages:

@@ -184,7 +184,7 @@ def tensorboard(folder: Path) -> TensorBoard | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return TensorBoard(SummaryWriter(str(folder)))  # type: ignore[no-untyped-call]
+    return TensorBoard(SummaryWriter(str(folder)))
 
 
 def scalars(record: Record) -> dict[str, float]:

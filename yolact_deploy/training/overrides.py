@@ -100,10 +100,10 @@ def _unknown(key: str, known: Mapping[str, Any]) -> str:
         return f"{key} is not set here: the data gives the classes, config.image_size the size"
     by_last = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(key, known, n=1) or [
-        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)
+        by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.4)
     ]
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"unknown key {key!r}: {hint}"
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unknown key {key!r}: {hint}'--set help' lists all"
 
 
 # -- values ---------------------------------------------------------------------------------------------------------

@@ -30,7 +30,9 @@ def read_quantized(path: Path, config: YolactConfig) -> dict[str, torch.Tensor]:
         CheckpointError: no such file, or one without such weights.
     """
     arrays = _arrays(path)
-    names = [key.removesuffix(".weight_q") for key in arrays if key.startswith("features.") and key.endswith("weight_q")]
+    names = [
+        key.removesuffix(".weight_q") for key in arrays if key.startswith("features.") and key.endswith("weight_q")
+    ]
     if not names:
         raise CheckpointError(f"{path} has no features.*.weight_q: give a file of 8-bit weights, or a .pth file")
     state: dict[str, torch.Tensor] = {}

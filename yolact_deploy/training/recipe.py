@@ -20,8 +20,8 @@ Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 FreezeBatchNorm = Literal["auto", "always", "never"]
 
-#: what may differ when a training is resumed, since no weight depends on it
-FREE_TO_CHANGE = frozenset(
+# What may differ when a training is resumed, since no weight depends on it.
+_FREE_TO_CHANGE = frozenset(
     {
         "paper",
         "expected",
@@ -137,6 +137,10 @@ class Recipe:
             milestones=_rising(step * iterations // self.iterations for step in self.milestones),
             warmup_iterations=min(self.warmup_iterations, iterations // 10),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """What decides about the weights: the same when a training is resumed."""
+        return {key: value for key, value in self.to_json().items() if key not in _FREE_TO_CHANGE}
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON has them: tuples as lists."""

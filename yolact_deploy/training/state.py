@@ -22,7 +22,6 @@ import torch
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.errors import CheckpointError
 from yolact_deploy.training.distributed import World
-from yolact_deploy.training.recipe import FREE_TO_CHANGE
 
 FORMAT = 1
 _NAME = re.compile(r"state_(\d{8})\.pt")
@@ -96,7 +95,7 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         old, new = saved.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new and prefix + key not in FREE_TO_CHANGE:
+        elif old != new:
             found.append(f"{prefix}{key} {old!r}, now {new!r}")
     return found
 
@@ -122,7 +121,7 @@ def set_random_states(states: list[Any], world: World) -> None:
     """Put back what :func:`random_states` told; with more processes than then, the others take those of the first."""
     own = states[world.rank % len(states)]
     random.setstate((3, tuple(own["python"]), None))
-    np.random.set_state(("MT19937", own["numpy"].numpy().astype(np.uint32), own["numpy_position"]))
+    np.random.set_state(("MT19937", own["numpy"].numpy().astype(np.uint32), own["numpy_position"], 0, 0.0))
     torch.set_rng_state(own["torch"])
     if world.device.type == "cuda" and own["cuda"] is not None:
         torch.cuda.set_rng_state(own["cuda"], world.device)

@@ -40,7 +40,9 @@ class TrainStep:
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.layout, self.dtype = layout, _DTYPES[recipe.amp]
         self.model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
-        self.model.freeze_batch_norm(_freezes(recipe, world.share(recipe.batch)))
+        #: whether batch normalisations keep their statistics and parameters
+        self.frozen = _freezes(recipe, world.share(recipe.batch))
+        self.model.freeze_batch_norm(self.frozen)
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(recipe, self.parameters)
@@ -151,12 +153,15 @@ def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.
     """The optimiser over all parameters alike, fused."""
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, 0.999)
-        return torch.optim.AdamW(
-            parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
+        return torch.optim.AdamW(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.SGD(
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
+    if recipe.momentum:
+        # A fused SGD whose first step is skipped would go on with memory that nobody has written.
+        for parameter in parameters:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _freezes(recipe: Recipe, images: int) -> bool:

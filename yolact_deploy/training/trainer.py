@@ -7,18 +7,20 @@ last saved state with the same batches, random numbers and losses as one that wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from yolact_deploy.benchmarks.accuracy import Accuracy
-from yolact_deploy.errors import ConfigError
+from yolact_deploy.errors import ConfigError, DatasetError
 from yolact_deploy.training.checkpoint import save_checkpoint
 from yolact_deploy.training.data.batch import Batch
 from yolact_deploy.training.distributed import World
+from yolact_deploy.training.evaluation import with_weights
 from yolact_deploy.training.interrupt import StopRequest
 from yolact_deploy.training.monitors import Monitor
 from yolact_deploy.training.recipe import Recipe
@@ -114,10 +116,9 @@ class Trainer:
     def _iterate(self, stop: StopRequest) -> bool:
         """All iterations; False where a signal ended them."""
         recipe, total = self.recipe, self.recipe.iterations
-        left = range(self.done, total)
-        for step, batch in zip(left, self.batches(self.done), strict=False):
-            self.step(batch, step)
-            self.done = step + 1
+        for batch in _told_plainly(islice(self.batches(self.done), total - self.done), stop):
+            self.step(batch, self.done)
+            self.done += 1
             if self.done % recipe.log_interval == 0 or self.done == total:
                 self._log()
             if self.world.any(stop.wanted):
@@ -127,7 +128,11 @@ class Trainer:
                 self._evaluate()
             if self.done % recipe.save_interval == 0 or self.done == total:
                 self._save()
-        return True
+        if self.done < total:  # the workers were interrupted, and there is no other batch
+            if self.world.size > 1:
+                raise KeyboardInterrupt  # the other processes may be in the middle of a step
+            self._save()
+        return self.done == total
 
     # -- between the steps ------------------------------------------------------------------------------------------
 
@@ -187,7 +192,7 @@ class Trainer:
 
     def _write_weights(self, name: str) -> None:
         """Weights as `export` and `predict` take them, under the model's configuration and classes."""
-        save_checkpoint(self.step.model, self.folder / f"{name}.safetensors", weights=self.step.weights())
+        save_checkpoint(with_weights(self.step.model, self.step.weights()), self.folder / f"{name}.safetensors")
 
     def _restart_clock(self) -> None:
         self._logged = (self.done, time.perf_counter())
@@ -196,3 +201,14 @@ class Trainer:
         """Tell all monitors; only the main process has some."""
         for monitor in self.monitors:
             monitor.tell({"event": event, "step": self.done, **values})
+
+
+def _told_plainly(batches: Iterable[Batch], stop: StopRequest) -> Iterator[Batch]:
+    """The batches; without the traceback that a worker puts before its error, and none where Ctrl-C ended a worker."""
+    try:
+        yield from batches
+    except DatasetError as error:
+        raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from error
+    except RuntimeError:
+        if not stop.wanted:
+            raise

@@ -111,6 +111,21 @@ def test_masks_are_those_of_the_plain_steps(encoded: bool) -> None:
 
 
 @pytest.mark.parametrize("encoded", [False, True])
+def test_masks_keep_their_area(encoded: bool) -> None:
+    _, objects = scene(encoded=encoded)
+    for mirrored in (False, True):
+        target = make_target(objects, View(-30, -30, 170, 170, 400, 400, mirrored=mirrored))
+        np.testing.assert_allclose(target["masks"].sum(dim=(1, 2)), objects.area * 4, rtol=0.02)
+        np.testing.assert_allclose(target["area"], objects.area * 4, rtol=1e-6)
+
+
+def test_objects_are_kept_whose_centre_is_shown() -> None:
+    _, objects = scene()
+    target = Augmentation(size=SIZE).target(objects, View(20, 0, 70, 90, SIZE, SIZE))
+    assert target["labels"].tolist() == [0, 2]  # of 1 a part is shown, but its centre is at 80
+
+
+@pytest.mark.parametrize("encoded", [False, True])
 def test_the_box_of_a_mask_is_its_box(encoded: bool) -> None:
     _, objects = scene(encoded=encoded)
     settings = Augmentation(size=SIZE, crop=False)

@@ -27,9 +27,10 @@ from yolact_deploy.training.data import (  # noqa: E402
     plain_loader,
     training_loader,
 )
+from yolact_deploy.training.data.batch import unpack_masks  # noqa: E402
 from yolact_deploy.training.targets import GroundTruth  # noqa: E402
 
-SIZE = 64
+SIZE = 60  # no multiple of 8: masks travel as bits
 # Python from 3.12 on warns of any fork in a process with threads; the workers use none of the parent's.
 FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
@@ -128,6 +129,13 @@ def test_a_batch_without_objects(dataset: CocoDataset) -> None:
     assert GroundTruth.of(batch.to("cpu").targets, 2, torch.device("cpu")).size == 0
 
 
+@pytest.mark.parametrize("width", [48, 53])
+def test_masks_are_unpacked_on_a_device_as_here(width: int) -> None:
+    masks = np.random.default_rng(0).integers(0, 2, (3, 20, width), np.uint8)
+    found = unpack_masks(torch.from_numpy(np.packbits(masks, axis=-1)), width)
+    np.testing.assert_array_equal(found, masks)
+
+
 @pytest.mark.parametrize("name", ["yolact_base", "yolact_darknet53"])
 def test_normalisation_is_that_of_inference(name: str) -> None:
     config: YolactConfig = get_config(name)
@@ -169,5 +177,5 @@ def test_torchs_own_generator_is_left_alone(dataset: CocoDataset) -> None:
 def test_plain_images_come_once_and_in_order(dataset: CocoDataset) -> None:
     batches = list(plain_loader(dataset, SIZE, 2, workers=0))
     assert [batch.image_ids for batch in batches] == [(1, 2), (3,)]
-    scale = torch.tensor([1, SIZE / 48, 1, SIZE / 48])
+    scale = torch.tensor([SIZE / 64, SIZE / 48] * 2)
     torch.testing.assert_close(batches[0].targets[0]["boxes"], dataset[0][1]["boxes"] * scale)

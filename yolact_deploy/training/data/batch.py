@@ -1,7 +1,8 @@
 """Samples put together as a batch, and what makes the trunk's input of it on the device.
 
-Images stay as they are read, grey levels in BGR [N, S, S, 3]: one copy and a quarter of the bytes of floats. The masks
-of all images are one tensor, since each tensor that leaves a worker costs a file descriptor.
+Images stay as they are read, grey levels in BGR [N, S, S, 3]: a quarter of the bytes of floats. Masks travel as bits,
+an eighth of their bytes, and become bytes where the loss wants them. What belongs to the objects of all images is one
+tensor, since each tensor that leaves a worker costs a file descriptor.
 
 Legend: N images, S side, T objects of the batch, n of one image, K keypoints.
 """
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ class Batch:
     counts: tuple[int, ...]  #: objects of each image
     boxes: Tensor  #: float32 [T, 4] xyxy in pixels
     labels: Tensor  #: int64 [T], 0-based
-    masks: Tensor  #: uint8 [T, S, S]
+    mask_bits: Tensor  #: uint8 [T, S, ceil(S / 8)], most significant bit first
     area: Tensor  #: float32 [T], in pixels
     iscrowd: Tensor  #: bool [T]
     image_ids: tuple[int, ...]
@@ -38,8 +40,16 @@ class Batch:
         return len(self.counts)
 
     @property
+    def masks(self) -> Tensor:
+        """Masks uint8 [T, S, S], zero and one, on the batch's device; unpacked at each call."""
+        width = self.images.shape[2]
+        if self.mask_bits.device.type == "cpu":
+            return torch.from_numpy(np.unpackbits(self.mask_bits.numpy(), axis=-1, count=width))
+        return unpack_masks(self.mask_bits, width)
+
+    @property
     def targets(self) -> list[Target]:
-        """One target an image, as the loss takes them: views of the batch's tensors."""
+        """One target an image, as the loss takes them, on the batch's device; masks are unpacked at each call."""
         height, width = self.images.shape[1:3]
         parts = {name: torch.split(value, list(self.counts)) for name, value in self._objects().items()}
         return [
@@ -67,18 +77,23 @@ class Batch:
 def collate(samples: Sequence[tuple[Any, Target]]) -> Batch:
     """Put together images [S, S, 3] of one size, each with the target that was made with it."""
     targets = [target for _, target in samples]
-    joined = {
-        name: torch.cat([target[name] for target in targets])
-        for name in ("boxes", "labels", "masks", "area", "iscrowd")
-    }
+    joined = {name: torch.cat([t[name] for t in targets]) for name in ("boxes", "labels", "area", "iscrowd")}
+    bits = [torch.from_numpy(np.packbits(target["masks"].numpy(), axis=-1)) for target in targets]
     keypoints = torch.cat([t["keypoints"] for t in targets]) if all("keypoints" in t for t in targets) else None
     return Batch(
         images=torch.stack([torch.from_numpy(image) for image, _ in samples]),
         counts=tuple(len(target["boxes"]) for target in targets),
         image_ids=tuple(int(target.get("image_id", -1)) for target in targets),
+        mask_bits=torch.cat(bits),
         keypoints=keypoints,
         **joined,
     )
+
+
+def unpack_masks(bits: Tensor, width: int) -> Tensor:
+    """Masks uint8 [T, S, width], zero and one, from bits uint8 [T, S, ceil(width / 8)], on their device."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
+    return ((bits[..., None] >> shifts) & 1).flatten(-2)[..., :width].contiguous()
 
 
 class Normalizer(nn.Module):

@@ -165,4 +165,5 @@ def _loader(images: AugmentedImages, batches: Any, workers: int | None, prefetch
 def _begin_worker(worker: int) -> None:
     """One thread each: the workers are the parallelism."""
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)
+    # 0 is "in the calling thread". With 1, OpenCV waits for the parent's threads to end, which a fork does not have.
+    cv2.setNumThreads(0)

@@ -46,4 +46,4 @@ def decode(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
     runs = run_lengths(counts)
     assert runs is not None
     inside = (np.arange(len(runs)) & 1).astype(np.uint8)
-    return np.repeat(inside, runs).reshape(width, height).T
+    return np.asarray(np.repeat(inside, runs).reshape(width, height).T)

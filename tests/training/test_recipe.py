@@ -1,0 +1,139 @@
+"""Recipes: the original's numbers, what another batch changes, and values set by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+
+pytest.importorskip("torch")
+
+from yolact_deploy.config import get_config, list_configs
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.overrides import keys, override
+from yolact_deploy.training.recipe import Recipe
+from yolact_deploy.training.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_says_where_it_comes_from(name: str) -> None:
+    recipe = get_recipe(name)
+    assert recipe.name == recipe.config.name == name
+    text = importlib.import_module(f"yolact_deploy.training.recipes.{name}").__doc__ or ""
+    for part in (recipe.paper, recipe.expected, recipe.duration, recipe.command, f"train --recipe {name}"):
+        assert part
+        assert part in text
+    assert recipe.augmentation.size == recipe.config.image_size
+    json.dumps(recipe.to_json())
+
+
+def test_there_is_one_for_each_configuration_that_can_be_built() -> None:
+    assert set(list_configs()) - {name for name in list_configs() if get_config(name).is_plus} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("yolact")])
+def test_the_originals_numbers(name: str) -> None:
+    recipe = get_recipe(name)
+    pascal = name == "yolact_resnet50_pascal"
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 1e-3, 0.9, 5e-4)
+    assert (recipe.batch, recipe.iterations) == (8, 120_000 if pascal else 800_000)
+    assert recipe.milestones == ((60_000, 100_000) if pascal else (280_000, 600_000, 700_000, 750_000))
+    assert (recipe.warmup_iterations, recipe.warmup_lr) == (500, 1e-4)
+    assert recipe.config == get_config(name)
+
+
+def test_the_demo_fits_into_the_repository() -> None:
+    state = YolactModel(get_recipe("shapes_demo").config).state_dict()
+    assert sum(value.numel() * value.element_size() for value in state.values()) < 10.5e6
+
+
+def test_another_batch() -> None:
+    recipe = get_recipe("yolact_base").for_batch(32)
+    assert recipe.lr == pytest.approx(4e-3)
+    assert recipe.iterations == 200_000
+    assert recipe.milestones == (70_000, 150_000, 175_000, 187_500)
+    assert recipe.warmup_iterations == 500
+    assert get_recipe("yolact_base").for_batch(4).iterations == 1_600_000
+
+
+def test_fewer_iterations() -> None:
+    recipe = get_recipe("yolact_base").for_iterations(1000)
+    assert recipe.milestones == (350, 750, 875, 937)
+    assert recipe.warmup_iterations == 100
+    assert get_recipe("yolact_base").for_iterations(3).milestones == (1, 2)
+
+
+def test_values_by_name() -> None:
+    recipe = override(
+        get_recipe("yolact_resnet50"),
+        [
+            "batch=16", "lr=5e-4", "milestones=10,20", "compile=yes", "amp=bf16", "augmentation.mirror=no",
+            "augmentation.contrast=0.8,1.2", "config.image_size=275", "config.fpn_channels=1e2", "weights=",
+        ],
+    )  # fmt: skip
+    assert (recipe.batch, recipe.iterations) == (16, 400_000)
+    assert (recipe.lr, recipe.milestones, recipe.compile, recipe.amp) == (5e-4, (10, 20), True, "bf16")
+    assert (recipe.augmentation.mirror, recipe.augmentation.contrast, recipe.augmentation.size) == (
+        False,
+        (0.8, 1.2),
+        275,
+    )
+    assert recipe.config.prior_scales[0] == (12.0,)
+    assert recipe.config.fpn_channels == 100
+    assert recipe.weights == ""
+
+
+def test_the_order_of_settings_does_not_matter() -> None:
+    recipe = get_recipe("yolact_base")
+    assert override(recipe, ["lr=1e-2", "iterations=100", "batch=16"]) == override(
+        recipe, ["batch=16", "lr=1e-2", "iterations=100"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("lr", ["KEY=VALUE", "lr=5e-4"]),
+        ("learn_rate=1", ["learn_rate", "did you mean"]),
+        ("zzz=1", ["'--set help' lists all"]),
+        ("momentun=1", ["did you mean momentum?"]),
+        ("image_size=400", ["did you mean config.image_size?"]),
+        ("mirror=no", ["did you mean augmentation.mirror?"]),
+        ("lr=fast", ["a number", "'fast'"]),
+        ("lr=nan", ["a number"]),
+        ("batch=2.5", ["a whole number"]),
+        ("compile=maybe", ["yes or no"]),
+        ("amp=int8", ["one of fp32, bf16, fp16"]),
+        ("milestones=1,x", ["a whole number or several"]),
+        ("augmentation.contrast=1", ["2 numbers"]),
+        ("augmentation.size=300", ["config.image_size"]),
+        ("config.num_classes=3", ["the data gives the classes"]),
+        ("lr=-1", ["lr", "above 0"]),
+        ("batch=0", ["batch", "1 or more"]),
+        ("milestones=5,3", ["rising"]),
+        ("ema_decay=1", ["ema_decay"]),
+    ],
+)
+def test_wrong_settings(setting: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(get_recipe("yolact_base"), [setting])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_every_simple_field_can_be_set() -> None:
+    simple = {f.name for f in dataclasses.fields(Recipe)} - {"name", "config", "augmentation"}
+    assert simple - {"paper", "expected", "duration", "command"} <= set(keys())
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(ConfigError, match="did you mean yolact_resnet50"):
+        get_recipe("yolact_resnet5")
+
+
+def test_identity_leaves_out_what_decides_about_no_weight() -> None:
+    recipe = get_recipe("yolact_base")
+    assert recipe.identity() == dataclasses.replace(recipe, log_interval=1, keep=9).identity()
+    assert recipe.identity() != dataclasses.replace(recipe, lr=1.0).identity()

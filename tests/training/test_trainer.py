@@ -1,0 +1,339 @@
+"""The loop: exact resume after kill -9, signals, steps that are skipped, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("pycocotools")
+
+import tiny
+from yolact_deploy.errors import ConfigError, DatasetError, InputError
+from yolact_deploy.training import trainer as trainer_module
+from yolact_deploy.training.checkpoint import load_model, read_state_dict
+from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, open_dataset, training_loader
+from yolact_deploy.training.distributed import World
+from yolact_deploy.training.fit import FitResult, fit
+from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.monitors import read_log
+from yolact_deploy.training.recipe import Recipe
+from yolact_deploy.training.state import set_seed
+from yolact_deploy.training.step import TrainStep
+
+# The gradient of a convolution over a map of one pixel, P7 at 64 pixels, is garbage in BF16 on a CPU (torch 2.15).
+SIDE = 96
+CPU = World(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.tiny_set(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    return train(tiny.tiny_recipe(), shapes, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def train(recipe: Recipe, data: Path, output: Path, **options: Any) -> FitResult:
+    return fit(recipe, data, output, device="cpu", quiet=True, **{"workers": 0, **options})
+
+
+def curve(folder: Path) -> list[tuple[int, dict[str, float], float, float]]:
+    """(iteration, losses, norm of the gradient, learning rate) of each record."""
+    return [
+        (r["step"], r["losses"], r["gradient"], r["lr"]) for r in read_log(folder / "log.jsonl") if r["event"] == "step"
+    ]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
+
+
+# -- resume ---------------------------------------------------------------------------------------------------------
+
+
+def test_kill_and_resume_give_the_curve_of_an_undisturbed_run(
+    shapes: Path, undisturbed: FitResult, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    code = f"""
+import os, signal, torch, tiny
+from yolact_deploy.training.fit import fit
+from yolact_deploy.training.step import TrainStep
+make = TrainStep.__call__
+def step(self, batch, number):
+    if number == 7:  # three steps after the last saved state
+        os.kill(os.getpid(), signal.SIGKILL)
+    make(self, batch, number)
+TrainStep.__call__ = step
+fit(tiny.tiny_recipe(), {str(shapes)!r}, {str(run)!r}, device="cpu", workers=0, quiet=True)
+"""
+    assert tiny.run_python("-c", code).returncode == -signal.SIGKILL
+    assert [path.name for path in run.glob("*.pt")] == ["state_00000004.pt"]
+    assert [step for step, *_ in curve(run)] == [1, 2, 3, 4, 5, 6, 7]
+
+    result = train(tiny.tiny_recipe(), shapes, run, resume=True, workers=1)
+    assert (result.outcome.step, result.outcome.finished) == (12, True)
+    assert curve(run) == curve(undisturbed.folder)
+    assert len(curve(run)) == 12
+    assert same_weights(run / "last.safetensors", undisturbed.folder / "last.safetensors")
+
+
+def test_a_log_between_states_is_exact_too(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe("log_interval=5", "iterations=10", "save_interval=4", "optimizer=adamw", "keep=9")
+    whole = train(recipe, shapes, tmp_path / "whole").folder
+    state = whole / "state_00000004.pt"
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / state.name).write_bytes(state.read_bytes())
+    train(recipe, shapes, tmp_path / "part", resume=True)
+    assert curve(tmp_path / "part") == curve(whole)
+    assert same_weights(tmp_path / "part" / "last.safetensors", whole / "last.safetensors")
+
+
+def test_resuming_what_is_finished_changes_nothing(shapes: Path, undisturbed: FitResult) -> None:
+    before = curve(undisturbed.folder)
+    again = train(tiny.tiny_recipe("log_interval=1"), shapes, undisturbed.folder, resume=True)
+    assert again.outcome.finished
+    assert curve(undisturbed.folder) == before
+
+
+def test_resume_from_nothing_begins(shapes: Path, tmp_path: Path) -> None:
+    result = train(tiny.tiny_recipe("iterations=1"), shapes, tmp_path / "run", resume=True)
+    assert result.outcome.step == 1
+
+
+def test_another_training_in_the_folder(shapes: Path, undisturbed: FitResult, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--resume goes on with it"):
+        train(tiny.tiny_recipe(), shapes, undisturbed.folder)
+    with pytest.raises(Exception, match=r"recipe\.lr 0\.001, now 0\.002"):
+        train(tiny.tiny_recipe("lr=2e-3"), shapes, undisturbed.folder, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        train(tiny.tiny_recipe(), shapes, tmp_path / "file")
+
+
+def test_what_is_written(undisturbed: FitResult) -> None:
+    folder = undisturbed.folder
+    assert {"log.jsonl", "result.json", "last.safetensors", "state_00000008.pt", "state_00000012.pt"} <= {
+        path.name for path in folder.iterdir()
+    }
+    result = json.loads((folder / "result.json").read_text())
+    assert result["accuracy"]["images"] == 2
+    assert result["environment"]
+    start = read_log(folder / "log.jsonl")[0]
+    assert (start["event"], start["images"], start["frozen_batch_norm"]) == ("start", 8, True)
+    model = load_model(folder / "last.safetensors")
+    assert model.config.class_names[:2] == ("disc", "square")
+
+
+# -- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_after_the_step_with_a_saved_state(
+    shapes: Path, undisturbed: FitResult, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = TrainStep.__call__
+
+    def step(self: TrainStep, batch: Batch, iteration: int) -> None:
+        make(self, batch, iteration)
+        if iteration == 5:
+            os.kill(os.getpid(), number)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", step)
+        stopped = train(tiny.tiny_recipe(), shapes, tmp_path)
+    assert (stopped.outcome.step, stopped.outcome.finished) == (6, False)
+    assert (tmp_path / "state_00000006.pt").exists()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    train(tiny.tiny_recipe(), shapes, tmp_path, resume=True)
+    assert curve(tmp_path) == curve(undisturbed.folder)
+
+
+# -- steps ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batches(shapes: Path) -> list[Batch]:
+    dataset = CocoDataset.of_split(open_dataset(shapes), "train")
+    return list(training_loader(dataset, Augmentation(size=SIDE), 6, stop=2, workers=0))
+
+
+def make_step(*settings: str) -> TrainStep:
+    recipe = tiny.tiny_recipe("batch=6", f"config.image_size={SIDE}", *settings)
+    set_seed(recipe.seed)
+    return TrainStep(YolactModel(recipe.config), recipe, CPU)
+
+
+def poisoned(batch: Batch) -> Batch:
+    images = batch.images.float()
+    images[0, 0, 0, 0] = float("nan")
+    return Batch(**{**vars(batch), "images": images})
+
+
+def snapshot(step: TrainStep) -> dict[str, Any]:
+    state = step.state_dict()
+    momenta = {f"{i}.{k}": v for i, s in state["optimizer"]["state"].items() for k, v in s.items() if v is not None}
+    found = {**state["model"], **momenta, **{f"average.{k}": v for k, v in state["average"]["average"].items()}}
+    return {k: v.clone() for k, v in found.items() if torch.is_tensor(v) and not k.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("settings", [("optimizer=sgd", "clip=1"), ("optimizer=adamw",), ("amp=bf16",), ("amp=fp16",)])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
+    batches: list[Batch], settings: tuple[str, ...]
+) -> None:
+    step = make_step("freeze_batch_norm=never", *settings)
+    step(batches[0], 0)
+    before = snapshot(step)
+    step(poisoned(batches[1]), 1)
+    after = snapshot(step)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    losses, skipped = step.read()
+    assert skipped == 1
+    assert int(step.in_a_row) == 1
+    assert 0 < losses["box"] < 1e4
+    step(batches[1], 2)
+    assert int(step.in_a_row) == 0
+    assert any(not torch.equal(value, after[key]) for key, value in snapshot(step).items())
+
+
+def test_a_training_that_has_diverged_is_given_up(
+    batches: list[Batch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "MOST_SKIPPED", 3)
+    step = make_step("log_interval=2")
+
+    def bad(start: int) -> Iterator[Batch]:
+        while True:
+            yield poisoned(batches[0])
+
+    trainer = trainer_module.Trainer(step, bad, tmp_path, identity={})
+    with pytest.raises(ConfigError, match=r"last 4 steps were not finite.*--set lr"):
+        trainer.run()
+
+
+@pytest.mark.parametrize(
+    ("images", "setting", "frozen"),
+    [(5, "auto", True), (6, "auto", False), (6, "always", True), (1, "never", False)],
+)
+def test_batch_normalisation_is_frozen_with_few_images(
+    batches: list[Batch], images: int, setting: str, frozen: bool
+) -> None:
+    step = make_step(f"batch={images}", f"freeze_batch_norm={setting}")
+    norm = step.model.backbone.layers[0][1]
+    before = norm.running_mean.clone()
+    step(batches[0], 0)
+    assert torch.equal(norm.running_mean, before) is frozen
+    assert norm.weight.requires_grad is not frozen
+
+
+def test_the_gradient_is_clipped(batches: list[Batch]) -> None:
+    step = make_step("clip=0.5", "momentum=0", "weight_decay=0", "lr=1", "warmup_iterations=0")
+    before = [p.detach().clone() for p in step.parameters]
+    step(batches[0], 0)
+    moved = torch.stack([(p.detach() - b).norm() for p, b in zip(step.parameters, before, strict=True)]).norm()
+    assert float(moved) == pytest.approx(0.5, rel=1e-3)
+    assert step.read()[0]["gradient"] > 0.5
+
+
+def test_the_average_follows_the_weights(batches: list[Batch]) -> None:
+    step = make_step("ema_decay=0.5", "lr=1e-2")
+    name = "fpn.lat_layers.0.weight"
+    expected = step.model.state_dict()[name].clone()
+    for number, batch in enumerate(batches):
+        step(batch, number)
+        decay = min(0.5, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * step.model.state_dict()[name]
+        assert torch.allclose(step.weights()[name], expected, atol=1e-7)
+
+
+def test_it_learns_eight_images(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe(
+        f"config.image_size={SIDE}",
+        "iterations=60",
+        "batch=8",
+        "optimizer=adamw",
+        "lr=3e-3",
+        "amp=bf16",
+        "channels_last=yes",
+    )
+    train(recipe, shapes, tmp_path)
+    totals = [sum(losses.values()) for _, losses, *_ in curve(tmp_path)]
+    assert sum(totals[-5:]) < 0.6 * sum(totals[:5])
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_is_gone_is_told_in_one_sentence(tmp_path: Path, workers: int) -> None:
+    data = tiny.tiny_set(tmp_path / "set")
+    picture = tmp_path / "set" / "images" / "train_000003.png"
+    picture.write_bytes(b"no picture")
+    with pytest.raises(DatasetError, match=r"train_000003\.png") as caught:
+        train(tiny.tiny_recipe(), data, tmp_path / "run", workers=workers)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bad_annotations_are_refused_before_the_first_step(tmp_path: Path) -> None:
+    data = tiny.tiny_set(tmp_path / "set")
+    file = tmp_path / "set" / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][0] = float("nan")
+    file.write_text(json.dumps(content))
+    with pytest.raises(DatasetError, match="instances_val"):
+        train(tiny.tiny_recipe(), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# -- several processes ----------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(InputError, match="--set batch=9"):
+        World(torch.device("cpu"), size=3).share(8)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(shapes: Path, undisturbed: FitResult, tmp_path: Path) -> None:
+    """The same batches, summed in another order: losses to 1e-4, weights to 1e-5 of their largest."""
+    command = [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "yolact_deploy", "train",
+        "--recipe", "shapes_demo", "--data", str(shapes), "--output", str(tmp_path), "--device", "cpu",
+        "--workers", "0", "--quiet", *tiny.as_arguments(),
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    pairs = list(zip(curve(tmp_path), curve(undisturbed.folder), strict=True))
+    assert len(pairs) == 12
+    for (_, losses, gradient, _), (_, expected, expected_gradient, _) in pairs:
+        assert losses == pytest.approx(expected, rel=1e-4)
+        assert gradient == pytest.approx(expected_gradient, rel=1e-3)
+    one, two = (read_state_dict(f / "last.safetensors")[0] for f in (undisturbed.folder, tmp_path))
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=0, atol=1e-5 * max(float(value.abs().max()), 1e-3)), name
+    scores = [json.loads((f / "result.json").read_text())["accuracy"] for f in (undisturbed.folder, tmp_path)]
+    assert scores[0]["images"] == scores[1]["images"]
+    assert scores[0]["detections"] == scores[1]["detections"]

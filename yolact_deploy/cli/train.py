@@ -1,0 +1,128 @@
+"""Train a network on a COCO-style dataset, by a recipe.
+
+examples:
+  yolact-deploy train --recipe yolact_resnet50 --data coco/
+  yolact-deploy train --recipe yolact_resnet50 --data my.yaml --weights yolact_resnet50 --set batch=4 --set lr=5e-4
+  yolact-deploy train --recipe shapes_demo --data shapes/shapes.yaml --output runs/shapes --resume
+  torchrun --nproc-per-node 4 -m yolact_deploy train --recipe yolact_base --data coco/ --set batch=32
+
+Ctrl-C ends after the step under way and saves; --resume goes on as if nothing had happened. 'export' and 'predict' take
+the weights, best.safetensors and last.safetensors. --recipe list and --set help tell what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.training.fit import FitResult
+
+HELP = "train a network on a COCO-style dataset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' tells the names")
+    parser.add_argument("--data", metavar="DATA", help="dataset file (YAML) or COCO folder")
+    parser.add_argument(
+        "--weights",
+        metavar="INIT",
+        help="initial weights: a file of a backbone or of a YOLACT, the name of published YOLACT weights, 'imagenet' "
+        "(torchvision downloads them) or 'none' (default: as the recipe says)",
+    )
+    parser.add_argument("--output", "-o", metavar="DIR", help="folder for states and weights (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="go on from the last saved state of the folder")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a value of the recipe, such as lr=5e-4 or augmentation.mirror=no; repeatable; 'help' tells all",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--workers", type=_whole, metavar="N", help="processes that prepare images (default: by CPU)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.errors import InputError, import_optional
+
+    for module in ("torch", "torchvision", "pycocotools", "safetensors"):
+        import_optional(module, "train", "Training")
+    from yolact_deploy.training.overrides import override
+    from yolact_deploy.training.recipes import get_recipe
+
+    if args.recipe == "list":
+        return _list_recipes()
+    recipe = get_recipe(args.recipe)
+    if "help" in args.settings:
+        return _list_settings(recipe)
+    recipe = override(recipe, args.settings)
+    if args.data is None:
+        raise InputError("--data is missing: give a dataset file (YAML) or a COCO folder")
+    from yolact_deploy.training.fit import fit
+
+    result = fit(
+        recipe,
+        args.data,
+        args.output or f"runs/{args.recipe}",
+        weights=args.weights,
+        resume=args.resume,
+        device=args.device,
+        workers=args.workers,
+        quiet=args.quiet,
+    )
+    if result.is_main:
+        _print_result(args, result)
+    return 0 if result.outcome.finished else 2
+
+
+def _print_result(args: argparse.Namespace, result: FitResult) -> None:
+    from yolact_deploy.console import print_json, print_table
+
+    outcome = result.outcome
+    if args.json:
+        print_json(result.to_json())
+        return
+    if not outcome.finished:
+        if not args.quiet:
+            print(f"stopped after {outcome.step} iterations, saved in {result.folder}: --resume goes on")
+        return
+    if outcome.accuracy is not None:
+        from yolact_deploy.benchmarks.tables import accuracy_table
+
+        table = accuracy_table([(result.folder.name, outcome.accuracy)])
+        print_table(table.columns, table.rows, title=table.title)
+    print(result.folder / "last.safetensors")
+
+
+def _list_recipes() -> int:
+    from yolact_deploy.console import print_table
+    from yolact_deploy.training.recipes import RECIPES, get_recipe
+
+    recipes = [get_recipe(name) for name in RECIPES]
+    rows = [
+        (r.name, r.config.backbone, r.config.image_size, r.batch, r.iterations, r.expected, r.paper) for r in recipes
+    ]
+    print_table(["recipe", "backbone", "size", "batch", "iterations", "expected", "paper"], rows)
+    return 0
+
+
+def _list_settings(recipe: object) -> int:
+    from yolact_deploy.console import print_table
+    from yolact_deploy.training.overrides import keys
+
+    rows = []
+    for key in keys():
+        value = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        rows.append((key, str(value)))
+    print_table(["key", "value"], rows)
+    return 0
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)

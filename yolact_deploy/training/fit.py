@@ -1,0 +1,217 @@
+"""`fit`: a training from its recipe and data to weights for `export`, in one process or in those of torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yolact_deploy.artifact import write_json
+from yolact_deploy.benchmarks.environment import environment
+from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, training_loader
+from yolact_deploy.training.distributed import World, processes
+from yolact_deploy.training.evaluation import Evaluator
+from yolact_deploy.training.init import InitReport, initialise
+from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.monitors import JsonLog, Monitor, Terminal, closing, read_log, tensorboard
+from yolact_deploy.training.plot import draw_curves
+from yolact_deploy.training.recipe import Recipe
+from yolact_deploy.training.state import StateFolder, set_seed
+from yolact_deploy.training.step import TrainStep
+from yolact_deploy.training.trainer import Outcome, Trainer
+
+_log = logging.getLogger(__name__)
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to."""
+
+    outcome: Outcome
+    folder: Path
+    seconds: float  #: of this run, not of those it resumed
+    is_main: bool
+
+    def to_json(self) -> dict[str, Any]:
+        outcome = self.outcome
+        return {
+            "output": str(self.folder),
+            "weights": str(self.folder / "last.safetensors") if outcome.finished else None,
+            "step": outcome.step,
+            "finished": outcome.finished,
+            "skipped_steps": outcome.skipped,
+            "best_mask_ap": outcome.best,
+            "accuracy": outcome.accuracy.to_json() if outcome.accuracy else None,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def fit(
+    recipe: Recipe,
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int | None = None,
+    quiet: bool = False,
+) -> FitResult:
+    """Train a network for the classes of a set, and write states, logs and weights into a folder.
+
+    The folder gets ``log.jsonl``, ``state_*.pt``, ``best.safetensors`` (the best mask AP), ``last.safetensors``,
+    ``result.json``, curves where matplotlib is installed and TensorBoard's files where that is.
+
+    Args:
+        data: a dataset file (YAML) or a COCO folder
+        weights: initial weights other than the recipe's, see `init.initialise`
+        resume: go on from the last saved state of the folder; from the beginning where there is none
+        device: "auto", "cpu", "cuda" or "cuda:N"
+        workers: processes that prepare images, of each training process
+        quiet: nothing on the terminal
+
+    Raises:
+        YolactDeployError: whatever is wrong with recipe, data, weights, device or folder, before the first step.
+    """
+    started, folder = time.perf_counter(), Path(output)
+    with processes(device) as world, _settings(recipe):
+        _check_folder(folder, resume)
+        trainer = _prepare(recipe, open_dataset(data), folder, world, weights, resume, workers, quiet)
+        with closing(trainer.monitors):
+            outcome = trainer.run()
+            seconds = time.perf_counter() - started
+            trainer.tell("end", seconds=seconds, stopped=not outcome.finished)
+        result = FitResult(outcome, folder, seconds, world.is_main)
+        if world.is_main and outcome.finished:
+            write_json(folder / "result.json", {**result.to_json(), **_origin(trainer)})
+            draw_curves(read_log(folder / LOG), folder / "curves.png")
+    return result
+
+
+def _prepare(
+    recipe: Recipe,
+    spec: DatasetSpec,
+    folder: Path,
+    world: World,
+    weights: str | None,
+    resume: bool,
+    workers: int | None,
+    quiet: bool,
+) -> Trainer:
+    """All that is needed for the first step, checked."""
+    dataset = _training_set(recipe, spec)
+    recipe = replace(recipe, config=spec.configure(recipe.config))
+    set_seed(recipe.seed)
+    model = YolactModel(recipe.config)
+    evaluator = _evaluator(model, recipe, spec, world, quiet)
+    going_on = resume and bool(StateFolder(folder).states())
+    initial = None if going_on else initialise(model, recipe.weights if weights is None else weights)
+    step = TrainStep(model, recipe, world)
+
+    def batches(start: int) -> Iterable[Batch]:
+        share = world.share(recipe.batch)
+        return training_loader(
+            dataset, recipe.augmentation, share, seed=recipe.seed, start=start, stop=recipe.iterations,
+            rank=world.rank, world_size=world.size, workers=workers,
+        )  # fmt: skip
+
+    about = {"images": len(dataset), "names": list(spec.names), "category_ids": list(spec.category_ids)}
+    trainer = Trainer(
+        step,
+        batches,
+        folder,
+        identity={"recipe": recipe.identity(), "data": about, "frozen_batch_norm": step.frozen},
+        evaluate=evaluator,
+    )
+    if resume:
+        trainer.resume()
+    if world.is_main:
+        trainer.monitors = _monitors(folder, trainer.done if resume else None, quiet)
+    _tell_start(trainer, initial, len(dataset))
+    return trainer
+
+
+def _training_set(recipe: Recipe, spec: DatasetSpec) -> CocoDataset:
+    dataset = CocoDataset.of_split(spec, "train", keep_empty=recipe.keep_empty)
+    if not len(dataset):
+        raise DatasetError(f"{spec.split('train').annotations} has no image with an object to train on: annotate some")
+    return dataset
+
+
+def _evaluator(model: YolactModel, recipe: Recipe, spec: DatasetSpec, world: World, quiet: bool) -> Evaluator | None:
+    if "val" not in spec.splits:
+        if world.is_main:
+            _log.warning("%s has no split 'val': the model is not evaluated", spec.path)
+        return None
+    CocoDataset.of_split(spec, "val")  # refuses what is wrong with it before hours of training
+    return Evaluator(model, spec, world, limit=recipe.eval_images, quiet=quiet)
+
+
+def _monitors(folder: Path, resume_at: int | None, quiet: bool) -> list[Monitor]:
+    found: list[Monitor] = [JsonLog(folder / LOG, resume_at)]
+    board = tensorboard(folder)
+    if board is not None:
+        found.append(board)
+    return found if quiet else [*found, Terminal()]
+
+
+def _tell_start(trainer: Trainer, initial: InitReport | None, images: int) -> None:
+    if not trainer.world.is_main:
+        return
+    came = f"goes on at iteration {trainer.done}" if initial is None else str(initial)
+    recipe = trainer.recipe
+    trainer.tell(
+        "start",
+        iterations=recipe.iterations,
+        recipe=recipe.to_json(),
+        initial=came,
+        images=images,
+        frozen_batch_norm=trainer.step.frozen,
+        **_origin(trainer),
+    )
+
+
+def _origin(trainer: Trainer) -> dict[str, Any]:
+    world = trainer.world
+    return {
+        "recipe_name": trainer.recipe.name,
+        "processes": world.size,
+        "device": torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "cpu",
+        "environment": environment(),
+    }
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file: name a folder")
+    if not resume and StateFolder(folder).states():
+        raise InputError(f"{folder} already has a training: --resume goes on with it, another --output begins anew")
+
+
+@contextlib.contextmanager
+def _settings(recipe: Recipe) -> Iterator[None]:
+    """Settings of torch for the time of the training."""
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(recipe.deterministic)
+    try:
+        with cudnn.flags(
+            enabled=cudnn.enabled,
+            benchmark=not recipe.deterministic,
+            deterministic=recipe.deterministic,
+            allow_tf32=cudnn.allow_tf32,
+        ):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from yolact_deploy.errors import CheckpointError, OutputError
 from yolact_deploy.training.distributed import World

@@ -20,6 +20,7 @@ from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_da
 from yolact_deploy.training.distributed import World, processes
 from yolact_deploy.training.evaluation import Evaluator
 from yolact_deploy.training.init import InitReport, initialise
+from yolact_deploy.training.interrupt import spare_workers
 from yolact_deploy.training.model import YolactModel
 from yolact_deploy.training.monitors import JsonLog, Monitor, Terminal, closing, read_log, tensorboard
 from yolact_deploy.training.plot import draw_curves
@@ -120,10 +121,11 @@ def _prepare(
 
     def batches(start: int) -> Iterable[Batch]:
         share = world.share(recipe.batch)
-        return training_loader(
+        loader = training_loader(
             dataset, recipe.augmentation, share, seed=recipe.seed, start=start, stop=recipe.iterations,
             rank=world.rank, world_size=world.size, workers=workers,
         )  # fmt: skip
+        return spare_workers(loader)
 
     about = {"images": len(dataset), "names": list(spec.names), "category_ids": list(spec.category_ids)}
     trainer = Trainer(

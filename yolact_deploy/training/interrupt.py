@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -34,3 +40,15 @@ class StopRequest:
         if self.wanted:
             raise KeyboardInterrupt
         self.wanted = True
+
+
+def spare_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Keep signals to the whole process group from the workers, which Ctrl-C and ``torchrun`` would end mid-batch."""
+    loader.worker_init_fn = functools.partial(_begin_apart, loader.worker_init_fn)
+    return loader
+
+
+def _begin_apart(begin: Callable[[int], None] | None, worker: int) -> None:
+    os.setpgid(0, 0)
+    if begin is not None:
+        begin(worker)

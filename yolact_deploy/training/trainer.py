@@ -116,7 +116,7 @@ class Trainer:
     def _iterate(self, stop: StopRequest) -> bool:
         """All iterations; False where a signal ended them."""
         recipe, total = self.recipe, self.recipe.iterations
-        for batch in _told_plainly(islice(self.batches(self.done), total - self.done), stop):
+        for batch in _told_plainly(islice(self.batches(self.done), total - self.done)):
             self.step(batch, self.done)
             self.done += 1
             if self.done % recipe.log_interval == 0 or self.done == total:
@@ -128,11 +128,7 @@ class Trainer:
                 self._evaluate()
             if self.done % recipe.save_interval == 0 or self.done == total:
                 self._save()
-        if self.done < total:  # the workers were interrupted, and there is no other batch
-            if self.world.size > 1:
-                raise KeyboardInterrupt  # the other processes may be in the middle of a step
-            self._save()
-        return self.done == total
+        return True
 
     # -- between the steps ------------------------------------------------------------------------------------------
 
@@ -203,12 +199,9 @@ class Trainer:
             monitor.tell({"event": event, "step": self.done, **values})
 
 
-def _told_plainly(batches: Iterable[Batch], stop: StopRequest) -> Iterator[Batch]:
-    """The batches; without the traceback that a worker puts before its error, and none where Ctrl-C ended a worker."""
+def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, without the traceback that a worker puts before its error."""
     try:
         yield from batches
     except DatasetError as error:
         raise DatasetError(str(error).rpartition("DatasetError: ")[2].strip()) from error
-    except RuntimeError:
-        if not stop.wanted:
-            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 
 import pytest
@@ -80,3 +81,13 @@ def test_signature_of_predictor() -> None:
 
 def test_version_is_pep_440() -> None:
     assert all(part.isdigit() for part in yolact_deploy.__version__.split(".")[:2])
+
+
+def test_training_names() -> None:
+    pytest.importorskip("torch")
+    training = importlib.import_module("yolact_deploy.training")
+    for name in ("CocoDataset", "YolactConfig", "YolactLoss", "YolactModel"):
+        assert name in training.__all__
+        assert getattr(training, name).__name__ == name
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = training.no_such_name

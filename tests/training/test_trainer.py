@@ -200,7 +200,15 @@ def snapshot(step: TrainStep) -> dict[str, Any]:
     return {k: v.clone() for k, v in found.items() if torch.is_tensor(v) and not k.endswith("num_batches_tracked")}
 
 
-@pytest.mark.parametrize("settings", [("optimizer=sgd", "clip=1"), ("optimizer=adamw",), ("amp=bf16",), ("amp=fp16",)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("optimizer=sgd", "clip=1"),
+        ("optimizer=adamw",),
+        ("amp=bf16",),
+        pytest.param(("amp=fp16",), marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(
     batches: list[Batch], settings: tuple[str, ...]
 ) -> None:

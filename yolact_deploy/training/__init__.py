@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.training.checkpoint import load_model, save_checkpoint
 from yolact_deploy.training.losses import LossSettings, YolactLoss
 from yolact_deploy.training.model import YolactModel
 
-__all__ = ["LossSettings", "YolactConfig", "YolactLoss", "YolactModel", "load_model", "save_checkpoint"]
+if TYPE_CHECKING:
+    from yolact_deploy.training.data import CocoDataset
+
+__all__ = ["CocoDataset", "LossSettings", "YolactConfig", "YolactLoss", "YolactModel", "load_model", "save_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    """Data sets need packages that exporting does not, so they are imported when they are asked for."""
+    if name == "CocoDataset":
+        from yolact_deploy.training.data import CocoDataset
+
+        return CocoDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

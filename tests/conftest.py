@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,11 @@ for folder in (TESTS, GOLDEN, TESTS.parent):
         sys.path.insert(0, str(folder))
 
 pytest_plugins = ("fake_cuda.plugin",)
+
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that. Some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

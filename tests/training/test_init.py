@@ -131,6 +131,15 @@ def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
         initialise(model(), "imagenet")
 
 
+def test_the_backbone_that_comes_with_the_package() -> None:
+    ours = model()
+    report = initialise(ours, "imagenet-int8")
+    assert report.folded
+    assert set(report.reset) == {"proto_net", "fpn", "prediction_layers", "semantic_seg_conv"}
+    with pytest.raises(CheckpointError, match="not the initial weights of resnet50"):
+        initialise(model(backbone="resnet50"), "imagenet-int8")
+
+
 # -- 8-bit ----------------------------------------------------------------------------------------------------------
 
 

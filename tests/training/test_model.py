@@ -207,3 +207,25 @@ def test_frozen_batch_norm(backbone: str) -> None:
     assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model(images)
     assert not torch.equal(before[f"{next(iter(norms))}.running_mean"], next(iter(norms.values())).running_mean)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_frozen_stages(backbone: str) -> None:
+    model = _settled(_small(backbone)).train()
+    model.freeze_stages(2)
+    model.eval().train()
+    before = copy.deepcopy(model.state_dict())
+    sum(value.sum() for value in model(torch.randn(2, 3, 97, 97)).values()).backward()
+    learns = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert learns
+    stages = {f"backbone.layers.{stage}." for stage in range(2)}
+    assert not any(name.startswith(tuple(stages)) or "backbone.conv1" in name or "_preconv" in name for name in learns)
+    assert any(name.startswith("backbone.layers.3.") for name in learns)
+    moved = [key for key, value in model.state_dict().items() if not torch.equal(before[key], value)]
+    assert moved  # the statistics of the later stages
+    assert all(key.startswith("backbone.layers.") and key.split(".")[2] not in "01" for key in moved)
+
+
+def test_more_frozen_stages_than_there_are() -> None:
+    with pytest.raises(ConfigError, match="freeze_stages: resnet50 has 4 stages, got 5"):
+        _small("resnet50").freeze_stages(5)

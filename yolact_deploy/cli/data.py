@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--deep", action="store_true", help="read every picture")
     shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations and a dataset file")
     shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to make")
-    shapes.add_argument("--train", type=int, default=2000, metavar="N", help="training images (2000)")
-    shapes.add_argument("--val", type=int, default=500, metavar="N", help="images held out (500)")
+    shapes.add_argument("--train", type=int, default=2000, metavar="N", help="training images, or none (2000)")
+    shapes.add_argument("--val", type=int, default=500, metavar="N", help="images held out, or none (500)")
     shapes.add_argument("--size", default="320x240", metavar="WxH", help="in pixels, or one number for both (320x240)")
     shapes.add_argument("--seed", type=int, default=0, help="another seed makes other images (0)")
     for command in (check, shapes):
@@ -97,8 +97,8 @@ def _shapes(args: argparse.Namespace) -> int:
     from yolact_deploy.errors import InputError
     from yolact_deploy.training.data.shapes import write_shapes
 
-    if args.train < 1 or args.val < 1:
-        raise InputError(f"expected one image or more in each split, got --train {args.train} --val {args.val}")
+    if min(args.train, args.val) < 0 or args.train + args.val < 1:
+        raise InputError(f"expected one image or more, got --train {args.train} --val {args.val}")
     width, height = _size(args.size)
     folder = Path(args.output)
     counts = {"train": args.train, "val": args.val}

@@ -1,9 +1,11 @@
-"""Show the whole path on the sample images that come with the package: export, engines, measurement, pictures.
+"""Show the whole path, from weights to a measured engine: export, engines, accuracy, speed, report and pictures.
 
-Runs the commands that you would type, and prints each before it runs. No GPU and no download needed: the TensorRT for
-RTX engine is built, not run.
+Runs the commands that you would type, and prints each before it runs. No GPU and no download needed: the model comes
+with the package and was trained on generated shapes, of which others are generated to score it. The TensorRT for RTX
+engine is built, not run.
 
-example:
+examples:
+  yolact-deploy demo
   yolact-deploy demo --weights yolact_resnet50_54_800000.pth -o demo
 """
 
@@ -12,55 +14,67 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-HELP = "export and measure a model on the sample images that come with the package"
+HELP = "export and measure the model that comes with the package, or yours"
+
+_SHOWN = 6  # pictures that are written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--weights", required=True, metavar="W", help="checkpoint; this version ships no trained one")
+    parser.add_argument(
+        "--weights", metavar="W", help="another checkpoint, which is run on the sample images of the package"
+    )
     parser.add_argument("--config", metavar="NAME", help="configuration; by default told from the tensors")
     parser.add_argument("--size", type=int, metavar="S", help="side of the input image")
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for what is made (default: demo)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="rounds over the sample images (default 3)")
+    parser.add_argument("--images", type=int, default=500, metavar="N", help="images of shapes to score (default 500)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="rounds over the images (default 1, with --weights 3)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.cli.main import PROGRAM, main
+
+    passed_on = [flag for flag in ("debug", "quiet") if getattr(args, flag)]
+    for command in _commands(args):
+        if not args.quiet:
+            print(f"\n$ {PROGRAM} {shlex.join(command)}", flush=True)
+        code = main([*command, *(f"--{flag}" for flag in passed_on)])
+        if code:
+            return code
+    folder = Path(args.output)
+    print(f"\nReport: {folder / 'report.html'}   pictures: {folder / 'predictions'}", file=sys.stderr)
+    return 0
+
+
+def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     from yolact_deploy import samples
     from yolact_deploy.runtime.doctor import describe_machine, examine
 
-    folder = Path(args.output)
-    model = ["--weights", args.weights]
+    folder, data = Path(args.output), Path(args.output) / "shapes"
+    model = ["--weights", args.weights or str(samples.DEMO_MODEL)]
     model += ["--config", args.config] if args.config else []
     model += ["--size", str(args.size)] if args.size else []
     works = {finding.name for finding in examine(["openvino", "tensorrt-rtx builder"]) if finding.works}
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
     onnx, half = folder / "model.onnx", folder / "model_fp16.onnx"
     flavour = "rtx" if "tensorrt-rtx builder" in works else "none"
-    engines = [str(onnx)]
+    engines = [str(onnx), *([str(half)] if not args.weights else [])]
     if "openvino" in works:
         engines += [f"{onnx}@openvino", *([f"{onnx}@openvino-bf16"] if has_bf16 else [])]
-    bench = [*(part for engine in engines for part in ("--engine", engine)), *model]
-    pictures = [str(path) for path in samples.sample_images()]
-    commands = [
-        ["export", *model, "--engine", "none", "-o", str(onnx.with_suffix(""))],
-        ["export", *model, "--fp16", "--engine", flavour, "-o", str(half.with_suffix(""))],
-        ["inspect", str(half.with_suffix(".trt") if flavour == "rtx" else half)],
-        [
-            "bench", *bench, "--annotations", str(samples.ANNOTATIONS), "--images-dir", str(samples.IMAGES),
-            "--repeats", str(args.repeats),
-            "--report", str(folder / "report.html"), "--output", str(folder / "bench.json"),
-        ],
-        ["predict", engines[-1], *pictures, "-o", str(folder / "predictions")],
+    images = ["--annotations", str(samples.ANNOTATIONS), "--images-dir", str(samples.IMAGES)]
+    if not args.weights:
+        yield ["data", "shapes", "-o", str(data), "--train", "0", "--val", str(args.images)]
+        images = ["--coco", str(data)]
+    yield ["export", *model, "--engine", "none", "-o", str(onnx.with_suffix(""))]
+    yield ["export", *model, "--fp16", "--engine", flavour, "-o", str(half.with_suffix(""))]
+    yield ["inspect", str(half.with_suffix(".trt") if flavour == "rtx" else half)]
+    repeats = args.repeats or (3 if args.weights else 1)
+    yield [
+        "bench", *(part for engine in engines for part in ("--engine", engine)), *model, *images,
+        "--repeats", str(repeats),
+        "--report", str(folder / "report.html"), "--output", str(folder / "bench.json"),
     ]  # fmt: skip
-    from yolact_deploy.cli.main import PROGRAM, main
-
-    passed_on = [flag for flag in ("debug", "quiet") if getattr(args, flag)]
-    for command in commands:
-        if not args.quiet:
-            print(f"\n$ {PROGRAM} {shlex.join(command)}", flush=True)
-        code = main([*command, *(f"--{flag}" for flag in passed_on)])
-        if code:
-            return code
-    print(f"\nReport: {folder / 'report.html'}   pictures: {folder / 'predictions'}", file=sys.stderr)
-    return 0
+    shown = samples.sample_images() if args.weights else sorted((data / "images").glob("val_*.png"))[:_SHOWN]
+    yield ["predict", engines[-1], *map(str, shown), "-o", str(folder / "predictions")]

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="INIT",
         help="initial weights: a file of a backbone or of a YOLACT, the name of published YOLACT weights, 'imagenet' "
-        "(torchvision downloads them) or 'none' (default: as the recipe says)",
+        "(torchvision downloads them), 'imagenet-int8' (a MobileNetV2 that comes with the package) or 'none' (default: "
+        "as the recipe says)",
     )
     parser.add_argument("--output", "-o", metavar="DIR", help="folder for states and weights (default: runs/RECIPE)")
     parser.add_argument("--resume", action="store_true", help="go on from the last saved state of the folder")

@@ -1,6 +1,7 @@
-"""Three COCO images with their annotations: what an export is checked on, and what the demo shows.
+"""What comes with the package: three COCO images with their annotations, on which an export is checked, and weights.
 
-Images 196393 and 234748 are CC BY 2.0, 565248 is CC BY-SA 2.0 (see ATTRIBUTION.md); annotations CC BY 4.0.
+`DEMO_MODEL` was trained on generated shapes (see `training/recipes/shapes_demo.py`), beginning with `MOBILENET_V2`, an
+8-bit backbone trained on ImageNet. ATTRIBUTION.md tells where everything comes from, and its licence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ _FOLDER = Path(__file__).parent
 
 ANNOTATIONS = _FOLDER / "instances_samples.json"
 IMAGES = _FOLDER / "images"
+DEMO_MODEL = _FOLDER / "shapes_demo.safetensors"
+MOBILENET_V2 = _FOLDER / "mobilenet_v2_imagenet_int8.npz"
 
 
 def sample_images() -> list[Path]:

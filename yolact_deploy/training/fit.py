@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from yolact_deploy.artifact import write_json
 from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.errors import DatasetError, InputError
-from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, training_loader
+from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, plain_loader, training_loader
+from yolact_deploy.training.data.batch import Normalizer
 from yolact_deploy.training.distributed import World, processes
 from yolact_deploy.training.evaluation import Evaluator
 from yolact_deploy.training.init import InitReport, initialise
@@ -26,12 +28,14 @@ from yolact_deploy.training.monitors import JsonLog, Monitor, Terminal, closing,
 from yolact_deploy.training.plot import draw_curves
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.state import StateFolder, set_seed
-from yolact_deploy.training.step import TrainStep
+from yolact_deploy.training.step import TrainStep, freezes_batch_norm
 from yolact_deploy.training.trainer import Outcome, Trainer
+from yolact_deploy.training.unfold import unfold_batch_norms
 
 _log = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
+_UNFOLD_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def _prepare(
     evaluator = _evaluator(model, recipe, spec, world, quiet)
     going_on = resume and bool(StateFolder(folder).states())
     initial = None if going_on else initialise(model, recipe.weights if weights is None else weights)
+    if initial is not None and initial.folded and not freezes_batch_norm(recipe, world.share(recipe.batch)):
+        _unfold(model, dataset)
     step = TrainStep(model, recipe, world)
 
     def batches(start: int) -> Iterable[Batch]:
@@ -141,6 +147,14 @@ def _prepare(
         trainer.monitors = _monitors(folder, trainer.done if resume else None, quiet)
     _tell_start(trainer, initial, len(dataset))
     return trainer
+
+
+def _unfold(model: YolactModel, dataset: CocoDataset) -> None:
+    """The same images in all processes, so that their weights stay alike."""
+    size = model.config.image_size
+    batches = islice(plain_loader(dataset, size, _UNFOLD_IMAGES, workers=0), 1)
+    normalize = Normalizer(model.config)
+    unfold_batch_norms(model.backbone, (normalize(batch.images) for batch in batches))
 
 
 def _training_set(recipe: Recipe, spec: DatasetSpec) -> CocoDataset:

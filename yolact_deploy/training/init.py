@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yolact_deploy import samples
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
 from yolact_deploy.training.checkpoint import StateDict, infer_config, read_state_dict
@@ -47,6 +48,8 @@ class InitReport:
     #: tensors of which the rows of some classes were taken, and which classes
     partly: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    #: the batch normalisations of the backbone came folded into its convolutions
+    folded: bool = False
 
     def __str__(self) -> str:
         if not self.kept:
@@ -61,8 +64,9 @@ def initialise(model: YolactModel, source: str) -> InitReport:
     """Fill a model with the weights that ``source`` names, as far as they fit, and tell what was not.
 
     Args:
-        source: "" or "none" leaves the random weights; "imagenet" has torchvision download those of the backbone; a
-            file, or the name of published YOLACT weights
+        source: "" or "none" leaves the random weights; "imagenet" has torchvision download those of the backbone;
+            "imagenet-int8" takes the MobileNetV2 that comes with this package; a file, or the name of published YOLACT
+            weights
 
     Raises:
         CheckpointError: no such file, or not the weights of this backbone or of a YOLACT.
@@ -72,8 +76,11 @@ def initialise(model: YolactModel, source: str) -> InitReport:
         return InitReport("", total=len(model.state_dict()))
     if source == "imagenet":
         return _fill_backbone(model, _download(model.config.backbone), "torchvision's ImageNet weights")
+    if source == "imagenet-int8":
+        source = str(samples.MOBILENET_V2)
     if Path(source).suffix == ".npz":
-        return _fill_backbone(model, read_quantized(Path(source), model.config), source)
+        report = _fill_backbone(model, read_quantized(Path(source), model.config), source)
+        return replace(report, folded=True)
     state, config = read_state_dict(_existing(source))
     if f"{_HEAD}.conf_layer.weight" in state:
         return _transfer(model, state, config, source)

@@ -24,7 +24,7 @@ def read_quantized(path: Path, config: YolactConfig) -> dict[str, torch.Tensor]:
     """Weights under torchvision's names, in FP32, for images normalised as ``config`` says.
 
     The folded batch normalisations become ones that only add the bias: mean 0, variance 1. They are right while frozen;
-    training their statistics changes what they do (see `Recipe.freeze_batch_norm`).
+    before their statistics are trained, `unfold` gives them some.
 
     Raises:
         CheckpointError: no such file, or one without such weights.

@@ -56,8 +56,8 @@ class Recipe:
     duration: str = "not measured"
     command: str = ""
 
-    #: initial weights: "imagenet" has torchvision download those of the backbone; a file's name asks for that file;
-    #: "" begins with random weights
+    #: initial weights: "imagenet" has torchvision download those of the backbone, "imagenet-int8" takes the MobileNetV2
+    #: that comes with this package; a file's name asks for that file; "" begins with random weights
     weights: str = "imagenet"
     #: images of a step, of all processes together; `for_batch` changes it, and what depends on it
     batch: int = 8
@@ -78,6 +78,8 @@ class Recipe:
     ema_decay: float = 0.0
     #: auto: with fewer than `BATCH_NORM_IMAGES` images for each device, as the original
     freeze_batch_norm: FreezeBatchNorm = "auto"
+    #: first stages of the backbone (and its stem) that are not trained; 0 trains all, as the original
+    freeze_stages: int = 0
 
     #: of the network; weights, optimiser and losses stay in FP32
     amp: Precision = "fp32"
@@ -107,7 +109,7 @@ class Recipe:
             object.__setattr__(self, "augmentation", sized)
         for name in ("batch", "iterations", "save_interval", "log_interval", "keep"):
             _check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        for name in ("weight_decay", "warmup_iterations", "clip", "eval_interval", "eval_images", "seed"):
+        for name in ("weight_decay", "warmup_iterations", "clip", "freeze_stages", "eval_interval", "eval_images", "seed"):
             _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("lr", "gamma", "warmup_lr"):
             _check(0 < getattr(self, name) < math.inf, name, "a number above 0", getattr(self, name))

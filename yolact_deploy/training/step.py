@@ -41,7 +41,8 @@ class TrainStep:
         self.layout, self.dtype = layout, _DTYPES[recipe.amp]
         self.model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
         #: whether batch normalisations keep their statistics and parameters
-        self.frozen = _freezes(recipe, world.share(recipe.batch))
+        self.frozen = freezes_batch_norm(recipe, world.share(recipe.batch))
+        self.model.freeze_stages(recipe.freeze_stages)
         self.model.freeze_batch_norm(self.frozen)
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -164,7 +165,8 @@ def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.
     return optimizer
 
 
-def _freezes(recipe: Recipe, images: int) -> bool:
+def freezes_batch_norm(recipe: Recipe, images: int) -> bool:
+    """Whether batch normalisations keep what they have, with so many images of a step on each device."""
     if recipe.freeze_batch_norm == "auto":
         return images < BATCH_NORM_IMAGES
     return recipe.freeze_batch_norm == "always"

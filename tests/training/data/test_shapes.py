@@ -68,7 +68,7 @@ def test_what_is_seen_of_shapes_does_not_overlap() -> None:
 
 def test_a_written_set_is_sound_and_holds_the_masks(tmp_path: Path) -> None:
     names = list(write_shapes(tmp_path, {"train": 5, "val": 3}, seed=3, height=96, width=128))
-    assert names == [f"train_{i:06d}.png" for i in range(5)] + [f"val_{i:06d}.png" for i in (5, 6, 7)]
+    assert names == [f"train_{i:06d}.png" for i in range(5)] + [f"val_{i}.png" for i in range(1_000_000, 1_000_003)]
     spec = open_dataset(tmp_path)
     assert spec.names == KINDS
     report = check_dataset(spec, deep=True)
@@ -76,7 +76,7 @@ def test_a_written_set_is_sound_and_holds_the_masks(tmp_path: Path) -> None:
     dataset = CocoDataset.of_split(spec, "val")
     for index in range(3):
         image, target = dataset[index]
-        made = render(5 + index, seed=3, height=96, width=128)
+        made = render(1_000_000 + index, seed=3, height=96, width=128)
         np.testing.assert_array_equal(image, made.image)
         shapes = sorted(made.shapes, key=lambda shape: shape.iscrowd)
         assert target["labels"].tolist() == [shape.label for shape in shapes]
@@ -89,6 +89,15 @@ def test_a_longer_set_begins_as_a_shorter_one(tmp_path: Path) -> None:
         list(write_shapes(tmp_path / name, {"train": count}, height=96, width=128))
     a, b = (json.loads((tmp_path / n / "annotations/instances_train.json").read_text()) for n in "ab")
     assert b["annotations"][: len(a["annotations"])] == a["annotations"]
+
+
+def test_held_out_images_are_the_same_beside_any_training_set(tmp_path: Path) -> None:
+    for name, counts in (("a", {"train": 2, "val": 2}), ("b", {"train": 0, "val": 2})):
+        list(write_shapes(tmp_path / name, counts, height=96, width=128))
+    a, b = ((tmp_path / n / "annotations/instances_val.json").read_text() for n in "ab")
+    assert a == b
+    assert list(open_dataset(tmp_path / "b").splits) == ["val"]
+    assert not list((tmp_path / "b" / "images").glob("train*"))
 
 
 def test_images_that_are_too_small_are_refused() -> None:

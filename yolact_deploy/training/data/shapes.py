@@ -34,6 +34,8 @@ _LEAST_PIXELS = 24
 _LEAST_VISIBLE = 0.25  # share of a shape that must be seen for it to count
 _CROWD_CHANCE = 0.08
 _MOST_OBJECTS = 9
+#: the first image of each split, so that no image is in two, and those held out are the same beside any training set
+_FIRST = {"train": 0, "val": 1_000_000}
 
 
 @dataclass(frozen=True)
@@ -232,17 +234,20 @@ def write_shapes(
     """Write ``images/*.png``, ``annotations/instances_<split>.json`` and ``shapes.yaml``; yields a name for each image.
 
     Args:
-        counts: images of each split, such as {"train": 2000, "val": 500}; no image is in two splits
+        counts: images of the splits "train" and "val"; a split without images is left out
 
     Raises:
+        DatasetError: more images of a split than there are.
         OutputError: the folder cannot be written.
     """
+    counts = {split: count for split, count in counts.items() if count}
+    if counts.get("train", 0) > _FIRST["val"]:
+        raise DatasetError(f"shapes: expected at most {_FIRST['val']} training images, got {counts['train']}")
     images = folder / "images"
     try:
         images.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {images}: {error.strerror}. Choose another place") from error
-    first = 0
     for split, count in counts.items():
         content: dict[str, Any] = {
             "info": {"description": f"yolact-deploy shapes, seed {seed}", "version": "1"},
@@ -250,7 +255,7 @@ def write_shapes(
             "images": [],
             "annotations": [],
         }
-        for index in range(first, first + count):
+        for index in range(_FIRST[split], _FIRST[split] + count):
             name = f"{split}_{index:06d}.png"
             made = render(index, seed=seed, height=height, width=width)
             ok, data = cv2.imencode(".png", made.image)
@@ -259,7 +264,6 @@ def write_shapes(
             _describe(content, index, name, made)
             yield name
         write_json(folder / "annotations" / f"instances_{split}.json", content)
-        first += count
     write_bytes(folder / "shapes.yaml", _yaml(counts).encode())
 
 

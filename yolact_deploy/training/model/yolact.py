@@ -74,6 +74,7 @@ class YolactModel(nn.Module):
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
         self._frozen_batch_norm = False
+        self._frozen_stages: list[nn.Module] = []
         self._held: list[nn.Parameter] = []  # what freeze_batch_norm has frozen
         self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
         self._initialise()
@@ -107,9 +108,27 @@ class YolactModel(nn.Module):
         self._frozen_batch_norm = frozen
         self.train(self.training)
 
+    def freeze_stages(self, count: int) -> None:
+        """Keep the stem and the first stages of the backbone as they are; their gradients are not computed.
+
+        Raises:
+            ConfigError: the backbone has fewer stages.
+        """
+        stages = list(self.backbone.layers)
+        if not 0 <= count <= len(stages):
+            raise ConfigError(f"freeze_stages: {self.config.backbone} has {len(stages)} stages, got {count}")
+        if count:
+            stem = [module for name, module in self.backbone.named_children() if name != "layers"]
+            self._frozen_stages = [*stem, *stages[:count]]
+        for module in self._frozen_stages:
+            module.requires_grad_(False)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; batch normalisations that are frozen stay in the latter."""
+        """Training or evaluation mode; stages and batch normalisations that are frozen stay in the latter."""
         super().train(mode)
+        for module in self._frozen_stages:
+            module.eval()
         if self._frozen_batch_norm:
             for module in self._batch_norms():
                 module.eval()

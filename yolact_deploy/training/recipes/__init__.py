@@ -17,6 +17,7 @@ RECIPES = (
     "yolact_edge_mobilenetv2",
     "yolact_resnet50_pascal",
     "shapes_demo",
+    "sixteen_images",
 )
 
 

@@ -1,0 +1,53 @@
+"""Batch normalisations that were folded into their convolutions, made ones that can be trained again.
+
+Folded, they come as ones with mean 0 and variance 1. Training would normalise what was never meant to be: the network
+would change at the first step. Given the statistics that its inputs really have, and weights that undo them, each
+computes what it did before and can be trained from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def unfold_batch_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Give all batch normalisations of a network the statistics of images, without changing what it computes.
+
+    Args:
+        network: with fresh images it computes the same as before in evaluation mode; left in the mode it was in
+        images: batches [N, 3, S, S] as the network takes them, at least one
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
+
+    def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].to(torch.float64).transpose(0, 1).flatten(1)
+        sums[norm] += torch.stack([torch.ones(len(values)) * values.shape[1], values.sum(1), values.square().sum(1)])  # type: ignore[index]
+
+    was_training = network.training
+    network.eval()
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    try:
+        for batch in images:
+            network(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.train(was_training)
+    for norm, (count, total, squares) in sums.items():
+        mean = total / count
+        _move(norm, mean, (squares / count - mean.square()).clamp(min=0))
+
+
+def _move(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
+    """Other statistics, float64 [C], and the weights with which the output stays the same."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    slope = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    norm.bias.copy_(norm.bias + (mean - norm.running_mean) * slope)
+    norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)

@@ -18,7 +18,7 @@ help:
 	@echo "make test       linters, type checks and all tests"
 	@echo "make lint       linters and type checks only"
 	@echo "make gpu-check  on a machine with an NVIDIA GPU: check and measure everything, into $(DEMO)/gpu.json"
-	@echo "make demo-model train that model again, into $(RUNS)/shapes_demo (an hour or two on two cores)"
+	@echo "make demo-model train that model again, into $(RUNS)/shapes_320"
 	@echo "make setup      the virtual environment only ($(VENV))"
 	@echo "make clean      remove caches and build products"
 	@echo "make distclean  and the virtual environment too"
@@ -30,13 +30,17 @@ setup: $(STAMP)
 demo: $(STAMP)
 	@$(BIN)/yolact-deploy demo -o $(DEMO)
 
-# At 192 pixels first, where an iteration costs half as much; see yolact_deploy/training/recipes/shapes_demo.py.
+# At 192 and 256 pixels first, where an iteration costs less; see yolact_deploy/training/recipes/shapes_demo.py.
+TRAIN_SHAPES := $(BIN)/yolact-deploy train --recipe shapes_demo --data $(RUNS)/shapes/shapes.yaml --resume
 demo-model: $(STAMP)
 	$(BIN)/yolact-deploy data shapes -o $(RUNS)/shapes --train 12000 --val 500
-	$(BIN)/yolact-deploy train --recipe shapes_demo --data $(RUNS)/shapes/shapes.yaml -o $(RUNS)/shapes_192 --resume \
+	$(TRAIN_SHAPES) -o $(RUNS)/shapes_192 \
 	  --set config.image_size=192 --set iterations=2250 --set milestones=2250 --set warmup_iterations=200
-	$(BIN)/yolact-deploy train --recipe shapes_demo --data $(RUNS)/shapes/shapes.yaml -o $(RUNS)/shapes_demo --resume \
-	  --weights $(RUNS)/shapes_192/last.safetensors
+	$(TRAIN_SHAPES) -o $(RUNS)/shapes_256 --weights $(RUNS)/shapes_192/last.safetensors \
+	  --set iterations=2200 --set milestones=2200 --set warmup_iterations=100
+	$(TRAIN_SHAPES) -o $(RUNS)/shapes_320 --weights $(RUNS)/shapes_256/last.safetensors \
+	  --set config.image_size=320
+	@echo "The weights are $(RUNS)/shapes_320/last.safetensors"
 
 # Pseudo-random weights of ResNet-50: speed and agreement need no trained ones.
 $(DEMO)/weights.pth: $(STAMP) tests/deterministic.py

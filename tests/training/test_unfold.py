@@ -52,6 +52,22 @@ def test_a_channel_that_is_always_the_same() -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
+def test_a_layer_that_never_runs() -> None:
+    """The last stage of MobileNetV2."""
+
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.spare = _folded(), nn.BatchNorm2d(5)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.used(images)
+
+    network = Spare()
+    unfold_batch_norms(network, [torch.randn(4, 3, 9, 9)])
+    assert all(bool(value.isfinite().all()) for value in network.state_dict().values())
+
+
 @pytest.mark.parametrize(("setting", "moves"), [("never", True), ("always", False)])
 def test_a_training_does_so_unless_frozen(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch, setting: str, moves: bool

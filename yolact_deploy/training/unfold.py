@@ -39,6 +39,8 @@ def unfold_batch_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
             hook.remove()
         network.train(was_training)
     for norm, (count, total, squares) in sums.items():
+        if not count.any():
+            continue  # the network never runs it
         mean = total / count
         _move(norm, mean, (squares / count - mean.square()).clamp(min=0))
 

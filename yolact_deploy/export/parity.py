@@ -26,8 +26,9 @@ from yolact_deploy.samples import sample_images
 from yolact_deploy.training.model import YolactModel
 
 #: largest root-mean-square error of a head, relative to the spread of its values. Rounding alone gives about 4e-6 in
-#: FP32 and 3e-3 in FP16; a wrong graph gives 0.1 and more.
-RELATIVE_LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
+#: FP32; in FP16 3e-3 with random weights, and 2.3e-2 with the demo's trained MobileNetV2, on pictures unlike those it
+#: learnt from, where scores are undecided. A wrong graph gives 0.1 and more.
+RELATIVE_LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
 
 #: least share of the reference's detections that the functions in the file must find; exact ties may differ
 TAIL_LIMIT = 0.98

@@ -1,0 +1,78 @@
+"""The model that comes with the package, on generated images that it has not seen: its AP, in each way to run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("pycocotools")
+
+from yolact_deploy import load, samples
+from yolact_deploy.benchmarks.coco import CocoImages, open_images
+from yolact_deploy.benchmarks.evaluate import evaluate
+from yolact_deploy.cli.main import main
+from yolact_deploy.training.data.shapes import write_shapes
+
+_FEW = 60
+_ALL = 500
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ONNX in FP32 and FP16."""
+    folder = tmp_path_factory.mktemp("demo")
+    weights = ["--weights", str(samples.DEMO_MODEL), "--engine", "none", "--quiet"]
+    assert main(["export", *weights, "-o", str(folder / "fp32")]) == 0
+    assert main(["export", *weights, "--fp16", "-o", str(folder / "fp16")]) == 0
+    return folder
+
+
+def _held_out(folder: Path, count: int) -> CocoImages:
+    for _ in write_shapes(folder, {"val": count}):
+        pass
+    return open_images(coco=folder)
+
+
+def _scores(model: str, images: CocoImages) -> tuple[float, float]:
+    with load(model, score_threshold=0.0, lazy_masks=False) as predictor:
+        accuracy = evaluate(predictor, images, quiet=True).accuracy
+    assert accuracy.box is not None
+    assert accuracy.mask is not None
+    return accuracy.box.ap or 0.0, accuracy.mask.ap or 0.0
+
+
+def _check(exported: Path, images: CocoImages, least_box: float, least_mask: float, tolerance: float) -> None:
+    engines = [str(exported / "fp16.onnx")]
+    if _has_openvino():
+        engines.append(f"{exported / 'fp32.onnx'}@openvino-bf16")
+    box, mask = _scores(str(samples.DEMO_MODEL), images)
+    print(f"eager: box AP {box:.4f}, mask AP {mask:.4f}")
+    assert box >= least_box
+    assert mask >= least_mask
+    for engine in engines:
+        other_box, other_mask = _scores(engine, images)
+        print(f"{Path(engine).name}: box AP {other_box:.4f}, mask AP {other_mask:.4f}")
+        assert other_box == pytest.approx(box, abs=tolerance)
+        assert other_mask == pytest.approx(mask, abs=tolerance)
+
+
+def _has_openvino() -> bool:
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def test_some_images(exported: Path, tmp_path: Path) -> None:
+    """Looser than the figures of the README, since so few images say less."""
+    _check(exported, _held_out(tmp_path, _FEW), 0.60, 0.55, 0.01)
+
+
+@pytest.mark.slow
+def test_what_the_readme_says(exported: Path, tmp_path: Path) -> None:
+    _check(exported, _held_out(tmp_path, _ALL), 0.65, 0.60, 0.005)

@@ -43,6 +43,8 @@ class Metadata:
     #: smallest, usual and largest batch
     batch: tuple[int, int, int] = (1, 1, 1)
     weights_sha256: str = ""
+    #: layers of the trunk that are in FP32 whatever ``precision`` says
+    keep_fp32: tuple[str, ...] = ()
     #: versions of the tools that made the file
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +64,8 @@ class Metadata:
                     "update yolact-deploy, or export the file again"
                 )
             config = YolactConfig.from_dict(values.pop("config"))
-            return cls(config=config, **{**values, "batch": tuple(values["batch"])})
+            values["batch"], values["keep_fp32"] = tuple(values["batch"]), tuple(values.get("keep_fp32", ()))
+            return cls(config=config, **values)
         except ArtifactError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -98,6 +99,7 @@ class HeadsBackend(ScriptedBackend):
 
     def __init__(self, shift: float = 0.0) -> None:
         super().__init__({})
+        self.metadata = dataclasses.replace(self.metadata, tail="heads")
         self.shift = shift
 
     def run(self, images: Any) -> Outputs:

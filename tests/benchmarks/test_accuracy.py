@@ -13,7 +13,8 @@ import pytest
 from data import data_dir
 from scripted import CONFIG, SCRIPT, coco_content, detections, write_coco
 
-from yolact_deploy.benchmarks.accuracy import accuracy, decompressed_length, score_results
+from yolact_deploy.benchmarks.accuracy import accuracy, score_results
+from yolact_deploy.benchmarks.coco_results import decompressed_length
 from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.paste import compress_counts

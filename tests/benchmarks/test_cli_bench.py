@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,79 @@ def test_gates_end_with_1_after_the_report(models: Path, capsys: pytest.CaptureF
     assert bench(models, "--max-ap-drop", "99", "--min-fps", "0.1") == 0
 
 
+def test_the_limits_of_a_wrong_engine(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    junit, now = models / "junit.xml", models / "now.json"
+    limits = ["--max-ap-drop", "0.5", "--min-agreement", "0.98", "--max-p99-ms", "60000", "--junit", str(junit)]
+    assert bench(models, *limits, "--output", str(now)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "worse.onnx@openvino loses" in error
+    assert "; worse.onnx@openvino agrees with good.onnx on 33.33 % of the detections (limit 98 %): 1 missed" in error
+    assert "p99" not in error
+    cases = ET.parse(junit).getroot().iter("testcase")
+    assert [(case.get("name"), case.find("failure") is None) for case in cases] == [
+        ("max-ap-drop", False),
+        ("min-agreement", False),
+        ("max-p99-ms", True),
+    ]
+    assert now.exists()
+
+
+def test_a_baseline(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = models / "last.json"
+    assert bench(models, "--output", str(last), "--quiet", "--repeats", "7") == 0
+    junit = models / "junit.xml"
+    limits = ["--baseline", str(last), "--tolerance", "1000", "--junit", str(junit)]
+    assert bench(models, *limits, "--repeats", "7") == 0
+    assert ET.parse(junit).getroot().get("failures") == "0"
+    content = json.loads(last.read_text())
+    content["environment"]["cpu"] = "Other CPU"
+    content["engines"][1]["latency"]["samples_ms"] = [1e-4] * 21
+    last.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert bench(models, "--baseline", str(last), "--repeats", "7") == 1
+    warning, error = capsys.readouterr().err.splitlines()[-2:]
+    assert warning.startswith(f"warning: the baseline {last} is of another environment: cpu: Other CPU and ")
+    assert f"worse.onnx@openvino against {last}: takes " in error
+    assert error.endswith(" (limit 1.05)")
+
+
+def test_diff(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = models / "last.json"
+    assert bench(models, "--output", str(last), "--quiet", "--repeats", "7") == 0
+    assert main(["bench", "diff", str(last), str(last)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("no difference: takes 1.000 (1.000 to 1.000) times as long") == 2
+    assert "A: last.json, B: last.json" in out
+    content = json.loads(last.read_text())
+    for sample in range(21):
+        content["engines"][1]["latency"]["samples_ms"][sample] *= 3
+    (models / "slow.json").write_text(json.dumps(content))
+    rows = [f"{models}/{name}.json:worse.onnx@openvino" for name in ("last", "slow")]
+    for arguments in (["bench", "diff", *rows, "--json"], ["bench", "--json", "diff", *rows]):
+        assert main(arguments) == 0
+        (engine,) = json.loads(capsys.readouterr().out)["engines"]
+        assert (engine["verdict"], engine["p50_ratio"]["low"]) == ("slower", pytest.approx(3, rel=1e-3))
+    assert main(["bench", "diff", *rows, "--margin", "3"]) == 0
+    assert "within the 300 % by which two runs may differ" in capsys.readouterr().out.replace("\n  ", " ")
+
+
+def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(models / f"{name}.json") for name in ("a", "b")]
+    for file in files:
+        assert bench(models, "--output", file, "--quiet") == 0
+    assert main(["bench", "table", *files]) == 0
+    out = capsys.readouterr().out
+    assert out.count("worse.onnx@openvino") == 2
+    assert "run 2: b.json: 3 images (instances_val2017.json)" in out
+    assert max(map(len, out.splitlines())) <= 120
+    assert main(["bench", "table", *files, "--markdown"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("| run | engine |")
+    assert "\n- run 1: a.json: 3 images" in out
+    assert main(["bench", "table", *files, "--json"]) == 0
+    assert [row["run"] for row in json.loads(capsys.readouterr().out)] == [1, 1, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,6 +158,13 @@ def test_gates_end_with_1_after_the_report(models: Path, capsys: pytest.CaptureF
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--threads", "0"], "--threads: expected"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images", "--max-ap-drop", "1"], "ground truth"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--repeats", "0"], "repeats >= 1"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--min-agreement", "98"], "a share from 0 to 1"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--min-agreement", "1"], "a second --engine"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--junit", "j.xml"], "tells which limits"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--tolerance", "1"], "is of the baseline"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--baseline", "absent"], "no such results file"),
+        (["bench", "diff", "absent.json", "absent.json"], "no such results file"),
+        (["bench", "table", "{0}/good.onnx"], "is not valid JSON"),
         (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images"], "have no annotations"),
         (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--size", "400"], "of the eager model"),
         (["eval", "--results", "{0}/r.json"], "give --annotations"),
@@ -111,7 +192,8 @@ def test_eval_of_a_model(models: Path, capsys: pytest.CaptureFixture[str]) -> No
     annotations = str(models / "coco/annotations/instances_val2017.json")
     assert main(["eval", "--results", str(saved), "--annotations", annotations, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert again == {**printed, "model": "results.json"}, "what was saved scores the same"
+    assert printed["time"]["images_run"] == 3
+    assert again == {**printed, "model": "results.json", "time": None}, "what was saved scores the same"
     assert main(common) == 0
     assert "100.00" in capsys.readouterr().out
 

@@ -107,6 +107,18 @@ def test_json_and_options(resnet50_checkpoint: Path, here: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("short_check")
+def test_layers_kept_in_fp32(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "keep.json").write_text(json.dumps({"keep_fp32": ["proto_net.10", "fpn"]}))
+    arguments = ["--fp16", "--keep-fp32", "keep.json", "--engine", "none", "-o", "m"]
+    assert cli.main(["export", "--json", "--weights", str(resnet50_checkpoint), *SMALL, *arguments]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["precision"], result["keep_fp32"]) == ("fp16", ["proto_net.10", "fpn"])
+    assert onnx_metadata(read_onnx("m.onnx"), "").keep_fp32 == ("proto_net.10", "fpn")
+    assert cli.main(["inspect", "m.onnx"]) == 0
+    assert "proto_net.10, fpn" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("short_check")
 def test_quiet_without_any_tensorrt(
     resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +164,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
             "folder is a folder: give -o the files' common stem, such as folder/yolact",
         ),
         (["--weights", "W", "--engine", "tensorrt"], "'yolact-deploy[tensorrt]'"),
+        (["--weights", "W", "--keep-fp32", "proto_net"], "--keep-fp32 is of --fp16: without it all layers are in FP32"),
+        (["--weights", "W", "--fp16", "--keep-fp32", "none.json"], "no such list of layers: none.json"),
     ],
 )
 def test_mistakes_are_found_before_the_work(

@@ -173,7 +173,7 @@ def test_json_summary(
     assert captured.err == ""
     assert (summary["images"], summary["detections"], summary["failed"]) == (3, 6, [])
     assert len(summary["outputs"]) == 6
-    for stage in ("decode", "preprocess", "network", "detect", "paste", "draw", "write"):
+    for stage in ("decode", "preprocess", "network+nms+assembly", "detect", "paste", "draw", "write"):
         assert summary["mean_ms"][stage] > 0
 
 

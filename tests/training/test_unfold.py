@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
+import torch
+from tiny import tiny_recipe, tiny_set
 from torch import nn
 
-from tiny import tiny_recipe, tiny_set
 from yolact_deploy.training.model import YolactModel
 from yolact_deploy.training.unfold import unfold_batch_norms
 

@@ -1,4 +1,4 @@
-"""COCO average precision of boxes and masks, by pycocotools.
+"""COCO average precision of boxes and masks, by pycocotools or faster-coco-eval.
 
 Results are in COCO's form: a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``.
 Average precisions are 0..1, averaged over IoU 0.50:0.95 unless their name says otherwise.
@@ -6,27 +6,36 @@ Average precisions are 0..1, averaged over IoU 0.50:0.95 unless their name says 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from types import ModuleType
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from yolact_deploy.artifact import read_json
-from yolact_deploy.benchmarks.coco import is_box, is_whole, read_annotations
-from yolact_deploy.errors import DatasetError, import_optional
+import numpy as np
+from numpy.typing import NDArray
 
-Result = dict[str, Any]
+from yolact_deploy.benchmarks.coco import read_annotations
+from yolact_deploy.benchmarks.coco_results import Result as Result
+from yolact_deploy.benchmarks.coco_results import read_results
+from yolact_deploy.benchmarks.faster_eval import FasterMatcher
+from yolact_deploy.benchmarks.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
+from yolact_deploy.errors import DatasetError, InputError
 
-_CURE = "write it again as COCO results"
+EVALUATORS = ("pycocotools", "faster-coco-eval")
+#: what COCO calls the kinds, and how they are called here
+KINDS = {"bbox": "box", "segm": "mask"}
+
+_IMAGES_AT_ONCE = 64
+_CURVE_DECIMALS = 5
 
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """COCO's figures, 0..1; None where there is no ground truth (of that size)."""
+    """COCO's figures, 0..1; None where there is no ground truth (of that size).
+
+    Attributes:
+        per_class: ``ap`` of each category, by name (by id where two have the same name)
+    """
 
     ap: float | None
     ap50: float | None
@@ -34,23 +43,151 @@ class AveragePrecision:
     small: float | None
     medium: float | None
     large: float | None
+    per_class: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Precision at recall 0, 0.01, ... 1: the mean over the classes with ground truth; 101 values for drawing.
+
+    Attributes:
+        iou50: where an IoU of 0.5 makes a hit
+        iou75: where it takes 0.75
+    """
+
+    iou50: tuple[float, ...]
+    iou75: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Average precisions over ``images`` images; None for a kind that the results do not have."""
+    """Average precisions over ``images`` images; None for a kind that the results do not have.
+
+    Attributes:
+        curves: of "box" and "mask", where they have ground truth
+    """
 
     box: AveragePrecision | None
     mask: AveragePrecision | None
     images: int
     detections: int
+    curves: dict[str, Curves] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
+class AccuracyMeter:
+    """Accuracy of results that come image by image; by pycocotools, only a few bytes of each detection are kept.
+
+    Args:
+        content: a COCO instances file's checked content; it is not changed
+        image_ids: the images to score; those that are not added count as without detections
+        evaluator: one of :data:`EVALUATORS`
+        kinds: of :data:`KINDS`, those that the results have
+
+    Raises:
+        InputError: an unknown evaluator.
+        MissingDependencyError: the evaluator is not installed.
+    """
+
+    def __init__(
+        self,
+        content: Mapping[str, Any],
+        image_ids: Iterable[int],
+        *,
+        evaluator: str = EVALUATORS[0],
+        kinds: Sequence[str] = tuple(KINDS),
+    ) -> None:
+        if evaluator not in EVALUATORS:
+            raise InputError(f"evaluator: expected one of {', '.join(EVALUATORS)}, got {evaluator!r}")
+        self._image_ids = frozenset(image_ids)
+        self._names = _class_names(content["categories"])
+        self._matchers: dict[str, Matcher | FasterMatcher] = {
+            kind: Matcher(content, self._image_ids, kind)
+            if evaluator == EVALUATORS[0]
+            else FasterMatcher(content, self._image_ids, kind)
+            for kind in kinds
+        }
+        self._waiting: dict[int, Sequence[Result]] = {}
+        self._detections = 0
+
+    def add(self, image_id: int, results: Sequence[Result]) -> None:
+        """All results of one of the images.
+
+        Raises:
+            DatasetError: a segmentation of the annotations that cannot be read.
+        """
+        self._waiting[image_id] = results
+        self._detections += len(results)
+        if len(self._waiting) == _IMAGES_AT_ONCE:
+            self._match()
+
+    def _match(self) -> None:
+        for matcher in self._matchers.values():
+            if self._waiting:
+                matcher.add(self._waiting)
+        self._waiting = {}
+
+    def matches(self) -> dict[str, Matches]:
+        """What hit what, of "box" and "mask"; empty with faster-coco-eval, which does not tell."""
+        self._match()
+        return {KINDS[k]: matcher.matches() for k, matcher in self._matchers.items() if isinstance(matcher, Matcher)}
+
+    def result(self) -> Accuracy:
+        """The accuracy of all that was added."""
+        self._match()
+        figures: dict[str, AveragePrecision] = {}
+        curves: dict[str, Curves] = {}
+        for kind, matcher in self._matchers.items():
+            precision = matcher.precision()
+            figures[KINDS[kind]] = average_precision(precision, self._names)
+            drawn = precision_curves(precision)
+            if drawn:
+                curves[KINDS[kind]] = drawn
+        return Accuracy(figures.get("box"), figures.get("mask"), len(self._image_ids), self._detections, curves)
+
+
+def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePrecision:
+    """COCO's figures of interpolated precision [T, R, K, A], as ``COCOeval.summarize`` takes them.
+
+    Args:
+        names: of the K categories, where figures of each are wanted
+    """
+
+    def mean(values: NDArray[np.float64]) -> float | None:
+        there = values[values > -1]
+        return float(np.mean(there)) if there.size else None
+
+    small, medium, large = (mean(precision[..., area]) for area in range(1, len(AREAS)))
+    return AveragePrecision(
+        ap=mean(precision[..., 0]),
+        ap50=mean(precision[_at_iou(0.5), ..., 0]),
+        ap75=mean(precision[_at_iou(0.75), ..., 0]),
+        small=small,
+        medium=medium,
+        large=large,
+        per_class={name: mean(precision[:, :, category, 0]) for category, name in enumerate(names)},
+    )
+
+
+def precision_curves(precision: Floats) -> Curves | None:
+    """Precision at each recall of interpolated precision [T, R, K, A]; None without ground truth."""
+    there = precision[0, 0, :, 0] > -1
+    if not there.any():
+        return None
+    iou50, iou75 = (
+        tuple(precision[_at_iou(iou)][:, there, 0].mean(axis=1).round(_CURVE_DECIMALS).tolist()) for iou in (0.5, 0.75)
+    )
+    return Curves(iou50, iou75)
+
+
 def coco_ap(
-    content: Mapping[str, Any], results: Sequence[Result], image_ids: Iterable[int], kind: str
+    content: Mapping[str, Any],
+    results: Sequence[Result],
+    image_ids: Iterable[int],
+    kind: str,
+    evaluator: str = EVALUATORS[0],
 ) -> AveragePrecision:
     """COCO AP of checked results against checked annotations.
 
@@ -58,42 +195,35 @@ def coco_ap(
         content: a COCO instances file's content; it is not changed
         results: may be empty (AP 0) or speak of other images (left out)
         kind: "bbox" or "segm"
+        evaluator: one of :data:`EVALUATORS`
 
     Raises:
         DatasetError: a segmentation of the annotations that cannot be read.
     """
-    tools = _tools("pycocotools.cocoeval")
-    chosen = sorted(set(image_ids))
-    inside = set(chosen)
-    # pycocotools takes annotation id 0 for "not matched", so ids are given anew.
-    truth = [a for a in content["annotations"] if a["image_id"] in inside]
-    truth = [{**a, "id": i} for i, a in enumerate(truth, 1)]
-    found = [_detection(result, i, kind) for i, result in enumerate(results, 1) if result["image_id"] in inside]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = tools.COCOeval(_coco(content, truth), _coco(content, found), kind)
-            evaluation.params.imgIds = chosen
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-    except Exception as error:  # what pycocotools raises at a segmentation it cannot read has no common base
-        raise DatasetError(f"pycocotools cannot score these annotations: a malformed segmentation ({error})") from error
-    return AveragePrecision(*(None if value < 0 else float(value) for value in evaluation.stats[:6]))
+    scored = _score(content, results, image_ids, evaluator, (kind,))
+    figures = scored.box or scored.mask
+    assert figures is not None
+    return figures
 
 
-def accuracy(content: Mapping[str, Any], results: Sequence[Result], image_ids: Sequence[int]) -> Accuracy:
+def accuracy(
+    content: Mapping[str, Any], results: Sequence[Result], image_ids: Iterable[int], evaluator: str = EVALUATORS[0]
+) -> Accuracy:
     """Box and mask AP of results that have both (as ``Detections.to_coco`` gives them) or are empty."""
-    box = mask = None
-    if all("bbox" in result for result in results):
-        box = coco_ap(content, results, image_ids, "bbox")
-    if all("segmentation" in result for result in results):
-        mask = coco_ap(content, results, image_ids, "segm")
-    inside = set(image_ids)
-    return Accuracy(box, mask, len(inside), sum(result["image_id"] in inside for result in results))
+    return _score(content, results, image_ids, evaluator, result_kinds(results))
+
+
+def result_kinds(results: Sequence[Result]) -> tuple[str, ...]:
+    """Which of :data:`KINDS` can be told of the results."""
+    keys = {"bbox": "bbox", "segm": "segmentation"}
+    return tuple(kind for kind, key in keys.items() if all(key in result for result in results))
 
 
 def score_results(
-    annotations: str | os.PathLike[str], results: str | os.PathLike[str], image_ids: Sequence[int] | None = None
+    annotations: str | os.PathLike[str],
+    results: str | os.PathLike[str],
+    image_ids: Sequence[int] | None = None,
+    evaluator: str = EVALUATORS[0],
 ) -> Accuracy:
     """Score a COCO results file.
 
@@ -107,94 +237,41 @@ def score_results(
     known = [image["id"] for image in content["images"]]
     if image_ids is not None and (strange := sorted(set(image_ids) - set(known))):
         raise DatasetError(f"{annotations} has no image {strange[0]}: score images of that file only")
-    loaded = read_json(results, "results file", DatasetError)
-    check_results(loaded, content, str(results))
-    return accuracy(content, loaded, known if image_ids is None else image_ids)
+    return accuracy(content, read_results(results, content), known if image_ids is None else image_ids, evaluator)
 
 
-def check_results(results: Any, content: Mapping[str, Any], source: str) -> None:
-    """Raises :class:`DatasetError` unless ``results`` are COCO results for the images of ``content``."""
-    if not isinstance(results, list):
-        raise DatasetError(f"{source}: expected a list of results, got a {type(results).__name__}: {_CURE}")
-    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
-    categories = {category["id"] for category in content["categories"]}
-    kinds = {tuple(k in r for k in ("bbox", "segmentation")) for r in results if isinstance(r, dict)}
-    if (False, False) in kinds or len(kinds) > 1:
-        raise DatasetError(f"{source}: every result needs bbox, segmentation or both, and all the same: {_CURE}")
-    for index, result in enumerate(results):
-        problem = _problem(result, sizes, categories)
-        if problem:
-            raise DatasetError(f"{source}: result number {index} {problem}")
+def by_image(results: Iterable[Result]) -> dict[int, list[Result]]:
+    """Results of each image, in their order."""
+    found: dict[int, list[Result]] = {}
+    for result in results:
+        found.setdefault(result["image_id"], []).append(result)
+    return found
 
 
-def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) -> str | None:
-    if not isinstance(result, dict):
-        return f"is a {type(result).__name__}, expected an object: {_CURE}"
-    missing = [key for key in ("image_id", "category_id", "score") if key not in result]
-    if missing:
-        return f"has no {', '.join(missing)}: {_CURE}"
-    image, category, score = result["image_id"], result["category_id"], result["score"]
-    if not is_whole(image) or image not in sizes:
-        return f"is of image {image!r}, which the annotations do not list: give the annotations of the same images"
-    if not is_whole(category) or category not in categories:
-        return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        return f"has the score {score!r}, expected a number: {_CURE}"
-    if "bbox" in result and not is_box(result["bbox"]):
-        return f"has the bbox {result['bbox']!r}, expected [x, y, width, height]: {_CURE}"
-    if "segmentation" in result:
-        return _rle_problem(result["segmentation"], sizes[image])
-    return None
+def _score(
+    content: Mapping[str, Any],
+    results: Sequence[Result],
+    image_ids: Iterable[int],
+    evaluator: str,
+    kinds: Sequence[str],
+) -> Accuracy:
+    ids = set(image_ids)
+    meter = AccuracyMeter(content, ids, evaluator=evaluator, kinds=kinds)
+    for image_id, found in by_image(results).items():
+        if image_id in ids:
+            meter.add(image_id, found)
+    return meter.result()
 
 
-def _rle_problem(rle: Any, size: list[int]) -> str | None:
-    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
-        return "has a segmentation that is no compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
-    if rle["size"] != size:
-        return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks to the image's size"
-    # pycocotools reads past the end of a broken text, so the runs are added up here.
-    if decompressed_length(rle["counts"]) != size[0] * size[1]:
-        return "has a damaged RLE (its runs do not fill the image): encode it with pycocotools.mask.encode"
-    return None
+def _at_iou(threshold: float) -> int:
+    return int(np.argmin(np.abs(IOU_THRESHOLDS - threshold)))
 
 
-def decompressed_length(counts: str) -> int:
-    """Sum of the run lengths in COCO's compressed text; -1 where the text is not such."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return -1
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        if runs[-1] < 0:
-            return -1
-        value = shift = 0
-    return sum(runs) if shift == 0 else -1
-
-
-def _detection(result: Result, number: int, kind: str) -> Result:
-    """A result as pycocotools keeps it; sizes are told by what is scored, so for masks by their pixels."""
-    common = {key: result[key] for key in ("image_id", "category_id", "score")} | {"id": number, "iscrowd": 0}
-    if kind == "bbox":
-        box = result["bbox"]
-        return {**common, "bbox": box, "area": box[2] * box[3]}
-    rle = result["segmentation"]
-    return {**common, "segmentation": rle, "area": float(_tools("pycocotools.mask").area(rle))}
-
-
-def _coco(content: Mapping[str, Any], annotations: list[Result]) -> Any:
-    coco = _tools("pycocotools.coco").COCO()
-    coco.dataset = {"images": content["images"], "categories": content["categories"], "annotations": annotations}
-    coco.createIndex()
-    return coco
-
-
-def _tools(module: str) -> ModuleType:
-    return import_optional(module, "bench", "COCO average precision")
+def _class_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names in the order of the ids; a name that is there twice, or not at all, is told by its id."""
+    given = [str(category.get("name", category["id"])) for category in categories]
+    unique = {
+        c["id"]: name if given.count(name) == 1 else f"{name} ({c['id']})"
+        for c, name in zip(categories, given, strict=True)
+    }
+    return [unique[number] for number in sorted(unique)]

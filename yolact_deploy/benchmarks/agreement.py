@@ -51,6 +51,9 @@ class Agreement:
     Attributes:
         matched_share: reference detections (above the score threshold) with a partner of the same class whose box IoU
             is at least ``iou_threshold``; ``matched_share_90`` at least 0.9
+        agreed_share: detections on which both agree (same class, IoU of the box and of the mask at least 0.9) among
+            all that either has above the score threshold: what is missed and what is extra lowers it, and so do masks
+            in the wrong place
         label_flips: missed detections in whose place the engine sees another class (counted as missed and extra, too)
         box_ap: COCO AP of the engine's detections with the reference's (above the score threshold) as ground truth
         mask_ap: the same for masks
@@ -73,6 +76,7 @@ class Agreement:
     max_score_difference: float | None
     box_ap: float | None = None
     mask_ap: float | None = None
+    agreed_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -170,6 +174,8 @@ class AgreementMeter:
             for name in ("box_ious", "mask_ious", "score_differences")
         )
         total = sum(image.reference for image in self.images)
+        extra = sum(image.extra for image in self.images)
+        agreed = sum(min(ious) >= _TIGHT_IOU for ious in zip(box_ious, mask_ious, strict=True))
         return Agreement(
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
@@ -178,7 +184,7 @@ class AgreementMeter:
             matched_share=len(box_ious) / total if total else None,
             matched_share_90=sum(iou >= _TIGHT_IOU for iou in box_ious) / total if total else None,
             missed=sum(image.missed for image in self.images),
-            extra=sum(image.extra for image in self.images),
+            extra=extra,
             label_flips=sum(image.label_flips for image in self.images),
             mean_box_iou=_mean(box_ious),
             min_box_iou=min(box_ious, default=None),
@@ -188,6 +194,7 @@ class AgreementMeter:
             max_score_difference=max(differences, default=None),
             box_ap=agreement_ap(reference, found, self.score_threshold, "bbox"),
             mask_ap=agreement_ap(reference, found, self.score_threshold, "segm"),
+            agreed_share=agreed / (total + extra) if total + extra else None,
         )
 
 

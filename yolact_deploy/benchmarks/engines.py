@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import sha256_file
@@ -23,12 +24,14 @@ class EngineSource:
         load: gives a predictor with ``score_threshold=0`` and ``lazy_masks=False``
         file_bytes: size of the model's file
         weights_sha256: of the file itself where it is a checkpoint; else the engine's metadata is asked
+        path: the model's file
     """
 
     name: str
     load: Callable[[], Predictor]
     file_bytes: int = 0
     weights_sha256: str = ""
+    path: Path | None = None
 
     @classmethod
     def from_spec(cls, text: str, name: str | None = None, **options: Any) -> EngineSource:
@@ -47,6 +50,7 @@ class EngineSource:
             lambda: load(text, score_threshold=0.0, lazy_masks=False, **options),
             spec.path.stat().st_size,
             sha256_file(spec.path) if checkpoint else "",
+            spec.path,
         )
 
 

@@ -20,6 +20,7 @@ from yolact_deploy.benchmarks.agreement import AgreementMeter
 from yolact_deploy.detections import Detections
 from yolact_deploy.loading import load
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.stages import stage_with
 
 Frames = Sequence[NDArray[np.uint8]]
 
@@ -135,7 +136,8 @@ def measure_model(
         if batch <= predictor.backend.max_batch
     }
     report["stream_images_per_s"] = _stream(predictor, frames, calls)
-    network = report["latency"]["stages_mean_ms"].get("network")
+    stages = report["latency"]["stages_mean_ms"]
+    network = stages[stage_with("network", stages) or ""]
     if gmac and network:
         report["network_operations_per_s"] = 2e9 * gmac / (network / 1e3)
     return report, found

@@ -2,6 +2,11 @@
 
 Several models are measured in turns on each picture, in changing order, so that whatever else the machine does hits
 all alike. All times are milliseconds.
+
+The whole is the wall-clock time of one call. Its stages are timed inside the same calls, by the host's clock where the
+host works and by the GPU's events where it does not wait, so that measuring them makes the whole no longer. What they
+leave is unaccounted for: the predictor's own Python, launches, and waiting. Encoding masks as COCO RLE is no part of
+a call, and is timed after it.
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,10 +40,14 @@ class Latency:
     Attributes:
         samples: wall-clock time of each call, in the order of the pictures and rounds
         stages: mean time of each of the predictor's ``stages``, in their order
+        stages_p50: median time of each
+        encode_samples: time to encode the masks of each picture of the first round as COCO RLE, after the call
     """
 
     samples: tuple[float, ...]
     stages: dict[str, float]
+    stages_p50: dict[str, float] = field(default_factory=dict)
+    encode_samples: tuple[float, ...] = ()
 
     def percentile(self, q: float) -> float:
         return float(np.percentile(self.samples, q))
@@ -50,6 +59,16 @@ class Latency:
     @property
     def mean(self) -> float:
         return sum(self.samples) / len(self.samples)
+
+    @property
+    def unaccounted_ms(self) -> float:
+        """Mean time of a call that is in none of its stages."""
+        return self.mean - sum(self.stages.values())
+
+    @property
+    def encode_ms(self) -> float | None:
+        """Mean time to encode the masks of a picture, on top of the call; None where it was not measured."""
+        return sum(self.encode_samples) / len(self.encode_samples) if self.encode_samples else None
 
     @property
     def images_per_second(self) -> float:
@@ -64,6 +83,9 @@ class Latency:
             "images_per_s": self.images_per_second,
             "calls": len(self.samples),
             "stages_mean_ms": self.stages,
+            "stages_p50_ms": self.stages_p50,
+            "unaccounted_ms": self.unaccounted_ms,
+            "encode_mean_ms": self.encode_ms,
         }
 
 
@@ -103,25 +125,49 @@ def measure_interleaved(
     for predictor in predictors.values():
         warm_up(predictor, images, warmup)
     names = list(predictors)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    stages: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    measured = {name: _Samples(predictors[name].stages) for name in names}
     for step in each(range(repeats * len(images))):
         turn, index = step % len(names), step % len(images)
         found = {}
         for name in names[turn:] + names[:turn]:
             start = time.perf_counter()
             found[name] = predictors[name](images[index])
-            samples[name].append((time.perf_counter() - start) * 1e3)
-            stages[name].append(predictors[name].timings)
-        if on_result is not None and step < len(images):
-            on_result(index, found)
-    return {
-        name: Latency(
-            tuple(samples[name]),
-            {stage: sum(s[stage] for s in stages[name]) / len(stages[name]) for stage in predictors[name].stages},
+            measured[name].add((time.perf_counter() - start) * 1e3, predictors[name].timings)
+        if step < len(images):
+            for name, detections in found.items():
+                measured[name].encode(detections)
+            if on_result is not None:
+                on_result(index, found)
+    return {name: samples.latency() for name, samples in measured.items()}
+
+
+class _Samples:
+    """What was measured of one model so far."""
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        self._whole: list[float] = []
+        self._stages: dict[str, list[float]] = {stage: [] for stage in stages}
+        self._encode: list[float] = []
+
+    def add(self, whole: float, stages: Mapping[str, float]) -> None:
+        """One call."""
+        self._whole.append(whole)
+        for stage, spent in self._stages.items():
+            spent.append(stages[stage])
+
+    def encode(self, found: Detections) -> None:
+        """Time the encoding of what a call found."""
+        start = time.perf_counter()
+        found.rle()
+        self._encode.append((time.perf_counter() - start) * 1e3)
+
+    def latency(self) -> Latency:
+        return Latency(
+            tuple(self._whole),
+            {stage: sum(spent) / len(spent) for stage, spent in self._stages.items()},
+            {stage: float(np.median(spent)) for stage, spent in self._stages.items()},
+            tuple(self._encode),
         )
-        for name in names
-    }
 
 
 def warm_up(predictor: Predictor, images: Sequence[Path], times: int) -> None:

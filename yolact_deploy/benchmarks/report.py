@@ -1,206 +1,281 @@
-"""The HTML report of a benchmark: one file that needs nothing else, with pictures side by side."""
+"""The HTML report of a benchmark: one file that needs nothing else, for screens of any width and for paper.
+
+It has no scripts and loads nothing. Sections without data are left out.
+"""
 
 from __future__ import annotations
 
-import base64
-import html
 import itertools
-import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
-from yolact_deploy.benchmarks.bench import BenchResult, WorstImage
-from yolact_deploy.benchmarks.tables import Table, bench_tables, stage_names, warning_lines
-from yolact_deploy.preprocess import read_image
+from yolact_deploy.benchmarks.bench import BenchResult, EngineRow
+from yolact_deploy.benchmarks.gates import Check
+from yolact_deploy.benchmarks.published import PUBLISHED
+from yolact_deploy.benchmarks.report_accuracy import accuracy_parts, mask_difference
+from yolact_deploy.benchmarks.report_charts import (
+    Curve,
+    Points,
+    curve_legend,
+    figure,
+    histograms,
+    line_chart,
+    scatter,
+    stage_bars,
+)
+from yolact_deploy.benchmarks.report_html import (
+    Section,
+    box,
+    folded,
+    is_nothing,
+    listing,
+    paragraph,
+    plain,
+    table,
+    text,
+)
+from yolact_deploy.benchmarks.report_pictures import pictures
+from yolact_deploy.benchmarks.report_style import STYLE
+from yolact_deploy.benchmarks.tables import Table, bench_tables, warning_lines
 
-PICTURE_WIDTH = 480
-_JPEG_QUALITY = 80
-#: of all pictures together; base64 makes it a third more
-_PICTURE_BYTES = 2_000_000
-
-_BAR_WIDTH = 640
-_STAGE_COLOURS = ("#8da0b8", "#e0a458", "#3f72af", "#7fb069", "#c8553d", "#9a6fb0", "#4fb0a5", "#b8a13f", "#d68fb3")
-_LEGEND_COLUMNS, _LEGEND_PITCH, _LEGEND_ROW = 5, 110, 16
-_BINS = 24
-
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.warning { border-left: 4px solid #c8553d; padding-left: .8rem; }
-.pictures { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(16rem, 1fr)); }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; } figcaption { font-size: .85rem; }
-svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-pre { overflow-x: auto; }
-"""
+_TITLE = "yolact-deploy benchmark"
+_POINTS = 100
+#: below this many calls the 99th percentile is hardly more than the slowest call
+_CALLS_FOR_P99 = 100
+#: file names of COCO's own sets, and from how many of its images on an average precision can be held against another
+_COCO = re.compile(r"instances_(?:val|test|minival)\w*20(?:14|17)")
+_COCO_IMAGES = 1000
 
 
-def write_report(result: BenchResult, path: str | os.PathLike[str]) -> None:
-    """Write the report atomically; raises :class:`OutputError` where the place cannot be written."""
-    write_bytes(path, render(result).encode())
+def write_report(result: BenchResult, path: str | os.PathLike[str], *, checks: Sequence[Check] = ()) -> None:
+    """Write the report atomically.
+
+    Args:
+        checks: the limits that were given and how they ended, see ``gates.judge``
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    write_bytes(path, render(result, checks=checks).encode())
 
 
-def render(result: BenchResult) -> str:
+def render(result: BenchResult, *, checks: Sequence[Check] = ()) -> str:
     """The report as HTML text."""
+    sections = list(_sections(result))
+    links = "\n".join(f'<li><a href="#{s.key}">{text(s.title)}</a></li>' for s in sections)
     body = "\n".join(
         [
-            "<h1>yolact-deploy benchmark</h1>",
-            f"<p>{_text(_summary(result))}</p>",
-            *(f'<p class="warning">{_text(line)}</p>' for line in warning_lines(result)),
-            *map(_table, bench_tables(result)),
-            "<h2>Latency of single calls</h2>",
-            _latency_chart(result),
-            "<h2>Where the time goes</h2>",
-            _stage_chart(result),
-            *_pictures(result),
-            "<h2>Environment and settings</h2>",
-            _table(Table("", ("", ""), [(k, _plain(v)) for k, v in {**result.environment, **result.settings}.items()])),
-            "<h2>Runtimes</h2>",
-            _table(Table("", ("engine", "runtime"), [(row.name, _plain(row.runtime)) for row in result.rows])),
+            f"<header>\n<h1>{_TITLE}</h1>\n{paragraph(_subject(result))}\n</header>",
+            f'<nav aria-label="Contents"><ul>\n{links}\n</ul></nav>',
+            "<main>",
+            *_head(result, checks),
+            *(section.html() for section in sections),
+            "</main>",
         ]
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>yolact-deploy benchmark</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<title>{_TITLE}</title>\n"
+        '<link rel="icon" href="data:,">\n'  # or browsers that get the file from a server ask for an icon
+        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
-def _summary(result: BenchResult) -> str:
-    data = result.dataset
+# -- in sentences ---------------------------------------------------------------------------------------------------
+
+
+def _subject(result: BenchResult) -> str:
+    data, machine = result.dataset, result.environment
     source = data["annotations"] or "pictures without annotations"
     return (
-        f"{data['images']} images ({source}) on {result.environment['cpu']}, {result.environment['cores']} cores, "
-        f"{result.environment['date'][:10]}. Everything is compared with {result.reference}."
+        f"{data['images']} images ({source}) on {machine['cpu']}, {machine['cores']} cores, {machine['date'][:10]}. "
+        "A time is that of one image, from its file to masks of its size. Everything is compared with "
+        f"{result.reference}."
     )
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value))
-    return value if isinstance(value, str) else json.dumps(value)
+def _head(result: BenchResult, checks: Sequence[Check]) -> Iterator[str]:
+    yield box(listing(_sentence(row, result) for row in result.rows))
+    if checks:
+        missed = [check.sentence for check in checks if not check.passed]
+        kept = [check.sentence for check in checks if check.passed]
+        if missed:
+            yield box(paragraph(f"{len(missed)} of {len(checks)} limits were missed:") + listing(missed), alarm=True)
+        if kept:
+            yield box(folded(f"{len(kept)} of {len(checks)} limits were kept", listing(kept)))
+    warnings = list(dict.fromkeys(warning_lines(result)))
+    if warnings:
+        yield box(paragraph("What makes these figures doubtful:") + listing(warnings), alarm=True)
 
 
-def _text(value: object) -> str:
-    return html.escape(str(value))
+def _sentence(row: EngineRow, result: BenchResult) -> str:
+    """Speed, accuracy and agreement of one model."""
+    latency = row.latency
+    said = f"{row.name} takes {latency.p50:.1f} ms (p50), {latency.percentile(99):.1f} ms at p99"
+    said += f": {latency.images_per_second:.2f} images/s"
+    reference = result.rows[0]
+    other = row.name != reference.name
+    if other:
+        said += f", {_times(row.speedup)} {reference.name}"
+    said += "."
+    ap, reference_ap = _ap(row), _ap(reference)
+    if ap is not None:
+        said += f" Its mask AP is {ap:.2f}"
+        if other and reference_ap is not None:
+            change = round(ap, 2) - round(reference_ap, 2)
+            points = f"{abs(change):.2f} points {'below' if change < 0 else 'above'}" if change else "the same as"
+            said += f", {points} {reference.name}'s"
+            if interval := mask_difference(row):
+                low, high = _POINTS * interval.low, _POINTS * interval.high
+                said += f" (95 % interval of the difference {low:+.2f} to {high:+.2f})"
+        said += "."
+    if row.agreement and row.agreement.agreed_share is not None:
+        said += f" Both agree on {_POINTS * row.agreement.agreed_share:.1f} % of the detections."
+    return said
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{_text(column)}</th>" for column in table.columns)
-    rows = "\n".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    title = f"<h2>{_text(table.title)}</h2>\n" if table.title else ""
-    return f"{title}<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
+def _times(speedup: float) -> str:
+    if 0.99 < speedup < 1.01:
+        return "as fast as"
+    return f"{speedup:.2f} times as fast as" if speedup > 1 else f"{1 / speedup:.2f} times as slow as"
 
 
-# -- charts ---------------------------------------------------------------------------------------------------------
+def _ap(row: EngineRow) -> float | None:
+    """Mask AP x 100."""
+    mask = row.accuracy.mask if row.accuracy else None
+    return None if mask is None or mask.ap is None else _POINTS * mask.ap
 
 
-def _latency_chart(result: BenchResult) -> str:
-    """A histogram for each model over one common axis of milliseconds, with its p50 marked."""
-    samples = [np.array(row.latency.samples) for row in result.rows]
-    top = max(float(s.max()) for s in samples)
-    edges = np.linspace(0, top, _BINS + 1)
-    height, step = 60, _BAR_WIDTH / _BINS
-    parts = []
-    for i, (row, values) in enumerate(zip(result.rows, samples, strict=True)):
-        base = (i + 1) * (height + 34)
-        counts = np.histogram(values, edges)[0]
-        parts += [
-            f'<rect x="{j * step:.1f}" y="{base - height * n / counts.max():.1f}" width="{step - 1:.1f}" '
-            f'height="{height * n / counts.max():.1f}" fill="{_STAGE_COLOURS[2]}"/>'
-            for j, n in enumerate(counts.tolist())
-            if n
-        ]
-        x = row.latency.p50 / top * _BAR_WIDTH
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{base - height}" y2="{base}" stroke="{_STAGE_COLOURS[4]}"/>')
-        label = f"{row.name}: p50 {row.latency.p50:.1f} ms, mean {row.latency.mean:.1f} ms"
-        parts.append(f'<text x="0" y="{base - height - 6}">{_text(label)}</text>')
-    bottom = len(samples) * (height + 34)
-    parts += [f'<text x="0" y="{bottom + 16}">0</text>']
-    parts += [f'<text x="{_BAR_WIDTH}" y="{bottom + 16}" text-anchor="end">{top:.0f} ms</text>']
-    return _svg(bottom + 24, parts, "Histogram of the latency of each model")
+# -- sections -------------------------------------------------------------------------------------------------------
 
 
-def _stage_chart(result: BenchResult) -> str:
-    """A bar for each model, divided into stages by their mean time."""
-    longest = max(sum(row.latency.stages.values()) for row in result.rows) or 1.0
-    colours = dict(zip(stage_names(result), itertools.cycle(_STAGE_COLOURS), strict=False))
-    parts = []
-    for j, (stage, colour) in enumerate(colours.items()):
-        x, y = j % _LEGEND_COLUMNS * _LEGEND_PITCH, j // _LEGEND_COLUMNS * _LEGEND_ROW
-        parts.append(f'<rect x="{x}" y="{y + 2}" width="10" height="10" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 15}" y="{y + 11}">{stage}</text>')
-    top = 18 + (len(colours) - 1) // _LEGEND_COLUMNS * _LEGEND_ROW
-    for i, row in enumerate(result.rows):
-        y, left = i * 46 + top + 16, 0.0
-        parts.append(f'<text x="0" y="{y - 4}">{_text(row.name)}</text>')
-        for stage, spent in row.latency.stages.items():
-            width = spent / longest * _BAR_WIDTH
-            parts.append(
-                f'<rect x="{left:.2f}" y="{y}" width="{width:.2f}" height="18" fill="{colours[stage]}">'
-                f"<title>{_text(f'{row.name}: {stage} {spent:.2f} ms')}</title></rect>"
-            )
-            left += width
-    return _svg(len(result.rows) * 46 + top + 2, parts, "Mean time of each stage")
+def _sections(result: BenchResult) -> Iterator[Section]:
+    if any(_ap(row) is not None for row in result.rows):
+        yield Section("trade", "Accuracy and speed", list(_trade(result)))
+    yield Section("latency", "Latency", list(_latency(result)))
+    yield Section("stages", "Where the time goes", list(_stages(result)))
+    scored = list(accuracy_parts(result))
+    if scored:
+        yield Section("accuracy", "Accuracy in detail", scored)
+    tables = bench_tables(result)
+    yield Section("figures", "All figures", [table(content) for content in tables])
+    if result.worst and len(result.rows) > 1:
+        yield Section("pictures", "Where the models disagree most", list(pictures(result.worst, result.reference)))
+    yield Section("environment", "Environment and settings", list(_environment(result)))
 
 
-def _svg(height: int, parts: Sequence[str], label: str) -> str:
-    content = "\n".join(parts)
-    return (
-        f'<svg viewBox="0 0 {_BAR_WIDTH} {height}" width="{_BAR_WIDTH}" height="{height}" role="img" '
-        f'aria-label="{_text(label)}">\n{content}\n</svg>'
+def _trade(result: BenchResult) -> Iterator[str]:
+    """Mask AP over images/s; the published figures in the same chart only where the images are the same."""
+    data = result.dataset
+    shown = [
+        (letter, row, ap) for letter, row in zip(_letters(), result.rows, strict=False) if (ap := _ap(row)) is not None
+    ]
+    measured = Points(
+        "measured here",
+        [row.latency.images_per_second for _, row, _ in shown],
+        [ap for *_, ap in shown],
+        [letter for letter, *_ in shown],
+        measured=True,
     )
+    comparable = bool(_COCO.search(data["annotations"] or "")) and data["images"] >= _COCO_IMAGES
+    others = _published_points()
+    axes = ("images/s", "mask AP")
+    groups = [measured, *others] if comparable else [measured]
+    label = "Mask AP over images per second; the values are in the table below"
+    charts = [figure(scatter(groups, *axes, label, floor=0, margin=2))]
+    note = (
+        "Filled: measured here, on this machine. Hollow: as published by others on their hardware, not measured here; "
+        "what their times cover differs."
+    )
+    if not comparable:
+        note += (
+            " They stand in a chart of their own because they are of the whole COCO test set: an average precision "
+            f"on {data['images']} images ({data['annotations']}) cannot be held against theirs."
+        )
+        charts.append(figure(scatter(others, *axes, "Published mask AP over images per second", floor=0, margin=2)))
+    yield f'<div class="panels">\n{"".join(charts)}</div>' if len(charts) > 1 else charts[0]
+    yield paragraph(note, "note")
+    figures = [
+        (
+            f"{letter}: {row.name}",
+            f"{row.latency.images_per_second:.2f}",
+            f"{ap:.2f}",
+            f"{row.speedup:.2f}",
+            row.precision,
+        )
+        for letter, row, ap in shown
+    ]
+    yield table(
+        Table("Measured here", ("engine", "images/s", "mask AP", f"x {result.reference}", "precision"), figures)
+    )
+    rows = [(p.series, p.name, f"{p.mask_ap:.1f}", f"{p.fps:.1f}", p.hardware, p.source) for p in PUBLISHED]
+    columns = ("method", "network", "mask AP", "images/s", "hardware", "source")
+    yield folded("The published figures", table(Table("Published on COCO, not measured here", columns, rows)))
 
 
-# -- pictures -------------------------------------------------------------------------------------------------------
+def _letters() -> Iterator[str]:
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    yield from alphabet
+    yield from map("".join, itertools.product(alphabet, repeat=2))
 
 
-def _pictures(result: BenchResult) -> Iterator[str]:
-    """The worst images, what each model found drawn over them, as long as there is room."""
-    if not result.worst or len(result.rows) < 2:
-        return
-    yield "<h2>Where the models disagree most</h2>"
-    room = _PICTURE_BYTES
-    for worst in result.worst:
-        figures = list(_figures(worst, result.reference))
-        room -= sum(len(figure) for figure in figures)
-        if room < 0:
-            yield "<p>Further pictures were left out to keep this file small.</p>"
-            return
-        yield f"<h3>{_text(worst.image.path.name)}</h3>"
-        yield f'<div class="pictures">\n{"".join(figures)}</div>'
+def _published_points() -> list[Points]:
+    kinds = dict.fromkeys((p.series, p.hardware) for p in PUBLISHED)
+    return [
+        Points(
+            f"{series} on {hardware}",
+            [p.fps for p in PUBLISHED if (p.series, p.hardware) == (series, hardware)],
+            [p.mask_ap for p in PUBLISHED if (p.series, p.hardware) == (series, hardware)],
+            shape=i,
+        )
+        for i, (series, hardware) in enumerate(kinds)
+    ]
 
 
-def _figures(worst: WorstImage, reference: str) -> Iterator[str]:
-    picture = read_image(worst.image.path)
-    for name, detections in worst.detections.items():
-        caption = f"{name}: {len(detections)} detections"
-        if name in worst.agreement:
-            a = worst.agreement[name]
-            caption += f"; {a.missed} missed, {a.extra} extra, {a.label_flips} of another class than {reference}"
-        data = base64.b64encode(_jpeg(detections.draw(picture))).decode("ascii")
-        alt = _text(f"{worst.image.path.name}, detections of {name}")
-        yield (
-            f'<figure><img alt="{alt}" src="data:image/jpeg;base64,{data}">'
-            f"<figcaption>{_text(caption)}</figcaption></figure>\n"
+def _latency(result: BenchResult) -> Iterator[str]:
+    rows = [(row.name, row.latency.samples) for row in result.rows]
+    yield figure(histograms(rows))
+    shares = np.linspace(0, 1, 101)
+    curves = [Curve(name, np.quantile(samples, shares), shares * _POINTS) for name, samples in rows]
+    end = max(float(np.percentile(samples, 99)) for _, samples in rows) or 1.0
+    chart = line_chart(curves, end, _POINTS, "ms", "% of the calls done", "Share of the calls that end within a time")
+    yield figure(chart + curve_legend([name for name, _ in rows]))
+    calls = min(len(samples) for _, samples in rows)
+    if calls < _CALLS_FOR_P99:
+        yield paragraph(
+            f"With {calls} calls of a model, p99 is little more than its slowest call: measure more images, or more "
+            "--repeats, to judge by it.",
+            "note",
         )
 
 
-def _jpeg(picture: NDArray[np.uint8]) -> bytes:
-    """The picture as JPEG, at most :data:`PICTURE_WIDTH` wide and twice as high."""
-    height, width = picture.shape[:2]
-    scale = min(1.0, PICTURE_WIDTH / width, 2 * PICTURE_WIDTH / height)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]  # uint8 stays
-    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+def _stages(result: BenchResult) -> Iterator[str]:
+    yield figure(stage_bars([(row.name, row.latency.stages, row.latency.unaccounted_ms) for row in result.rows]))
+    yield paragraph(
+        "Mean time of each stage, measured inside the same calls. Hatched is what no stage accounts for: the "
+        "predictor's own Python, launches and waiting.",
+        "note",
+    )
+    encoded = [f"{row.name} {row.latency.encode_ms:.1f} ms" for row in result.rows if row.latency.encode_ms is not None]
+    if encoded:
+        yield paragraph(f"Encoding the masks as COCO RLE, after the call, takes {', '.join(encoded)} an image.", "note")
+
+
+def _environment(result: BenchResult) -> Iterator[str]:
+    conditions = result.conditions.to_json() if result.conditions else {}
+    for title, values in (
+        ("Machine and versions", result.environment),
+        ("Settings", result.settings),
+        ("Conditions while measuring", {k: v for k, v in conditions.items() if k != "warnings"}),
+    ):
+        rows = [(key, plain(value)) for key, value in values.items() if not is_nothing(value)]
+        if not rows:
+            continue
+        yield table(Table(title, ("what", "value"), rows), words=True)
+    rows = [(row.name, plain(row.runtime)) for row in result.rows]
+    yield table(Table("Runtimes", ("engine", "runtime"), rows), words=True)

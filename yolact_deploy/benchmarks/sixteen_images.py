@@ -23,7 +23,9 @@ from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.benchmarks.evaluate import evaluate
 from yolact_deploy.console import print_json
 from yolact_deploy.errors import DatasetError, YolactDeployError
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
 from yolact_deploy.loading import load
+from yolact_deploy.training.checkpoint import load_model
 from yolact_deploy.training.fit import fit
 from yolact_deploy.training.overrides import override
 from yolact_deploy.training.recipes import get_recipe
@@ -92,7 +94,7 @@ def run(images: CocoImages, weights: str | None, work: Path, settings: Sequence[
     subset = open_images(annotations=work / "instances.json", images_dir=images.paths[0].parent)
     for name, model in (("eager", checkpoint), ("onnx fp16", _exported(checkpoint, work))):
         with load(str(model), score_threshold=0.0, lazy_masks=False) as predictor:
-            scores[name] = evaluate(predictor, subset, quiet=quiet)[0].to_json()
+            scores[name] = evaluate(predictor, subset, quiet=quiet).accuracy.to_json()
     licences = {image["id"]: image.get("license") for image in images.content["images"]}
     return {
         "images": [{"id": number, "license": licences[number]} for number in chosen],
@@ -106,13 +108,10 @@ def run(images: CocoImages, weights: str | None, work: Path, settings: Sequence[
 
 
 def _exported(checkpoint: Path, work: Path) -> Path:
-    from yolact_deploy.cli.main import main as command
-
-    target = work / "model"
-    code = command(["export", "--weights", str(checkpoint), "--fp16", "--engine", "none", "-o", str(target), "--quiet"])
-    if code:
-        raise YolactDeployError(f"the export of {checkpoint} failed: see its message above")
-    return target.with_suffix(".onnx")
+    """The FP16 ONNX file of a checkpoint."""
+    target = work / "model.onnx"
+    export_checkpoint(load_model(checkpoint), checkpoint, target, ExportOptions(precision="fp16"))
+    return target
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     precision.add_argument("--fp16", action="store_true", help="trunk in half precision, for GPUs")
     precision.add_argument("--fp32", action="store_true", help="everything in single precision (the default)")
     parser.add_argument(
+        "--keep-fp32",
+        metavar="FILE|NAME,...",
+        help="with --fp16, layers or modules to keep in FP32: names, or the file of 'compare --bisect --keep-list'",
+    )
+    parser.add_argument(
         "--tail",
         choices=("functions", "heads"),
         default="functions",
@@ -114,15 +119,19 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.console import print_json
-    from yolact_deploy.errors import OutputError, import_optional
+    from yolact_deploy.errors import InputError, OutputError, import_optional
 
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         import_optional(module, "export", "Exporting")
+    from yolact_deploy.export.mixed_precision import read_keep_list
     from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
     from yolact_deploy.export.tensorrt import available_flavour, import_tensorrt
     from yolact_deploy.training.checkpoint import load_model
     from yolact_deploy.training.pretrained import resolve_weights
 
+    if args.keep_fp32 and not args.fp16:
+        raise InputError("--keep-fp32 is of --fp16: without it all layers are in FP32")
+    keep_fp32 = read_keep_list(args.keep_fp32) if args.keep_fp32 else ()
     flavour = None if args.engine == "none" else args.engine
     if flavour == "auto":
         flavour = available_flavour()
@@ -143,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         input_dtype=args.input,
         cross_class=args.cross_class,
+        keep_fp32=keep_fp32,
     )
     _say(args, f"exporting {model.config.name} ({options.precision}) to {onnx_path} ...")
     start = time.perf_counter()
@@ -155,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         "onnx": {"path": str(onnx_path), "bytes": onnx_path.stat().st_size, "seconds": round(seconds, 2)},
         "config": metadata.config.name,
         "precision": metadata.precision,
+        "keep_fp32": list(metadata.keep_fp32),
         "parity": parity.to_json(),
         "engine": None,
     }

@@ -58,6 +58,7 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
         low, usual, high = metadata["batch"]
         rows += [
             ("precision", metadata["precision"]),
+            *([("kept in FP32", ", ".join(metadata["keep_fp32"]))] if metadata["keep_fp32"] else []),
             ("tail", metadata["tail"]),
             ("batch", str(high) if low == high else f"{low} to {high}, usually {usual}"),
             ("input", metadata["input_dtype"]),

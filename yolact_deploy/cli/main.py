@@ -30,6 +30,7 @@ COMMANDS = {
     "export": "write ONNX and a TensorRT engine from weights, and check them against the eager model",
     "build": "build a TensorRT engine from an exported ONNX file (needs no torch)",
     "bench": "measure accuracy and speed of engines side by side",
+    "loadgen": "run MLPerf's scenarios by its load generator: single-stream, multi-stream, offline, server",
     "eval": "COCO box and mask AP of one model",
     "compare": "compare two models, output by output and detection by detection",
     "predict": "detect in pictures, folders, a video or a camera",
@@ -38,7 +39,7 @@ COMMANDS = {
     "summary": "layer table, parameters and multiply-adds of a network",
     "train": "train a network on a COCO-style dataset, by a recipe",
     "data": "check a dataset before training on it, or generate one of shapes",
-    "demo": "export and measure a model on the sample images that come with the package",
+    "demo": "export and measure the model that comes with the package, or yours",
     "fetch": "download the official weights of a configuration",
 }
 _GLOBAL_FLAGS = ("--debug", "--quiet", "--json")

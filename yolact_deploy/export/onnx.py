@@ -1,7 +1,8 @@
 """A PyTorch model to one ONNX file that every runtime takes: images in, detections and masks out.
 
 Precision lives in the graph: with "fp16" the trunk (everything that is convolution) computes in half precision, while
-normalisation, softmax, box decoding, NMS and masks stay in FP32. Batch normalisation is folded in FP32 before.
+normalisation, softmax, box decoding, NMS and masks stay in FP32. Batch normalisation is folded in FP32 before. Some
+layers of the trunk can be kept in FP32, too.
 
 Legend: N images, S input side, P priors, C classes, K coefficients, D detections, h x w prototypes.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 
@@ -23,6 +24,7 @@ from yolact_deploy import __version__, ops
 from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
+from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.runtime.torch.ops import decode_boxes
 from yolact_deploy.training.model import YolactModel
 from yolact_deploy.training.model.fuse import fuse_batch_norm
@@ -45,15 +47,17 @@ class _Pipeline(nn.Module):
         super().__init__()
         self.metadata = metadata
         self.dtype = PRECISIONS[metadata.precision]
+        # With layers to keep, the trunk is traced in FP32 and lowered in the graph.
+        self.trunk_dtype = torch.float32 if metadata.keep_fp32 else self.dtype
         self.model = fuse_batch_norm(model)
         self.priors = self.model.priors.float()
-        self.model.to(self.dtype)
+        self.model.to(self.trunk_dtype)
         self.register_buffer("mean", torch.tensor(metadata.config.pixel_mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(metadata.config.pixel_std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalised = (images.float() - self.mean) / self.std
-        trunk_input = normalised.permute(0, 3, 1, 2).flip(1).to(self.dtype)  # BGR to RGB
+        trunk_input = normalised.permute(0, 3, 1, 2).flip(1).to(self.trunk_dtype)  # BGR to RGB
         loc, logits, coeff, proto = (output.float() for output in self.model.heads(trunk_input))
         boxes = decode_boxes(loc, self.priors)
         scores = logits.softmax(dim=-1)[..., 1:]
@@ -100,6 +104,7 @@ def export_onnx(
     input_dtype: str = "uint8",
     cross_class: bool = False,
     weights_sha256: str = "",
+    keep_fp32: Sequence[str] = (),
 ) -> Metadata:
     """Write ``model`` to ``path`` as ONNX; gives the metadata that is in the file.
 
@@ -112,6 +117,7 @@ def export_onnx(
         input_dtype: "uint8", or "float32" for images resized without rounding to grey levels
         cross_class: one Fast NMS over all classes
         weights_sha256: of the checkpoint, for the record
+        keep_fp32: with "fp16", layers (``proto_net.10``) or modules that hold some (``proto_net``) to keep in FP32
 
     Raises:
         ExportError: arguments that do not fit, or weights that FP16 cannot hold.
@@ -124,12 +130,15 @@ def export_onnx(
         input_dtype=input_dtype,
         batch=batch,
         weights_sha256=weights_sha256,
+        keep_fp32=tuple(keep_fp32),
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
     )
     _check_arguments(metadata)
     pipeline = _Pipeline(model, metadata).eval()
     _check_weights(pipeline.model, precision)
     proto = _trace(pipeline, metadata)
+    if metadata.keep_fp32:
+        lower_trunk(proto, metadata.keep_fp32)
     _finish(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, os.fspath(path))
@@ -145,6 +154,8 @@ def _check_arguments(metadata: Metadata) -> None:
     ):
         if value not in known:
             raise ExportError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+    if metadata.keep_fp32 and metadata.precision == "fp32":
+        raise ExportError("keep_fp32: all layers are in FP32 already; give it with fp16")
     low, usual, high = metadata.batch
     if not 1 <= low <= usual <= high <= MAX_BATCH:
         raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")

@@ -23,6 +23,7 @@ class ExportOptions:
     batch: tuple[int, int, int] = (1, 1, 1)
     input_dtype: str = "uint8"
     cross_class: bool = False
+    keep_fp32: tuple[str, ...] = ()
 
 
 def export_checkpoint(
@@ -51,6 +52,7 @@ def export_checkpoint(
             input_dtype=options.input_dtype,
             cross_class=options.cross_class,
             weights_sha256=sha256_file(Path(weights)),
+            keep_fp32=options.keep_fp32,
         )
         report = check_parity(model, temporary, check_images)
         if report.failures:

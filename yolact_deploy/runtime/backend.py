@@ -19,6 +19,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.detections import PackedMasks
 from yolact_deploy.paste import MaskCrops, paste_windows
 from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
+from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL, StageTimer
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -143,35 +144,54 @@ class Backend(abc.ABC):
     def run(self, images: NDArray[Any]) -> Outputs:
         """Run BGR images [N, S, S, 3] of ``metadata.input_dtype``; called by one thread at a time."""
 
+    @property
+    def gives_heads(self) -> bool:
+        """Whether :meth:`run` gives heads, and not detections."""
+        return self.metadata.tail == "heads"
+
+    @property
+    def run_stages(self) -> tuple[str, ...]:
+        """Stages of :meth:`run`, as :mod:`~yolact_deploy.runtime.stages` names them."""
+        return ("network" if self.gives_heads else NETWORK_WITH_TAIL,)
+
+    def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:
+        """:meth:`run`, with the time of each of :attr:`run_stages` added to ``timer``."""
+        (stage,) = self.run_stages
+        with timer.stage(stage):
+            return self.run(images)
+
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts about the runtime: versions, threads, device."""
 
-    def detect(self, outputs: Outputs, index: int, settings: DetectSettings) -> ImageDetections:
-        """Detections of image ``index`` of a batch."""
+    def detect(
+        self, outputs: Outputs, index: int, settings: DetectSettings, timer: StageTimer | None = None
+    ) -> ImageDetections:
+        """Detections of image ``index`` of a batch.
+
+        Args:
+            timer: gets the time of heads' "nms" and "assembly", of detections' "detect"
+        """
+        timer = timer or StageTimer()
         if isinstance(outputs, DetectionOutputs):
-            count = int(outputs.num_detections[index])
-            keep = np.flatnonzero(outputs.scores[index, :count] > settings.score_threshold)
-            return ImageDetections(
-                outputs.boxes[index, keep],
-                outputs.scores[index, keep],
-                outputs.labels[index, keep].astype(np.int64),
-                MaskWindows.from_dense(outputs.masks[index, keep]),
-            )
+            with timer.stage("detect"):
+                return _above(outputs, index, settings.score_threshold)
         config = self.metadata.config
-        found = detect(
-            outputs.boxes[index],
-            outputs.scores[index],
-            outputs.coeff[index],
-            score_threshold=config.score_threshold,
-            iou_threshold=config.iou_threshold,
-            top_k=config.top_k,
-            max_detections=config.max_detections,
-            nms=settings.nms,
-            image_size=config.image_size,
-        )
-        found = found.select(found.scores > settings.score_threshold)
-        masks = mask_windows(outputs.proto[index], found.coeff, found.boxes)
+        with timer.stage("nms"):
+            found = detect(
+                outputs.boxes[index],
+                outputs.scores[index],
+                outputs.coeff[index],
+                score_threshold=config.score_threshold,
+                iou_threshold=config.iou_threshold,
+                top_k=config.top_k,
+                max_detections=config.max_detections,
+                nms=settings.nms,
+                image_size=config.image_size,
+            )
+            found = found.select(found.scores > settings.score_threshold)
+        with timer.stage("assembly"):
+            masks = mask_windows(outputs.proto[index], found.coeff, found.boxes)
         return ImageDetections(found.boxes, found.scores, found.labels, masks)
 
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
@@ -180,3 +200,15 @@ class Backend(abc.ABC):
 
     def close(self) -> None:  # noqa: B027  # most backends leave it to the garbage collector
         """Free the runtime's memory."""
+
+
+def _above(outputs: DetectionOutputs, index: int, score_threshold: float) -> ImageDetections:
+    """Detections of image ``index`` that score above the threshold."""
+    count = int(outputs.num_detections[index])
+    keep = np.flatnonzero(outputs.scores[index, :count] > score_threshold)
+    return ImageDetections(
+        outputs.boxes[index, keep],
+        outputs.scores[index, keep],
+        outputs.labels[index, keep].astype(np.int64),
+        MaskWindows.from_dense(outputs.masks[index, keep]),
+    )

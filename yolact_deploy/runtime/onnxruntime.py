@@ -50,6 +50,10 @@ class OnnxRuntimeBackend(Backend):
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
         return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
+    @property
+    def gives_heads(self) -> bool:
+        return self._on_host
+
     def describe(self) -> dict[str, Any]:
         return {
             "backend": self.name,

@@ -153,6 +153,15 @@ class OnnxRuntimeGpuBackend(Backend):
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
         return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
+    @property
+    def gives_heads(self) -> bool:
+        return self._on_host
+
+    @property
+    def run_stages(self) -> tuple[str, ...]:
+        (network,) = super().run_stages
+        return (f"upload+{network}+download",)  # one call of ONNX Runtime
+
     def describe(self) -> dict[str, Any]:
         return {**self._opened.describe(), "tail": "host" if self._on_host else "graph"}
 

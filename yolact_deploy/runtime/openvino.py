@@ -41,7 +41,7 @@ class OpenVinoBackend(Backend):
         self.precision = precision
         low, _, self.max_batch = self.metadata.batch
         self.fixed_batch = low == self.max_batch
-        core = _core()
+        core = shared_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
@@ -61,6 +61,10 @@ class OpenVinoBackend(Backend):
         outputs = [np.asarray(results[i]) for i in range(len(self._compiled.outputs))]
         return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
+    @property
+    def gives_heads(self) -> bool:
+        return self._on_host
+
     def describe(self) -> dict[str, Any]:
         return {
             "backend": self.name,
@@ -75,7 +79,7 @@ class OpenVinoBackend(Backend):
 
 
 @lru_cache
-def _core() -> Any:
+def shared_core() -> Any:
     """One Core a process, never freed.
 
     The CPU plugin of each Core installs a signal stack and puts back the one before when it is freed; freed in another

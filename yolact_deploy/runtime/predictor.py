@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
@@ -26,6 +25,7 @@ from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.preprocess import check_image, read_image, resize_image
 from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, Outputs
+from yolact_deploy.runtime.stages import StageTimer
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -48,8 +48,6 @@ class CudaArray(Protocol):
 
 #: a BGR image, the path of a picture, or where the backend takes it an image in device memory
 Source = Image | str | os.PathLike[str] | DlpackArray | CudaArray
-
-STAGES = ("decode", "preprocess", "network", "detect", "paste")
 
 _Item = TypeVar("_Item")
 _Started = TypeVar("_Started")
@@ -95,14 +93,18 @@ class Predictor:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What :attr:`timings` tells: :data:`STAGES`, or with a frame hook the hook's, "decode" and "detect".
+        """What :attr:`timings` tells, in the order of the way; :data:`~yolact_deploy.runtime.stages.PARTS` explains it.
 
-        Of a network on a GPU: decode (pictures from files), copy (frames into pinned memory), upload, preprocess,
-        network, nms, masks, paste and download (on the GPU, 0 where the network does it), detect (results to
-        `Detections`).
+        decode, preprocess, network, nms, assembly, detect and paste where the network gives heads to the host. Several
+        at once are one stage with all their names: network+nms+assembly where the graph goes on to detections. On a
+        GPU also copy, upload and download; there the last stage is detect, and paste, which writes the packed masks
+        straight into host memory, leaves only boxes, scores and labels to download.
         """
         hook = self._hook
-        return STAGES if hook is None else ("decode", *hook.stages, "detect")
+        if hook is not None:
+            return ("decode", *hook.stages, "detect")
+        tail = ("nms", "assembly") if self.backend.gives_heads else ()
+        return ("decode", "preprocess", *self.backend.run_stages, *tail, "detect", "paste")
 
     @property
     def _settings(self) -> DetectSettings:
@@ -144,17 +146,16 @@ class Predictor:
     def _predict(self, sources: list[Source]) -> list[Detections]:
         hook, step = self._hook, self.backend.max_batch
         batches = (sources[first : first + step] for first in range(0, len(sources), step))
+        timer = StageTimer(self.stages)
         if hook is None:
-            timer = _StageTimer(STAGES)
             results = [found for batch in batches for found in self._run(batch, timer)]
         else:
-            timer = _StageTimer(self.stages)
             tickets = _ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
             results = [found for ticket in tickets for found in self._collect(ticket, timer)]
         self.timings = timer.spent
         return results
 
-    def _run(self, sources: list[Source], timer: _StageTimer) -> list[Detections]:
+    def _run(self, sources: list[Source], timer: StageTimer) -> list[Detections]:
         """Detections of one batch by the stages of this module."""
         with timer.stage("decode"):
             images = [self._host_image(source) for source in sources]
@@ -162,12 +163,10 @@ class Predictor:
             inputs = self.preprocess(images)
         with self._lock:
             self._check_open()
-            with timer.stage("network"):
-                outputs = self.backend.run(inputs)
+            outputs = self.backend.run_timed(inputs, timer)
         results = []
         for index, image in enumerate(images):
-            with timer.stage("detect"):
-                found = self.postprocess(outputs, index, image.shape)
+            found = self.postprocess(outputs, index, image.shape, timer)
             if not self.lazy_masks:
                 with timer.stage("paste"):
                     _ = found.crops
@@ -182,14 +181,14 @@ class Predictor:
             )
         return _image(source)
 
-    def _submit(self, hook: FrameHook, sources: Sequence[Source], timer: _StageTimer) -> FrameTicket:
+    def _submit(self, hook: FrameHook, sources: Sequence[Source], timer: StageTimer) -> FrameTicket:
         """Start on one batch."""
         with timer.stage("decode"):
             frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
         self._check_open()
         return hook.submit(frames, self._settings)
 
-    def _collect(self, ticket: FrameTicket, timer: _StageTimer) -> list[Detections]:
+    def _collect(self, ticket: FrameTicket, timer: StageTimer) -> list[Detections]:
         """Detections of one batch that was submitted."""
         pasted = ticket.result()
         with timer.stage("detect"):
@@ -257,19 +256,27 @@ class Predictor:
             slot[...] = resize_image(image, size, dtype)
         return batch
 
-    def postprocess(self, outputs: Outputs, index: int, shape: Sequence[int]) -> Detections:
-        """Detections of image ``index`` of a batch, for an image of ``shape`` (H, W, ...)."""
-        found = self.backend.detect(outputs, index, DetectSettings(self.score_threshold, self.nms))
-        return Detections.from_normalized(
-            found.boxes,
-            found.scores,
-            found.labels,
-            found.masks,
-            class_names=self.config.class_names,
-            height=shape[0],
-            width=shape[1],
-            paste=self.backend.paste,
-        )
+    def postprocess(
+        self, outputs: Outputs, index: int, shape: Sequence[int], timer: StageTimer | None = None
+    ) -> Detections:
+        """Detections of image ``index`` of a batch, for an image of ``shape`` (H, W, ...).
+
+        Args:
+            timer: gets the time of each stage
+        """
+        timer = timer or StageTimer()
+        found = self.backend.detect(outputs, index, self._settings, timer)
+        with timer.stage("detect"):
+            return Detections.from_normalized(
+                found.boxes,
+                found.scores,
+                found.labels,
+                found.masks,
+                class_names=self.config.class_names,
+                height=shape[0],
+                width=shape[1],
+                paste=self.backend.paste,
+            )
 
     def stream(
         self, source: str | os.PathLike[str] | int | Iterable[Image], *, overlap: bool | None = None
@@ -290,8 +297,8 @@ class Predictor:
                 yield frame, self(frame)
             return
 
-        def start(frame: Image) -> tuple[Image, FrameTicket, _StageTimer]:
-            timer = _StageTimer(self.stages)
+        def start(frame: Image) -> tuple[Image, FrameTicket, StageTimer]:
+            timer = StageTimer(self.stages)
             return frame, self._submit(hook, [frame], timer), timer
 
         with contextlib.closing(frames):
@@ -330,24 +337,6 @@ def _ahead(items: Iterable[_Item], start: Callable[[_Item], _Started], depth: in
         if len(under_way) == depth:
             yield under_way.popleft()
     yield from under_way
-
-
-class _StageTimer:
-    """Adds up the milliseconds spent in each stage of one call."""
-
-    def __init__(self, stages: Sequence[str]) -> None:
-        self.spent = dict.fromkeys(stages, 0.0)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.spent[name] += (time.perf_counter() - start) * 1e3
-
-    def add(self, spent: Mapping[str, float]) -> None:
-        """Add milliseconds that somebody else took."""
-        for name, value in spent.items():
-            self.spent[name] += value
 
 
 def _image(source: Source) -> Image:

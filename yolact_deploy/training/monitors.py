@@ -195,7 +195,8 @@ def scalars(record: Record) -> dict[str, float]:
         found |= {f"train/{name}": record[name] for name in ("loss", "lr", "gradient", "skipped", "images_per_second")}
     elif record["event"] == "evaluation":
         kinds = [kind for kind in ("box", "mask") if record.get(kind)]
-        found = {f"{kind}/{name}": value for kind in kinds for name, value in record[kind].items()}
+        figures = {f"{kind}/{name}": value for kind in kinds for name, value in record[kind].items()}
+        found = {name: value for name, value in figures.items() if not isinstance(value, dict)}  # per class: too many
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

@@ -109,7 +109,15 @@ class Recipe:
             object.__setattr__(self, "augmentation", sized)
         for name in ("batch", "iterations", "save_interval", "log_interval", "keep"):
             _check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        for name in ("weight_decay", "warmup_iterations", "clip", "freeze_stages", "eval_interval", "eval_images", "seed"):
+        for name in (
+            "weight_decay",
+            "warmup_iterations",
+            "clip",
+            "freeze_stages",
+            "eval_interval",
+            "eval_images",
+            "seed",
+        ):
             _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("lr", "gamma", "warmup_lr"):
             _check(0 < getattr(self, name) < math.inf, name, "a number above 0", getattr(self, name))

@@ -47,7 +47,8 @@ def unfold_batch_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
 
 def _move(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
     """Other statistics, float64 [C], and the weights with which the output stays the same."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     slope = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     norm.bias.copy_(norm.bias + (mean - norm.running_mean) * slope)
     norm.weight.copy_(slope * (variance + norm.eps).sqrt())

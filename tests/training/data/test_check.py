@@ -178,7 +178,7 @@ def test_check_of_a_bad_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "message"),
     [
         (["check", "absent.yaml"], "no such dataset"),
-        (["shapes", "-o", "{}/s", "--train", "0"], "one image or more"),
+        (["shapes", "-o", "{}/s", "--train", "0", "--val", "0"], "one image or more"),
         (["shapes", "-o", "{}/s", "--size", "big"], "--size: expected WxH"),
         (["shapes", "-o", "{}/s", "--size", "20"], "at least 64 x 64"),
     ],

@@ -15,6 +15,7 @@ from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
 from yolact_deploy.runtime.cuda.pipeline import FramePipeline
+from yolact_deploy.runtime.stages import StageTimer
 
 
 class CudaBackend(Backend):
@@ -39,8 +40,15 @@ class CudaBackend(Backend):
             network.close()
             raise
 
+    @property
+    def run_stages(self) -> tuple[str, ...]:
+        return self.frames.infer_stages
+
     def run(self, images: NDArray[Any]) -> Outputs:
-        found = self.frames.infer(self._checked(images))
+        return self.run_timed(images, StageTimer())
+
+    def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:
+        found = self.frames.infer(self._checked(images), timer)
         if self.metadata.tail == "heads":
             names = HeadOutputs._fields
             return HeadOutputs(*(found[name].astype(np.float32, copy=False) for name in names))

@@ -24,7 +24,7 @@ from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.cuda.graph_cache import GraphCache
 from yolact_deploy.runtime.cuda.layout import Layout
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
-from yolact_deploy.runtime.cuda.slot import Slot
+from yolact_deploy.runtime.cuda.slot import Slot, network_stage
 
 #: outputs of a network that ends in detections, which go to the slot's arrays of the same names
 DETECTIONS = ("num_detections", "boxes", "scores", "labels", "masks")
@@ -58,6 +58,7 @@ class FrameWork:
     def __init__(self, device: Device, network: DeviceNetwork, stream: Stream, *, graphs: bool) -> None:
         self.network, self.stream = network, stream
         self._heads = network.metadata.tail == "heads"
+        self._network_stage = network_stage(network)
         self._graphs = GraphCache(stream) if graphs else None
         self._network_in_graphs = graphs
         self._memory = None
@@ -129,7 +130,7 @@ class FrameWork:
                 # The next batch overwrites the network's own memory, maybe before this one is collected.
                 nbytes = tensor.nbytes // network.max_batch * job.batch
                 self.stream.copy(slot.pointers[name], tensor.pointer, nbytes)
-        self.stream.record(slot.marks["network"])
+        self.stream.record(slot.marks[self._network_stage])
 
     def _after(self, slot: Slot, job: Job) -> None:
         record = self.stream.record
@@ -137,7 +138,7 @@ class FrameWork:
             self._kernels.nms(slot, job.batch, job.settings).enqueue(self.stream)
             record(slot.marks["nms"])
             self._kernels.masks(slot, job.batch, zero_outside=job.for_device).enqueue(self.stream)
-            record(slot.marks["masks"])
+            record(slot.marks["assembly"])
         if not job.for_device:
             self.paste(slot, job)
 
@@ -155,17 +156,21 @@ class FrameWork:
         """Outputs of the network alone, by their names, for images [N, S, S, 3]; waits for the GPU.
 
         Args:
-            slot: lends its memory
+            slot: lends its memory, and its marks of upload, network and download
         """
-        network, outputs = self.network, {}
+        network, outputs, record = self.network, {}, self.stream.record
+        record(slot.marks["start"])
         self.stream.upload(network.input.pointer, images.ctypes.data, images.nbytes)
+        record(slot.marks["upload"])
         if network.bindable and not self._heads:
             network.bind_outputs({name: slot.pointers[name] for name in DETECTIONS})
         network.enqueue(self.stream, network.max_batch if network.fixed_batch else len(images))
+        record(slot.marks[self._network_stage])
         for name, tensor in network.outputs.items():
             outputs[name] = np.empty((len(images), *tensor.shape[1:]), tensor.dtype)
             pointer = self._pointer(name, slot)
             self.stream.download(outputs[name].ctypes.data, pointer, outputs[name].nbytes)
+        record(slot.marks["download"])
         self.stream.synchronize()
         return outputs
 

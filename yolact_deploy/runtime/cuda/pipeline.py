@@ -30,7 +30,8 @@ from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_work import Frame, FrameWork, Job
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
 from yolact_deploy.runtime.cuda.results import DeviceDetections
-from yolact_deploy.runtime.cuda.slot import STAGES, Slot, detection_slots
+from yolact_deploy.runtime.cuda.slot import Slot, detection_slots, network_stage, stream_stages
+from yolact_deploy.runtime.stages import StageTimer
 
 #: packed masks have room for so many that cover a whole frame, until more are needed
 _FULL_MASKS = 8
@@ -45,12 +46,15 @@ class FramePipeline(FrameHook):
         graphs: False enqueues everything directly, for comparison and for finding errors
     """
 
-    #: "copy" is the host's: frames into pinned memory; the others are the GPU's, 0 where they are part of the network
-    stages = ("copy", *STAGES)
     depth = 2
 
     def __init__(self, device: Device, network: DeviceNetwork, *, graphs: bool = True) -> None:
         self.device, self.network = device, network
+        self.stream_stages = stream_stages(network)
+        #: "copy" is the host's: frames into pinned memory; the others are the GPU's
+        self.stages = ("copy", *self.stream_stages)
+        #: of :meth:`infer`
+        self.infer_stages = ("upload", network_stage(network), "download")
         self._lock = threading.Lock()
         self._turn = itertools.count()
         self._closed = False
@@ -93,13 +97,20 @@ class FramePipeline(FrameHook):
             slot.ticket = None if for_device else ticket
         return ticket
 
-    def infer(self, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`."""
+    def infer(self, images: NDArray[Any], timer: StageTimer | None = None) -> dict[str, NDArray[Any]]:
+        """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`.
+
+        Args:
+            timer: gets the time of each of :attr:`infer_stages`
+        """
         slot = self._slots[next(self._turn) % self.depth]
         with slot.lock:
             self._vacate(slot)
             with self._lock, self.device:
-                return self._work.infer(images, slot)
+                outputs = self._work.infer(images, slot)
+                if timer is not None:
+                    timer.add(slot.timings(self.infer_stages))
+                return outputs
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: how graphs are used, and bytes of device and pinned memory by label, of all pipelines."""
@@ -220,7 +231,7 @@ class Ticket(FrameTicket):
         try:
             self._pipeline.wait(slot, self._job)
             self._found = [self._read(index, frame, copy) for index, frame in enumerate(self._frames)]
-            self.timings.update(slot.timings())
+            self.timings.update(slot.timings(self._pipeline.stream_stages))
         except BackendError as error:  # for him who asks for the result, not for him who needs the slot
             self._error = error
         finally:

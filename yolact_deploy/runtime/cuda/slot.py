@@ -15,12 +15,10 @@ from numpy.typing import NDArray
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.layout import Arrays, Layout, aligned
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
+from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.pipeline import Ticket
-
-#: what the stream does with a batch, in its order; "nms" and "masks" only where the network ends in heads
-STAGES = ("upload", "preprocess", "network", "nms", "masks", "paste", "download")
 
 _LEAST_CAPACITY = 4096
 
@@ -37,7 +35,7 @@ class Slot:
         host: the arrays that are downloaded: all up to wanted
         detections: D
         capacity: words of packed masks that there is room for, of each image
-        marks: an event at the start and at the end of each stage
+        marks: an event at the "start", and one at the end of each of :func:`stream_stages`, by its name
         done: an event at the end of all
         ticket: whose results are under way
         busy: whether the stream may still use the slot
@@ -49,9 +47,7 @@ class Slot:
         self.lock = threading.Lock()
         self.ticket: Ticket | None = None
         self.busy = False
-        heads = network.metadata.tail == "heads"
-        self._stages = [stage for stage in STAGES if heads or stage not in ("nms", "masks")]
-        self.marks = {mark: device.event() for mark in ("start", *self._stages)}
+        self.marks = {mark: device.event() for mark in ("start", *stream_stages(network))}
         self.done = device.event(timing=False)
         self._device, self._network, self._batch = device, network, network.max_batch
         self.pointers: dict[str, int] = {}
@@ -139,12 +135,21 @@ class Slot:
         """Target, source and bytes of the download."""
         return self._host.host_pointer, self.memory.pointer, self._downloaded
 
-    def timings(self) -> dict[str, float]:
-        """Milliseconds of each stage of the batch that came to its end last."""
-        marks = list(self.marks.values())
-        return {
-            stage: end.elapsed_since(start) for stage, start, end in zip(self._stages, marks, marks[1:], strict=False)
-        }
+    def timings(self, stages: Sequence[str]) -> dict[str, float]:
+        """Milliseconds of each stage of the batch that came to its end last; ``stages`` are those that it had."""
+        marks = [self.marks["start"], *(self.marks[stage] for stage in stages)]
+        return {stage: end.elapsed_since(start) for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
+
+
+def network_stage(network: DeviceNetwork) -> str:
+    """The name of the stage that is the network."""
+    return "network" if network.metadata.tail == "heads" else NETWORK_WITH_TAIL
+
+
+def stream_stages(network: DeviceNetwork) -> tuple[str, ...]:
+    """What the stream does with a batch of frames, in its order."""
+    tail = ("nms", "assembly") if network.metadata.tail == "heads" else ()
+    return ("upload", "preprocess", network_stage(network), *tail, "paste", "download")
 
 
 def detection_slots(network: DeviceNetwork, nms: str) -> int:

@@ -18,14 +18,16 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.paste import MaskCrops
 from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
+from yolact_deploy.runtime.stages import StageTimer
 from yolact_deploy.runtime.torch import ops
-from yolact_deploy.runtime.torch.frames import EagerFrames, detect_image
+from yolact_deploy.runtime.torch.frames import Clock, EagerFrames, detect_image
 from yolact_deploy.runtime.torch.network import (
     GPU_MAX_BATCH,
     MAX_BATCH,
     HeadsModule,
     Trunk,
     compiled,
+    on,
     on_host,
     place,
     products_in,
@@ -74,7 +76,7 @@ class TorchBackend(Backend):
             weights_sha256=weights_sha256,
         )
         self.precision, self._compile, self._on_host = precision, compile, tail == "host"
-        self._place = place(device)
+        self._place, self._on_gpu = place(device), device is not None
         with translated():
             module = HeadsModule(model, precision=precision, device=self._place)
         self._channels_last = module.channels_last
@@ -94,16 +96,40 @@ class TorchBackend(Backend):
         outputs = self.heads(on_host(images).to(self._place))
         return HeadOutputs(*(output.cpu().numpy() for output in outputs))
 
+    @property
+    def run_stages(self) -> tuple[str, ...]:
+        return ("upload", "network", "download") if self._on_gpu else super().run_stages
+
+    def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:
+        if not self._on_gpu:
+            return super().run_timed(images, timer)
+        with on(self._place):
+            clock = Clock(self._place)
+            uploaded = on_host(images).to(self._place)
+            clock.mark("upload")
+            outputs = self.heads(uploaded)
+            clock.mark("network")
+            found = HeadOutputs(*(output.cpu().numpy() for output in outputs))
+            clock.mark("download")
+            timer.add(clock.spent())
+        return found
+
     @torch.inference_mode()
-    def detect(self, outputs: Outputs, index: int, settings: DetectSettings) -> ImageDetections:
+    def detect(
+        self, outputs: Outputs, index: int, settings: DetectSettings, timer: StageTimer | None = None
+    ) -> ImageDetections:
         assert isinstance(outputs, HeadOutputs)  # the only kind that run() gives
         if self._on_host:
-            return super().detect(outputs, index, settings)
-        heads = [torch.from_numpy(output[index]) for output in outputs]
-        boxes, scores, labels, masks = detect_image(heads, self.metadata.config, settings)
-        height, width = masks.shape[1:]
-        whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks.numpy()))
-        return ImageDetections(boxes.numpy(), scores.numpy(), labels.numpy(), whole)
+            return super().detect(outputs, index, settings, timer)
+        timer = timer or StageTimer()
+        boxes, scores, coeff, proto = (torch.from_numpy(output[index]) for output in outputs)
+        with timer.stage("nms"):
+            kept = detect_image(boxes, scores, coeff, self.metadata.config, settings)
+        with timer.stage("assembly"):
+            masks = ops.assemble_masks(proto, kept.coeff, kept.boxes)
+            height, width = masks.shape[1:]
+            whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks.numpy()))
+        return ImageDetections(kept.boxes.numpy(), kept.scores.numpy(), kept.labels.numpy(), whole)
 
     @torch.inference_mode()
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:

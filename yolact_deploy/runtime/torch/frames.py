@@ -8,6 +8,7 @@ Legend: n detections, H x W the frame, S input side, K mask coefficients, h x w 
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,25 +26,21 @@ from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.preprocess import check_image
 from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
 from yolact_deploy.runtime.cuda.arrays import is_device_array
+from yolact_deploy.runtime.stages import StageTimer
 from yolact_deploy.runtime.torch import ops
 from yolact_deploy.runtime.torch.network import on, on_host
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
 
-STAGES = ("preprocess", "network", "postprocess", "paste")
+STAGES = ("upload", "preprocess", "network", "nms", "assembly", "paste", "download")
 _WORD = 32
 
 
 def detect_image(
-    heads: Sequence[Tensor], config: YolactConfig, settings: DetectSettings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes [n, 4], scores [n], labels [n] and masks [n, h, w] at prototype resolution of one image.
-
-    Args:
-        heads: its boxes [P, 4], scores [P, C], coeff [P, K] and proto [h, w, K]
-    """
-    boxes, scores, coeff, proto = heads
+    boxes: Tensor, scores: Tensor, coeff: Tensor, config: YolactConfig, settings: DetectSettings
+) -> ops.Detected:
+    """What NMS and the user's threshold leave of one image's boxes [P, 4], scores [P, C] and coeff [P, K]."""
     found = ops.detect(
         boxes,
         scores,
@@ -56,8 +53,7 @@ def detect_image(
         image_size=config.image_size,
     )
     keep = found.scores > settings.score_threshold
-    boxes, scores, labels, coeff = (values[keep] for values in found)
-    return boxes, scores, labels, ops.assemble_masks(proto, coeff, boxes)
+    return ops.Detected(*(values[keep] for values in found))
 
 
 def resize(frame: Tensor, size: int, *, rounded: bool) -> Tensor:
@@ -101,21 +97,27 @@ class EagerFrames(FrameHook):
         if for_device:
             raise BackendError("eager PyTorch leaves no results on the GPU: use an engine, or call the predictor")
         with self._lock, on(self._place):
-            clock = _Clock(self._place)
+            clock = Clock(self._place)
             images = [self._upload(frame) for frame in frames]
+            clock.mark("upload")
             size, rounded = self._metadata.config.image_size, self._metadata.input_dtype == "uint8"
             inputs = torch.stack([resize(image, size, rounded=rounded) for image in images])
             clock.mark("preprocess")
             outputs = self._heads(inputs)
             clock.mark("network")
-            heads = [[output[index] for output in outputs] for index in range(len(images))]
-            found = [detect_image(one, self._metadata.config, settings) for one in heads]
-            clock.mark("postprocess")
-            results = [
-                _to_host(*one, height=image.shape[0], width=image.shape[1])
-                for one, image in zip(found, images, strict=True)
-            ]
-            clock.mark("paste")
+            found = []
+            for boxes, scores, coeff, proto in zip(*outputs, strict=True):
+                kept = detect_image(boxes, scores, coeff, self._metadata.config, settings)
+                clock.mark("nms")
+                found.append((kept, ops.assemble_masks(proto, kept.coeff, kept.boxes)))
+                clock.mark("assembly")
+            results = []
+            for (kept, masks), image in zip(found, images, strict=True):
+                height, width, _ = image.shape
+                bits = pack(ops.paste_masks_full(masks, height, width))
+                clock.mark("paste")
+                results.append(_to_host(kept, bits, height, width))
+                clock.mark("download")
             return _Finished(results, clock.spent())
 
     def _upload(self, frame: Any) -> Tensor:
@@ -128,16 +130,15 @@ class EagerFrames(FrameHook):
         return image
 
 
-def _to_host(
-    boxes: Tensor, scores: Tensor, labels: Tensor, masks: Tensor, *, height: int, width: int
-) -> PastedDetections:
-    bits = pack(ops.paste_masks_full(masks, height, width)).cpu().numpy()
+def _to_host(kept: ops.Detected, packed: Tensor, height: int, width: int) -> PastedDetections:
+    """Detections of a frame of this size, whose masks are packed bits [n, height, bytes of a row]."""
+    bits = packed.cpu().numpy()
     words = bits.shape[-1] * 8 // _WORD
     windows = np.zeros((len(bits), 6), np.int32)
     windows[:, 2:5] = width, height, words
     windows[:, 5] = np.arange(len(bits)) * height * words
-    packed = PackedMasks(windows, np.ascontiguousarray(bits).reshape(-1).view(np.uint32), height, width)
-    return PastedDetections(boxes.cpu().numpy(), scores.cpu().numpy(), labels.cpu().numpy(), packed)
+    masks = PackedMasks(windows, np.ascontiguousarray(bits).reshape(-1).view(np.uint32), height, width)
+    return PastedDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks)
 
 
 class _Finished(FrameTicket):
@@ -153,8 +154,12 @@ class _Finished(FrameTicket):
         raise BackendError("eager PyTorch leaves no results on the GPU")
 
 
-class _Clock:
-    """Milliseconds between marks, by the GPU's own events, so that measuring waits for nothing."""
+class Clock:
+    """Milliseconds between marks, by the GPU's own events, so that measuring waits for nothing.
+
+    Args:
+        place: torch's name of the device, which is the current one where it is a GPU
+    """
 
     def __init__(self, place: str) -> None:
         self._cuda = place.startswith("cuda")
@@ -168,15 +173,17 @@ class _Clock:
         return event
 
     def mark(self, stage: str) -> None:
-        """The end of a stage."""
+        """The end of a stage, which may come again."""
         self._marks.append((stage, self._now()))
 
     def spent(self) -> dict[str, float]:
         """Milliseconds of each stage."""
         if self._cuda:
             self._marks[-1][1].synchronize()
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        return {stage: self._between(start, end) for (_, start), (stage, end) in pairs}
+        timer = StageTimer()
+        for (_, start), (stage, end) in itertools.pairwise(self._marks):
+            timer.add({stage: self._between(start, end)})
+        return timer.spent
 
     def _between(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) if self._cuda else (end - start) * 1e3

@@ -1,0 +1,209 @@
+"""`bench diff`: what is said of two results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolact_deploy.benchmarks.diff import FASTER, NO_DIFFERENCE, SLOWER, UNKNOWN, diff_results
+from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow
+from yolact_deploy.benchmarks.tables import diff_lines, diff_table, markdown, run_lines, run_rows, runs_table
+from yolact_deploy.console import print_table
+from yolact_deploy.errors import InputError
+
+ENVIRONMENT = {"cpu": "C", "cores": 2, "date": "2026-01-01T00:00:00+00:00", "versions": {"numpy": "2"}}
+
+
+def row(name: str, seed: int, factor: float = 1.0, calls: int = 60, keep: bool = True, **values: Any) -> StoredRow:
+    """10 ms in the network and 2 in pasting, times ``factor``, give or take 2 %; AP 30 unless told."""
+    samples = 12 * factor * np.random.default_rng(seed).normal(1, 0.02, calls)
+    latency = {
+        "p50_ms": float(np.median(samples)),
+        "p99_ms": float(samples.max()),
+        "mean_ms": float(samples.mean()),
+        "images_per_s": 1e3 / float(samples.mean()),
+        "stages_mean_ms": {"network": 10.0 * factor, "paste": 2.0 * factor},
+    }
+    content = {
+        "name": name,
+        "backend": "onnxruntime",
+        "precision": "fp32",
+        "image_size": 550,
+        "runtime": {"threads": 2},
+        "memory_mib": 1.0,
+        "speedup": 1.0,
+        "weights_sha256": "a" * 64,
+        "accuracy": {"box": {"ap": 0.3}, "mask": None},
+        "agreement": None,
+        "latency": latency,
+        **values,
+    }
+    return StoredRow(name, samples if keep else None, content)
+
+
+def result(name: str, *rows: StoredRow, **changes: Any) -> StoredResult:
+    content = {
+        "environment": ENVIRONMENT,
+        "dataset": {"fingerprint": "f" * 64, "images": 60, "annotations": "val.json", "image_ids": None},
+        "settings": {"cores_used_by_others": 0.0},
+        "reference": rows[0].name,
+        **changes,
+    }
+    return StoredResult(name, content, {r.name: r for r in rows})
+
+
+def test_two_runs_of_one_engine() -> None:
+    for seed in range(20):
+        (found,) = diff_results(result("a.json", row("m", seed)), result("b.json", row("m", seed + 100))).rows
+        assert found.verdict == NO_DIFFERENCE
+        assert found.sentence.startswith("no difference: takes ")
+        assert found.paired
+
+
+def test_a_faster_and_a_slower_engine() -> None:
+    a, b = result("a.json", row("m", 1), row("n", 2)), result("b.json", row("m", 3, 0.5), row("n", 4, 1.2))
+    m, n = diff_results(a, b).rows
+    assert (m.verdict, n.verdict) == (FASTER, SLOWER)
+    assert m.p50.value == pytest.approx(0.5, abs=0.02)
+    assert m.p50.low is not None
+    assert m.p50.high is not None
+    assert 0.48 < m.p50.low < m.p50.value < m.p50.high < 0.52
+    assert m.sentence.startswith(f"takes {m.p50} times as long: 5.99 instead of 12.00")
+    assert m.sentence.endswith("ms at p50, most of it in network (5.00 instead of 10.00 ms)")
+
+
+def test_what_is_within_the_margin_is_no_difference() -> None:
+    a, b = result("a.json", row("m", 1)), result("b.json", row("m", 1, 1.02))
+    (found,) = diff_results(a, b).rows
+    assert found.p50.excludes_one
+    assert found.verdict == NO_DIFFERENCE
+    assert found.sentence == (
+        "no difference: takes 1.020 (1.020 to 1.020) times as long, within the 3 % by which two runs may differ"
+    )
+    assert diff_results(a, b, margin=0.01).rows[0].verdict == SLOWER
+    with pytest.raises(InputError, match="--margin: expected 0 or more"):
+        diff_results(a, b, margin=-1)
+
+
+def test_calls_that_cannot_show_a_difference_say_so() -> None:
+    rng = np.random.default_rng(1)
+    wild = [dataclasses.replace(row("m", i), samples=rng.uniform(5, 50, 24)) for i in (1, 2)]
+    (found,) = diff_results(result("a.json", wild[0]), result("b.json", wild[1])).rows
+    assert found.verdict == NO_DIFFERENCE
+    assert "; these calls cannot show less than " in found.sentence
+    assert found.sentence.endswith("measure more images or --repeats for that")
+
+
+@pytest.mark.parametrize("options", [{"keep": False}, {"calls": 19}])
+def test_without_enough_calls_nobody_knows(options: dict[str, Any]) -> None:
+    (found,) = diff_results(result("a.json", row("m", 1, **options)), result("b.json", row("m", 2, 2.0))).rows
+    assert found.verdict == UNKNOWN
+    assert found.p50.value == pytest.approx(2, rel=0.05)
+    assert found.sentence.endswith("there is no telling whether that is chance")
+
+
+def test_accuracy() -> None:
+    a, b = result("a.json", row("m", 1)), result("b.json", row("m", 2, accuracy={"box": {"ap": 0.29}, "mask": None}))
+    (found,) = diff_results(a, b).rows
+    assert list(found.ap) == ["box"]
+    assert found.ap["box"].points == pytest.approx(-1)
+    assert "m: box AP 29.00 instead of 30.00 (-1.00 points)" in list(diff_lines(diff_results(a, b)))
+    interval = {
+        "ap_difference": {"box": {"low": -0.02, "high": -0.001}},
+        "accuracy": {"box": {"ap": 0.29}, "mask": None},
+    }
+    one_run = result("a.json", row("m", 1), row("n", 2, **interval))
+    (against,) = diff_results(one_run, one_run, ("m", "n")).rows
+    assert against.ap["box"].words == "-1.00 points, 95 % -2.00 to -0.10: a difference"
+    assert diff_results(one_run, one_run, ("n", "m")).rows[0].ap["box"].words == "+1.00 points", "m is the reference"
+    unscored = result("b.json", row("m", 2, accuracy=None))
+    assert diff_results(a, unscored).rows[0].ap == {}
+
+
+def test_other_images_are_not_paired() -> None:
+    other = {"fingerprint": "0" * 64, "images": 60, "annotations": None, "image_ids": None}
+    found = diff_results(result("a.json", row("m", 1)), result("b.json", row("m", 2, 1.5, calls=40), dataset=other))
+    assert (found.rows[0].paired, found.rows[0].verdict) == (False, SLOWER)
+    assert found.rows[0].ap["box"].points is None
+    assert found.warnings[0].startswith("measured on other images")
+
+
+def test_warnings() -> None:
+    a = result("a.json", row("m", 1))
+    b = result(
+        "b.json",
+        row("m", 2, weights_sha256="b" * 64, image_size=400, runtime={"threads": 1}),
+        environment={**ENVIRONMENT, "cpu": "D"},
+    )
+    found = diff_results(a, b)
+    assert found.warnings == ("environments differ in cpu: C and D",)
+    assert found.rows[0].warnings == (
+        "made from other weights (aaaaaaaaaaaa and bbbbbbbbbbbb)",
+        "input sizes are 550 and 400",
+        "threads is 2 and 1",
+    )
+    assert diff_results(a, a).rows[0].warnings == ()
+
+
+def test_a_busy_machine_makes_differences_doubtful() -> None:
+    busy = result("b.json", row("m", 2), settings={"cores_used_by_others": 1.5})
+    (warning,) = diff_results(result("a.json", row("m", 1)), busy).warnings
+    assert warning.startswith("b.json: other programs used 1.5 of 2 cores meanwhile")
+    slow = result("b.json", row("m", 2), conditions={"warnings": ["the governor is powersave: set it"]})
+    assert diff_results(slow, slow).warnings == ("b.json: the governor is powersave: set it",)
+
+
+def test_rows_that_are_named() -> None:
+    a, b = result("a.json", row("m", 1), row("n", 2)), result("b.json", row("n", 3), row("o", 4, 3.0))
+    found = diff_results(a, b)
+    assert [r.a for r in found.rows] == ["n"]
+    assert found.warnings == ("only a.json has m", "only b.json has o")
+    (named,) = diff_results(a, b, ("m", "o")).rows
+    assert (named.a, named.b, named.verdict) == ("m", "o", SLOWER)
+    assert [r.b for r in diff_results(a, b, (None, "n")).rows] == ["n"]
+    with pytest.raises(InputError, match=r"b\.json has no engine 'm'"):
+        diff_results(a, b, ("m", None))
+    with pytest.raises(InputError, match="none of one name: say which to compare as FILE:ENGINE FILE:ENGINE"):
+        diff_results(a, result("c.json", row("o", 1)))
+    (same,) = diff_results(a, a, ("m", "n")).rows
+    assert same.paired, "two engines of one run"
+
+
+def test_tables_fit_120_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "yolact_resnet50.onnx@openvino-bf16"
+    a = result("cpu_epyc2_resnet50_speed.json", row(name, 1), row("eager", 1))
+    b = result("cpu_epyc2_resnet50_fp16_agreement.json", row(name, 2, 2.0), settings={"cores_used_by_others": 1.0})
+    diff = diff_results(a, b, ("eager", name))
+    for table in (diff_table(diff), runs_table([a, b])):
+        print_table(table.columns, table.rows, title=table.title)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 120
+    assert printed.count(name) == 3, "no name is folded"
+    json.dumps(diff.to_json())
+    assert next(iter(diff_lines(diff))).startswith(f"{name} against eager: takes 2.0")
+
+
+def test_many_results() -> None:
+    agreed = {"agreed_share": 0.9}
+    a, b = result("x/a.json", row("m", 1)), result("b.json", row("m", 2), row("n|o", 3, agreement=agreed))
+    assert [(r["run"], r["engine"], r["agreed_share"]) for r in run_rows([a, b])] == [
+        (1, "m", None),
+        (2, "m", None),
+        (2, "n|o", 0.9),
+    ]
+    wide = runs_table([a, b], wide=True)
+    assert set(wide.columns) - set(runs_table([a, b]).columns) == {"backend", "size", "box AP"}
+    assert dict(zip(wide.columns, wide.rows[2], strict=True))["agreed %"] == "90.00"
+    lines = markdown(wide).splitlines()
+    assert lines[1] == "| " + " | ".join(["---"] * len(wide.columns)) + " |"
+    assert "n\\|o" in lines[4]
+    assert len(lines) == 5
+    first, second = run_lines([a, b])
+    assert first == "run 1: a.json: 60 images (val.json), C, 2 cores, 2026-01-01; reference m"
+    busy = result("c.json", row("m", 1), settings={"cores_used_by_others": 1.5})
+    assert "other programs used 1.5 of 2 cores" in list(run_lines([busy]))[1]
+    assert second.startswith("run 2: b.json")

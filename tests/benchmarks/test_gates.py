@@ -1,0 +1,301 @@
+"""Limits: a wrong or slowed engine is caught, each with the right words, and a right one is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from scripted import SCRIPT, ScriptedBackend, predictor, source, write_pictures
+from test_bench import bench
+
+from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD
+from yolact_deploy.benchmarks.bench import BenchResult, run_bench
+from yolact_deploy.benchmarks.coco import open_images, plain_images
+from yolact_deploy.benchmarks.engines import EngineSource
+from yolact_deploy.benchmarks.gates import Check, Limits, baseline_warnings, judge, raise_missed
+from yolact_deploy.benchmarks.junit import junit_xml, write_junit
+from yolact_deploy.benchmarks.result_file import result_from_json, stored
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import DatasetError, GateError, InputError, OutputError
+from yolact_deploy.paste import MaskCrops
+from yolact_deploy.postprocess import MaskWindows
+from yolact_deploy.runtime.backend import HeadOutputs, Outputs
+from yolact_deploy.runtime.torch.backend import TorchBackend
+from yolact_deploy.training.model import YolactModel
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    """Eager and one that loses a detection."""
+    return bench(tmp_path_factory.mktemp("gates"), repeats=4)
+
+
+def missed(result: BenchResult, **limits: Any) -> str:
+    with pytest.raises(GateError) as caught:
+        raise_missed(judge(result, Limits(**limits)))
+    assert caught.value.exit_code == 1
+    return str(caught.value)
+
+
+def test_each_limit(result: BenchResult) -> None:
+    raise_missed(judge(result, Limits()))
+    kept = judge(result, Limits(max_ap_drop=100, min_agreement=0.1, min_fps=0.1, max_p99_ms=1e6))
+    assert [check.gate for check in kept] == ["max-ap-drop", "min-agreement", "min-fps", "max-p99-ms"]
+    raise_missed(kept)
+    fast = result.rows[1].latency
+    assert re.fullmatch(
+        r"fast loses \d+\.\d\d points of mask AP, 95 % -?\d+\.\d\d to \d+\.\d\d \(limit 1\)",
+        missed(result, max_ap_drop=1),
+    )
+    assert missed(result, min_agreement=0.98).startswith(
+        "fast agrees with eager on 33.33 % of the detections (limit 98 %): 1 missed, 0 extra, 0 of another class, "
+        "mean box IoU 0.9"
+    )
+    fps = f"fast makes {fast.images_per_second:.2f} images/s (limit 1e+06)"
+    p99 = f"fast takes {fast.percentile(99):.2f} ms at p99 (limit 0.01)"
+    assert missed(result, min_fps=1e6) == fps
+    assert missed(result, max_p99_ms=0.01) == p99
+    assert missed(result, max_ap_drop=100, min_fps=1e6, max_p99_ms=0.01) == f"{fps}; {p99}", "only what was missed"
+
+
+def test_a_model_alone(result: BenchResult) -> None:
+    alone = dataclasses.replace(result, rows=result.rows[:1])
+    assert missed(alone, min_fps=1e6).startswith("eager makes")
+    assert judge(alone, Limits(max_ap_drop=0)) == [], "it is the reference"
+
+
+def test_what_cannot_be_judged_is_told_before(result: BenchResult) -> None:
+    blind = dataclasses.replace(result, rows=tuple(dataclasses.replace(r, accuracy=None) for r in result.rows))
+    with pytest.raises(DatasetError, match="needs ground truth"):
+        judge(blind, Limits(max_ap_drop=1))
+    with pytest.raises(DatasetError, match="needs ground truth"):
+        Limits(max_ap_drop=1).check_usable(["a", "b"], has_truth=False)
+    with pytest.raises(InputError, match="give --weights or a second --engine"):
+        Limits(min_agreement=0.9).check_usable(["a"], has_truth=True)
+    with pytest.raises(InputError, match="this run has no engine 'new'"):
+        Limits(baseline=stored(result)).check_usable(["eager", "new"], has_truth=True)
+    Limits(baseline=stored(result)).check_usable(["other reference", "fast"], has_truth=True)
+
+
+def test_nothing_to_agree_on(tmp_path: Path) -> None:
+    images = plain_images(write_pictures(tmp_path))
+    silent = run_bench([source("a", ScriptedBackend({})), source("b", ScriptedBackend({}))], images, quiet=True)
+    with pytest.raises(DatasetError, match="neither a nor b detects anything: give images with objects"):
+        judge(silent, Limits(min_agreement=0.9))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"min_agreement": 98}, "--min-agreement: expected a share from 0 to 1"),
+        ({"tolerance": -0.1}, "--tolerance: expected a share"),
+        ({"tolerance": float("nan")}, "--tolerance: expected a share"),
+        ({"max_p99_ms": float("nan")}, "--max-p99-ms: expected a number"),
+    ],
+)
+def test_limits_that_mean_nothing(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Limits(**limits)
+
+
+# -- wrong engines --------------------------------------------------------------------------------------------------
+
+TINY = YolactConfig(
+    name="tiny", backbone="mobilenet_v2", image_size=96, num_classes=3, fpn_channels=8, top_k=20, max_detections=10
+)
+
+
+class TinyBackend(TorchBackend):
+    """A small network of random weights, with a mistake before or after it."""
+
+    def __init__(self, model: YolactModel, mistake: str) -> None:
+        super().__init__(model)
+        self.mistake = mistake
+
+    def run(self, images: Any) -> Outputs:
+        if self.mistake == "channels":
+            images = np.ascontiguousarray(images[..., ::-1])
+        boxes, scores, coeff, proto = super().run(images)
+        if self.mistake == "labels":
+            scores = np.roll(scores, 1, axis=2)
+        if self.mistake == "masks":
+            proto = np.ascontiguousarray(proto[:, :, ::-1])
+        return HeadOutputs(boxes, scores, coeff, proto)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Of torch: so small a network gains nothing by a second, which waits for a core where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> BenchResult:
+    """The tiny network against itself with each mistake, and without one; what it finds itself is the ground truth."""
+    folder = tmp_path_factory.mktemp("wrong")
+    torch.manual_seed(2)
+    model = YolactModel(TINY).eval()
+    rng = np.random.default_rng(0)
+    content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    content["categories"] = [
+        {"id": i, "name": name} for i, name in zip(TINY.category_ids, TINY.class_names, strict=True)
+    ]
+    (folder / "images").mkdir()
+    with predictor(TinyBackend(model, "none")) as reference:
+        for number in (1, 2, 3):
+            patches = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+            picture = cv2.resize(patches, (80, 60), interpolation=cv2.INTER_NEAREST)
+            name = f"{number}.png"
+            cv2.imwrite(str(folder / "images" / name), picture)
+            content["images"].append({"id": number, "file_name": name, "height": 60, "width": 80})
+            content["annotations"] += [
+                {**found, "id": len(content["annotations"]) + i, "iscrowd": 0, "area": 100.0}
+                for i, found in enumerate(reference(picture).to_coco(number, TINY.category_ids), 1)
+                if found["score"] > SCORE_THRESHOLD
+            ]
+    (folder / "instances_val.json").write_text(json.dumps(content))
+    sources = [
+        EngineSource(mistake, lambda mistake=mistake: predictor(TinyBackend(model, mistake)))  # type: ignore[misc]
+        for mistake in ("none", "labels", "masks", "channels", "right")
+    ]
+    return run_bench(sources, open_images(coco=folder), warmup=1, find_mistakes=True, quiet=True)
+
+
+def test_wrong_engines_are_caught_and_a_right_one_is_not(wrong: BenchResult) -> None:
+    checks = judge(wrong, Limits(min_agreement=0.98, max_ap_drop=0.5))
+    gates = ("min-agreement", "max-ap-drop")
+    caught = {gate: [c.engine for c in checks if c.gate == gate and not c.passed] for gate in gates}
+    assert caught == {gate: ["labels", "masks", "channels"] for gate in caught}
+    said = {check.engine: check.sentence for check in checks if check.gate == "min-agreement"}
+    words = {
+        "labels": "labels are shifted by one",
+        "masks": "masks are mirrored left to right",
+        "channels": "input channels are swapped",
+    }
+    for engine, mistake in words.items():
+        assert mistake in said[engine]
+    assert said["right"] == "right agrees with none on 100.00 % of the detections (limit 98 %)"
+    rows = {row.name: row.agreement for row in wrong.rows}
+    labels, masks = rows["labels"], rows["masks"]
+    assert labels is not None
+    assert f"{labels.missed} missed, {labels.extra} extra, {labels.label_flips} of another class" in said["labels"]
+    assert masks is not None
+    assert (masks.missed, masks.extra, masks.matched_share_90) == (0, 0, 1), "boxes alone would not show it"
+    assert f"mean box IoU 1.000, mean mask IoU {masks.mean_mask_iou:.3f}" in said["masks"]
+    by_ap = judge(wrong, Limits(max_ap_drop=0.5))
+    assert [check.sentence.partition(": ")[2].startswith(words.get(check.engine, "")) for check in by_ap] == [True] * 4
+
+
+# -- the baseline ---------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Takes the place of ``time.perf_counter``, so that a busy machine changes no test."""
+
+    def __init__(self) -> None:
+        self.now, self.rng = 0.0, np.random.default_rng(5)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, milliseconds: float) -> None:
+        self.now += milliseconds * 1e-3 * self.rng.uniform(0.97, 1.03)
+
+
+class TimedBackend(ScriptedBackend):
+    """20 ms for the network and 2 ms for pasting, give or take 3 %; then ``slower`` ms more for pasting."""
+
+    def __init__(self, clock: Clock, slower: float = 0.0) -> None:
+        super().__init__(dict.fromkeys(SCRIPT, SCRIPT[1]))
+        self.clock, self.slower = clock, slower
+
+    def run(self, images: Any) -> Outputs:
+        self.clock.spend(20)
+        return super().run(images)
+
+    def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
+        self.clock.spend(2 + self.slower)
+        return super().paste(masks, height, width)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., BenchResult]:
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    images = plain_images(write_pictures(tmp_path))
+
+    def run(slower: float = 0.0, repeats: int = 8) -> BenchResult:
+        sources = [source("eager", TimedBackend(clock)), source("fast", TimedBackend(clock, slower))]
+        return run_bench(sources, images, repeats=repeats, quiet=True)
+
+    return run
+
+
+def test_a_slowed_stage_is_caught_by_the_baseline(timed: Callable[..., BenchResult]) -> None:
+    baseline = result_from_json(json.loads(json.dumps(timed().to_json())), "last.json")
+    limits = Limits(baseline=baseline)
+    (check,) = judge(timed(), limits)
+    assert (check.engine, check.gate, check.passed) == ("fast", "baseline", True)
+    assert check.sentence.startswith("fast against last.json: no difference: takes ")
+    sentence = missed(timed(slower=5), baseline=baseline, tolerance=0.05)
+    assert re.search(
+        r"^fast against last\.json: takes 1\.2\d\d \(1\.\d+ to 1\.\d+\) times as long: 2[67]\.\d\d instead of "
+        r"2[12]\.\d\d ms at p50, most of it in paste \([67]\.\d\d instead of [12]\.\d\d ms\) \(limit 1\.05\)$",
+        sentence,
+    )
+    raise_missed(judge(timed(slower=5), Limits(baseline=baseline, tolerance=0.5)))
+
+
+def test_a_few_calls_are_judged_by_their_median(timed: Callable[..., BenchResult]) -> None:
+    baseline = stored(timed(repeats=1))
+    assert "no telling whether that is chance" in missed(timed(slower=5, repeats=1), baseline=baseline)
+    raise_missed(judge(timed(repeats=1), Limits(baseline=baseline)))
+
+
+def test_another_environment_than_the_baselines_is_told(result: BenchResult) -> None:
+    environment = {**result.environment, "cpu": "Other CPU"}
+    other = dataclasses.replace(result, environment=environment, dataset={**result.dataset, "fingerprint": "0" * 64})
+    limits = Limits(baseline=dataclasses.replace(stored(other), name="last.json"))
+    images, cpu = baseline_warnings(result, limits)
+    assert images.startswith("the baseline last.json was measured on other images")
+    assert cpu.startswith("the baseline last.json is of another environment: cpu: Other CPU and ")
+    assert baseline_warnings(result, Limits(baseline=stored(result))) == []
+    assert baseline_warnings(result, Limits()) == []
+
+
+# -- JUnit ----------------------------------------------------------------------------------------------------------
+
+
+def test_junit(tmp_path: Path) -> None:
+    checks = [Check("a.onnx", "min-fps", True, "a.onnx is fast"), Check("b <&>", "baseline", False, 'b <&> is "slow"')]
+    write_junit(checks, tmp_path / "junit.xml")
+    suites = ET.parse(tmp_path / "junit.xml").getroot()  # written by us
+    assert (suites.tag, suites.attrib) == ("testsuites", {"tests": "2", "failures": "1", "errors": "0"})
+    (suite,) = suites
+    assert suite.get("name") == "yolact-deploy bench"
+    kept, lost = suite
+    assert (kept.get("classname"), kept.get("name"), kept.find("failure")) == ("a.onnx", "min-fps", None)
+    failure = lost.find("failure")
+    assert failure is not None
+    assert (lost.get("classname"), failure.get("message")) == ("b <&>", 'b <&> is "slow"')
+    with pytest.raises(OutputError, match="cannot write"):
+        write_junit(checks, tmp_path / "junit.xml" / "x.xml")
+
+
+def test_junit_without_failures() -> None:
+    suites = ET.fromstring(junit_xml([Check("a", "min-fps", True, "a is fast")]))
+    assert suites.get("failures") == "0"
+    assert suites.findtext("testsuite/testcase/system-out") == "a is fast"

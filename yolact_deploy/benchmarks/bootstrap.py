@@ -1,0 +1,133 @@
+"""How sure is a difference in AP? A paired bootstrap over the images.
+
+Images are drawn with replacement, as many as there are, and both models are scored on the same draw; the 2.5 % and the
+97.5 % quantile of the difference are the limits of the interval (the percentile bootstrap of Efron, 1979). Pairing
+takes out what is easy or hard about the images, so that small differences can be told.
+
+The interval speaks of the images only, not of how a training's outcome varies. With few images it is too narrow: COCO
+AP needs objects of every class, and no draw has more of them than the set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.benchmarks.accuracy import AccuracyMeter, by_image, result_kinds
+from yolact_deploy.benchmarks.coco_results import Result, read_results
+from yolact_deploy.benchmarks.detection_cache import is_detection_cache, read_detections
+from yolact_deploy.benchmarks.matches import Matcher, Matches
+from yolact_deploy.errors import DatasetError, InputError
+
+SAMPLES = 1000
+_LIMITS = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """AP of one model minus that of a reference, 0..1.
+
+    Attributes:
+        difference: on the images as they are
+        mean: over the draws
+        low, high: limits of the 95 % interval
+        images: how many there are
+        samples: draws
+        seed: of the draws
+    """
+
+    difference: float
+    mean: float
+    low: float
+    high: float
+    images: int
+    samples: int
+    seed: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval says that the two differ at all."""
+        return not self.low <= 0 <= self.high
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "excludes_zero": self.excludes_zero}
+
+
+def ap_difference(
+    content: Mapping[str, Any],
+    a: Sequence[Result],
+    b: Sequence[Result],
+    image_ids: Iterable[int],
+    kind: str,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """COCO AP of the results ``b`` minus that of the reference's results ``a``, with its interval.
+
+    Args:
+        content: a COCO instances file's checked content; it is not changed
+        a, b: checked COCO results; of other images they are left out
+        image_ids: the images to draw from
+        kind: "bbox" or "segm"
+        samples: draws
+
+    Raises:
+        DatasetError: the images have no object, or a segmentation cannot be read.
+        InputError: too few samples.
+    """
+    ids = set(image_ids)
+    matched = []
+    for results in (a, b):
+        matcher = Matcher(content, ids, kind)
+        matcher.add({image_id: found for image_id, found in by_image(results).items() if image_id in ids})
+        matched.append(matcher.matches())
+    return difference_of(*matched, samples=samples, seed=seed)
+
+
+def difference_of(a: Matches, b: Matches, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
+    """:func:`ap_difference` of what was matched before, with the same annotations and images."""
+    if samples < 2:
+        raise InputError(f"samples: expected at least 2 draws for an interval, got {samples}")
+    if (a.image_ids, a.category_ids) != (b.image_ids, b.category_ids):
+        raise InputError("AP can be compared on the same images and categories only")
+    count = len(a.image_ids)
+    if not a.objects[:, 0].any():
+        raise DatasetError(f"none of the {count} images has an object: there is no AP to compare")
+    once = np.ones((1, count), np.int32)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.int32)
+    observed, drawn = (b.average_precision(w) - a.average_precision(w) for w in (once, draws))
+    drawn = drawn[~np.isnan(drawn)]  # of few images, a draw may have no object at all
+    low, high = np.percentile(drawn, _LIMITS)
+    return Interval(float(observed[0]), float(drawn.mean()), float(low), float(high), count, samples, seed)
+
+
+def read_matches(
+    path: str | os.PathLike[str], content: Mapping[str, Any], image_ids: Sequence[int]
+) -> dict[str, Matches]:
+    """What hit what, of "box" and "mask", of a file of detections (``eval --cache``) or of COCO results.
+
+    Args:
+        content: a COCO instances file's checked content
+        image_ids: the images that are scored
+
+    Raises:
+        DatasetError: the file is malformed, does not fit the annotations, or lacks images.
+    """
+    if not is_detection_cache(path):
+        results = read_results(path, content)
+        meter, found = AccuracyMeter(content, image_ids, kinds=result_kinds(results)), by_image(results)
+        for image_id in image_ids:
+            meter.add(image_id, found.get(image_id, []))
+        return meter.matches()
+    meter, left = AccuracyMeter(content, image_ids), set(image_ids)
+    for stored in read_detections(path):
+        if stored.image_id in left:
+            meter.add(stored.image_id, stored.results)
+            left.remove(stored.image_id)
+    if left:
+        raise DatasetError(f"{path} lacks {len(left)} of the {len(image_ids)} images: finish it with --resume")
+    return meter.matches()

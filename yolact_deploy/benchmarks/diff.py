@@ -1,0 +1,227 @@
+"""`bench diff`: two results engine by engine: the ratio of their times with its interval, and the difference in AP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, ratio_of
+from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow, doubts, environment_differences, same_images
+from yolact_deploy.errors import InputError
+
+#: by how much two runs of one engine differ without a cause that the interval could know
+MARGIN = 0.03
+
+OTHER_IMAGES = "measured on other images, or not known to be the same: calls cannot be paired, nor AP compared"
+
+NO_DIFFERENCE, FASTER, SLOWER, UNKNOWN = "no difference", "faster", "slower", "unknown"
+
+
+@dataclass(frozen=True)
+class ApDiff:
+    """COCO AP x 100 of both.
+
+    Attributes:
+        points: b less a; None where they were scored on other images
+        interval: 95 % of it, where both are of one run that compared them
+    """
+
+    a: float
+    b: float
+    points: float | None
+    interval: tuple[float, float] | None = None
+
+    @property
+    def words(self) -> str:
+        if self.points is None:
+            return "other images"
+        if self.interval is None:
+            return f"{self.points:+.2f} points"
+        low, high = self.interval
+        sure = "no difference told" if low <= 0 <= high else "a difference"
+        return f"{self.points:+.2f} points, 95 % {low:+.2f} to {high:+.2f}: {sure}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RowDiff:
+    """Engine ``a`` of the first file against ``b`` of the second; ratios are the time of b divided by that of a.
+
+    Attributes:
+        p50_ms: of both
+        p50: ratio of the medians, by which the verdict is given
+        mean: ratio of the means
+        paired: both ran the same images in the same order, so that calls were compared one by one
+        margin: differences up to it are taken for none
+        stages: mean ms of each stage in both, None where one has no such stage
+        ap: of "box" and "mask", where both files have it
+        warnings: what makes these two hard to compare
+    """
+
+    a: str
+    b: str
+    p50_ms: tuple[float, float]
+    p50: Ratio
+    mean: Ratio
+    paired: bool
+    margin: float
+    stages: dict[str, tuple[float | None, float | None]]
+    ap: dict[str, ApDiff]
+    warnings: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        if self.p50.low is None:
+            return UNKNOWN
+        if self.p50.excludes_one and self.p50.value > 1 + self.margin:
+            return SLOWER
+        if self.p50.excludes_one and self.p50.value < 1 / (1 + self.margin):
+            return FASTER
+        return NO_DIFFERENCE
+
+    @property
+    def sentence(self) -> str:
+        """What is said of the times, without the engine's name."""
+        times = f"takes {self.p50} times as long"
+        verdict = self.verdict
+        if verdict == NO_DIFFERENCE:
+            if self.p50.excludes_one:
+                return f"no difference: {times}, within the {100 * self.margin:.3g} % by which two runs may differ"
+            return f"no difference: {times}{self._coarse()}"
+        times += f": {self.p50_ms[1]:.2f} instead of {self.p50_ms[0]:.2f} ms at p50{self._most()}"
+        if verdict == UNKNOWN:
+            times += f"; without {LEAST_CALLS} stored calls on both sides there is no telling whether that is chance"
+        return times
+
+    def _coarse(self) -> str:
+        assert self.p50.low is not None  # else the verdict is another
+        assert self.p50.high is not None
+        unseen = max(self.p50.high, 1 / self.p50.low) - 1
+        if unseen <= self.margin:
+            return ""
+        return f"; these calls cannot show less than {100 * unseen:.0f} %: measure more images or --repeats for that"
+
+    def _most(self) -> str:
+        """The stage that explains most of the difference, where one explains half of it."""
+        changes = {name: b - a for name, (a, b) in self.stages.items() if a is not None and b is not None}
+        whole = sum(changes.values())
+        name = max(changes, key=lambda key: changes[key] * np.sign(whole), default="")
+        if not name or abs(changes[name]) < abs(whole) / 2:
+            return ""
+        a, b = self.stages[name]
+        return f", most of it in {name} ({b:.2f} instead of {a:.2f} ms)"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "a": self.a,
+            "b": self.b,
+            "verdict": self.verdict,
+            "sentence": self.sentence,
+            "p50_ms": list(self.p50_ms),
+            "p50_ratio": self.p50.to_json(),
+            "mean_ratio": self.mean.to_json(),
+            "paired": self.paired,
+            "margin": self.margin,
+            "stages_mean_ms": {name: list(both) for name, both in self.stages.items()},
+            "ap": {kind: difference.to_json() for kind, difference in self.ap.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+@dataclass(frozen=True)
+class ResultDiff:
+    """Two files; ``warnings`` hold for all rows."""
+
+    a: str
+    b: str
+    rows: tuple[RowDiff, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [row.to_json() for row in self.rows]
+        return {"a": self.a, "b": self.b, "engines": rows, "warnings": list(self.warnings)}
+
+
+def diff_results(
+    a: StoredResult,
+    b: StoredResult,
+    names: tuple[str | None, str | None] = (None, None),
+    *,
+    margin: float = MARGIN,
+) -> ResultDiff:
+    """Compare engines of the same name, or one of each side.
+
+    Args:
+        names: engine of each side; where but one is given, the other side's is that of the same name
+        margin: share by which times may differ before it is called a difference
+
+    Raises:
+        InputError: no such engine, no common one, or a margin below 0.
+    """
+    if not margin >= 0:
+        raise InputError(f"--margin: expected 0 or more, got {margin:g}")
+    warnings = [f"environments differ in {line}" for line in environment_differences(a, b)]
+    if not same_images(a, b):
+        warnings.append(
+            "measured on other images, or not known to be the same: calls cannot be paired, nor AP compared"
+        )
+    warnings += dict.fromkeys(f"{one.name}: {line}" for one in (a, b) for line in doubts(one.content))
+    first, second = names[0] or names[1], names[1] or names[0]
+    if first and second:
+        pairs = [(first, second)]
+    else:
+        pairs = [(name, name) for name in a.rows if name in b.rows]
+        if not pairs:
+            raise InputError(
+                f"{a.name} has {', '.join(a.rows)} and {b.name} has {', '.join(b.rows)}, none of one name: say which "
+                "to compare as FILE:ENGINE FILE:ENGINE"
+            )
+        for one, other in ((a, b), (b, a)):
+            warnings += [f"only {one.name} has {name}" for name in one.rows if name not in other.rows]
+    rows = tuple(compare_rows(a, a.row(x), b, b.row(y), margin=margin) for x, y in pairs)
+    return ResultDiff(a.name, b.name, rows, tuple(warnings))
+
+
+def compare_rows(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *, margin: float) -> RowDiff:
+    """Row ``x`` of ``a`` against row ``y`` of ``b``."""
+    same = same_images(a, b)
+    paired = same and x.samples is not None and y.samples is not None and len(x.samples) == len(y.samples)
+    if x.samples is None or y.samples is None:
+        p50, mean = (Ratio(y.latency[key] / x.latency[key]) for key in ("p50_ms", "mean_ms"))
+    else:
+        p50, mean = (ratio_of(s, x.samples, y.samples, paired=paired) for s in (np.median, np.mean))
+    stages = {name: (x.stages.get(name), y.stages.get(name)) for name in dict.fromkeys((*x.stages, *y.stages))}
+    ap = {}
+    for kind in ("box", "mask"):
+        before, after = x.ap_points(kind), y.ap_points(kind)
+        if before is not None and after is not None:
+            ap[kind] = ApDiff(before, after, after - before if same else None, _ap_interval(a, x, b, y, kind))
+    times = x.latency["p50_ms"], y.latency["p50_ms"]
+    return RowDiff(x.name, y.name, times, p50, mean, paired, margin, stages, ap, tuple(_row_warnings(x, y)))
+
+
+def _ap_interval(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, kind: str) -> tuple[float, float] | None:
+    """Stored only of an engine against the reference of its own run."""
+    stored = (y.values.get("ap_difference") or {}).get(kind)
+    if stored is None or a.content["reference"] != x.name or a.content != b.content:
+        return None
+    return 100 * stored["low"], 100 * stored["high"]
+
+
+def _row_warnings(x: StoredRow, y: StoredRow) -> Sequence[str]:
+    found = []
+    before, after = x.values.get("weights_sha256"), y.values.get("weights_sha256")
+    if before and after and before != after:
+        found.append(f"made from other weights ({before[:12]} and {after[:12]})")
+    if x.values["image_size"] != y.values["image_size"]:
+        found.append(f"input sizes are {x.values['image_size']} and {y.values['image_size']}")
+    ours, theirs = x.values["runtime"], y.values["runtime"]
+    if x.values["backend"] == y.values["backend"]:
+        differ = [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
+        found += [f"{key} is {ours.get(key, 'not told')} and {theirs.get(key, 'not told')}" for key in differ]
+    return found

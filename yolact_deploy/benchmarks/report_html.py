@@ -1,0 +1,93 @@
+"""Pieces of the HTML report: escaped text, tables that a screen reader can follow, sections."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from yolact_deploy.benchmarks.tables import Table
+
+_FIGURE = re.compile(r"[-+\d.,% ]*")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page under a heading; ``key`` is its anchor."""
+
+    key: str
+    title: str
+    parts: Sequence[str]
+
+    def html(self) -> str:
+        heading = f'<h2 id="{self.key}-title">{text(self.title)}</h2>'
+        inner = "\n".join((heading, *self.parts))
+        return f'<section id="{self.key}" aria-labelledby="{self.key}-title">\n{inner}\n</section>'
+
+
+def text(value: object) -> str:
+    """Escaped for HTML, also inside attributes."""
+    return html.escape(str(value))
+
+
+def name(value: str) -> str:
+    """Escaped, and if it must be broken, then where its parts end."""
+    return re.sub(r"(?<=[_:/])(?=\w)|(?=@)", "<wbr>", text(value))
+
+
+def plain(value: object) -> str:
+    """A value of a JSON object as words; what is not told is left out of objects."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items() if not is_nothing(item))
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(plain, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether a machine did not tell it, or there is none: None and empty collections, but not 0 or False."""
+    return value is None or value in ([], {}, (), "")
+
+
+def paragraph(words: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
+
+
+def listing(lines: Iterable[str]) -> str:
+    return "<ul>\n" + "\n".join(f"<li>{text(line)}</li>" for line in lines) + "\n</ul>"
+
+
+def box(inner: str, *, alarm: bool = False) -> str:
+    return f'<div class="box{" alarm" if alarm else ""}">\n{inner}\n</div>'
+
+
+def table(content: Table, *, words: bool = False) -> str:
+    """A table that scrolls by itself where it is too wide; ``words``: of text that wraps, not of figures."""
+    # Words begin at the left, figures end at the right.
+    kinds = ["" if _FIGURE.fullmatch("".join(cells)) else ' class="left"' for cells in zip(*content.rows, strict=True)]
+    head = "".join(
+        f'<th scope="col"{kind}>{name(column)}</th>' for column, kind in zip(content.columns, kinds, strict=True)
+    )
+    rows = "\n".join(
+        f'<tr><th scope="row" class="left">{name(row[0])}</th>'
+        + "".join(f"<td{kind}>{text(cell)}</td>" for cell, kind in zip(row[1:], kinds[1:], strict=True))
+        + "</tr>"
+        for row in content.rows
+    )
+    title = text(content.title)
+    kind = ' class="words"' if words else ""
+    inner = f'<table{kind} aria-label="{title}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
+    # The title stands outside of what scrolls. Keyboards can only scroll what can have the focus, which needs a name.
+    scrolling = (
+        inner if words else f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">\n{inner}\n</div>'
+    )
+    return f'<p class="caption">{title}</p>\n{scrolling}'
+
+
+def folded(title: str, inner: str) -> str:
+    """Shown on demand on a screen, always on paper."""
+    return f"<details>\n<summary>{text(title)}</summary>\n{inner}\n</details>"

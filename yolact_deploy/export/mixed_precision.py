@@ -1,0 +1,143 @@
+"""An FP32 graph's trunk in half precision but for some layers, in memory, without the framework that exported it.
+
+A layer is kept with all that belongs to it (see :mod:`yolact_deploy.export.trunk_graph`), so that values stay in FP32
+from one kept layer to the next; casts stand only where the precision changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.artifact import read_json
+from yolact_deploy.errors import ExportError, InputError, import_optional
+from yolact_deploy.export.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
+
+#: ONNX's number of each type; the names are those of --fp16 and of OpenVINO's precisions
+_FLOAT = 1
+LOW_TYPES = {"fp16": 10, "bf16": 16}
+
+
+def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "fp16", emulate: bool = False) -> None:
+    """Turn the trunk of an FP32 ``ModelProto`` to half precision, in place.
+
+    Args:
+        keep_fp32: layers, or modules that hold some, that stay as they are
+        precision: "fp16"; "bf16" with ``emulate`` only
+        emulate: leave every node in FP32 and round what enters and leaves it. The results are those of arithmetic in
+            FP32 with storage in half precision, and any runtime gives them; the file is of no other use
+
+    Raises:
+        ExportError: a name that is no layer, or weights that FP16 cannot hold.
+    """
+    _Lowering(model.graph, keep_fp32, LOW_TYPES[precision], emulate).run()
+
+
+class _Lowering:
+    """Legend: the low version of a tensor ``t`` is named ``t_low``; ``t`` stays the name of the one in FP32."""
+
+    def __init__(self, graph: Any, keep_fp32: Sequence[str], low_type: int, emulate: bool) -> None:
+        onnx = import_optional("onnx", "onnx", "Changing the precision of an ONNX file")
+        self._make_node, self._arrays = onnx.helper.make_node, onnx.numpy_helper
+        self._graph, self._low_type, self._emulate = graph, low_type, emulate
+        nodes = trunk_nodes(graph)
+        kept = select_layers(keep_fp32, layer_names(nodes))
+        self._low = {node.index for node in nodes if node.layer not in kept}
+        self._constants = {c.name: c for c in graph.initializer if c.data_type == _FLOAT}
+        self._made: set[str] = set()
+        self._nodes: list[Any] = []
+
+    def run(self) -> None:
+        graph = self._graph
+        wanted = self._wanted_in_fp32()
+        lowered = []
+        for index, node in enumerate(graph.node):
+            if index not in self._low:
+                self._nodes.append(node)
+                continue
+            for slot, name in data_inputs(node):
+                node.input[slot] = self._low_version(name)
+            outputs = list(node.output)
+            node.output[:] = [f"{name}_low" for name in outputs]
+            lowered += outputs
+            self._made.update(node.output)
+            self._nodes += self._in_fp32(node) if self._emulate else [node]
+            for name in wanted.intersection(outputs):
+                self._cast(f"{name}_low", name, _FLOAT)
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        self._tidy(set(lowered) - wanted)
+
+    def _wanted_in_fp32(self) -> set[str]:
+        names = {output.name for output in self._graph.output}
+        for index, node in enumerate(self._graph.node):
+            if index not in self._low:
+                names.update(node.input)
+        return names
+
+    def _low_version(self, name: str) -> str:
+        low = f"{name}_low"
+        if low not in self._made:
+            self._made.add(low)
+            if name in self._constants and not self._emulate:
+                self._graph.initializer.append(self._half(name))
+            else:  # a runtime folds the cast of a constant
+                self._cast(name, low, self._low_type)
+        return low
+
+    def _half(self, name: str) -> Any:
+        with np.errstate(over="ignore"):
+            half = self._arrays.to_array(self._constants[name]).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ExportError(f"{name} has values that are not finite in fp16: keep its layer in FP32, or use --fp32")
+        return self._arrays.from_array(half, f"{name}_low")
+
+    def _in_fp32(self, node: Any) -> list[Any]:
+        """The node between casts: what enters and leaves is low, what happens inside is not."""
+        before, after = [], []
+        for slot, name in data_inputs(node):
+            raised = f"{node.output[0]}_in{slot}"
+            before.append(self._make_node("Cast", [name], [raised], to=_FLOAT))
+            node.input[slot] = raised
+        for slot, name in enumerate(node.output):
+            after.append(self._make_node("Cast", [f"{name}_exact"], [name], to=self._low_type))
+            node.output[slot] = f"{name}_exact"
+        return [*before, node, *after]
+
+    def _cast(self, source: str, target: str, to: int) -> None:
+        self._nodes.append(self._make_node("Cast", [source], [target], name=f"cast_{target}", to=to))
+
+    def _tidy(self, gone: set[str]) -> None:
+        """Drop constants that nothing uses, and types of tensors that are no more or are new."""
+        used = {name for node in self._graph.node for name in node.input}
+        for field, keep in ((self._graph.initializer, used.__contains__), (self._graph.value_info, _not_in(gone))):
+            kept = [entry for entry in field if keep(entry.name)]
+            del field[:]
+            field.extend(kept)
+
+
+def _not_in(names: set[str]) -> Any:
+    return lambda name: name not in names
+
+
+def read_keep_list(text: str) -> tuple[str, ...]:
+    """The layers that ``--keep-fp32`` names: separated by commas, or in a JSON file as ``compare --bisect`` writes it.
+
+    Raises:
+        InputError: a JSON file without such a list, or no name at all.
+    """
+    if not text.endswith(".json") and not Path(text).is_file():
+        names = [name.strip() for name in text.split(",")]
+        if not all(names):
+            raise InputError(f"--keep-fp32: expected names of layers separated by commas, got {text!r}")
+        return tuple(names)
+    content = read_json(text, "list of layers", InputError)
+    found = content.get("keep_fp32") if isinstance(content, dict) else content
+    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
+        got = json.dumps(content)[:60]
+        raise InputError(f"{text}: expected a list of layers, or one as 'keep_fp32' in an object, got {got}")
+    return tuple(found)

@@ -1,0 +1,137 @@
+"""The trunk of an exported graph, node by node: to which layer each belongs, under names that other graphs share.
+
+The trunk is everything from the first weights to the raw heads: what an export computes in reduced precision. A layer
+is a set of weights, named as the module that has them (``backbone.layers.0.0.conv1``), together with what follows them
+up to the next weights: its activation, the addition of a shortcut, the resizing of its output. Names survive a change
+of precision and the insertion of Q/DQ nodes; node names and tensor names do not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolact_deploy.errors import ExportError
+
+#: operators with weights, which are their second input
+WEIGHTED = ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul")
+#: operators that change how values are stored
+CONVERTING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
+#: operators that only move values
+MOVING = ("Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split")
+#: what may stand between the last weights and the raw heads
+_ENDING = ("Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid", "Transpose", "Reshape", "Concat", *CONVERTING)
+#: operators whose later inputs are sizes, axes and the like
+_ONE_DATA_INPUT = ("Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze", "Split", *CONVERTING)
+_WEIGHT_NAME = re.compile(r"(?:model\.)?(?P<layer>.+?)(?:\.weight(?:_\w+)?)?")
+
+
+@dataclass(frozen=True)
+class TrunkNode:
+    """One node of the trunk.
+
+    Attributes:
+        index: of the node in the graph
+        name: the layer's name, ``#2`` and so on where weights are used again, and ``/Relu`` for what follows them
+        layer: name of the layer
+        op_type: of ONNX
+        output: name of its first output
+    """
+
+    index: int
+    name: str
+    layer: str
+    op_type: str
+    output: str
+
+    @property
+    def computes(self) -> bool:
+        """Whether values leave it that did not enter it."""
+        return self.op_type not in CONVERTING and self.op_type not in MOVING
+
+
+def data_inputs(node: Any) -> Iterator[tuple[int, str]]:
+    """Slot and name of the inputs that carry values, constants among them; not sizes and axes."""
+    slots = list(node.input)[: 1 if node.op_type in _ONE_DATA_INPUT else None]
+    return ((slot, name) for slot, name in enumerate(slots) if name)
+
+
+def trunk_nodes(graph: Any) -> list[TrunkNode]:
+    """The nodes of the trunk of a ``GraphProto``, in the order in which they run."""
+    producers = {output: node for node in graph.node for output in node.output}
+    constants = {initializer.name for initializer in graph.initializer}
+    layers = {i: layer for i, node in enumerate(graph.node) if (layer := _layer(node, producers, constants))}
+    feeding = _feeding(graph, layers)
+    owners: dict[str, tuple[int, str, str]] = {}  # of a tensor: number and name of its last weights, their use's name
+    uses: Counter[str] = Counter()
+    names: Counter[str] = Counter()
+    found = []
+    for index, node in enumerate(graph.node):
+        inputs = [name for _, name in data_inputs(node) if name not in constants]
+        if index in layers:
+            layer = layers[index]
+            uses[layer] += 1
+            owner = (index, layer, layer + (f"#{uses[layer]}" if uses[layer] > 1 else ""))
+            name = owner[2]
+        else:
+            known = [owners[name] for name in inputs if name in owners]
+            ends = node.op_type in _ENDING and not node.domain and len(known) == len(inputs)
+            if not known or not (ends or feeding.intersection(node.output)):
+                continue
+            owner = max(known)
+            name = f"{owner[2]}/{node.op_type}"
+            names[name] += 1
+            name += f"#{names[name]}" if names[name] > 1 else ""
+        owners.update(dict.fromkeys(node.output, owner))
+        found.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
+    return found
+
+
+def layer_names(nodes: Iterable[TrunkNode]) -> list[str]:
+    """The layers in the order in which they first run."""
+    return list(dict.fromkeys(node.layer for node in nodes))
+
+
+def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
+    """The layers that ``names`` mean: layers, or the modules that hold them (``proto_net``).
+
+    Raises:
+        ExportError: a name that is neither.
+    """
+    chosen = set()
+    for name in names:
+        meant = {layer for layer in layers if layer == name or layer.startswith(f"{name}.")}
+        if not meant:
+            near = difflib.get_close_matches(name, layers, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the first of its layers is {next(iter(layers), 'none')}"
+            raise ExportError(f"no layer of this network is named {name!r}: {hint}")
+        chosen |= meant
+    return chosen
+
+
+def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | None:
+    """Name of the layer whose weights the node applies; None where it has none."""
+    if node.op_type not in WEIGHTED or node.domain or len(node.input) < 2:
+        return None
+    name = node.input[1]
+    while name not in constants:
+        producer = producers.get(name)
+        if producer is None or producer.op_type not in (*CONVERTING, "Transpose"):
+            return None
+        name = producer.input[0]
+    match = _WEIGHT_NAME.fullmatch(name)
+    return match["layer"] if match else name
+
+
+def _feeding(graph: Any, layers: dict[int, str]) -> set[str]:
+    """Tensors whose values enter weights later on."""
+    feeding: set[str] = set()
+    for index in reversed(range(len(graph.node))):
+        node = graph.node[index]
+        if index in layers or feeding.intersection(node.output):
+            feeding.update(name for _, name in data_inputs(node))
+    return feeding

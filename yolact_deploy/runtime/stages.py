@@ -1,0 +1,56 @@
+"""The stages of the way from a picture to its detections: what they are called, and a clock for them.
+
+A stage is named by what it does. Where a runtime does several things at once, and nobody outside can tell them apart,
+the stage has all their names, joined by "+": "network+nms+assembly" is a graph that ends in detections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+#: all that a stage can do, in the order of tables
+PARTS = (
+    "decode",  # a picture's file to pixels
+    "copy",  # frames into pinned memory
+    "upload",  # frames or resized images to the GPU
+    "preprocess",  # to the network's input
+    "network",
+    "nms",  # which priors stay, of which class
+    "assembly",  # masks at prototype resolution
+    "paste",  # masks at the size of the picture
+    "download",  # results to host memory
+    "detect",  # results as `Detections`
+)
+
+#: a graph that ends in detections
+NETWORK_WITH_TAIL = "network+nms+assembly"
+
+
+def stage_with(part: str, stages: Iterable[str]) -> str | None:
+    """The first of these stages that does ``part``, alone or among other things; None where none does."""
+    return next((stage for stage in stages if part in stage.split("+")), None)
+
+
+class StageTimer:
+    """Adds up the milliseconds spent in each stage of one call.
+
+    Attributes:
+        spent: milliseconds of each stage, in their order; 0 until something was added
+    """
+
+    def __init__(self, stages: Iterable[str] = ()) -> None:
+        self.spent: dict[str, float] = dict.fromkeys(stages, 0.0)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is inside, by the host's clock."""
+        start = time.perf_counter()
+        yield
+        self.spent[name] = self.spent.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+
+    def add(self, spent: Mapping[str, float]) -> None:
+        """Add milliseconds that somebody else took."""
+        for name, value in spent.items():
+            self.spent[name] = self.spent.get(name, 0.0) + value

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from random_coco import make_content, make_results
 
-from yolact_deploy.benchmarks.accuracy import EVALUATORS, accuracy, average_precision, by_image, coco_ap
+from yolact_deploy.benchmarks.accuracy import EVALUATORS, AccuracyMeter, accuracy, average_precision, by_image, coco_ap
 from yolact_deploy.benchmarks.matches import Matcher, Matches
 from yolact_deploy.errors import DatasetError
 
@@ -134,6 +134,20 @@ def test_faster_coco_eval_gives_the_same(seed: int) -> None:
         assert a.per_class == pytest.approx(b.per_class, abs=1e-9)
         assert a.per_class["kind 21"] is None
     assert slow.curves["mask"].iou50 == pytest.approx(fast.curves["mask"].iou50, abs=1e-5)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_a_result_can_be_asked_for_again(evaluator: str) -> None:
+    if evaluator != EVALUATORS[0]:
+        pytest.importorskip("faster_coco_eval")
+    content = make_content(6, 1)
+    meter = AccuracyMeter(content, range(10, 16), evaluator=evaluator)
+    for image_id, found in by_image(make_results(content, 1)).items():
+        meter.add(image_id, found)
+    first = meter.result()
+    assert first.box is not None
+    assert first.box.ap
+    assert meter.result() == first
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

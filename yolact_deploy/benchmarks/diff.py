@@ -58,7 +58,7 @@ class RowDiff:
         mean: ratio of the means
         paired: both ran the same images in the same order, so that calls were compared one by one
         margin: differences up to it are taken for none
-        stages: mean ms of each stage in both, None where one has no such stage
+        stages: usual ms of each stage in both, None where one has no such stage
         ap: of "box" and "mask", where both files have it
         warnings: what makes these two hard to compare
     """
@@ -127,7 +127,7 @@ class RowDiff:
             "mean_ratio": self.mean.to_json(),
             "paired": self.paired,
             "margin": self.margin,
-            "stages_mean_ms": {name: list(both) for name, both in self.stages.items()},
+            "stages_ms": {name: list(both) for name, both in self.stages.items()},
             "ap": {kind: difference.to_json() for kind, difference in self.ap.items()},
             "warnings": list(self.warnings),
         }
@@ -195,7 +195,8 @@ def compare_rows(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *
         p50, mean = (Ratio(y.latency[key] / x.latency[key]) for key in ("p50_ms", "mean_ms"))
     else:
         p50, mean = (ratio_of(s, x.samples, y.samples, paired=paired) for s in (np.median, np.mean))
-    stages = {name: (x.stages.get(name), y.stages.get(name)) for name in dict.fromkeys((*x.stages, *y.stages))}
+    before_ms, after_ms = x.usual_stages, y.usual_stages
+    stages = {name: (before_ms.get(name), after_ms.get(name)) for name in dict.fromkeys((*before_ms, *after_ms))}
     ap = {}
     for kind in ("box", "mask"):
         before, after = x.ap_points(kind), y.ap_points(kind)

@@ -23,17 +23,25 @@ class FasterMatcher:
         self._kind = kind
         self._truth = Truth(content, image_ids)
         self._found: list[Result] = []
+        self._precision: Floats | None = None
 
     def add(self, results: Mapping[int, Sequence[Result]]) -> None:
+        assert self._precision is None
         self._found += [detection(result, self._kind) for found in results.values() for result in found]
 
     def precision(self) -> Floats:
-        """Interpolated precision [T, R, K, A], -1 where there is no object.
+        """Interpolated precision [T, R, K, A], -1 where there is no object; nothing can be added afterwards.
 
         Raises:
             DatasetError: a segmentation of the annotations that cannot be read.
         """
+        if self._precision is None:
+            self._precision = self._score()
+        return self._precision
+
+    def _score(self) -> Floats:
         truth, found = self._truth.parts(self._truth.image_ids, self._found)
+        self._found = []  # of many images, this is most of the memory, and there may be another kind to score
         with scoring("faster-coco-eval"):
             evaluation = self._tools.COCOeval_faster(
                 coco_index(self._tools.COCO, truth), coco_index(self._tools.COCO, found), iouType=self._kind

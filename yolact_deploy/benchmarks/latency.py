@@ -5,8 +5,8 @@ all alike. All times are milliseconds.
 
 The whole is the wall-clock time of one call. Its stages are timed inside the same calls, by the host's clock where the
 host works and by the GPU's events where it does not wait, so that measuring them makes the whole no longer. What they
-leave is unaccounted for: the predictor's own Python, launches, and waiting. Encoding masks as COCO RLE is no part of
-a call, and is timed after it.
+leave is unaccounted for: the predictor's own Python, freeing of memory, launches, and waiting. Encoding masks as COCO
+RLE is no part of a call, and is timed after it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ AREAS = ("all", "small", "medium", "large")
 #: COCO's IoU thresholds, as pycocotools makes them
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-_VALUES_AT_ONCE = 1 << 22
+_EVERY_THRESHOLD = (1 << len(IOU_THRESHOLDS)) - 1
+_VALUES_AT_ONCE = 1 << 20
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -94,22 +95,29 @@ class Matches:
     def _interpolated(self, category: int, area: int, weights: NDArray[np.int32]) -> Floats:
         """Interpolated precision [S, T, R] of weightings [S, I] that leave some object.
 
-        Between two hits precision only falls and recall stays, so that hits alone need to be looked at.
+        Between two hits precision only falls and recall stays, so that hits alone need to be looked at; and what misses
+        at every threshold, which is most, is counted once for all of them.
         """
         cell = category * len(AREAS) + area
         part = slice(self.starts[cell], self.starts[cell + 1])
-        hits, misses = self.hits[part], self.misses[part]
-        weight = weights[:, self.images[part]]
-        needed = _needed(weights @ self.objects[category, area])
+        hits, misses, images = self.hits[part], self.misses[part], self.images[part]
         found = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
+        looked_at = np.flatnonzero(misses != _EVERY_THRESHOLD)
+        if not looked_at.size:
+            return found
+        hits, misses = hits[looked_at], misses[looked_at]
+        weight = weights[:, images[: int(looked_at[-1]) + 1]]
+        own = weight[:, looked_at]
+        weight[:, looked_at] = 0
+        missed = np.cumsum(weight, axis=1, dtype=np.int32)[:, looked_at]
+        needed = _needed(weights @ self.objects[category, area])
         for threshold in range(len(IOU_THRESHOLDS)):
-            places = np.flatnonzero(hits >> threshold & 1)
+            hit, counted = (bits >> threshold & 1 for bits in (hits, hits | misses))
+            places = np.flatnonzero(hit)
             if not places.size:
                 continue
-            end = int(places[-1]) + 1
-            counted = (hits[:end] | misses[:end]) >> threshold & 1
-            told = np.cumsum(weight[:, :end] * counted.astype(np.int32), axis=1, dtype=np.int64)[:, places]
-            right = np.cumsum(weight[:, places], axis=1, dtype=np.int64)
+            told = (missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32))[:, places]
+            right = np.cumsum(own[:, places], axis=1, dtype=np.int64)
             precision = right / (told + np.spacing(1))
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             reached = _first_at_least(right, needed)

@@ -53,6 +53,11 @@ class StoredRow:
         """Mean ms of each stage."""
         return dict(self.latency["stages_mean_ms"])
 
+    @property
+    def usual_stages(self) -> dict[str, float]:
+        """Median ms of each stage; the mean in files from before medians were kept."""
+        return dict(self.latency.get("stages_p50_ms") or self.stages)
+
     def ap_points(self, kind: str) -> float | None:
         """COCO AP x 100 of "box" or "mask"; None where it was not measured."""
         figures = (self.values["accuracy"] or {}).get(kind)

@@ -303,9 +303,9 @@ def test_a_slow_kernel_shows_in_its_stage(
 
     usual = fastest()
     slow = True
-    longer = {name: spent - usual[name] for name, spent in fastest().items()}
-    assert 39 < longer.pop(stage) < 55
-    assert all(-10 < more < 10 for more in longer.values()), longer
+    slowed = fastest()
+    assert slowed.pop(stage) >= 40
+    assert max(*slowed.values(), usual[stage]) < 20, (usual, slowed)
 
 
 # -- overlap --------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ TORCH_MODULES = ("export/onnx",)
 TORCH_MARKER = "needs torch"  # an export module that says so in its docstring
 
 OPTIONAL = ("torch", "cuda", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx",
-            "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "rich")  # fmt: skip
+            "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "faster_coco_eval",
+            "jsonschema", "mlperf_loadgen", "pynvml", "rich")  # fmt: skip
 
 
 def modules() -> list[Path]:

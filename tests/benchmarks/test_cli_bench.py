@@ -13,6 +13,7 @@ from test_bench import WORSE
 
 from yolact_deploy.benchmarks import engines
 from yolact_deploy.cli.main import main
+from yolact_deploy.errors import InputError
 
 COMPARE = ["compare", "--reference", "{0}/good.onnx", "--engine", "{0}/worse.onnx"]
 
@@ -129,6 +130,35 @@ def test_diff(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "within the 300 % by which two runs may differ" in capsys.readouterr().out.replace("\n  ", " ")
 
 
+def test_a_report_of_a_stored_result(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result, report = models / "r.json", models / "r.html"
+    assert bench(models, "--output", str(result), "--quiet") == 0
+    assert main(["bench", "report", str(result), "-o", str(report)]) == 0
+    assert capsys.readouterr().out == f"wrote {report}\n"
+    assert "worse.onnx@openvino" in report.read_text()
+    assert main(["bench", "report", str(result), "-o", str(report), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(report)}
+
+
+def test_energy_and_roofline_are_passed_on(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from yolact_deploy.benchmarks import bench as module
+
+    given: dict[str, Any] = {}
+
+    def run_bench(*args: Any, **options: Any) -> Any:
+        given.update(options)
+        raise InputError("enough")
+
+    monkeypatch.setattr(module, "run_bench", run_bench)
+    for arguments, expected in (
+        ([], (None, False, False)),
+        (["--energy", "--roofline", "--max-ap-drop", "1"], (10.0, True, True)),
+        (["--energy", "3"], (3.0, False, False)),
+    ):
+        assert bench(models, *arguments) == 2
+        assert (given["energy_seconds"], given["with_roofline"], given["find_mistakes"]) == expected
+
+
 def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [str(models / f"{name}.json") for name in ("a", "b")]
     for file in files:
@@ -163,6 +193,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--junit", "j.xml"], "tells which limits"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--tolerance", "1"], "is of the baseline"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--baseline", "absent"], "no such results file"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--energy", "0"], "expected seconds above 0"),
         (["bench", "diff", "absent.json", "absent.json"], "no such results file"),
         (["bench", "table", "{0}/good.onnx"], "is not valid JSON"),
         (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images"], "have no annotations"),

@@ -140,10 +140,13 @@ def test_saved_results_are_coco_results(turns: Turns, capsys: pytest.CaptureFixt
     assert not Path("half.json").exists()
 
 
-def test_no_detections_are_saved_as_an_empty_list(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_detections_are_saved_as_an_empty_list(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(engines, "load", lambda *_, **__: predictor(ScriptedBackend({})))
     assert main(["eval", "--engine", "good.onnx", "--coco", "coco", "--save-results", "r.json", "--quiet"]) == 0
     assert json.loads(Path("r.json").read_text()) == []
+    assert capsys.readouterr() == ("", ""), "quiet is quiet"
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

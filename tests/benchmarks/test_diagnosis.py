@@ -15,6 +15,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import helper, numpy_helper  # noqa: E402
+from scripted import HEIGHT, WIDTH, ScriptedBackend, Thing, predictor  # noqa: E402
 from small_net import CONFIG, pictures, write_blobs, write_model  # noqa: E402
 
 from yolact_deploy.artifact import Metadata  # noqa: E402
@@ -282,3 +283,38 @@ def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None
     assert found.kind == "masks"
     assert words in found.sentence
     assert found.sentence.endswith("that explains 1 of 1 detections")
+
+
+# -- what is no mistake ---------------------------------------------------------------------------------------------
+
+_THINGS = [Thing(i % 3, 0.9 - i / 20, (i % 4 * 20, i // 4 * 30, i % 4 * 20 + 18, i // 4 * 30 + 25)) for i in range(8)]
+
+
+def said_of(found: list[Thing]) -> Diagnosis:
+    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS, found))
+    return diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
+
+
+def test_a_flip_or_two_are_no_mistake() -> None:
+    flipped = [dataclasses.replace(thing, label=2) if i == 0 else thing for i, thing in enumerate(_THINGS)]
+    found = said_of(flipped)
+    assert (found.kind, found.similarity) == ("unknown", pytest.approx(2 * 7 / 16))
+    three = [dataclasses.replace(thing, label=2) if thing.label == 0 else thing for thing in _THINGS]
+    assert said_of(three).kind == "labels"
+    assert "labels are mixed up: 8 of 8" in said_of(three).sentence
+
+
+def test_one_missed_of_eight() -> None:
+    found = said_of(_THINGS[:-1])
+    assert (found.kind, found.explained) == ("agree", None)
+    assert found.sentence == "the models mostly agree (similarity 0.933); no common mistake explains the rest"
+
+
+def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
+    """Each shifted detection has one of the right class in its place, as real networks do."""
+    shifted = [dataclasses.replace(thing, label=(thing.label + 1) % 3) for thing in _THINGS[:4]]
+    shadows = [dataclasses.replace(thing, score=0.05) for thing in _THINGS[:4]]
+    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS[:4], shifted + shadows))
+    found = diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
+    assert found.sentence.startswith("labels are shifted by one: 4 of 4 detections")
+    assert found.similarity == 0

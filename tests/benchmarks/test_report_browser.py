@@ -70,7 +70,7 @@ def test_opens(browser: chromium.Chromium, page: Path, width: int, dark: bool) -
 def test_charts_are_drawn(browser: chromium.Chromium, page: Path) -> None:
     browser.open(page, 390)
     areas = browser.evaluate(
-        """[...document.querySelectorAll(".strip svg, .plot > svg")].map(chart => {
+        """[...document.querySelectorAll(".strip > svg, .plot > svg")].map(chart => {
              const r = chart.getBoundingClientRect();
              return [r.width, r.height, chart.querySelectorAll("*").length]; })"""
     )

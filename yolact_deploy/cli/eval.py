@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             "difference": {kind: interval.to_json() for kind, interval in difference.items()} if difference else None,
         }
         print_json({"model": name, **accuracy.to_json(), **more})
-    else:
+    elif not args.quiet:
         _print(args, name, accuracy, time, difference)
     return 0
 
@@ -221,7 +221,8 @@ def _print(
     for kind, interval in difference.items():
         print(_sentence(kind, args.reference, interval))
     if time:
-        print_table(("stage", "s", "%"), _time_rows(time), title=_time_title(time))
+        print(_time_line(time))  # no title: the table is narrow
+        print_table(("stage", "s", "%"), _time_rows(time))
         if time.outside_network is not None:
             print(f"Outside {time.network_stage}: {100 * time.outside_network:.1f} % of the time")
 
@@ -253,7 +254,7 @@ def _sentence(kind: str, reference: str, interval: Interval) -> str:
     )
 
 
-def _time_title(time: EvalTime) -> str:
+def _time_line(time: EvalTime) -> str:
     what = [f"{time.ran} images run"] if time.ran else []
     what += [f"{time.stored} read"] if time.stored else []
     loading = f", after {time.load_s:.1f} s of loading" if time.ran else ""

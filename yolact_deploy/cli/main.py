@@ -32,7 +32,7 @@ COMMANDS = {
     "bench": "measure accuracy and speed of engines side by side",
     "loadgen": "run MLPerf's scenarios by its load generator: single-stream, multi-stream, offline, server",
     "eval": "COCO box and mask AP of one model",
-    "compare": "compare two models, output by output and detection by detection",
+    "compare": "compare two models, layer by layer, output by output and detection by detection",
     "predict": "detect in pictures, folders, a video or a camera",
     "inspect": "tell what is inside an ONNX file, an engine or a checkpoint",
     "doctor": "tell what this machine can run, and what is missing for the rest",

@@ -153,6 +153,12 @@ def test_a_busy_machine_makes_differences_doubtful() -> None:
     busy = result("b.json", row("m", 2), settings={"cores_used_by_others": 1.5})
     (warning,) = diff_results(result("a.json", row("m", 1)), busy).warnings
     assert warning.startswith("b.json: other programs used 1.5 of 2 cores meanwhile")
+    busy = result("b.json", row("m", 2, 1.5), row("n", 3), settings={"cores_used_by_others": 1.5})
+    (found,) = diff_results(result("a.json", row("m", 1)), busy).rows
+    assert (found.verdict, found.busy) == (UNKNOWN, ("b.json",))
+    assert "; but other programs were at work during b.json, which may be all of it" in found.sentence
+    turns = diff_results(busy, busy, ("m", "n")).rows[0]
+    assert (turns.verdict, turns.busy) == (FASTER, ()), "in one run both had the same to bear"
     slow = result("b.json", row("m", 2), conditions={"warnings": ["the governor is powersave: set it"]})
     assert diff_results(slow, slow).warnings == ("b.json: the governor is powersave: set it",)
 

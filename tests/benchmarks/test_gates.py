@@ -261,7 +261,9 @@ def test_a_slowed_stage_is_caught_by_the_baseline(timed: Callable[..., BenchResu
     )
     raise_missed(judge(timed(slower=5), Limits(baseline=baseline, tolerance=0.5)))
     busy = dataclasses.replace(slow, settings={**slow.settings, "cores_used_by_others": 100.0})
-    assert "; but in this run other programs used 100.0 of " in missed(busy, baseline=baseline)
+    assert "; but other programs were at work during this run, which may be all of it" in (
+        missed(busy, baseline=baseline)
+    )
 
 
 def test_a_few_calls_are_judged_by_their_median(timed: Callable[..., BenchResult]) -> None:

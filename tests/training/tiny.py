@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = (
     "config.image_size=64", "config.fpn_channels=16", "config.num_prototypes=4",
     "batch=4", "iterations=12", "save_interval=4", "log_interval=1", "ema_decay=0.9",
-    "optimizer=sgd", "lr=1e-3", "amp=fp32", "channels_last=no",
+    "optimizer=sgd", "lr=1e-3", "amp=fp32", "channels_last=no", "freeze_stages=0",
 )  # fmt: skip
 
 

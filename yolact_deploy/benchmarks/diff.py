@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, ratio_of
-from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow, doubts, environment_differences, same_images
+from yolact_deploy.benchmarks.result_file import (
+    StoredResult,
+    StoredRow,
+    doubts,
+    environment_differences,
+    same_images,
+    was_busy,
+)
 from yolact_deploy.errors import InputError
 
 #: by how much two runs of one engine differ without a cause that the interval could know
@@ -61,6 +68,8 @@ class RowDiff:
         stages: usual ms of each stage in both, None where one has no such stage
         ap: of "box" and "mask", where both files have it
         warnings: what makes these two hard to compare
+        busy: runs during which other programs were at work; none where both engines are of one run, in which they took
+            turns
     """
 
     a: str
@@ -73,16 +82,17 @@ class RowDiff:
     stages: dict[str, tuple[float | None, float | None]]
     ap: dict[str, ApDiff]
     warnings: tuple[str, ...]
+    busy: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
         if self.p50.low is None:
             return UNKNOWN
-        if self.p50.excludes_one and self.p50.value > 1 + self.margin:
-            return SLOWER
-        if self.p50.excludes_one and self.p50.value < 1 / (1 + self.margin):
-            return FASTER
-        return NO_DIFFERENCE
+        if not self.p50.excludes_one or 1 / (1 + self.margin) <= self.p50.value <= 1 + self.margin:
+            return NO_DIFFERENCE
+        if self.busy:
+            return UNKNOWN
+        return SLOWER if self.p50.value > 1 else FASTER
 
     @property
     def sentence(self) -> str:
@@ -94,8 +104,13 @@ class RowDiff:
                 return f"no difference: {times}, within the {100 * self.margin:.3g} % by which two runs may differ"
             return f"no difference: {times}{self._coarse()}"
         times += f": {self.p50_ms[1]:.2f} instead of {self.p50_ms[0]:.2f} ms at p50{self._most()}"
-        if verdict == UNKNOWN:
+        if self.p50.low is None:
             times += f"; without {LEAST_CALLS} stored calls on both sides there is no telling whether that is chance"
+        elif self.busy:
+            times += (
+                f"; but other programs were at work during {' and '.join(self.busy)}, which may be all of it: measure "
+                "again on a quiet machine, or both engines in one run"
+            )
         return times
 
     def _coarse(self) -> str:
@@ -130,6 +145,7 @@ class RowDiff:
             "stages_ms": {name: list(both) for name, both in self.stages.items()},
             "ap": {kind: difference.to_json() for kind, difference in self.ap.items()},
             "warnings": list(self.warnings),
+            "busy": list(self.busy),
         }
 
 
@@ -203,7 +219,9 @@ def compare_rows(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *
         if before is not None and after is not None:
             ap[kind] = ApDiff(before, after, after - before if same else None, _ap_interval(a, x, b, y, kind))
     times = x.latency["p50_ms"], y.latency["p50_ms"]
-    return RowDiff(x.name, y.name, times, p50, mean, paired, margin, stages, ap, tuple(_row_warnings(x, y)))
+    runs = [] if a.content == b.content else [a, b]
+    busy = tuple(run.name for run in runs if was_busy(run.content))
+    return RowDiff(x.name, y.name, times, p50, mean, paired, margin, stages, ap, tuple(_row_warnings(x, y)), busy)
 
 
 def _ap_interval(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, kind: str) -> tuple[float, float] | None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yolact_deploy.benchmarks.bench import BenchResult, EngineRow
-from yolact_deploy.benchmarks.diff import OTHER_IMAGES, SLOWER, UNKNOWN, compare_rows
-from yolact_deploy.benchmarks.result_file import StoredResult, doubts, environment_differences, same_images, stored
+from yolact_deploy.benchmarks.diff import OTHER_IMAGES, compare_rows
+from yolact_deploy.benchmarks.result_file import StoredResult, environment_differences, same_images, stored
 from yolact_deploy.errors import DatasetError, GateError, InputError
 
 #: by how much the median time may exceed the baseline's
@@ -188,11 +188,11 @@ def _agreement(row: EngineRow, reference: EngineRow, limit: float) -> Check:
 
 
 def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, tolerance: float) -> Check:
-    """Slower by more than the tolerance, and not by chance as far as the calls tell."""
+    """Slower by more than the tolerance, and not by chance as far as the calls tell.
+
+    Where other programs were at work the limit is missed all the same, and the sentence says so.
+    """
     row = compare_rows(baseline, baseline.row(name), current, current.row(name), margin=tolerance)
-    slower = row.verdict == SLOWER or (row.verdict == UNKNOWN and row.p50.value > 1 + tolerance)
+    slower = row.p50.value > 1 + tolerance and (row.p50.low is None or row.p50.excludes_one)
     sentence = f"{name} against {baseline.name}: {row.sentence} (limit {1 + tolerance:g})"
-    if slower:
-        for result in (baseline, current):
-            sentence += "".join(f"; but in {result.name} {line}" for line in doubts(result.content))
     return Check(name, "baseline", not slower, sentence)

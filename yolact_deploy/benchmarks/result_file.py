@@ -26,6 +26,8 @@ SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"
 
 _CURE = "measure again with bench --output FILE"
 _POINTS = 100.0
+#: how the warning of a busy machine begins
+_OTHERS = "other programs used"
 #: changes from run to run, or is no property of the machine
 _NOT_COMPARED = ("date",)
 
@@ -158,16 +160,20 @@ def same_images(a: StoredResult, b: StoredResult) -> bool:
 
 def doubts(content: Mapping[str, Any]) -> list[str]:
     """What was wrong with the machine while a result was measured, a sentence each with the cure."""
-    conditions = content.get("conditions")
-    if conditions is not None:
-        return list(conditions["warnings"])
+    found = list((content.get("conditions") or {}).get("warnings", ()))
     others, cores = content["settings"]["cores_used_by_others"], content["environment"]["cores"]
-    if others <= QUIET_SHARE * cores:
-        return []
-    return [
-        f"other programs used {others:.1f} of {cores} cores meanwhile: times are too long, and ratios to eager "
-        "PyTorch, which suffers most, too good; measure again on a quiet machine"
-    ]
+    if was_busy(content) and not any(line.startswith(_OTHERS) for line in found):  # told on every system, by psutil
+        found.append(
+            f"{_OTHERS} {others:.1f} of {cores} cores meanwhile: times are too long, and ratios to eager PyTorch, "
+            "which suffers most, too good; measure again on a quiet machine"
+        )
+    return found
+
+
+def was_busy(content: Mapping[str, Any]) -> bool:
+    """Whether other programs were at work while a result was measured."""
+    others, cores = content["settings"]["cores_used_by_others"], content["environment"]["cores"]
+    return bool(others > QUIET_SHARE * cores)
 
 
 def _row(values: Mapping[str, Any]) -> StoredRow:

@@ -170,27 +170,6 @@ def test_wrong_uses(tmp_path: Path) -> None:
         measure(model, [tmp_path / "absent.png"])
 
 
-def test_memory_that_came_and_went_is_seen() -> None:
-    """In a process of its own: what other tests left behind may be given back meanwhile."""
-    code = """
-import time
-import numpy as np
-from yolact_deploy.benchmarks.latency import MemorySampler
-with MemorySampler() as sampler:
-    block = np.ones(64 << 17)  # 64 MiB, touched
-    time.sleep(0.1)
-    del block
-with MemorySampler() as idle:
-    time.sleep(0.02)
-print(sampler.growth_mib, idle.growth_mib)
-"""
-    root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    growth, idle = map(float, done.stdout.split())
-    assert 60 < growth < 200
-    assert idle < 30
-
-
 def test_load_of_others_is_seen_and_our_own_is_not() -> None:
     def burn() -> float:
         with OtherLoad() as others:

@@ -1,4 +1,4 @@
-"""Latency of the whole way from a picture's file to pasted masks, and the memory that a model takes.
+"""Latency of the whole way from a picture's file to pasted masks.
 
 Several models are measured in turns on each picture, in changing order, so that whatever else the machine does hits
 all alike. All times are milliseconds.
@@ -11,8 +11,6 @@ RLE is no part of a call, and is timed after it.
 
 from __future__ import annotations
 
-import gc
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +25,6 @@ from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.runtime.predictor import Predictor
 
 MEBIBYTE = 1 << 20
-_SAMPLE_SECONDS = 0.005
 
 #: called with the picture's number and what each model found, in the first round
 OnResult = Callable[[int, dict[str, Detections]], None]
@@ -174,46 +171,6 @@ def warm_up(predictor: Predictor, images: Sequence[Path], times: int) -> None:
     """Run the first pictures, so that start-up work is done; pictures repeat where there are fewer."""
     for i in range(times):
         predictor(images[i % len(images)])
-
-
-class MemorySampler:
-    """Growth of this process's resident memory inside a ``with`` block, at its peak.
-
-    Around loading and warming up a model it covers the weights, the runtime's buffers, what loading needed for a
-    moment, and the runtime's libraries where this model is the first to load them. Memory that an earlier model left
-    with the allocator and this one reuses is not seen.
-    """
-
-    def __init__(self) -> None:
-        psutil = import_optional("psutil", "bench", "Measuring memory")
-        self._process = psutil.Process()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="yolact-memory", daemon=True)
-        self._before = self._peak = 0
-
-    @property
-    def growth_mib(self) -> float:
-        return (self._peak - self._before) / MEBIBYTE
-
-    def __enter__(self) -> MemorySampler:
-        gc.collect()
-        self._before = self._peak = self._rss()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._peak = max(self._peak, self._rss())
-
-    def _watch(self) -> None:
-        while not self._stop.wait(_SAMPLE_SECONDS):
-            self._peak = max(self._peak, self._rss())
-
-    def _rss(self) -> int:
-        return int(self._process.memory_info().rss)
 
 
 class OtherLoad:

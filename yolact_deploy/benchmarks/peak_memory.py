@@ -1,8 +1,7 @@
 """The most memory that a piece of work took: of this process, and of the GPUs.
 
 On Linux the kernel itself keeps the highest resident memory, which is set back at the beginning, so that nothing runs
-beside the work; elsewhere samples are taken. A GPU's memory can be sampled only. ``latency.MemorySampler`` serves the
-growth while a model is loaded; here, the height counts.
+beside the work; elsewhere samples are taken. A GPU's memory can be sampled only.
 """
 
 from __future__ import annotations

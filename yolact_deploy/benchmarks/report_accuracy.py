@@ -31,8 +31,7 @@ def accuracy_parts(result: BenchResult) -> Iterator[str]:
 
 def mask_difference(row: EngineRow) -> Interval | None:
     """Mask AP of a model minus the reference's, with its interval; None where it was not computed."""
-    found: dict[str, Interval] = getattr(row, "ap_difference", None) or {}
-    return found.get(_KIND)
+    return row.ap_difference.get(_KIND)
 
 
 def _differences(differences: Sequence[tuple[str, Interval]], reference: str) -> Iterator[str]:

@@ -170,6 +170,22 @@ def test_json_files(tmp_path: Path) -> None:
     assert read_json(path, "result", DatasetError) == {"ap": 29.8}
 
 
+def test_json_files_are_short_where_lists_are_plain(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    value = {
+        "samples": [1.5, 2, None, True],
+        "words": ["a, b", 'c"\n d', "["],
+        "nested": [[1, 2], [], [{"a": [3, 4]}, {}]],
+        "none": [],
+    }
+    write_json(path, value)
+    text = path.read_text()
+    assert ' "samples": [1.5, 2, null, true],\n' in text
+    assert "  [1, 2],\n" in text
+    assert '"a": [3, 4]\n' in text
+    assert read_json(path, "result", DatasetError) == value
+
+
 def test_json_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such annotation file"):
         read_json(tmp_path / "none.json", "annotation file", DatasetError)

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "yolact_deploy"
 LAYERS = {
     "errors": 0, "class_names": 0, "ops": 1, "samples": 1, "console": 1, "config": 1,
     "artifact": 2, "cache": 2, "engine_file": 2,
-    "priors": 3, "preprocess": 3, "postprocess": 3, "paste": 3, "draw": 3, "detections": 3,
+    "coco": 3, "mask_iou": 3, "priors": 3, "preprocess": 3, "postprocess": 3, "paste": 3, "draw": 3, "detections": 3,
     "runtime": 4, "loading": 5, "training": 6, "inspection": 6, "export": 6, "benchmarks": 6,
     "cli": 7, "__init__": 8, "__main__": 8,
 }  # fmt: skip

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ class Metadata:
     """What a file says about the network inside it."""
 
     config: YolactConfig
-    #: trunk precision: fp32, fp16 (later bf16, int8)
+    #: trunk precision: fp32, fp16, bf16, int8
     precision: str = "fp32"
     #: "functions" ends in detections and masks, "heads" in boxes, scores, coefficients and prototypes
     tail: str = "functions"
@@ -45,8 +46,21 @@ class Metadata:
     weights_sha256: str = ""
     #: layers of the trunk that are in FP32 whatever ``precision`` says
     keep_fp32: tuple[str, ...] = ()
+    #: why, for those of them that the export found by itself
+    keep_reasons: dict[str, str] = field(default_factory=dict)
+    #: of an INT8 file: ``target`` (form of its Q/DQ nodes), ``method`` of the calibration, its number of ``images`` and
+    #: ``images_sha256``
+    quantization: dict[str, Any] | None = None
     #: versions of the tools that made the file
     versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the network's outputs, in their order."""
+        if self.tail == "heads":
+            return ("boxes", "scores", "coeff", "proto")
+        found = ("num_detections", "boxes", "scores", "labels", "masks")
+        return (*found, "mask_scores") if self.config.mask_iou else found
 
     def to_json(self) -> str:
         values = {"schema": SCHEMA_VERSION, **dataclasses.asdict(self), "config": self.config.to_dict()}
@@ -117,8 +131,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write JSON atomically, readable and with a final newline."""
-    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+    """Write JSON atomically, readable and with a final newline; lists of numbers or words stand on one line."""
+    text = _PLAIN_LIST.sub(lambda found: f"[{_NEXT_ITEM.sub(', ', found[1])}]", json.dumps(value, indent=1))
+    write_bytes(path, f"{text}\n".encode())
+
+
+# JSON's strings hold no line breaks, and those with brackets are left as they are.
+_PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s*\]")
+_NEXT_ITEM = re.compile(r",\n\s+")
 
 
 def read_json(path: str | os.PathLike[str], what: str, error_type: type[Exception]) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from yolact_deploy.artifact import Metadata
@@ -81,7 +82,7 @@ def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, {"yolact_deploy": Metadata(config=CONFIG, tail="heads").to_json()})
     onnx.checker.check_model(model, full_check=True)
-    return model
+    return onnx.shape_inference.infer_shapes(model)  # exported files have the shapes of their tensors
 
 
 def write_model(path: Path, doctor: Callable[[onnx.GraphProto], None] | None = None) -> Path:
@@ -138,7 +139,7 @@ class _Builder:
             output = self.conv(level, f"prediction_layers.0.{name}", CHANNELS, values, output=f"{name}_{i}")
             self.node("Transpose", [output], f"{output}_last", perm=[0, 2, 3, 1])
             shape = self.constant(f"shape_{values}", np.int64([1, -1, values]))
-            found.append(self.node("Reshape", [f"{output}_last", shape], f"{output}_flat"))
+            found.append(self.node("Reshape", [f"{output}_last", shape], f"{output}_rows"))
             if last:
                 found[-1] = self.node(last, [found[-1]], f"{output}_{last}")
         return found

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scripted import CONFIG, SCRIPT, HeadsBackend, ScriptedBackend, Thing, predictor, source, write_coco, write_pictures
 
 from yolact_deploy.benchmarks.bench import BenchResult, run_bench
+from yolact_deploy.benchmarks.bootstrap import PairedBootstrap
 from yolact_deploy.benchmarks.coco import open_images, plain_images
 from yolact_deploy.benchmarks.compare import compare_models
 from yolact_deploy.benchmarks.energy import EnergySource
@@ -53,6 +55,25 @@ def test_rows(tmp_path: Path) -> None:
     assert fast.warnings == ()
     assert [worst.image.image_id for worst in result.worst] == [1, 2, 3]
     assert len(result.worst[0].detections["eager"]) == 2, "what scores 0.05 is not shown"
+
+
+def test_the_reference_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many engines are compared with it: once for boxes and once for masks."""
+    made: list[PairedBootstrap] = []
+    start = PairedBootstrap.__init__
+
+    def counted(self: PairedBootstrap, *args: Any, **options: Any) -> None:
+        made.append(self)
+        start(self, *args, **options)
+
+    monkeypatch.setattr(PairedBootstrap, "__init__", counted)
+    write_coco(tmp_path)
+    sources = [source(name, ScriptedBackend(script)) for name, script in (("a", SCRIPT), ("b", WORSE), ("c", WORSE))]
+    result = run_bench(sources, open_images(coco=tmp_path), quiet=True)
+    assert len(made) == 2
+    assert result.rows[1].ap_difference == result.rows[2].ap_difference
+    assert result.rows[1].ap_difference["box"].difference < 0
+    assert result.rows[0].ap_difference == {}
 
 
 def test_json(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("pycocotools")
 from random_coco import make_content, make_results
 
 from yolact_deploy.benchmarks.accuracy import accuracy, coco_ap
-from yolact_deploy.benchmarks.bootstrap import ap_difference, difference_of, read_matches
+from yolact_deploy.benchmarks.bootstrap import PairedBootstrap, ap_difference, read_matches
 from yolact_deploy.benchmarks.detection_cache import DetectionCache
 from yolact_deploy.errors import DatasetError, InputError
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     file.write_text(json.dumps(GOOD))
     some, others = (read_matches(file, CONTENT, ids)["box"] for ids in (IDS[:5], IDS[5:10]))
     with pytest.raises(InputError, match="same images and categories"):
-        difference_of(some, others)
+        PairedBootstrap(some).difference(others)
 
 
 def test_matches_of_files(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from data import data_dir
 from scripted import CONFIG, coco_content, write_coco, write_pictures
 
-from yolact_deploy.benchmarks.coco import open_images, plain_images, read_annotations
+from yolact_deploy.benchmarks.coco import open_images, plain_images
+from yolact_deploy.coco import read_annotations
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import DatasetError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,31 @@ def test_our_own_load_is_not_that_of_others(tmp_path: Path) -> None:
         times(tmp_path, busy=100.2)
 
     assert watch(tmp_path, work).other_cores == 0
+
+
+def test_load_is_told_without_proc_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    told = cpu_state.cpu_times()
+    if told is None:
+        pytest.skip("this system has no /proc/stat to compare with")
+    monkeypatch.setattr(cpu_state, "read_text", lambda path: None)
+    elsewhere = cpu_state.cpu_times()
+    assert elsewhere is not None
+    assert elsewhere.busy == pytest.approx(told.busy, abs=0.05 * (os.cpu_count() or 1) + 0.1)
+    assert elsewhere.stolen == 0
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    assert cpu_state.cpu_times() is None
+    assert cpu_state.cpu_times(Path("/nowhere")) is None, "a root of the tests never tells of this machine"
+
+
+def test_load_of_a_real_neighbour() -> None:
+    """A process that works for a while is seen, as long as it got the processor."""
+    code = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+    with ConditionsMeter() as watched:
+        subprocess.run([sys.executable, "-c", code], check=True)
+    found = watched.conditions
+    assert found.other_cores is not None
+    assert found.other_cores * found.seconds >= 0.55
 
 
 def test_quota_of_version_2_is_the_tightest_around(tmp_path: Path) -> None:

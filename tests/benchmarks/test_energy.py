@@ -121,7 +121,7 @@ def test_a_machine_without_meters_says_so(tmp_path: Path) -> None:
     assert found.joules is None
     assert found.reasons == (
         "processor (RAPL): no counters in /sys/class/powercap, as in most virtual machines and on ARM",
-        "no NVIDIA GPU",
+        "NVIDIA GPUs: this machine has none",
     )
     assert json.loads(json.dumps(found.to_json()))["images_per_joule"] is None
 

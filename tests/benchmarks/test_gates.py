@@ -25,6 +25,7 @@ from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.gates import Check, Limits, baseline_warnings, judge, raise_missed
 from yolact_deploy.benchmarks.junit import junit_xml, write_junit
 from yolact_deploy.benchmarks.result_file import result_from_json, stored
+from yolact_deploy.benchmarks.yardstick import Yardstick
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import DatasetError, GateError, InputError, OutputError
 from yolact_deploy.paste import MaskCrops
@@ -207,12 +208,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now, self.rng = 0.0, np.random.default_rng(5)
+        #: how many times as long everything takes
+        self.machine = 1.0
 
     def __call__(self) -> float:
         return self.now
 
     def spend(self, milliseconds: float) -> None:
-        self.now += milliseconds * 1e-3 * self.rng.uniform(0.97, 1.03)
+        self.now += milliseconds * 1e-3 * self.machine * self.rng.uniform(0.97, 1.03)
 
 
 class TimedBackend(ScriptedBackend):
@@ -235,9 +238,12 @@ class TimedBackend(ScriptedBackend):
 def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., BenchResult]:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
+    work = {"one core": lambda: clock.spend(3), "all cores": lambda: clock.spend(4), "memory": lambda: clock.spend(2)}
+    monkeypatch.setattr(Yardstick, "_parts", work)
     images = plain_images(write_pictures(tmp_path))
 
-    def run(slower: float = 0.0, repeats: int = 8) -> BenchResult:
+    def run(slower: float = 0.0, repeats: int = 8, machine: float = 1.0) -> BenchResult:
+        clock.machine = machine
         sources = [source("eager", TimedBackend(clock)), source("fast", TimedBackend(clock, slower))]
         result = run_bench(sources, images, repeats=repeats, quiet=True)
         # By this clock, nobody can say how busy the machine was.
@@ -255,15 +261,39 @@ def test_a_slowed_stage_is_caught_by_the_baseline(timed: Callable[..., BenchResu
     slow = timed(slower=5)
     sentence = missed(slow, baseline=baseline, tolerance=0.05)
     assert re.search(
-        r"^fast against last\.json: takes 1\.2\d\d \(1\.\d+ to 1\.\d+\) times as long: 2[67]\.\d\d instead of "
-        r"2[12]\.\d\d ms at p50, most of it in paste \([67]\.\d\d instead of [12]\.\d\d ms\) \(limit 1\.05\)$",
+        r"^fast against last\.json: takes 1\.2\d\d \(1\.\d+ to 1\.\d+\) times as long on an equally fast machine "
+        r"\(1\.2\d\d as measured\): 2[67]\.\d\d instead of 2[12]\.\d\d ms at p50, "
+        r"most of it in paste \([67]\.\d\d instead of [12]\.\d\d ms\) \(limit 1\.05\)$",
         sentence,
     )
     raise_missed(judge(timed(slower=5), Limits(baseline=baseline, tolerance=0.5)))
-    busy = dataclasses.replace(slow, settings={**slow.settings, "cores_used_by_others": 100.0})
+    busy = dataclasses.replace(slow, settings={**slow.settings, "cores_used_by_others": 100.0}, yardstick=None)
     assert "; but other programs were at work during this run, which may be all of it" in (
         missed(busy, baseline=baseline)
     )
+
+
+def test_a_slower_machine_does_not_stop_a_release(timed: Callable[..., BenchResult]) -> None:
+    baseline = dataclasses.replace(stored(timed()), name="last.json")
+    limits = Limits(baseline=baseline)
+    today = timed(machine=1.1)
+    (check,) = judge(today, limits)
+    assert check.passed
+    assert re.search(
+        r"^fast against last\.json: no difference: takes (0\.9|1\.0)\d\d \(0\.\d+ to 1\.\d+\) times as long on an "
+        r"equally fast machine \((1\.09|1\.1)\d+ as measured\)",
+        check.sentence,
+    )
+    (line,) = baseline_warnings(today, limits)
+    assert re.search(r"^by the yardstick the machine was (9|10)\.\d % slower in this run than in last\.json", line)
+    # Without a yardstick nobody can know.
+    blind = dataclasses.replace(today, yardstick=None)
+    assert "takes 1.1" in missed(blind, baseline=baseline)
+    (line,) = baseline_warnings(blind, limits)
+    assert line.startswith("this run has no yardstick")
+    # A slower engine is caught on a slower machine, and on a faster one.
+    for machine in (0.9, 1.1):
+        assert "most of it in paste" in missed(timed(slower=5, machine=machine), baseline=baseline)
 
 
 def test_a_few_calls_are_judged_by_their_median(timed: Callable[..., BenchResult]) -> None:
@@ -276,7 +306,8 @@ def test_another_environment_than_the_baselines_is_told(result: BenchResult) -> 
     environment = {**result.environment, "cpu": "Other CPU"}
     other = dataclasses.replace(result, environment=environment, dataset={**result.dataset, "fingerprint": "0" * 64})
     limits = Limits(baseline=dataclasses.replace(stored(other), name="last.json"))
-    images, cpu = baseline_warnings(result, limits)
+    images, speed, cpu = baseline_warnings(result, limits)
+    assert speed.startswith("the yardsticks cannot be compared (cpu differs)")
     assert images.startswith("the baseline last.json was measured on other images")
     assert cpu.startswith("the baseline last.json is of another environment: cpu: Other CPU and ")
     assert baseline_warnings(result, Limits(baseline=stored(result))) == []

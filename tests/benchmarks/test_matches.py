@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from random_coco import make_content, make_results
 
 from yolact_deploy.benchmarks.accuracy import EVALUATORS, AccuracyMeter, accuracy, average_precision, by_image, coco_ap
+from yolact_deploy.benchmarks.coco_results import of_kind
 from yolact_deploy.benchmarks.matches import Matcher, Matches
 from yolact_deploy.errors import DatasetError
 
@@ -66,6 +67,31 @@ def test_identical_with_cocoeval(kind: str, seed: int) -> None:
     given = (figures.ap, figures.ap50, figures.ap75, figures.small, figures.medium, figures.large)
     assert given == tuple(expected.stats[:6])
     assert coco_ap(content, results, ids, kind).ap == expected.stats[0]
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_masks_are_ranked_by_scores_of_their_own(evaluator: str) -> None:
+    """As if boxes and masks were two files, each with its scores."""
+    pytest.importorskip(evaluator.replace("-", "_"))
+    content = make_content(24, 3)
+    plain = make_results(content, 3)
+    rng = np.random.default_rng(3)
+    results = [{**result, "mask_score": float(rng.random())} for result in plain]
+    ids = [image["id"] for image in content["images"]]
+    found = accuracy(content, results, ids, evaluator)
+    assert found.box == accuracy(content, plain, ids, evaluator).box
+    masks = of_kind(results, "segm")
+    assert [set(mask) for mask in masks] == [set(plain[0]) - {"bbox"}] * len(plain)
+    assert found.mask is not None
+    assert found.mask.ap == pytest.approx(float(cocoeval(content, with_boxes(masks, plain), ids, "segm").stats[0]))
+    assert found.mask.ap != accuracy(content, plain, ids, evaluator).mask.ap
+    boxes = of_kind(results, "bbox")
+    assert boxes == [{k: v for k, v in result.items() if k != "segmentation"} for result in plain]
+
+
+def with_boxes(masks: list[Any], plain: list[Any]) -> list[Any]:
+    """What :func:`cocoeval` of this file wants, which also reads boxes."""
+    return [{**mask, "bbox": result["bbox"]} for mask, result in zip(masks, plain, strict=True)]
 
 
 def test_more_than_100_detections_of_an_image() -> None:

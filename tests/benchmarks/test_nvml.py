@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fake_machine import FakeNvml, gpu, memory
+from fake_machine import FakeNvml, gpu, memory, write
 
 from yolact_deploy.benchmarks.nvml import Nvml, visible
 
@@ -82,12 +83,30 @@ def test_a_gpu_that_tells_nothing() -> None:
 
 def test_no_gpu_to_be_used() -> None:
     assert Nvml(FakeNvml(gpu()), {"CUDA_VISIBLE_DEVICES": ""}).reason.endswith("(CUDA_VISIBLE_DEVICES)")
-    assert Nvml(FakeNvml(), {}).reason == "no NVIDIA GPU"
+    assert Nvml(FakeNvml(), {}).reason == "NVIDIA GPUs: this machine has none"
 
 
-def test_nvml_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+#: files of a machine with Linux, and of its PCI bus with a GPU
+LINUX = {"proc/self/stat": "1", "sys/bus/pci/devices/0000:00:02.0/vendor": "0x1af4"}
+NVIDIA = {**LINUX, "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de"}
+
+
+@pytest.mark.parametrize("missing", ["package", "driver"])
+def test_nvml_is_not_to_be_had(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where there may be a GPU it is worth installing something."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    nvml = Nvml()
-    assert nvml.gpus == ()
-    assert "yolact-deploy[bench]" in nvml.reason
-    nvml.close()
+    module = None if missing == "package" else FakeNvml(gpu(), starts=False)
+    cure = "yolact-deploy[bench]" if missing == "package" else "check nvidia-smi"
+
+    def reason(name: str, files: dict[str, str]) -> str:
+        write(tmp_path / name, files)
+        nvml = Nvml(module, {}, root=tmp_path / name)
+        assert nvml.gpus == ()
+        nvml.close()
+        return nvml.reason
+
+    assert reason("none", LINUX) == "NVIDIA GPUs: this machine has none"
+    assert cure in reason("pci", NVIDIA)
+    assert cure in reason("jetson", {**LINUX, "etc/nv_tegra_release": "# R36"})
+    assert cure in reason("wsl", {**LINUX, "dev/dxg": ""})
+    assert cure in reason("not linux", {"something": "else"})

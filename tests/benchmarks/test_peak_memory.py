@@ -31,7 +31,7 @@ def test_the_kernel_is_asked_and_set_back(tmp_path: Path) -> None:
     peak = meter.peak
     assert (peak.host_before_mib, peak.host_peak_mib, peak.host_growth_mib) == (300, 420, 120)
     assert (peak.host_method, peak.devices, peak.torch_peak_mib) == ("kernel", (), None)
-    assert peak.reasons == ("no NVIDIA GPU",)
+    assert peak.reasons == ("NVIDIA GPUs: this machine has none",)
     assert json.loads(json.dumps(peak.to_json()))["host_growth_mib"] == 120
 
 

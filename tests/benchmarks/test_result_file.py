@@ -17,8 +17,8 @@ from test_bench import bench
 
 from yolact_deploy.artifact import sha256_file, write_json
 from yolact_deploy.benchmarks import result_file
-from yolact_deploy.benchmarks.bench import BenchResult, fingerprint, run_bench
-from yolact_deploy.benchmarks.coco import open_images, plain_images
+from yolact_deploy.benchmarks.bench import BenchResult, run_bench
+from yolact_deploy.benchmarks.coco import fingerprint, open_images, plain_images
 from yolact_deploy.benchmarks.energy import Energy, EnergySource
 from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline

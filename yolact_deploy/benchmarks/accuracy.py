@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.benchmarks.coco import read_annotations
 from yolact_deploy.benchmarks.coco_results import Result as Result
 from yolact_deploy.benchmarks.coco_results import read_results
 from yolact_deploy.benchmarks.faster_eval import FasterMatcher
 from yolact_deploy.benchmarks.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
+from yolact_deploy.coco import read_annotations
 from yolact_deploy.errors import DatasetError, InputError
 
 EVALUATORS = ("pycocotools", "faster-coco-eval")

@@ -37,6 +37,7 @@ class ImageAgreement:
     box_ious: list[float]
     mask_ious: list[float]
     score_differences: list[float]  #: absolute
+    mask_score_differences: list[float] = field(default_factory=list)  #: where both sides have such scores
 
     @property
     def badness(self) -> float:
@@ -108,8 +109,15 @@ def compare_detections(
         label_flips=int((flips >= 0).sum()),
         box_ious=[float(iou[i, j]) for i, j in pairs],
         mask_ious=[mask_iou(reference.crops, i, found.crops, j) for i, j in pairs],
-        score_differences=[abs(float(reference.scores[i]) - float(found.scores[j])) for i, j in pairs],
+        score_differences=_differences(reference.scores, found.scores, pairs),
+        mask_score_differences=_differences(reference.mask_scores, found.mask_scores, pairs),
     )
+
+
+def _differences(
+    a: NDArray[np.float32] | None, b: NDArray[np.float32] | None, pairs: Sequence[tuple[int, int]]
+) -> list[float]:
+    return [] if a is None or b is None else [abs(float(a[i]) - float(b[j])) for i, j in pairs]
 
 
 def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,19 @@ from typing import Any
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.benchmarks.accuracy import Accuracy, AccuracyMeter, Result, by_image
 from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter, ImageAgreement
-from yolact_deploy.benchmarks.bootstrap import Interval, difference_of
-from yolact_deploy.benchmarks.coco import CocoImage, CocoImages
+from yolact_deploy.benchmarks.bootstrap import Interval, PairedBootstrap
+from yolact_deploy.benchmarks.coco import CocoImage, CocoImages, fingerprint
 from yolact_deploy.benchmarks.conditions import Conditions, ConditionsMeter
 from yolact_deploy.benchmarks.diagnosis import diagnose
 from yolact_deploy.benchmarks.energy import Energy, measure_energy
 from yolact_deploy.benchmarks.engines import EngineSource, check_same_classes
 from yolact_deploy.benchmarks.environment import environment
-from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, OtherLoad, measure_interleaved, warm_up
+from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, measure_interleaved, warm_up
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline, machine_limits, roofline
 from yolact_deploy.benchmarks.macs import ELEMENT_BYTES, Macs, count_macs, count_model_macs
 from yolact_deploy.benchmarks.matches import Matches
 from yolact_deploy.benchmarks.peak_memory import PeakMemory, PeakMemoryMeter
+from yolact_deploy.benchmarks.yardstick import Yardstick, YardstickTimes
 from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
@@ -112,6 +112,7 @@ class BenchResult:
         reference: names the row to which the others are compared
         conditions: what the machine told while latency was measured
         limits: of each device that a roofline was measured of
+        yardstick: how fast the machine was meanwhile
     """
 
     environment: dict[str, Any]
@@ -122,6 +123,7 @@ class BenchResult:
     worst: tuple[WorstImage, ...]
     conditions: Conditions | None = None
     limits: dict[str, MachineLimits] = field(default_factory=dict)
+    yardstick: YardstickTimes | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -134,6 +136,7 @@ class BenchResult:
             "worst_images": [worst.to_json() for worst in self.worst],
             "conditions": self.conditions.to_json() if self.conditions else None,
             "limits": {device: limits.to_json() for device, limits in self.limits.items()},
+            "yardstick": self.yardstick.to_json() if self.yardstick else None,
         }
 
 
@@ -181,13 +184,14 @@ def run_bench(
             check_same_classes(names[0], predictors[names[0]], source.name, predictor)
         images.check_classes(predictors[names[0]].config)
         collector = _Collector(images, names, predictors[names[0]].config.category_ids, score_threshold, keep_worst)
-        with ConditionsMeter() as watched, OtherLoad() as others:
+        with Yardstick(repeats * len(images)) as yardstick, ConditionsMeter() as watched:
             latencies = measure_interleaved(
                 predictors,
                 images.paths,
                 warmup=0,
                 repeats=repeats,
                 on_result=collector.add,
+                after_step=yardstick.after,
                 each=lambda steps: progress(steps, "measuring", quiet=quiet),
             )
         energy = {
@@ -229,19 +233,21 @@ def run_bench(
         "batch": 1,
         "score_threshold": 0.0,
         "agreement_score_threshold": score_threshold,
-        "cores_used_by_others": round(others.cores, 2),
+        "cores_used_by_others": round(watched.conditions.other_cores or 0.0, 2),
         "measured": "picture file to pasted masks, models in turns on each image",
     }
     dataset = {**images.to_json(), "fingerprint": fingerprint(images)}
-    return BenchResult(environment(), dataset, settings, names[0], rows, collector.worst(), watched.conditions, limits)
-
-
-def fingerprint(images: CocoImages) -> str:
-    """The same for the same pictures in the same order, told by id, file name and size: whether runs can be paired."""
-    digest = hashlib.sha256()
-    for image in images.images:
-        digest.update(f"{image.image_id}\t{image.path.name}\t{image.path.stat().st_size}\n".encode())
-    return digest.hexdigest()
+    return BenchResult(
+        environment(),
+        dataset,
+        settings,
+        names[0],
+        rows,
+        collector.worst(),
+        watched.conditions,
+        limits,
+        yardstick.times,
+    )
 
 
 class _Collector:
@@ -264,6 +270,8 @@ class _Collector:
         self._meters = {name: AgreementMeter(score_threshold) for name in self._others}
         self._worst: list[tuple[float, int, WorstImage]] = []
         self._scores: dict[str, tuple[Accuracy, dict[str, Matches]]] = {}
+        #: of the reference, by "box" and "mask"
+        self._bootstraps: dict[str, PairedBootstrap] = {}
 
     def add(self, index: int, found: Mapping[str, Detections]) -> None:
         image = self._images.images[index]
@@ -288,8 +296,10 @@ class _Collector:
         ours, theirs = self._scored(self._reference), self._scored(name)
         if name == self._reference or ours is None or theirs is None:
             return {}
-        before, after = ours[1], theirs[1]
-        return {kind: difference_of(before[kind], after[kind]) for kind in before if before[kind].objects[:, 0].any()}
+        if not self._bootstraps:
+            scored = {kind: matches for kind, matches in ours[1].items() if matches.objects[:, 0].any()}
+            self._bootstraps = {kind: PairedBootstrap(matches) for kind, matches in scored.items()}
+        return {kind: bootstrap.difference(theirs[1][kind]) for kind, bootstrap in self._bootstraps.items()}
 
     def _scored(self, name: str) -> tuple[Accuracy, dict[str, Matches]] | None:
         """Accuracy and what hit what, of one model; computed once."""

@@ -85,24 +85,52 @@ def ap_difference(
         matcher = Matcher(content, ids, kind)
         matcher.add({image_id: found for image_id, found in by_image(results).items() if image_id in ids})
         matched.append(matcher.matches())
-    return difference_of(*matched, samples=samples, seed=seed)
+    reference, found = matched
+    return PairedBootstrap(reference, samples=samples, seed=seed).difference(found)
 
 
-def difference_of(a: Matches, b: Matches, *, samples: int = SAMPLES, seed: int = 0) -> Interval:
-    """:func:`ap_difference` of what was matched before, with the same annotations and images."""
-    if samples < 2:
-        raise InputError(f"samples: expected at least 2 draws for an interval, got {samples}")
-    if (a.image_ids, a.category_ids) != (b.image_ids, b.category_ids):
-        raise InputError("AP can be compared on the same images and categories only")
-    count = len(a.image_ids)
-    if not a.objects[:, 0].any():
-        raise DatasetError(f"none of the {count} images has an object: there is no AP to compare")
-    once = np.ones((1, count), np.int32)
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples).astype(np.int32)
-    observed, drawn = (b.average_precision(w) - a.average_precision(w) for w in (once, draws))
-    drawn = drawn[~np.isnan(drawn)]  # of few images, a draw may have no object at all
-    low, high = np.percentile(drawn, _LIMITS)
-    return Interval(float(observed[0]), float(drawn.mean()), float(low), float(high), count, samples, seed)
+class PairedBootstrap:
+    """Draws of images, scored for the reference once, however many models are compared with it.
+
+    Args:
+        reference: what hit what, of the model with which others are compared
+        samples: draws
+
+    Raises:
+        DatasetError: the images have no object.
+        InputError: too few samples.
+    """
+
+    def __init__(self, reference: Matches, *, samples: int = SAMPLES, seed: int = 0) -> None:
+        if samples < 2:
+            raise InputError(f"samples: expected at least 2 draws for an interval, got {samples}")
+        count = len(reference.image_ids)
+        if not reference.objects[:, 0].any():
+            raise DatasetError(f"none of the {count} images has an object: there is no AP to compare")
+        self._reference, self._samples, self._seed = reference, samples, seed
+        once = np.ones((1, count), np.int32)
+        draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=samples)
+        self._weights = once, draws.astype(np.int32)
+        self._before = [reference.average_precision(weights) for weights in self._weights]
+
+    def difference(self, found: Matches) -> Interval:
+        """AP of a model, matched with the same annotations on the same images, minus the reference's.
+
+        Raises:
+            InputError: it was matched on other images or categories.
+        """
+        a, b = self._reference, found
+        if (a.image_ids, a.category_ids) != (b.image_ids, b.category_ids):
+            raise InputError("AP can be compared on the same images and categories only")
+        observed, drawn = (
+            b.average_precision(weights) - before for weights, before in zip(self._weights, self._before, strict=True)
+        )
+        drawn = drawn[~np.isnan(drawn)]  # of few images, a draw may have no object at all
+        low, high = np.percentile(drawn, _LIMITS)
+        images = len(a.image_ids)
+        return Interval(
+            float(observed[0]), float(drawn.mean()), float(low), float(high), images, self._samples, self._seed
+        )
 
 
 def read_matches(

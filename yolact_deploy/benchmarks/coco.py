@@ -1,10 +1,11 @@
 """The images of a benchmark: a COCO set, found and checked, or a folder of plain pictures.
 
-Everything that can be wrong with a set is told here, once, before a model runs; pycocotools only sees checked data.
+Everything that can be wrong with a set is told before a model runs; pycocotools only sees checked data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import read_json
+from yolact_deploy.coco import CURE, read_annotations
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.preprocess import IMAGE_SUFFIXES
@@ -20,8 +21,6 @@ from yolact_deploy.preprocess import IMAGE_SUFFIXES
 _log = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = ("images", "val2017", "train2017", "images/val2017", "images/train2017", ".")
-_ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "segmentation")
-_CURE = "give a COCO instances file with --annotations"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class CocoImages:
         if unknown:
             raise DatasetError(
                 f"{self.annotations}: annotations use category ids {_some(unknown)} that {config.name} "
-                f"({config.num_classes} classes) does not know: {_CURE} of the classes the model was trained on"
+                f"({config.num_classes} classes) does not know: {CURE} of the classes the model was trained on"
             )
         names = dict(zip(config.category_ids, config.class_names, strict=True))
         other = [
@@ -166,57 +165,6 @@ def find_annotations(folder: Path) -> Path | None:
     )
 
 
-def read_annotations(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check a COCO instances file; a missing ``iscrowd`` is taken as 0.
-
-    Raises:
-        DatasetError: not JSON, not COCO, or with records that are incomplete, contradictory or none at all.
-    """
-    content = read_json(path, "annotation file", DatasetError)
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path} is not a COCO file (expected a JSON object, got a {_kind(content)}): {_CURE}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content.get(key), list):
-            raise DatasetError(f"{path} is not a COCO instances file (no list {key!r}): {_CURE}")
-    _check_records(path, content["images"], "image", ("id", "file_name", "height", "width"))
-    _check_records(path, content["categories"], "category", ("id", "name"))
-    _check_records(path, content["annotations"], "annotation", _ANNOTATION_KEYS)
-    if not content["images"]:
-        raise DatasetError(f"{path} lists no images: {_CURE}")
-    known = {category["id"] for category in content["categories"]}
-    for annotation in content["annotations"]:
-        annotation.setdefault("iscrowd", 0)
-        if not is_box(annotation["bbox"]):
-            raise DatasetError(
-                f"{path}: annotation {annotation['id']}: expected bbox [x, y, width, height], "
-                f"got {annotation['bbox']!r}: repair the file"
-            )
-        if annotation["category_id"] not in known:
-            raise DatasetError(
-                f"{path}: annotation {annotation['id']} has category id {annotation['category_id']}, which is not "
-                "among the file's categories: repair the file"
-            )
-    return content
-
-
-def _check_records(path: object, records: Sequence[Any], what: str, keys: Sequence[str]) -> None:
-    seen: set[int] = set()
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise DatasetError(f"{path}: {what} number {index} is a {_kind(record)}, expected an object: {_CURE}")
-        missing = [key for key in keys if key not in record]
-        if missing:
-            raise DatasetError(f"{path}: {what} number {index} has no {', '.join(missing)}: {_CURE}")
-        if "file_name" in keys and not isinstance(record["file_name"], str):
-            raise DatasetError(f"{path}: {what} number {index}: expected text as file_name: repair the file")
-        number = record["id"]
-        if not is_whole(number):
-            raise DatasetError(f"{path}: {what} number {index}: expected a whole number as id, got {number!r}")
-        if number in seen:
-            raise DatasetError(f"{path}: two records with {what} id {number}: remove one, or merge the sets again")
-        seen.add(number)
-
-
 def _with_files(path: Path, content: dict[str, Any], folders: Sequence[Path], limit: int | None) -> CocoImages:
     records = sorted(content["images"], key=lambda image: image["id"])
     best: list[CocoImage] = []
@@ -245,18 +193,12 @@ def _with_files(path: Path, content: dict[str, Any], folders: Sequence[Path], li
     return CocoImages(tuple(best[:limit]), path, content, len(best))
 
 
-def is_whole(value: object) -> bool:
-    """True for an int that is not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_box(value: object) -> bool:
-    """True for four finite numbers of which the last two (width, height) are not negative."""
-    if not isinstance(value, list) or len(value) != 4:
-        return False
-    if not all(isinstance(v, (int, float)) and abs(v) < float("inf") for v in value):
-        return False
-    return bool(value[2] >= 0 and value[3] >= 0)
+def fingerprint(images: CocoImages) -> str:
+    """The same for the same pictures in the same order, told by id, file name and size: whether runs can be paired."""
+    digest = hashlib.sha256()
+    for image in images.images:
+        digest.update(f"{image.image_id}\t{image.path.name}\t{image.path.stat().st_size}\n".encode())
+    return digest.hexdigest()
 
 
 def _folder(path: str | os.PathLike[str], option: str) -> Path:
@@ -265,10 +207,6 @@ def _folder(path: str | os.PathLike[str], option: str) -> Path:
         hint = "it is a file" if folder.exists() else "there is none"
         raise DatasetError(f"{option}: expected a folder, {hint}: {folder}")
     return folder
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__
 
 
 def _some(values: Sequence[object]) -> str:

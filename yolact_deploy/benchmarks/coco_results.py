@@ -1,6 +1,7 @@
 """Files of COCO results: written, read, and checked before pycocotools sees them, for it trusts what it gets.
 
-Results are a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``.
+Results are a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``. Those of a
+YOLACT++ have ``"mask_score"`` too, by which masks are ranked; ``"score"`` is the box's then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from yolact_deploy.artifact import atomic_write, read_json
-from yolact_deploy.benchmarks.coco import is_box, is_whole
+from yolact_deploy.coco import is_box, is_whole
 from yolact_deploy.errors import DatasetError
 
 Result = dict[str, Any]
@@ -49,6 +50,21 @@ def results_file(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Re
         file.write("[]\n" if before == "[" else "\n]\n")
 
 
+def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
+    """Results of boxes ("bbox") or of masks ("segm") alone, each with the score of what it is: for other evaluators."""
+    left_out = {"bbox": ("segmentation", "mask_score"), "segm": ("bbox", "mask_score")}[kind]
+    return [
+        {**{k: v for k, v in result.items() if k not in left_out}, "score": score_of(result, kind)}
+        for result in results
+    ]
+
+
+def score_of(result: Mapping[str, Any], kind: str) -> float:
+    """By what a result is ranked among the boxes ("bbox") or masks ("segm")."""
+    score: float = result.get("mask_score", result["score"]) if kind == "segm" else result["score"]
+    return score
+
+
 def check_results(results: Any, content: Mapping[str, Any], source: str) -> None:
     """Raises :class:`DatasetError` unless ``results`` are COCO results for the images of ``content``."""
     if not isinstance(results, list):
@@ -75,8 +91,9 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
         return f"is of image {image!r}, which the annotations do not list: give the annotations of the same images"
     if not is_whole(category) or category not in categories:
         return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        return f"has the score {score!r}, expected a number: {_CURE}"
+    for name, value in (("score", score), ("mask_score", result.get("mask_score", score))):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"has the {name} {value!r}, expected a number: {_CURE}"
     if "bbox" in result and not is_box(result["bbox"]):
         return f"has the bbox {result['bbox']!r}, expected [x, y, width, height]: {_CURE}"
     if "segmentation" in result:

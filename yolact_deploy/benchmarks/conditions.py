@@ -132,7 +132,7 @@ class ConditionsMeter:
         self._root, self._module, self._modules = root, nvml, modules
 
     def __enter__(self) -> ConditionsMeter:
-        self._nvml = Nvml(self._module)
+        self._nvml = Nvml(self._module, root=self._root)
         self._before, self._counts_before = self._state(), self._counts()
         return self
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolact_deploy.benchmarks.sysfiles import ROOT, first_line_int, read_int, read_text
+from yolact_deploy.errors import MissingDependencyError, import_optional
 
 _CPU = "sys/devices/system/cpu"
 #: cooling devices that slow something down; the others are fans and the like
@@ -20,6 +21,8 @@ _SLOWING = re.compile(r"cpufreq|devfreq|^Processor$", re.IGNORECASE)
 _CPU_SENSORS = ("coretemp", "k10temp", "zenpower")
 #: degrees Celsius outside of which a sensor is switched off or broken
 _PLAUSIBLE = (-40, 200)
+#: of psutil's times of the processors; those of guests are part of user's
+_NOT_BUSY = ("idle", "iowait", "steal", "guest", "guest_nice")
 
 
 def governor(root: Path = ROOT) -> str | None:
@@ -124,14 +127,24 @@ class CpuTimes:
 
 
 def cpu_times(root: Path = ROOT) -> CpuTimes | None:
-    """The sums of all processors in /proc/stat."""
+    """The sums of all processors in /proc/stat; elsewhere than on Linux those of psutil, which knows of no host."""
     fields = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
-        return None
+        return _cpu_times_elsewhere() if root == ROOT else None
     # Time of guests, further behind, is part of user's.
     user, nice, system, _, _, irq, softirq, stolen = map(int, fields[1:9])
     ticks = os.sysconf("SC_CLK_TCK")
     return CpuTimes((user + nice + system + irq + softirq) / ticks, stolen / ticks)
+
+
+def _cpu_times_elsewhere() -> CpuTimes | None:
+    """None where psutil, which belongs to an extra, is not installed."""
+    try:
+        psutil = import_optional("psutil", "bench", "Measuring the machine's load")
+    except MissingDependencyError:
+        return None
+    spent = psutil.cpu_times()._asdict()
+    return CpuTimes(sum(seconds for name, seconds in spent.items() if name not in _NOT_BUSY), 0.0)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, ratio_of
+from yolact_deploy.benchmarks.machine import MachineChange, machine_change
+from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, change_of, ratio_of
 from yolact_deploy.benchmarks.result_file import (
     StoredResult,
     StoredRow,
@@ -61,15 +63,17 @@ class RowDiff:
 
     Attributes:
         p50_ms: of both
-        p50: ratio of the medians, by which the verdict is given
-        mean: ratio of the means
+        p50: ratio of the medians, by which the verdict is given, without the machine's part where that is known
+        mean: ratio of the means, likewise
+        measured: ratio of the medians as they are
+        machine: what the yardstick says of the machine, where it was taken off
         paired: both ran the same images in the same order, so that calls were compared one by one
         margin: differences up to it are taken for none
         stages: usual ms of each stage in both, None where one has no such stage
         ap: of "box" and "mask", where both files have it
         warnings: what makes these two hard to compare
         busy: runs during which other programs were at work; none where both engines are of one run, in which they took
-            turns
+            turns, and where the yardstick felt these programs as well
     """
 
     a: str
@@ -77,6 +81,8 @@ class RowDiff:
     p50_ms: tuple[float, float]
     p50: Ratio
     mean: Ratio
+    measured: float
+    machine: MachineChange | None
     paired: bool
     margin: float
     stages: dict[str, tuple[float | None, float | None]]
@@ -97,7 +103,7 @@ class RowDiff:
     @property
     def sentence(self) -> str:
         """What is said of the times, without the engine's name."""
-        times = f"takes {self.p50} times as long"
+        times = f"takes {self.p50} times as long{self._machine()}"
         verdict = self.verdict
         if verdict == NO_DIFFERENCE:
             if self.p50.excludes_one:
@@ -112,6 +118,9 @@ class RowDiff:
                 "again on a quiet machine, or both engines in one run"
             )
         return times
+
+    def _machine(self) -> str:
+        return "" if self.machine is None else f" on an equally fast machine ({self.measured:.3f} as measured)"
 
     def _coarse(self) -> str:
         assert self.p50.low is not None  # else the verdict is another
@@ -140,6 +149,8 @@ class RowDiff:
             "p50_ms": list(self.p50_ms),
             "p50_ratio": self.p50.to_json(),
             "mean_ratio": self.mean.to_json(),
+            "measured_p50_ratio": self.measured,
+            "machine_taken_off": self.machine is not None,
             "paired": self.paired,
             "margin": self.margin,
             "stages_ms": {name: list(both) for name, both in self.stages.items()},
@@ -151,16 +162,26 @@ class RowDiff:
 
 @dataclass(frozen=True)
 class ResultDiff:
-    """Two files; ``warnings`` hold for all rows."""
+    """Two files; ``warnings`` hold for all rows.
+
+    Attributes:
+        machine: by how much the machine differed, None in one run and where nobody can tell
+    """
 
     a: str
     b: str
     rows: tuple[RowDiff, ...]
     warnings: tuple[str, ...]
+    machine: MachineChange | None = None
 
     def to_json(self) -> dict[str, Any]:
-        rows = [row.to_json() for row in self.rows]
-        return {"a": self.a, "b": self.b, "engines": rows, "warnings": list(self.warnings)}
+        return {
+            "a": self.a,
+            "b": self.b,
+            "engines": [row.to_json() for row in self.rows],
+            "machine": self.machine.to_json() if self.machine else None,
+            "warnings": list(self.warnings),
+        }
 
 
 def diff_results(
@@ -199,18 +220,36 @@ def diff_results(
             )
         for one, other in ((a, b), (b, a)):
             warnings += [f"only {one.name} has {name}" for name in one.rows if name not in other.rows]
-    rows = tuple(compare_rows(a, a.row(x), b, b.row(y), margin=margin) for x, y in pairs)
-    return ResultDiff(a.name, b.name, rows, tuple(warnings))
+    machine, unknown = machine_change(a, b)
+    warnings += [unknown] if unknown else []
+    rows = tuple(compare_rows(a, a.row(x), b, b.row(y), margin=margin, machine=machine) for x, y in pairs)
+    return ResultDiff(a.name, b.name, rows, tuple(warnings), machine)
 
 
-def compare_rows(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *, margin: float) -> RowDiff:
-    """Row ``x`` of ``a`` against row ``y`` of ``b``."""
+def compare_rows(
+    a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *, margin: float, machine: MachineChange | None
+) -> RowDiff:
+    """Row ``x`` of ``a`` against row ``y`` of ``b``.
+
+    Args:
+        machine: taken off where both run on the processor
+    """
     same = same_images(a, b)
+    one_run = a.content == b.content
+    if x.on_gpu or y.on_gpu:
+        machine = None
     paired = same and x.samples is not None and y.samples is not None and len(x.samples) == len(y.samples)
     if x.samples is None or y.samples is None:
+        machine = None
         p50, mean = (Ratio(y.latency[key] / x.latency[key]) for key in ("p50_ms", "mean_ms"))
     else:
-        p50, mean = (ratio_of(s, x.samples, y.samples, paired=paired) for s in (np.median, np.mean))
+        factor, spread = (machine.ratio, machine.spread) if machine else (1.0, 0.0)
+        if not one_run and min(len(x.samples), len(y.samples)) >= LEAST_CALLS:
+            terms = ((1.0, y.samples), (-1.0, x.samples), *(machine.terms if machine else ()))
+            spread = math.hypot(spread, change_of(terms).drift)
+        p50, mean = (
+            ratio_of(s, x.samples, y.samples, paired=paired, factor=factor, spread=spread) for s in (np.median, np.mean)
+        )
     before_ms, after_ms = x.usual_stages, y.usual_stages
     stages = {name: (before_ms.get(name), after_ms.get(name)) for name in dict.fromkeys((*before_ms, *after_ms))}
     ap = {}
@@ -219,9 +258,25 @@ def compare_rows(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, *
         if before is not None and after is not None:
             ap[kind] = ApDiff(before, after, after - before if same else None, _ap_interval(a, x, b, y, kind))
     times = x.latency["p50_ms"], y.latency["p50_ms"]
-    runs = [] if a.content == b.content else [a, b]
+    # Where the yardstick ran, too, the interval knows of other programs.
+    runs = [] if one_run or machine else [a, b]
     busy = tuple(run.name for run in runs if was_busy(run.content))
-    return RowDiff(x.name, y.name, times, p50, mean, paired, margin, stages, ap, tuple(_row_warnings(x, y)), busy)
+    measured = times[1] / times[0]
+    return RowDiff(
+        x.name,
+        y.name,
+        times,
+        p50,
+        mean,
+        measured,
+        machine,
+        paired,
+        margin,
+        stages,
+        ap,
+        tuple(_row_warnings(x, y)),
+        busy,
+    )
 
 
 def _ap_interval(a: StoredResult, x: StoredRow, b: StoredResult, y: StoredRow, kind: str) -> tuple[float, float] | None:

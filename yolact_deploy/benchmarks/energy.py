@@ -169,7 +169,7 @@ class EnergyMeter:
         return bool(self._meters)
 
     def __enter__(self) -> EnergyMeter:
-        self._nvml = Nvml(self._module)
+        self._nvml = Nvml(self._module, root=self._root)
         rails, why_no_rails = _rails(self._root)
         domains, why_no_domains = _rapl(self._root)
         counters, why_no_gpus = _gpus(self._nvml)

@@ -14,8 +14,7 @@ from typing import Any
 from yolact_deploy import __version__
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.benchmarks.accuracy import EVALUATORS, Accuracy, AccuracyMeter, Result
-from yolact_deploy.benchmarks.bench import fingerprint
-from yolact_deploy.benchmarks.coco import CocoImages
+from yolact_deploy.benchmarks.coco import CocoImages, fingerprint
 from yolact_deploy.benchmarks.detection_cache import DetectionCache
 from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.matches import Matches
@@ -86,7 +85,7 @@ class Evaluation:
     """What :func:`evaluate` found.
 
     Attributes:
-        matches: what hit what, of "box" and "mask", for ``bootstrap.difference_of``; empty with faster-coco-eval
+        matches: what hit what, of "box" and "mask", for ``bootstrap.PairedBootstrap``; empty with faster-coco-eval
     """
 
     accuracy: Accuracy

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yolact_deploy.benchmarks.bench import BenchResult, EngineRow
-from yolact_deploy.benchmarks.diff import OTHER_IMAGES, compare_rows
+from yolact_deploy.benchmarks.diff import MARGIN, OTHER_IMAGES, compare_rows
+from yolact_deploy.benchmarks.machine import machine_change
 from yolact_deploy.benchmarks.result_file import StoredResult, environment_differences, same_images, stored
 from yolact_deploy.errors import DatasetError, GateError, InputError
 
@@ -125,15 +126,23 @@ def raise_missed(checks: Sequence[Check]) -> None:
 
 
 def baseline_warnings(result: BenchResult, limits: Limits) -> list[str]:
-    """A line for each thing other than the engines that may make times differ from the baseline's."""
+    """A line for each thing other than the engines that makes times differ from the baseline's, or may."""
     baseline = limits.baseline
     if baseline is None:
         return []
     current = stored(result)
     images = [] if same_images(baseline, current) else [f"the baseline {baseline.name} was {OTHER_IMAGES}"]
-    return images + [
-        f"the baseline {baseline.name} is of another environment: {line}"
-        for line in environment_differences(baseline, current)
+    machine, unknown = machine_change(baseline, current)
+    speed = [unknown] if unknown else []
+    if machine and abs(math.log(machine.ratio)) > math.log(1 + MARGIN):
+        speed.append(machine.sentence(baseline.name, current.name))
+    return [
+        *images,
+        *speed,
+        *(
+            f"the baseline {baseline.name} is of another environment: {line}"
+            for line in environment_differences(baseline, current)
+        ),
     ]
 
 
@@ -192,7 +201,8 @@ def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, 
 
     Where other programs were at work the limit is missed all the same, and the sentence says so.
     """
-    row = compare_rows(baseline, baseline.row(name), current, current.row(name), margin=tolerance)
+    machine, _ = machine_change(baseline, current)
+    row = compare_rows(baseline, baseline.row(name), current, current.row(name), margin=tolerance, machine=machine)
     slower = row.p50.value > 1 + tolerance and (row.p50.low is None or row.p50.excludes_one)
     sentence = f"{name} against {baseline.name}: {row.sentence} (limit {1 + tolerance:g})"
     return Check(name, "baseline", not slower, sentence)

@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.errors import InputError, import_optional
+from yolact_deploy.errors import InputError
 from yolact_deploy.runtime.predictor import Predictor
 
 MEBIBYTE = 1 << 20
@@ -98,6 +97,7 @@ def measure_interleaved(
     warmup: int = 3,
     repeats: int = 1,
     on_result: OnResult | None = None,
+    after_step: Callable[[int], None] | None = None,
     each: Callable[[Sequence[int]], Any] = iter,
 ) -> dict[str, Latency]:
     """Latency of several models on the same pictures.
@@ -108,6 +108,7 @@ def measure_interleaved(
         warmup: calls of each model before the measurement
         repeats: rounds over all pictures
         on_result: gets the detections of the first round, outside the measured time
+        after_step: is called with the number of each step when all models have run, outside the measured time
         each: wraps the sequence of steps (one a picture and round), to show progress
 
     Raises:
@@ -135,6 +136,8 @@ def measure_interleaved(
                 measured[name].encode(detections)
             if on_result is not None:
                 on_result(index, found)
+        if after_step is not None:
+            after_step(step)
     return {name: samples.latency() for name, samples in measured.items()}
 
 
@@ -171,33 +174,3 @@ def warm_up(predictor: Predictor, images: Sequence[Path], times: int) -> None:
     """Run the first pictures, so that start-up work is done; pictures repeat where there are fewer."""
     for i in range(times):
         predictor(images[i % len(images)])
-
-
-class OtherLoad:
-    """How many cores other processes kept busy, on average, during a ``with`` block.
-
-    Eager PyTorch loses far more than other runtimes where its threads have to share a core: ratios measured on a busy
-    machine flatter the engines.
-    """
-
-    def __init__(self) -> None:
-        self._psutil = import_optional("psutil", "bench", "Measuring the machine's load")
-        self.cores = 0.0
-
-    def __enter__(self) -> OtherLoad:
-        self._start = time.perf_counter(), self._busy()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        seconds, busy = time.perf_counter() - self._start[0], self._busy() - self._start[1]
-        self.cores = max(0.0, busy / seconds)
-
-    def _busy(self) -> float:
-        """Core seconds of all processes but this one since the machine started."""
-        everything = self._psutil.cpu_times()._asdict()
-        # Linux counts guests a second time, under user.
-        idle = sum(everything.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))
-        own = self._psutil.Process().cpu_times()
-        return float(sum(everything.values()) - idle - own.user - own.system)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.benchmarks.coco_results import Result
+from yolact_deploy.benchmarks.coco_results import Result, score_of
 from yolact_deploy.errors import DatasetError, import_optional
 
 #: ranges of area, in the order of their axis
@@ -271,7 +271,8 @@ class Truth:
 
 def detection(result: Result, kind: str) -> Result:
     """A result as COCO's tools keep it; sizes are told by what is scored, so for masks by their pixels."""
-    common = {key: result[key] for key in ("image_id", "category_id", "score")} | {"iscrowd": 0}
+    common = {key: result[key] for key in ("image_id", "category_id")}
+    common |= {"score": score_of(result, kind), "iscrowd": 0}
     if kind == "bbox":
         box = result["bbox"]
         return {**common, "bbox": box, "area": box[2] * box[3]}

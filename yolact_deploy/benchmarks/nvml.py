@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from yolact_deploy.benchmarks.sysfiles import ROOT, read_text
 from yolact_deploy.errors import MissingDependencyError, import_optional
 
 #: bits of nvmlClocksEventReasons (nvml.h) that hold the clock below what was asked for; not: idle, set by the user
@@ -25,6 +27,9 @@ _REASONS = {
 }
 #: nvmlPerfPolicyType_t: what held the clock below the application clock, with a counter of the time
 _POLICIES = {"power": 0, "thermal": 1, "board limit": 3, "reliability": 5}
+_NO_GPU = "NVIDIA GPUs: this machine has none"
+#: vendor id on the PCI bus
+_NVIDIA = "0x10de"
 _CLOCK_SM, _CLOCK_MEMORY, _TEMPERATURE_GPU = 1, 2, 0
 
 
@@ -103,9 +108,10 @@ class Nvml:
     Args:
         module: stands for the module ``pynvml``
         variables: environment; ``CUDA_VISIBLE_DEVICES`` chooses among the GPUs
+        root: the folder that stands for /
     """
 
-    def __init__(self, module: Any = None, variables: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, module: Any = None, variables: Mapping[str, str] = os.environ, *, root: Path = ROOT) -> None:
         self.gpus: tuple[Gpu, ...] = ()
         self.driver: str | None = None
         self.reason = ""
@@ -113,12 +119,13 @@ class Nvml:
         try:
             module = module or import_optional("pynvml", "bench", "Asking NVIDIA GPUs for energy and clocks")
         except MissingDependencyError as error:
-            self.reason = f"NVIDIA GPUs: {error}"
+            self.reason = f"NVIDIA GPUs: {error}" if may_have_gpu(root) else _NO_GPU
             return
         try:
             module.nvmlInit()
         except module.NVMLError as error:
-            self.reason = f"NVIDIA GPUs: NVML does not start ({error}): if there is a GPU, check nvidia-smi"
+            failed = f"NVIDIA GPUs: NVML does not start ({error}): if there is a GPU, check nvidia-smi"
+            self.reason = failed if may_have_gpu(root) else _NO_GPU
             return
         self._module = module
         with contextlib.suppress(module.NVMLError):
@@ -133,9 +140,7 @@ class Nvml:
         chosen = visible(uuids, models, variables)
         self.gpus = tuple(Gpu(module, handles[number], index) for index, number in enumerate(chosen))
         if not self.gpus:
-            self.reason = (
-                "NVIDIA GPUs: this process may use none (CUDA_VISIBLE_DEVICES)" if handles else "no NVIDIA GPU"
-            )
+            self.reason = "NVIDIA GPUs: this process may use none (CUDA_VISIBLE_DEVICES)" if handles else _NO_GPU
 
     def __enter__(self) -> Nvml:
         return self
@@ -150,6 +155,17 @@ class Nvml:
             with contextlib.suppress(self._module.NVMLError):
                 self._module.nvmlShutdown()
             self._module = None
+
+
+def may_have_gpu(root: Path = ROOT) -> bool:
+    """False where Linux lists the devices on the PCI bus, none of them is of NVIDIA, and no driver shows another way.
+
+    Jetsons' GPUs are on no such bus, those of WSL behind a device of their own.
+    """
+    drivers = ("proc/driver/nvidia", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg", "etc/nv_tegra_release")
+    if any((root / path).exists() for path in drivers) or not (root / "proc/self").exists():
+        return True
+    return any(read_text(path) == _NVIDIA for path in (root / "sys/bus/pci/devices").glob("*/vendor"))
 
 
 def visible(uuids: Sequence[str], models: Sequence[str], variables: Mapping[str, str]) -> list[int]:

@@ -81,7 +81,7 @@ class PeakMemoryMeter:
 
     def __enter__(self) -> PeakMemoryMeter:
         gc.collect()
-        self._nvml = Nvml(self._module)
+        self._nvml = Nvml(self._module, root=self._root)
         self._kernel = self._reset()
         # Only where it is needed: psutil belongs to an extra.
         self._process = None if self._kernel else import_optional("psutil", "bench", "Measuring memory").Process()

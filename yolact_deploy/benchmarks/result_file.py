@@ -60,6 +60,11 @@ class StoredRow:
         """Median ms of each stage; the mean in files from before medians were kept."""
         return dict(self.latency.get("stages_p50_ms") or self.stages)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a GPU, of whose speed the processor's yardstick tells nothing."""
+        return str(self.values["runtime"].get("device", "cpu")) != "cpu"
+
     def ap_points(self, kind: str) -> float | None:
         """COCO AP x 100 of "box" or "mask"; None where it was not measured."""
         figures = (self.values["accuracy"] or {}).get(kind)
@@ -162,7 +167,9 @@ def doubts(content: Mapping[str, Any]) -> list[str]:
     """What was wrong with the machine while a result was measured, a sentence each with the cure."""
     found = list((content.get("conditions") or {}).get("warnings", ()))
     others, cores = content["settings"]["cores_used_by_others"], content["environment"]["cores"]
-    if was_busy(content) and not any(line.startswith(_OTHERS) for line in found):  # told on every system, by psutil
+    if was_busy(content) and not any(
+        line.startswith(_OTHERS) for line in found
+    ):  # files of before may not tell it as a warning
         found.append(
             f"{_OTHERS} {others:.1f} of {cores} cores meanwhile: times are too long, and ratios to eager PyTorch, "
             "which suffers most, too good; measure again on a quiet machine"

@@ -276,6 +276,8 @@ def diff_lines(diff: ResultDiff) -> Iterator[str]:
                 yield f"{name}: {kind} AP {ap.b:.2f} instead of {ap.a:.2f} ({ap.words})"
         for warning in row.warnings:
             yield f"note: {name}: {warning}"
+    if diff.machine:
+        yield f"note: {diff.machine.sentence(Path(diff.a).name, Path(diff.b).name)}"
     for warning in diff.warnings:
         yield f"note: {warning}"
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolact_deploy.artifact import read_json
-from yolact_deploy.benchmarks.coco import read_annotations
 from yolact_deploy.benchmarks.coco_results import Result, check_results, results_file
+from yolact_deploy.coco import read_annotations
 from yolact_deploy.errors import DatasetError, YolactDeployError
 
 

@@ -44,7 +44,8 @@ Every engine but the reference is held against the limits."""
 _DIFF = """\
 Compare two results engine by engine: those of the same name, or the one that FILE:ENGINE names on each side. Tells how
 many times as long B takes, with a 95 % interval (bootstrap over the stored calls, paired where both ran the same images
-in the same order), or that there is no difference."""
+in the same order), or that there is no difference. Of two runs, what the yardstick in both says of the machine is taken
+off, and what drifts from run to run is in the interval."""
 
 _REPORT = "Write the HTML report of a result that --output wrote; pictures are only in a report that --report writes."
 

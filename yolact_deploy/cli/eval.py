@@ -97,7 +97,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from pathlib import Path
 
     from yolact_deploy.benchmarks.accuracy import score_results
-    from yolact_deploy.benchmarks.coco import read_annotations
+    from yolact_deploy.coco import read_annotations
     from yolact_deploy.errors import InputError
 
     if not args.annotations:
@@ -195,14 +195,17 @@ def _differences(
     """AP minus that of --reference, of "box" and "mask" where both have them; empty without one."""
     if not args.reference:
         return {}
-    from yolact_deploy.benchmarks.bootstrap import difference_of, read_matches
+    from yolact_deploy.benchmarks.bootstrap import PairedBootstrap, read_matches
     from yolact_deploy.errors import InputError
 
     reference = read_matches(args.reference, content, image_ids)
     both = [kind for kind in matches if kind in reference]
     if not both:
         raise InputError(f"{args.reference} has neither boxes nor masks in common with what is scored")
-    return {kind: difference_of(reference[kind], matches[kind], samples=args.samples, seed=args.seed) for kind in both}
+    return {
+        kind: PairedBootstrap(reference[kind], samples=args.samples, seed=args.seed).difference(matches[kind])
+        for kind in both
+    }
 
 
 # -- what is printed ------------------------------------------------------------------------------------------------

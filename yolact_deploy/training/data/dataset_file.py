@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import read_json
-from yolact_deploy.benchmarks.coco import is_whole
+from yolact_deploy.coco import is_whole
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import DatasetError, import_optional
 

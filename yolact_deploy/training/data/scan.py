@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from yolact_deploy.benchmarks.coco import is_box, is_whole
+from yolact_deploy.coco import is_box, is_whole
 from yolact_deploy.training.data.findings import Findings
 from yolact_deploy.training.data.rle import run_lengths
 from yolact_deploy.training.data.table import ObjectTable, TableBuilder

@@ -31,7 +31,11 @@ SCRATCH = 4096
 
 _MARK = b"<onnx>"
 #: names of the outputs of an engine, in the order of the ONNX file's
-_NAMES = {4: ("boxes", "scores", "coeff", "proto"), 5: ("num_detections", "boxes", "scores", "labels", "masks")}
+_NAMES = {
+    4: ("boxes", "scores", "coeff", "proto"),
+    5: ("num_detections", "boxes", "scores", "labels", "masks"),
+    6: ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores"),
+}
 
 
 class DataType(enum.Enum):

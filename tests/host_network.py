@@ -23,7 +23,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError
 from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
 from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
@@ -46,8 +46,8 @@ def heads(brightness: int) -> tuple[Any, ...]:
     return boxes, scores, coeff, np.stack(waves, axis=2).astype(np.float32)
 
 
-def outputs_of(image: Any, tail: str) -> dict[str, Any]:
-    """What the network says of a resized image."""
+def outputs_of(image: Any, tail: str, *, mask_iou: bool = False) -> dict[str, Any]:
+    """What the network says of a resized image; with ``mask_iou`` mask scores, too, in another order than scores."""
     boxes, scores, coeff, proto = heads(round(float(image.mean()) / 16))
     if tail == "heads":
         return {"boxes": boxes, "scores": scores, "coeff": coeff, "proto": proto}
@@ -63,13 +63,14 @@ def outputs_of(image: Any, tail: str) -> dict[str, Any]:
         out[:num] = values
         return out
 
-    return {
+    told = {
         "num_detections": np.int32(num),
         "boxes": padded(found.boxes),
         "scores": padded(found.scores),
         "labels": padded(found.labels),
         "masks": masks,
     }
+    return told | {"mask_scores": padded(found.scores[::-1] / 2)} if mask_iou else told
 
 
 class CpuBackend(Backend):
@@ -82,9 +83,9 @@ class CpuBackend(Backend):
         self._tail = tail
 
     def run(self, images: Any) -> Outputs:
-        found = [outputs_of(image, self._tail) for image in images]
-        kind = HeadOutputs if self._tail == "heads" else DetectionOutputs
-        return kind(*(np.stack([one[name] for one in found]) for name in kind._fields))
+        found = [outputs_of(image, self._tail, mask_iou=self.metadata.config.mask_iou) for image in images]
+        values = [np.stack([one[name] for one in found]) for name in self.metadata.outputs]
+        return HeadOutputs(*values) if self._tail == "heads" else detection_outputs(values)
 
     def describe(self) -> dict[str, Any]:
         return {}
@@ -131,7 +132,7 @@ class HostNetwork(DeviceNetwork):
         dtypes = {"masks": mask_dtype, "proto": mask_dtype, "labels": "int32"}
         self.outputs = {
             name: self._tensor(value.shape, dtypes.get(name, value.dtype.name), not bindable)
-            for name, value in outputs_of(np.zeros((SIZE, SIZE, 3)), tail).items()
+            for name, value in outputs_of(np.zeros((SIZE, SIZE, 3)), tail, mask_iou=config.mask_iou).items()
         }
         self._pointers = {name: tensor.pointer for name, tensor in self.outputs.items()}
 
@@ -158,7 +159,8 @@ class HostNetwork(DeviceNetwork):
         images = at(self.input.pointer, self.input.shape, self.input.dtype)[:batch].copy()
         self.seen.append(images)
         for index, image in enumerate(images):
-            for name, value in outputs_of(image, self.metadata.tail).items():
+            mask_iou = self.metadata.config.mask_iou
+            for name, value in outputs_of(image, self.metadata.tail, mask_iou=mask_iou).items():
                 tensor = self.outputs[name]
                 at(pointers[name], tensor.shape, tensor.dtype)[index] = value
 

@@ -9,5 +9,7 @@ GMAC = {
     "yolact_im400": 42.72,
     "yolact_im700": 131.46,
     "yolact_darknet53": 77.35,
+    "yolact_plus_base": 93.67,
+    "yolact_plus_resnet50": 70.69,
     "yolact_edge_mobilenetv2": 34.4,
 }

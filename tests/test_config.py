@@ -132,6 +132,8 @@ def test_json_round_trip(name: str) -> None:
         ("num_prototypes", 0),
         ("fpn_channels", 0),
         ("deformable_blocks", (1, 2)),
+        ("deformable_blocks", (0, 0, -1, 3)),
+        ("deformable_interval", 0),
         ("score_threshold", 1.0),
         ("iou_threshold", 0.0),
         ("top_k", 0),

@@ -23,11 +23,12 @@ _ALL = 500
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX in FP32 and FP16."""
+    """ONNX in FP32, FP16 and BF16."""
     folder = tmp_path_factory.mktemp("demo")
     weights = ["--weights", str(samples.DEMO_MODEL), "--engine", "none", "--quiet"]
     assert main(["export", *weights, "-o", str(folder / "fp32")]) == 0
     assert main(["export", *weights, "--fp16", "-o", str(folder / "fp16")]) == 0
+    assert main(["export", *weights, "--bf16", "-o", str(folder / "bf16")]) == 0
     return folder
 
 
@@ -46,9 +47,9 @@ def _scores(model: str, images: CocoImages) -> tuple[float, float]:
 
 
 def _check(exported: Path, images: CocoImages, least_box: float, least_mask: float, tolerance: float) -> None:
-    engines = [str(exported / "fp16.onnx")]
+    engines = [str(exported / "fp16.onnx"), str(exported / "bf16.onnx")]
     if _has_openvino():
-        engines.append(f"{exported / 'fp32.onnx'}@openvino-bf16")
+        engines += [f"{exported / 'fp32.onnx'}@openvino-bf16", f"{exported / 'bf16.onnx'}@openvino"]
     box, mask = _scores(str(samples.DEMO_MODEL), images)
     print(f"eager: box AP {box:.4f}, mask AP {mask:.4f}")
     assert box >= least_box
@@ -75,4 +76,4 @@ def test_some_images(exported: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_the_readme_says(exported: Path, tmp_path: Path) -> None:
-    _check(exported, _held_out(tmp_path, _ALL), 0.65, 0.60, 0.005)
+    _check(exported, _held_out(tmp_path, _ALL), 0.65, 0.60, 0.003)

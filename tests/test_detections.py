@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -192,6 +193,31 @@ def test_to_torch() -> None:
         "scores": (4,),
         "masks": (4, HEIGHT, WIDTH),
     }
+
+
+def with_mask_scores() -> Detections:
+    """Of four detections, whose masks are ranked the other way round."""
+    return dataclasses.replace(make(), mask_scores=np.array([0.1, 0.2, 0.3, 0.4], np.float32))
+
+
+def test_mask_scores() -> None:
+    found = with_mask_scores()
+    assert make().mask_scores is None
+    assert found[[2, 0]].mask_scores.tolist() == pytest.approx([0.3, 0.1])
+    assert make()[[2, 0]].mask_scores is None
+    assert len(found.above(0.75)) == 2, "by the scores of boxes"
+    assert [one.mask_scores.tolist() for one in found][3] == pytest.approx([0.4])
+
+
+def test_mask_scores_in_other_forms() -> None:
+    found = with_mask_scores()
+    results = found.to_coco(42, COCO_CATEGORY_IDS)
+    assert [result["mask_score"] for result in results] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [{k: v for k, v in r.items() if k != "mask_score"} for r in results] == make().to_coco(42, COCO_CATEGORY_IDS)
+    assert found.to_json()["detections"][1]["mask_score"] == pytest.approx(0.2)
+    assert json.loads(json.dumps(results)) == results
+    pytest.importorskip("torch")
+    assert found.to_torch()["mask_scores"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from deterministic import GOLDEN, deterministic_state
 from goldencheck import check_sample, match_detections
 
 from yolact_deploy.config import YolactConfig, get_config
-from yolact_deploy.errors import ConfigError
 from yolact_deploy.priors import make_priors
 
 torch = pytest.importorskip("torch")
@@ -40,10 +39,6 @@ def _names(kind: str, suffix: str) -> list[str]:
 @pytest.mark.parametrize("name", _names("keys", ".json"))
 def test_tensor_names_and_shapes(name: str) -> None:
     config = get_config(name)
-    if config.is_plus:
-        with pytest.raises(ConfigError, match="not yet supported"):
-            YolactModel(config)
-        return
     with torch.device("meta"):
         model = YolactModel(config)
     found = [[key, list(value.shape), str(value.dtype)[6:]] for key, value in model.state_dict().items()]
@@ -92,8 +87,6 @@ def _preprocess(image: int, config: YolactConfig) -> Any:
 def net(request: pytest.FixtureRequest) -> Net:
     name = request.param
     config = get_config(name)
-    if config.is_plus:
-        pytest.skip("YOLACT++ is not yet supported")
     model = YolactModel(config).eval()
     model.load_state_dict(deterministic_state(name))
     stages: list[list[Any]] = []
@@ -208,6 +201,23 @@ def test_masks_in_the_image(net: Net, image: int, variant: str) -> None:
         expected = coco.decode(rle).astype(bool)
         if expected.sum() > 100:
             assert (mask & expected).sum() / (mask | expected).sum() >= 0.99
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("image", IMAGES)
+def test_mask_scores(net: Net, image: int, variant: str) -> None:
+    key = f"img{image}.post.{variant}"
+    assert (f"{key}.mask_score" in net.z) == net.config.mask_iou
+    if not net.config.mask_iou:
+        pytest.skip("its masks have no scores of their own")
+    found = net.detect(image, variant)
+    masks = ops.assemble_masks(net.raw[image].proto[0], found.coeff, found.boxes)
+    with torch.inference_mode():
+        mask_scores = ops.rescore_masks(net.model.maskiou_net, masks, found.scores, found.labels)
+    facts = net.facts["images"][image]
+    found = found._replace(boxes=ops.pixel_boxes(found.boxes, facts["h"], facts["w"]))
+    pairs = _pairs(*(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), found.boxes, found, box_tol=1)
+    np.testing.assert_allclose(mask_scores[pairs].numpy(), net.z[f"{key}.mask_score"], atol=5e-5)
 
 
 @pytest.mark.parametrize(("key", "threshold", "crop"), [("post_thr0", 0.0, True), ("post_nocrop", 0.15, False)])

@@ -38,7 +38,7 @@ def extras() -> frozenset[str]:
 # -- the pages ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "docs/precision.md"])
 def test_links(page: str) -> None:
     targets = re.findall(r"\]\(([^)\s]+)\)", text_of(page))
     assert targets

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from yolact_deploy.errors import OutputError
 
-#: engines of finished builds; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load
-KINDS = ("engines", "timing", "kernels", "rtx")
+#: engines of finished builds; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load; what
+#: calibrations for INT8 have gathered
+KINDS = ("engines", "timing", "kernels", "rtx", "calibration")
 
 
 def cache_root() -> Path:

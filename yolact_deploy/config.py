@@ -125,7 +125,10 @@ class YolactConfig:
         )
         _check(1 <= self.num_prototypes <= 1024, "num_prototypes", "1 to 1024", self.num_prototypes)
         _check(1 <= self.fpn_channels <= 4096, "fpn_channels", "1 to 4096", self.fpn_channels)
-        _check(len(self.deformable_blocks) == 4, "deformable_blocks", "four numbers", self.deformable_blocks)
+        blocks, interval = self.deformable_blocks, self.deformable_interval
+        counts = len(blocks) == 4 and all(_whole(count) and count >= 0 for count in blocks)
+        _check(counts, "deformable_blocks", "four numbers, 0 or more", blocks)
+        _check(_whole(interval) and interval >= 1, "deformable_interval", "1 or more", interval)
         _check(0 <= self.score_threshold < 1, "score_threshold", "0 <= value < 1", self.score_threshold)
         _check(0 < self.iou_threshold <= 1, "iou_threshold", "0 < value <= 1", self.iou_threshold)
         _check(1 <= self.top_k <= 3840, "top_k", "1 to 3840 (TensorRT's limit)", self.top_k)

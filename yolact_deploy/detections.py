@@ -108,6 +108,10 @@ class Detections:
         class_names: name of each class index
         height: of the image, in pixels
         width: of the image, in pixels
+        prototype_masks: the masks before or after they are pasted
+        mask_scores: of a YOLACT++, float32 [n]: each score times the IoU that the mask is told to have with the
+            object's true one. Masks are ranked by these, boxes by ``scores``, which also decide what is found at all.
+            None where the network tells no such thing
     """
 
     boxes: NDArray[np.float32]
@@ -117,6 +121,7 @@ class Detections:
     height: int
     width: int
     prototype_masks: PrototypeMasks | PackedMasks
+    mask_scores: NDArray[np.float32] | None = None
 
     @classmethod
     def from_normalized(
@@ -125,6 +130,7 @@ class Detections:
         scores: NDArray[np.float32],
         labels: NDArray[np.integer[Any]],
         masks: NDArray[Any] | MaskWindows | PackedMasks,
+        mask_scores: NDArray[np.float32] | None = None,
         *,
         class_names: tuple[str, ...],
         height: int,
@@ -135,6 +141,7 @@ class Detections:
 
         Args:
             masks: cropped probabilities [n, h, w], or windows of them, or masks that are pasted already
+            mask_scores: [n], of a YOLACT++
         """
         held: PrototypeMasks | PackedMasks
         if isinstance(masks, PackedMasks):
@@ -150,6 +157,7 @@ class Detections:
             height,
             width,
             held,
+            mask_scores,
         )
 
     # -- a sequence -------------------------------------------------------------------------------------------------
@@ -168,6 +176,7 @@ class Detections:
             self.height,
             self.width,
             self.prototype_masks.select(chosen),
+            None if self.mask_scores is None else self.mask_scores[chosen],
         )
 
     def __iter__(self) -> Iterator[Detections]:
@@ -236,12 +245,15 @@ class Detections:
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """COCO results: bbox as [x, y, width, height] in pixels and the mask as RLE.
 
+        ``score`` is the box's. Where masks have scores of their own, they are ``mask_score``, by which
+        `yolact_deploy.benchmarks` ranks masks; for other evaluators see `of_kind` in its `coco_results`.
+
         Args:
             category_ids: the dataset's id of each class index (``YolactConfig.category_ids``)
         """
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         bbox = np.concatenate([self.boxes[:, :2], sides], axis=1).astype(float).round(2).tolist()
-        return [
+        results = [
             {
                 "image_id": int(image_id),
                 "category_id": int(category_ids[label]),
@@ -251,44 +263,60 @@ class Detections:
             }
             for box, score, label, rle in zip(bbox, self.scores, self.labels, self.rle(), strict=True)
         ]
+        return self._with_mask_scores(results)
+
+    def _with_mask_scores(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Add ``mask_score`` to what was made of each detection, where there are such scores."""
+        if self.mask_scores is not None:
+            for one, score in zip(found, self.mask_scores, strict=True):
+                one["mask_score"] = float(score)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dictionary: image size, and per detection name, label, score, box xyxy and mask RLE."""
-        return {
-            "width": self.width,
-            "height": self.height,
-            "detections": [
-                {"name": name, "label": int(label), "score": float(score), "box": box, "mask": rle}
-                for name, label, score, box, rle in zip(
-                    self.names,
-                    self.labels,
-                    self.scores,
-                    self.boxes.astype(float).round(2).tolist(),
-                    self.rle(),
-                    strict=True,
-                )
-            ],
-        }
+        """A JSON-ready dictionary: image size, and per detection name, label, score, box xyxy and mask RLE.
+
+        Where masks have scores of their own, ``mask_score`` as well.
+        """
+        found = [
+            {"name": name, "label": int(label), "score": float(score), "box": box, "mask": rle}
+            for name, label, score, box, rle in zip(
+                self.names,
+                self.labels,
+                self.scores,
+                self.boxes.astype(float).round(2).tolist(),
+                self.rle(),
+                strict=True,
+            )
+        ]
+        return {"width": self.width, "height": self.height, "detections": self._with_mask_scores(found)}
 
     def to_supervision(self) -> supervision.Detections:
         """A ``supervision.Detections`` (that package must be installed)."""
         from yolact_deploy.errors import import_optional
 
         module = import_optional("supervision", "supervision", "Detections.to_supervision()")
+        data = {"class_name": np.array(self.names)}
+        if self.mask_scores is not None:
+            data["mask_score"] = self.mask_scores
         return module.Detections(
             xyxy=self.boxes,
             mask=self.masks,
             confidence=self.scores,
             class_id=self.labels,
-            data={"class_name": np.array(self.names)},
+            data=data,
         )
 
     def to_torch(self) -> dict[str, torch.Tensor]:
-        """torchvision's detection dictionary: boxes, labels, scores, masks (bool [n, H, W]); memory is shared."""
+        """torchvision's detection dictionary: boxes, labels, scores, masks (bool [n, H, W]); memory is shared.
+
+        Where masks have scores of their own, ``mask_scores`` as well.
+        """
         from yolact_deploy.errors import import_optional
 
         torch = import_optional("torch", "train", "Detections.to_torch()")
         values = {"boxes": self.boxes, "labels": self.labels, "scores": self.scores, "masks": self.masks}
+        if self.mask_scores is not None:
+            values["mask_scores"] = self.mask_scores
         return {key: torch.from_numpy(value) for key, value in values.items()}
 
     def draw(self, image: NDArray[np.uint8], *, alpha: float = 0.45, labels: bool = True) -> NDArray[np.uint8]:

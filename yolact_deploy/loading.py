@@ -139,8 +139,9 @@ def load(
     Args:
         model: path, or ``FILE@BACKEND`` (see the module's docstring)
         backend: "onnxruntime", "openvino", "torch" or "tensorrt"; by default what the file's name suggests
-        precision: where the backend offers a choice: "fp32" or "bf16" (OpenVINO), "fp32", "tf32", "fp16" or "bf16"
-            (PyTorch; "tf32" is its own default on a GPU), "tf32" (ONNX Runtime's provider "cuda")
+        precision: where the backend offers a choice: "fp32" or "bf16" (OpenVINO; by default what a file in BF16 says,
+            where the CPU has it), "fp32", "tf32", "fp16" or "bf16" (PyTorch; "tf32" is its own default on a GPU),
+            "tf32" (ONNX Runtime's provider "cuda")
         threads: CPU threads; by default as many as the machine has cores
         tail: where Fast NMS and mask assembly run: "host" (NumPy, inside the boxes only), "graph" (as exported; of a
             checkpoint, PyTorch), or "auto", the fastest for the backend, which on a GPU is our CUDA kernels
@@ -196,7 +197,7 @@ def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int
     if spec.backend == "openvino":
         from yolact_deploy.runtime.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(spec.path, precision=spec.precision or "fp32", threads=spec.threads, tail=spec.tail)
+        return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail)
     if spec.backend == "torch":
         return _open_torch(spec, gpu, config, image_size)
     from yolact_deploy.runtime.tensorrt import TensorRtBackend
@@ -281,7 +282,8 @@ def _open_torch(spec: ModelSpec, gpu: int | None, config: YolactConfig | str | N
     if not plain:
         model = fuse_batch_norm(model)
     # The plain model is the reference for all others, so it stays as the original does it, on a GPU as well.
-    if gpu is None or plain or spec.tail != "auto":
+    # Our kernels, which all others run around their network, give no mask scores.
+    if gpu is None or plain or spec.tail != "auto" or model.config.mask_iou:
         return TorchBackend(
             model, threads=spec.threads, tail=spec.tail, precision=precision, device=gpu, compile=spec.compile
         )

@@ -3,6 +3,8 @@
 The ONNX functions, the plugins of TensorRT and their CUDA kernels are written against this module; it needs nothing and
 computes nothing. What the ops compute is in :mod:`yolact_deploy.postprocess`.
 
+A third op is of YOLACT++'s trunk: :data:`DEFORM_CONV`, ONNX's own operator under our domain.
+
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes, L lists of Fast
 NMS: one a class, or a single one across classes.
 """
@@ -158,3 +160,7 @@ MASK_ASSEMBLY = Op(
 )
 
 OPS = (FAST_NMS, MASK_ASSEMBLY)
+
+#: Type of the nodes of deformable convolutions in :data:`DOMAIN`. Inputs and attributes are those of ONNX's DeformConv
+#: (x, weight 3x3, offset, bias, mask; strides, pads), so that a change of the domain makes one of the other.
+DEFORM_CONV = "DeformConv"

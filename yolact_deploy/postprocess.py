@@ -298,6 +298,11 @@ class MaskWindows:
             mask[y : y + window.shape[0], x : x + window.shape[1]] = window
         return masks
 
+    def probabilities(self) -> Floats:
+        """Masks [n, h, w] as probabilities, float32; 0 outside the windows."""
+        dense: Floats = self.dense()
+        return sigmoid(dense) if self.logits else dense
+
     def select(self, index: NDArray[np.intp]) -> MaskWindows:
         windows = tuple(self.windows[i] for i in index)
         return MaskWindows(self.height, self.width, self.logits, self.offsets[index], windows)

@@ -8,6 +8,7 @@ Legend: P priors, C classes, K coefficients, S input side.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import onnx.shape_inference
 from onnx import TensorProto, helper, numpy_helper
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.benchmarks.coco import CocoImages, open_images
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.loading import load
 
 SIDE, CLASSES, COEFFICIENTS, CHANNELS = 64, 4, 4, 12
 CONFIG = YolactConfig(name="small", image_size=SIDE, num_classes=CLASSES, class_names=("cat", "dog", "owl", "bee"))
@@ -102,6 +105,22 @@ def write_blobs(folder: Path, count: int = 3) -> Path:
     for i, picture in enumerate(pictures(count)):
         cv2.imwrite(str(folder / f"{i}.png"), picture)
     return folder
+
+
+def write_truth(folder: Path, images: CocoImages) -> CocoImages:
+    """The images with what the FP32 network finds as their objects, every other one left out."""
+    write_model(folder / "truth.onnx")
+    objects = []
+    with load(folder / "truth.onnx", score_threshold=0.3, threads=1) as predictor:
+        for image in images.images:
+            objects += predictor(image.path).to_coco(image.image_id, CONFIG.category_ids)
+    content = {
+        "images": [{"id": i.image_id, "file_name": i.path.name, "width": SIDE, "height": SIDE} for i in images.images],
+        "categories": [{"id": i, "name": n} for i, n in zip(CONFIG.category_ids, CONFIG.class_names, strict=True)],
+        "annotations": [{**o, "id": n, "iscrowd": 0, "area": 100.0} for n, o in enumerate(objects[::2], 1)],
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return open_images(annotations=folder / "instances.json", images_dir=images.images[0].path.parent)
 
 
 class _Builder:

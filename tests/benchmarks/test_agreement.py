@@ -40,6 +40,20 @@ def test_identical() -> None:
     json.dumps(a.to_json())
 
 
+def test_mask_scores_that_rank_otherwise() -> None:
+    """What scores low as a box and high as a mask is not judged, and takes nothing from the others."""
+    things = (*THINGS, Thing(0, 0.1, (60, 50, 90, 60)))
+    found = dataclasses.replace(detections(things), mask_scores=np.float32([0.1, 0.2, 0.3, 0.9]))
+    other = dataclasses.replace(found, mask_scores=np.float32([0.1, 0.25, 0.3, 0.9]))
+    meter = AgreementMeter()
+    image = meter.add(found, other)
+    assert image.mask_score_differences == pytest.approx([0, 0.05, 0])
+    results = [side.to_coco(1, CONFIG.category_ids) for side in (found, other)]
+    a = meter.result(*results)
+    assert (a.box_ap, a.mask_ap) == (pytest.approx(1), pytest.approx(1))
+    assert compare_detections(found, detections(things)).mask_score_differences == []
+
+
 def test_shifted_boxes() -> None:
     moved = [dataclasses.replace(THINGS[0], box=(15, 15, 45, 45)), *THINGS[1:]]
     a = agree(THINGS, moved)

@@ -13,18 +13,17 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import numpy_helper  # noqa: E402
-from small_net import LAYERS, make_model, pictures, write_model  # noqa: E402
+from small_net import LAYERS, make_model, pictures, write_blobs, write_model  # noqa: E402
 
 from yolact_deploy.benchmarks.bisect import (  # noqa: E402
-    HEADS,
     BisectResult,
-    Measured,
     Target,
     bisect_precision,
     fewest,
     keep_order,
-    least_decibels,
 )
+from yolact_deploy.benchmarks.coco import plain_images  # noqa: E402
+from yolact_deploy.benchmarks.trials import HEADS, Measured, least_decibels  # noqa: E402
 from yolact_deploy.errors import ArtifactError, InputError  # noqa: E402
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list  # noqa: E402
 from yolact_deploy.loading import load  # noqa: E402
@@ -43,12 +42,14 @@ def make_fragile(graph: Any) -> None:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("bisect") / "fragile.onnx", make_fragile)
+    folder = tmp_path_factory.mktemp("bisect")
+    write_blobs(folder / "blobs", 2)
+    return write_model(folder / "fragile.onnx", make_fragile)
 
 
 def run(path: Path, target: Target | None = None, precision: str = "fp16") -> BisectResult:
-    with load(path, score_threshold=0.0, threads=1) as predictor:
-        return bisect_precision(path, predictor, pictures(2), precision=precision, target=target, threads=1, quiet=True)
+    images = plain_images([path.parent / "blobs"])
+    return bisect_precision(path, images, precision=precision, target=target, threads=1, quiet=True)
 
 
 def test_the_fragile_layer_costs_most(fragile: Path) -> None:
@@ -105,7 +106,12 @@ def test_a_target_of_agreement(fragile: Path, tmp_path: Path) -> None:
     assert result.lowered.agreement is not None
     assert (result.lowered.agreement < 1) == bool(result.keep_fp32)
     values = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert values["target"] == {"agreement": 1.0, "sqnr_db": None}
+    assert values["target"] == {
+        "agreement": 1.0,
+        "sqnr_db": None,
+        "max_ap_drop_points": None,
+        "min_agreement": None,
+    }
     (tmp_path / "keep.json").write_text(json.dumps(values))
     assert read_keep_list(str(tmp_path / "keep.json")) == result.keep_fp32
 
@@ -123,19 +129,21 @@ def test_only_from_fp32(tmp_path: Path, fragile: Path) -> None:
     half = Metadata(config=load(fragile).config, tail="heads", precision="fp16").to_json()
     onnx.helper.set_model_props(model, {"yolact_deploy": half})
     onnx.save(model, str(tmp_path / "half.onnx"))
+    write_blobs(tmp_path / "blobs", 2)
     with pytest.raises(ArtifactError, match=r"half\.onnx is fp16: --bisect starts from FP32"):
         run(tmp_path / "half.onnx")
-    with pytest.raises(InputError, match="--bisect knows fp16 and bf16, not int8"):
-        run(fragile, precision="int8")
+    with pytest.raises(InputError, match="--bisect knows fp16, bf16 and int8, not tf32"):
+        run(fragile, precision="tf32")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "expected one target"),
-        ({"agreement": 0.9, "sqnr": 40}, "expected one target"),
+        ({}, "expected a target"),
         ({"agreement": 1.1}, r"--target-agreement: expected 0 < share <= 1, got 1\.1"),
         ({"sqnr": 0}, "--target-sqnr: expected 0 < dB <= 120"),
+        ({"max_ap_drop": -0.5}, r"expected 0 <= points < 100, got -0\.5"),
+        ({"min_agreement": 98}, r"--min-agreement: expected 0 < share <= 1, got 98"),
     ],
 )
 def test_targets(options: dict[str, float], message: str) -> None:
@@ -149,6 +157,11 @@ def test_target_met() -> None:
     assert not Target(sqnr=40.1).met_by(good)
     assert Target(agreement=0.9).met_by(good), "nothing to find, nothing missed"
     assert not Target(agreement=0.9).met_by(Measured({}, 0.89))
+    assert Target(max_ap_drop=1).met_by(good), "no ground truth, nothing lost"
+    lost = Measured({}, 1.0, agreed=0.9, ap_drop={"box": 0.002, "mask": 0.011})
+    assert Target(max_ap_drop=1.2, min_agreement=0.9).met_by(lost)
+    assert not Target(max_ap_drop=1).met_by(lost), "of boxes and masks, the worse one counts"
+    assert not Target(max_ap_drop=1.2, min_agreement=0.91).met_by(lost), "of two, both"
     assert least_decibels(good) == "40.0 dB (scores)"
     assert least_decibels(Measured({"boxes": 0.0, "scores": float("inf")}, None)) == "not finite (scores)"
     assert least_decibels(Measured({"boxes": 0.0}, None)) == "exact"

@@ -12,9 +12,10 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from small_net import CONFIG, LAYERS, SIDE, make_model, write_blobs, write_model  # noqa: E402
+from small_net import CONFIG, LAYERS, SIDE, make_model, write_blobs, write_model, write_truth  # noqa: E402
 
 from yolact_deploy.artifact import Metadata  # noqa: E402
+from yolact_deploy.benchmarks.coco import plain_images  # noqa: E402
 from yolact_deploy.cli.main import main  # noqa: E402
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list  # noqa: E402
 
@@ -120,9 +121,53 @@ def test_a_target_that_is_met_already(folder: Path, capsys: Capture) -> None:
     assert "5 dB in each output: met without keeping a layer in FP32" in capsys.readouterr().out
 
 
+def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Blocks and layers with AP where there are annotations; ranges come from the pictures that are left."""
+    pytest.importorskip("pycocotools")
+    judged = write_blobs(tmp_path / "judged", 5)
+    write_truth(tmp_path, plain_images([judged]))
+    arguments = ["--reference", f"{folder}/full.onnx", "--engine", f"{folder}/full.onnx", "--threads", "1"]
+    arguments += ["--images", str(judged), "--annotations", str(tmp_path / "instances.json"), "--layer-images", "1"]
+    arguments += ["--bisect", "int8", "--calibration", str(folder / "pictures"), "--calibration-method", "minmax"]
+    assert main(["compare", *arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    costs = json.loads(out)["bisect"]
+    assert (costs["precision"], costs["images"], costs["judged"]) == ("int8", 1, 1)
+    assert sorted(cost["layer"] for cost in costs["costs"]) == sorted(LAYERS)
+    blocks = {cost["block"]: cost for cost in costs["blocks"]}
+    assert blocks.keys() == {
+        "backbone.conv1", "backbone.conv2", "backbone.layers.0.conv1", "fpn", "prediction_layers.0", "proto_net"
+    }  # fmt: skip
+    assert blocks["proto_net"]["sqnr_db"]["boxes"] is None, "it is not on the way to the boxes"
+    assert 20 < blocks["proto_net"]["sqnr_db"]["proto"] < 60
+    assert blocks["proto_net"]["ap"].keys() == {"box", "mask"}
+    assert "note: only 3 pictures for the calibration" in err
+
+    limit = 100 * costs["lowered"]["ap_drop"]["mask"] + 50
+    assert (
+        main(["compare", *arguments, "--target-ap-drop", f"{limit:.2f}", "--keep-list", str(tmp_path / "k.json")]) == 0
+    )
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Blocks in int8 that cost most, each alone, on 1 images (SQNR in dB)" in out
+    assert "mask AP x 100" in out
+    assert f"at most {limit:.4g} points of AP lost: met without keeping a layer in FP32" in out
+    stored = json.loads((tmp_path / "k.json").read_text())
+    assert (stored["judged"], stored["keep_fp32"]) == (5, [])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--bisect", "int8"], "--bisect int8 needs pictures for the ranges: give --calibration DIR"),
+        (["--bisect", "bf16", "--calibration", "."], "--calibration is of --bisect int8"),
+        (
+            ["--bisect", "--calibration", "."],
+            "--bisect in fp16 has pictures for ranges (--calibration DIR): leave it out",
+        ),
+        (["--bisect", "--target-ap-drop", "1"], "--target-ap-drop needs ground truth: give --annotations FILE"),
+        (["--bisect", "int8", "--calibration", "none"], "--calibration: expected a folder with pictures"),
+        (["--bisect", "int8", "--calibration", ".", "--calibration-images", "0"], "--calibration-images: expected 1"),
+        (["--annotations", "a.json", "--images", "a.png", "b.png"], "--annotations needs the pictures in one folder"),
         (["--layer-images", "-1"], "--layer-images: expected 0 or more, got -1"),
         (["--layer-memory", "0"], "--layer-memory: expected 1 or more, got 0"),
         (["--limit", "0"], "--limit: expected 1 or more, got 0"),

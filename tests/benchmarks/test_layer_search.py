@@ -1,4 +1,4 @@
-"""The fewest layers to keep so that a limit on accuracy is kept: decisions on scripted trials, and a network in INT8."""
+"""The fewest layers to keep so that a limit on accuracy is kept: on scripted trials, and of a network in INT8."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("pycocotools")
 
 from onnx import numpy_helper  # noqa: E402
-from small_net import LAYERS, make_model, write_blobs  # noqa: E402
-from test_trials import METADATA, write_truth  # noqa: E402
+from small_net import CONFIG, LAYERS, make_model, write_blobs, write_truth  # noqa: E402
 
+from yolact_deploy.artifact import Metadata  # noqa: E402
 from yolact_deploy.benchmarks.bisect import Target  # noqa: E402
 from yolact_deploy.benchmarks.bootstrap import Interval  # noqa: E402
 from yolact_deploy.benchmarks.changes import int8  # noqa: E402
@@ -30,6 +30,7 @@ from yolact_deploy.export.calibration import calibrate  # noqa: E402
 from yolact_deploy.export.mixed_precision import read_keep_list  # noqa: E402
 from yolact_deploy.export.trunk_graph import layer_blocks, select_layers  # noqa: E402
 
+METADATA = Metadata(config=CONFIG, tail="heads")
 BLOCKS = ("backbone.layers.0.0", "backbone.layers.0.1", "fpn", "prediction_layers.0", "proto_net")
 NAMES = [f"{block}.{part}" for block in BLOCKS for part in ("a", "b", "c", "d")]
 
@@ -104,7 +105,7 @@ def test_the_fewest_layers(points: dict[str, float]) -> None:
     assert ranking.trials == len(BLOCKS) + len(found.costs) < len(BLOCKS) + len(NAMES)
     assert judging.trials <= 16
     assert found.trials == ranking.trials + judging.trials
-    assert [block for block, _ in found.blocks][0] == "fpn"
+    assert found.blocks[0][0] == "fpn"
     assert found.reasons.keys() == wanted
     assert found.reasons["fpn.c"] == "at most 1 points of AP lost; int8 in this layer alone: 13.0 dB (boxes)"
 
@@ -149,7 +150,7 @@ def test_what_cannot_be_judged() -> None:
 
 # -- a network with a channel that is out of proportion ---------------------------------------------------------------
 
-LOUD, HURT, FACTOR = "proto_net.0", "proto_net.2", 1000.0
+LOUD, HURT, FACTOR = "backbone.conv1", "backbone.conv2", 1000.0
 
 
 def make_outlier(graph: Any) -> None:
@@ -178,24 +179,24 @@ def test_the_layer_that_an_outlier_ruins_is_found(truth: CocoImages, tmp_path: P
     ranking = Trials(model, METADATA, plain_images(truth.paths[:2]), change, threads=1)
     judging = Trials(model, METADATA, truth, change, threads=1, raw_outputs=False)
     assert judging.reference.ap["mask"] == pytest.approx(plain.ap["mask"], abs=0.02), "in FP32 nothing has changed"
-    found = search_layers(ranking, judging, Target(max_ap_drop=5), quiet=True)
+    found = search_layers(ranking, judging, Target(max_ap_drop=8), quiet=True)
     assert found.lowered.ap_drop["mask"] > 0.1
     assert found.keep_fp32 == (HURT,)
     assert found.costs[0][0] == HURT
-    assert found.mixed.ap_drop["mask"] <= 0.05
+    assert found.mixed.ap_drop["mask"] <= 0.08
     assert found.mixed_intervals["mask"].difference == pytest.approx(-found.mixed.ap_drop["mask"])
 
     (tmp_path / "found.json").write_text(json.dumps(found.to_json(), allow_nan=False))
     assert read_keep_list(str(tmp_path / "found.json")) == (HURT,)
     blocks, layers = cost_tables("int8", 2, found.blocks, found.costs)
-    assert blocks.rows[0][0] == "proto_net"
+    assert blocks.rows[0][0] == HURT, "it is in no residual block"
     assert layers.rows[0][0] == HURT
     table = search_table(found)
     assert [row[:2] for row in table.rows] == [("all in FP32", "9"), ("all in int8", "0"), ("as found", "1")]
     assert all(len(row) == len(table.columns) for row in table.rows)
     low = found.mixed_intervals["mask"].low
     told = " ".join(search_notes(found))
-    assert (f"{-100 * low:.2f} points of mask AP" in told) == (-100 * low > 5)
+    assert (f"{-100 * low:.2f} points of mask AP" in told) == (-100 * low > 8)
 
 
 def _never(model: Any, kept: Any) -> None:

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402  # once it is k
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata  # noqa: E402
 from yolact_deploy.benchmarks.macs import PARTS, LayerMacs, Macs, count_macs, count_model_macs  # noqa: E402
-from yolact_deploy.config import YolactConfig, get_config, list_configs  # noqa: E402
-from yolact_deploy.errors import ArtifactError, ConfigError, InputError  # noqa: E402
+from yolact_deploy.config import YolactConfig, get_config  # noqa: E402
+from yolact_deploy.errors import ArtifactError, InputError  # noqa: E402
 from yolact_deploy.export import functions  # noqa: E402
 
 
@@ -232,9 +232,17 @@ def test_models_are_counted_as_in_the_layer_table() -> None:
     assert macs.gmac == pytest.approx(2 * summary_dict(config)["gmac"], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in list_configs() if get_config(name).is_plus])
-def test_plus_cannot_be_counted_yet(name: str) -> None:
-    """Once it can: 93.67 GMAC with ResNet-101, 70.69 with ResNet-50."""
+@pytest.mark.parametrize(
+    ("name", "macs"), [("yolact_plus_base", 93_665_742_272), ("yolact_plus_resnet50", 70_688_744_128)]
+)
+def test_the_offsets_of_deformable_convolutions_count_and_the_mask_iou_network_does_not(name: str, macs: int) -> None:
     pytest.importorskip("torch")
-    with pytest.raises(ConfigError, match="not yet supported"):
-        count_model_macs(get_config(name))
+    counted = count_model_macs(get_config(name))
+    assert round(counted.gmac * 1e9) == macs
+    deformable = [layer for layer in counted.layers if layer.op_type == "DeformConv"]
+    offsets = {layer.name: layer for layer in counted.layers if layer.name.endswith("conv_offset_mask")}
+    assert len(deformable) == len(offsets) == (11 if name == "yolact_plus_base" else 13)
+    for layer in deformable:
+        told = offsets[f"{layer.name}.conv_offset_mask"]
+        assert layer.inputs == told.inputs + told.outputs
+    assert not any("maskiou" in layer.name for layer in counted.layers)

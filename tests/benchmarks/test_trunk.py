@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,14 +18,17 @@ pytest.importorskip("onnxruntime")
 
 from onnx import numpy_helper  # noqa: E402
 from scripted import ScriptedBackend  # noqa: E402
-from small_net import CONFIG, LAYERS, make_model, pictures, write_model  # noqa: E402
+from small_net import CONFIG, LAYERS, make_model, pictures, write_blobs, write_model  # noqa: E402
 
 from yolact_deploy.artifact import Metadata  # noqa: E402
 from yolact_deploy.benchmarks.taps import INPUT, OnnxTap, Tap, open_tap  # noqa: E402
 from yolact_deploy.benchmarks.trunk import ErrorMeter, TrunkComparison, compare_trunks, sqnr_db  # noqa: E402
 from yolact_deploy.errors import ArtifactError, BackendError, InputError  # noqa: E402
+from yolact_deploy.export.calibration import calibrate  # noqa: E402
 from yolact_deploy.export.mixed_precision import lower_trunk  # noqa: E402
+from yolact_deploy.export.quantize import quantize_trunk  # noqa: E402
 from yolact_deploy.export.trunk_graph import trunk_nodes  # noqa: E402
+from yolact_deploy.runtime.onnx_graph import onnx_metadata  # noqa: E402
 
 HEAD = "prediction_layers.0"
 
@@ -213,3 +217,22 @@ def test_meter() -> None:
     zeros.add(np.zeros(2), np.ones(2))
     assert zeros.relative_rms == math.inf, "anything instead of nothing"
     assert sqnr_db(0) == math.inf
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8(small: Path, tmp_path: Path, runtime: str) -> None:
+    """Through Q/DQ, each layer is found and has the error of 8 bits."""
+    pytest.importorskip(runtime)
+    model = make_model()
+    pictures_of_it = sorted(write_blobs(tmp_path / "pictures").iterdir())
+    quantize_trunk(model, calibrate(model, pictures_of_it, method="minmax", quiet=True))
+    metadata = dataclasses.replace(onnx_metadata(model, "small"), precision="int8")
+    model.metadata_props[0].value = metadata.to_json()
+    onnx.save(model, str(tmp_path / "int8.onnx"))
+    reference, engine = tap(small, runtime), tap(tmp_path / "int8.onnx", runtime, precision="int8")
+    assert list(engine.sizes) == list(reference.sizes)
+    result = compare(reference, engine)
+    assert result.unmatched == 0
+    errors = {layer.name: layer.relative_rms for layer in result.layers}
+    assert errors.pop(INPUT) < 1e-6
+    assert all(1e-4 < error < 0.2 for error in errors.values()), errors

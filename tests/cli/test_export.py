@@ -15,7 +15,6 @@ from yolact_deploy.artifact import sha256_file
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
-from yolact_deploy.samples import sample_images
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -57,7 +56,11 @@ def names(folder: Path) -> list[str]:
 def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare on one picture instead of three."""
     check = pipeline.check_parity
-    monkeypatch.setattr(pipeline, "check_parity", lambda model, path, images: check(model, path, sample_images()[:1]))
+    monkeypatch.setattr(
+        pipeline, "check_parity", lambda model, path, images, traced, noise: check(
+            model, path, images[:1], traced[:1], noise
+        )
+    )
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def test_fp16_onnx_and_engine(resnet50_checkpoint: Path, here: Path, capsys: pyt
     assert read_engine_metadata("yolact_resnet50.trt").config == metadata.config
     out, err = capsys.readouterr()
     assert out.startswith("exporting yolact_resnet50 (fp16) to yolact_resnet50.onnx ...\n")
+    assert "no layer overflows in 3 images: values up to " in out
     assert "ONNX Runtime against eager FP32, 3 images" in out
     for word in ("boxes", "scores", "coeff", "proto", "ok", "whole file, eager", "functions in the file"):
         assert word in out
@@ -116,6 +120,62 @@ def test_layers_kept_in_fp32(resnet50_checkpoint: Path, here: Path, capsys: pyte
     assert onnx_metadata(read_onnx("m.onnx"), "").keep_fp32 == ("proto_net.10", "fpn")
     assert cli.main(["inspect", "m.onnx"]) == 0
     assert "proto_net.10, fpn" in capsys.readouterr().out
+
+
+@pytest.fixture
+def overflowing(resnet50_checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint whose head has values past 65504 between two of its layers, and is the same network otherwise."""
+    import torch
+
+    state = torch.load(resnet50_checkpoint, weights_only=True)
+    for name in ("upfeature.0.weight", "upfeature.0.bias"):
+        state[f"prediction_layers.0.{name}"] *= 2.0**15
+    for name in ("bbox_layer", "conf_layer", "mask_layer"):
+        state[f"prediction_layers.0.{name}.weight"] /= 2.0**15
+    torch.save(state, tmp_path / "w.pth")
+    return tmp_path / "w.pth"
+
+
+@pytest.mark.usefixtures("short_check")
+def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are named with the reason, kept, and told by inspect; without the search nothing broken is written."""
+    arguments = ["--weights", str(overflowing), *SMALL, "--engine", "none", "-o", "m"]
+    assert cli.main(["export", "--fp16", "--no-overflow-check", *arguments]) == 2
+    assert "disagrees with the eager model: boxes differ by nan" in error_of(capsys)
+    assert names(here) == []
+
+    assert cli.main(["export", "--fp16", "--keep-fp32", "proto_net.10", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "4 of 70 layers are too much for FP16, found in 3 images" in out
+    for layer in ("upfeature.0", "bbox_layer", "conf_layer", "mask_layer"):
+        assert f"prediction_layers.0.{layer} " in out
+    assert "values up to " in out
+    metadata = onnx_metadata(read_onnx("m.onnx"), "")
+    assert metadata.keep_fp32[0] == "proto_net.10"
+    assert len(metadata.keep_fp32) == 5
+    assert cli.main(["--json", "inspect", "m.onnx"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["keep_reasons"] == metadata.keep_reasons
+    assert cli.main(["inspect", "m.onnx"]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert "proto_net.10,prediction_layers.0.upfeature.0(valuesupto" in told
+
+
+@needs_rtx
+@pytest.mark.usefixtures("short_check")
+def test_bf16(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the range of FP32, so that nothing is looked for and nothing is kept."""
+    arguments = ["--weights", str(overflowing), *SMALL, "--engine", "rtx", "-o", "m", "--batch", "1:2:4"]
+    assert cli.main(["export", "--bf16", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("exporting yolact_resnet50 (bf16) to m.onnx ...\n")
+    assert "overflow" not in out
+    for line in ("boxes before rounding", "proto before rounding", "boxes ", "proto "):
+        assert line in out
+    for metadata in (onnx_metadata(read_onnx("m.onnx"), ""), read_engine_metadata("m.trt")):
+        assert (metadata.precision, metadata.keep_fp32) == ("bf16", ())
+    assert cli.main(["--json", "inspect", "m.onnx"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"]["bfloat16"]["bytes"] == 2 * facts["parameters"]["bfloat16"]["values"] > 5e7
 
 
 @pytest.mark.usefixtures("short_check")
@@ -164,7 +224,12 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
             "folder is a folder: give -o the files' common stem, such as folder/yolact",
         ),
         (["--weights", "W", "--engine", "tensorrt"], "'yolact-deploy[tensorrt]'"),
-        (["--weights", "W", "--keep-fp32", "proto_net"], "--keep-fp32 is of --fp16: without it all layers are in FP32"),
+        (
+            ["--weights", "W", "--keep-fp32", "proto_net"],
+            "--keep-fp32 is of --fp16 and --bf16: without them all layers",
+        ),
+        (["--weights", "W", "--no-overflow-check"], "--no-overflow-check is of --fp16: nothing else overflows"),
+        (["--weights", "W", "--bf16", "--no-overflow-check"], "--no-overflow-check is of --fp16"),
         (["--weights", "W", "--fp16", "--keep-fp32", "none.json"], "no such list of layers: none.json"),
     ],
 )
@@ -194,6 +259,8 @@ def test_mistakes_are_found_before_the_work(
     [
         [],
         ["--weights", "w.pth", "--fp16", "--fp32"],
+        ["--weights", "w.pth", "--fp16", "--bf16"],
+        ["--weights", "w.pth", "--bf16", "--fp32"],
         ["--weights", "w.pth", "--batch", "0"],
         ["--weights", "w.pth", "--batch", "4:2:1"],
         ["--weights", "w.pth", "--batch", "1:2"],

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import get_config, list_configs
+from yolact_deploy.config import list_configs
 
-_COLUMNS = list(itertools.product(("fp32", "fp16"), ("functions", "heads"), ("static", "dynamic")))
+_COLUMNS = list(itertools.product(("fp32", "fp16", "bf16"), ("functions", "heads"), ("static", "dynamic")))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -40,8 +40,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _cells(name: str, builds: dict[str, Any]) -> list[str]:
-    if get_config(name).is_plus:
-        return ["does not export yet", *[""] * (len(_COLUMNS) - 1)]
     found = [builds["-".join((name, *column))] for column in _COLUMNS]
     return [f"{build['engine_bytes'] / 1e6:.1f} MB, {build['build_seconds']:.1f} s" for build in found]
 

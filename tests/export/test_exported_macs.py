@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,20 +22,40 @@ CASES = [
     ("yolact_darknet53", "fp32"),
     ("yolact_edge_mobilenetv2", "fp32"),
     ("yolact_resnet50_pascal", "fp16"),
+    ("yolact_plus_resnet50", "fp32"),
+    ("yolact_plus_resnet50", "fp16"),
 ]
-NAMES = [name for name in list_configs() if not get_config(name).is_plus]
+NAMES = list_configs()
 
 
 def check(exported: Macs, name: str, size: int | None = None, batch: int = 1) -> None:
-    """The trunk is the model's, layer by layer, in whichever order; the tail is the product of masks."""
+    """The trunk is the model's, layer by layer, in whichever order.
+
+    The tail is the product of masks, and the mask-IoU network on each of them.
+    """
     config = get_config(name) if size is None else get_config(name).with_size(size)
     model = count_model_macs(config, batch=batch)
     trunk = {layer.name: layer for layer in exported.layers if layer.part != "tail"}
     assert trunk == {layer.name: layer for layer in model.layers}
     assert exported.gmac == pytest.approx(model.gmac, rel=1e-12)
     side = config.prototype_size
-    masks = batch * config.max_detections * config.num_prototypes * side * side
-    assert exported.part_gmac().get("tail") == pytest.approx(masks / 1e9)
+    macs = config.num_prototypes * side * side
+    if config.mask_iou:
+        macs += mask_iou_macs(side, config.num_classes)
+    assert exported.part_gmac().get("tail") == pytest.approx(batch * config.max_detections * macs / 1e9)
+
+
+def mask_iou_macs(side: int, classes: int) -> int:
+    """Of one mask: five 3x3 convolutions of stride 2 without padding, and one 1x1; small masks are filled up to 63."""
+    total, side = 0, max(side, 63)
+    for narrow, wide in itertools.pairwise((1, 8, 16, 32, 64, 128)):
+        side = (side - 3) // 2 + 1
+        total += side * side * narrow * wide * 9
+    return total + side * side * 128 * classes
+
+
+def test_the_mask_iou_network_is_that_of_the_original() -> None:
+    assert mask_iou_macs(138, 80) == 4_425_984
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES)

@@ -18,6 +18,7 @@ import pytest
 from deterministic import GOLDEN
 from goldencheck import check_sample, match_detections
 
+from yolact_deploy.benchmarks.coco_results import score_of
 from yolact_deploy.config import get_config
 from yolact_deploy.detections import Detections
 from yolact_deploy.preprocess import read_image
@@ -88,8 +89,6 @@ class Net:
 @pytest.fixture(scope="module", params=[(name, backend) for name in NAMES for backend in BACKENDS], ids="-".join)
 def net(request: pytest.FixtureRequest, export: Callable[..., Path]) -> Iterator[Net]:
     name, backend = request.param
-    if get_config(name).is_plus:
-        pytest.skip("YOLACT++ is not yet supported")
     pytest.importorskip(backend)
     net = Net(name, export, _backend(backend))
     yield net
@@ -192,6 +191,9 @@ def test_masks_in_the_image(net: Net, image: int, key: str, nms: str, tail: str)
     pairs = _pairs(net, name, found)
     _close_areas(found.areas()[pairs], net.z[f"{name}.area"])
     _check_masks(found.masks[pairs], net.facts["images"][image]["variants"][key]["rle"])
+    assert (found.mask_scores is not None) == (f"{name}.mask_score" in net.z)
+    if found.mask_scores is not None:
+        np.testing.assert_allclose(found.mask_scores[pairs], net.z[f"{name}.mask_score"], atol=5e-5)
 
 
 @pytest.mark.parametrize("tail", ["host", "graph"])
@@ -219,13 +221,14 @@ def test_coco_results(net: Net, tail: str) -> None:
     boxes = np.array([result["bbox"] for result in results])
     order = []
     for box, mask in zip(golden["bbox"], golden["mask"], strict=True):
-        assert all(box[part] == mask[part] for part in ("image_id", "category_id", "score"))
+        assert all(box[part] == mask[part] for part in ("image_id", "category_id"))
         same = [
             index
             for index, result in enumerate(results)
             if index not in order
             and all(result[part] == box[part] for part in ("image_id", "category_id"))
-            and abs(result["score"] - box["score"]) <= 5e-5
+            and abs(score_of(result, "bbox") - box["score"]) <= 5e-5
+            and abs(score_of(result, "segm") - mask["score"]) <= 5e-5
             and np.abs(_corners(boxes[index]) - _corners(np.array(box["bbox"]))).max() <= 1.01  # cut to whole pixels
         ]
         assert same, f"nothing like {box}"

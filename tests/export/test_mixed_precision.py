@@ -20,6 +20,7 @@ pytest.importorskip("onnxscript")
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list  # noqa: E402
 from yolact_deploy.export.onnx import export_onnx  # noqa: E402
 from yolact_deploy.export.trunk_graph import layer_names, select_layers, trunk_nodes  # noqa: E402
+from yolact_deploy.runtime.half_precision import widen  # noqa: E402
 from yolact_deploy.runtime.onnx_graph import cut_tail, onnx_metadata, read_onnx  # noqa: E402
 
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
@@ -55,12 +56,28 @@ def lowered(path: Path, keep: tuple[str, ...] = (), **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("tail", ["functions", "heads"])
-def test_all_layers_lowered_is_the_fp16_export(export: Export, tail: str) -> None:
-    """Two ways to half precision, PyTorch's and the one in the graph, give the same bits."""
-    model = lowered(export(NAME, SMALL, tail=tail))
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_lowered_as_pytorch_does_it(
+    make_model: Callable[..., Any], export: Export, tmp_path: Path, tail: str, precision: str
+) -> None:
+    """Two ways to half precision, PyTorch's own and the one in the graph, are equally far from FP32."""
+    import torch
+
+    from yolact_deploy.runtime.torch.network import HeadsModule
+    from yolact_deploy.training.model.fuse import fuse_batch_norm
+
+    model = read_onnx(export(NAME, SMALL, precision=precision, tail=tail))
     onnx.checker.check_model(model, full_check=True)
-    for ours, torchs in zip(heads(model), heads(read_onnx(export(NAME, SMALL, precision="fp16"))), strict=True):
-        np.testing.assert_array_equal(ours, torchs)
+    names = {constant.name for constant in model.graph.initializer}
+    assert not [name for name in names if name.endswith("_low")], "weights have their parameters' names"
+    widen(model, precision, rounding=True)
+    reference = heads(read_onnx(export(NAME, SMALL)))
+    with torch.inference_mode():
+        by_torch = HeadsModule(fuse_batch_norm(make_model(NAME, SMALL)), precision=precision)(
+            torch.from_numpy(images())
+        )
+    for expected, ours, torchs in zip(reference, heads(model), by_torch, strict=True):
+        assert decibels(expected, ours) == pytest.approx(decibels(expected, torchs.float().numpy()), abs=4)
 
 
 @pytest.mark.parametrize("batch", [(1, 1, 1), (1, 2, 4)])
@@ -161,6 +178,12 @@ def test_export(make_model: Callable[..., Any], export: Export, tmp_path: Path) 
         export_onnx(model, tmp_path / "m.onnx", precision="fp16", keep_fp32=["proto"])
     with pytest.raises(ExportError, match="keep_fp32: all layers are in FP32 already"):
         export_onnx(model, tmp_path / "m.onnx", keep_fp32=["proto_net"])
+    found = {"proto_net.10": "values up to 1e+05", "fpn.lat_layers.0": "values up to 1e+05"}
+    metadata = export_onnx(
+        model, tmp_path / "m.onnx", precision="fp16", keep_fp32=["fpn"], on_traced=lambda graph, metadata: found
+    )
+    assert metadata.keep_fp32 == ("fpn", "proto_net.10")
+    assert metadata.keep_reasons == {"proto_net.10": "values up to 1e+05"}
 
 
 def test_a_checkpoint_and_its_export_have_the_same_layers(

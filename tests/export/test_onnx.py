@@ -28,7 +28,7 @@ pytest.importorskip("onnxscript")
 from yolact_deploy.export.onnx import MAX_BATCH, export_onnx  # noqa: E402
 from yolact_deploy.training.model import YolactModel  # noqa: E402
 
-SUPPORTED = [name for name in list_configs() if not get_config(name).is_plus]
+SUPPORTED = list_configs()
 SMALL = 138
 # Networks that differ from another one in size or classes only are exported in one precision.
 SAME_NETWORK = {
@@ -36,6 +36,7 @@ SAME_NETWORK = {
     "yolact_im400": "fp16",
     "yolact_im700": "fp32",
     "yolact_resnet50_pascal": "fp16",
+    "yolact_plus_base": "fp16",
 }
 CASES = [
     (name, precision)
@@ -83,13 +84,14 @@ def expected_outputs(config: YolactConfig, tail: str, precision: str, batch: int
             "coeff": ("float32", [batch, num, 32]),
             "proto": ("float32", [batch, side, side, 32]),
         }
-    return {
+    found = {
         "num_detections": ("int32", [batch]),
         "boxes": ("float32", [batch, slots, 4]),
         "scores": ("float32", [batch, slots]),
         "labels": ("int32", [batch, slots]),
         "masks": ("float16" if precision == "fp16" else "float32", [batch, slots, side, side]),
     }
+    return found | {"mask_scores": ("float32", [batch, slots])} if config.mask_iou else found
 
 
 # -- every configuration --------------------------------------------------------------------------------------------
@@ -116,15 +118,17 @@ def test_every_configuration_exports_and_runs(export: Export, name: str, precisi
     for value in found.values():
         assert np.isfinite(value.astype(np.float64)).all()
     assert 0.5 < found["masks"].max() <= 1
-    for key in ("boxes", "scores", "labels", "masks"):
+    for key in set(found) - {"num_detections"}:
         assert not found[key][0, count:].any()
 
     half = {value.name for value in model.graph.initializer if value.data_type == onnx.TensorProto.FLOAT16}
     if precision == "fp32":
         assert not half
     else:  # all weights of convolutions, and nothing that is not one
-        trunk = [node for node in model.graph.node if node.op_type == "Conv"]
-        assert {name for node in trunk for name in node.input[1:]} <= half
+        convolutions = [node for node in model.graph.node if node.op_type in ("Conv", "DeformConv")]
+        weights = {name for node in convolutions for name in node.input[1:] if name.endswith((".weight", ".bias"))}
+        assert {name for name in weights if "maskiou_net" not in name} <= half
+        assert not {name for name in weights if "maskiou_net" in name} & half
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -338,13 +342,15 @@ def test_more_slots_than_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_weights_that_are_not_finite(
     make_model: Callable[..., Any], tmp_path: Path, value: float, precision: str
 ) -> None:
     model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
     model.proto_net[0].weight.data[3, 1, 0, 0] = value
-    with pytest.raises(ExportError, match=rf"proto_net\.0\.weight has values that are not finite in {precision}: "):
+    with pytest.raises(
+        ExportError, match=r"proto_net\.0\.weight has values that are not finite: the checkpoint is dam"
+    ):
         export_onnx(model, tmp_path / "m.onnx", precision=precision)
 
 
@@ -352,5 +358,5 @@ def test_weights_too_large_for_fp16(make_model: Callable[..., Any], tmp_path: Pa
     model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
     model.prediction_layers[0].bbox_layer.bias.data[0] = 1e5
     name = r"prediction_layers\.0\.bbox_layer\.bias"
-    with pytest.raises(ExportError, match=rf"{name} has values that are not finite in fp16: export with --fp32"):
+    with pytest.raises(ExportError, match=rf"{name} has values that are not finite in fp16: keep its layer in FP32"):
         export_onnx(model, tmp_path / "m.onnx", precision="fp16")

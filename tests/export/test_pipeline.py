@@ -42,7 +42,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_good_export(make_model: Callable[..., Any], weights: Path, folder: Path) -> None:
     model = make_model(NAME, SMALL)
     options = ExportOptions(precision="fp16", batch=(1, 2, 4), cross_class=True)
-    metadata, parity = export_checkpoint(model, weights, folder / "m.onnx", options, ONE)
+    exported = export_checkpoint(model, weights, folder / "m.onnx", options, ONE)
+    metadata, parity = exported.metadata, exported.parity
     assert [path.name for path in folder.iterdir()] == ["m.onnx"]
     assert onnx_metadata(read_onnx(folder / "m.onnx"), "m.onnx") == metadata
     assert metadata.weights_sha256 == hashlib.sha256(b"weights").hexdigest()

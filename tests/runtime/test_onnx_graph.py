@@ -16,17 +16,20 @@ from yolact_deploy.errors import ArtifactError
 
 onnx = pytest.importorskip("onnx")
 
+import tiny_onnx  # noqa: E402
 from onnx import TensorProto, helper  # noqa: E402
 
 from yolact_deploy.export import functions  # noqa: E402
 from yolact_deploy.runtime.onnx_graph import (  # noqa: E402
     cut_tail,
     inline_functions,
-    load_for_cpu,
+    load_graph,
     onnx_metadata,
     read_onnx,
 )
+from yolact_deploy.runtime.predictor import Predictor  # noqa: E402
 
+TAILS = ("host", "graph")
 CONFIG = YolactConfig(image_size=64, num_classes=2, top_k=4, max_detections=3)
 
 
@@ -151,14 +154,42 @@ def test_inline_functions() -> None:
         ("heads", "graph", True, 4),
     ],
 )
-def test_load_for_cpu(tmp_path: Path, tail: str, wanted: str, on_host: bool, outputs: int) -> None:
+def test_load_graph(tmp_path: Path, tail: str, wanted: str, on_host: bool, outputs: int) -> None:
     onnx.save(make_model(tail), str(tmp_path / "m.onnx"))
     before = (tmp_path / "m.onnx").read_bytes()
-    data, metadata, host = load_for_cpu(tmp_path / "m.onnx", wanted)
-    assert host is on_host
-    assert metadata == Metadata(config=CONFIG, tail=tail)
-    assert len(run(data)) == outputs
+    loaded = load_graph(tmp_path / "m.onnx", wanted)
+    assert loaded.on_host is on_host
+    assert loaded.mask_iou is None
+    assert loaded.metadata == Metadata(config=CONFIG, tail=tail)
+    assert len(run(loaded.data)) == outputs
     assert (tmp_path / "m.onnx").read_bytes() == before
+
+
+# -- mask scores ----------------------------------------------------------------------------------------------------
+
+
+def test_mask_scores_on_the_host_are_those_of_the_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
+
+    path = tiny_onnx.write_model(tmp_path / "m.onnx", mask_iou=True)
+    assert load_graph(path, "host").mask_iou is not None
+    assert load_graph(path, "graph").mask_iou is None
+    image = np.full((64, 64, 3), 200, np.uint8)
+    host, graph = (Predictor(OnnxRuntimeBackend(path, tail=tail), score_threshold=0)(image) for tail in TAILS)
+    assert len(graph) > 0
+    assert host.labels.tolist() == graph.labels.tolist()
+    np.testing.assert_allclose(host.mask_scores, graph.mask_scores, rtol=1e-4)
+    assert len(set(graph.mask_scores / graph.scores)) > 1, "the IoUs differ"
+
+
+def test_a_mask_iou_network_without_all_its_layers(tmp_path: Path) -> None:
+    model = tiny_onnx.make_model(mask_iou=True)
+    (last,) = (node for node in model.graph.node if "model.maskiou_net.maskiou_net.10.weight" in node.input)
+    last.input[1] = "elsewhere"
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    with pytest.raises(ArtifactError, match=r"has no maskiou_net\.maskiou_net\.10\.weight.*: export it again"):
+        load_graph(tmp_path / "m.onnx", "host")
 
 
 # -- reading --------------------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ def test_describe(files: dict[str, Path]) -> None:
     assert backend.describe() == {
         "backend": "onnxruntime",
         "version": onnxruntime.__version__,
+        "precision": "fp32",
         "providers": ["CPUExecutionProvider"],
         "threads": "all cores",
         "tail": "host",

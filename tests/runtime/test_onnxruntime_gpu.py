@@ -115,7 +115,10 @@ def test_tensorrt_options(fake: FakeOnnxRuntime, tmp_path: Path, caches: Path) -
     assert found["trt_profile_max_shapes"] == "images:4x64x64x3"
     found = options_of(fake, fixed, provider="tensorrt")
     assert found["trt_fp16_enable"] == "1"  # as the graph is
+    assert "trt_bf16_enable" not in found, "older versions do not know it"
     assert not [key for key in found if "profile" in key]
+    found = options_of(fake, write_model(tmp_path / "bf16.onnx", precision="bf16"), provider="tensorrt")
+    assert (found["trt_fp16_enable"], found["trt_bf16_enable"]) == ("0", "1")
 
 
 def test_rtx_options(fake: FakeOnnxRuntime, tmp_path: Path, caches: Path) -> None:

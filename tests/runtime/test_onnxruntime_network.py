@@ -71,6 +71,19 @@ def expected(path: Path, tail: str, images: Any) -> dict[str, Any]:
         return OnnxRuntimeBackend(path, tail=tail).run(images)._asdict()
 
 
+def test_mask_scores_come_from_the_graph(fake: FakeOnnxRuntime, device: Device, tmp_path: Path) -> None:
+    """Our kernels do not give them, so the tail is not cut off, whatever is asked for."""
+    path, stream = write_model(tmp_path / "m.onnx", mask_iou=True), device.stream()
+    network = OnnxRuntimeNetwork(path, device, tail="heads")
+    assert network.metadata.tail == "functions"
+    found = run(network, stream, IMAGES)
+    wanted = expected(path, "graph", IMAGES)
+    assert list(found) == list(wanted)
+    assert (found["mask_scores"] > 0).any()
+    np.testing.assert_array_equal(found["mask_scores"], wanted["mask_scores"])
+    network.close()
+
+
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt", "rtx"])
 @pytest.mark.parametrize(("tail", "cpu_tail"), [("heads", "host"), ("functions", "graph")])
 def test_outputs(

@@ -54,8 +54,14 @@ def fakes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def make_engine(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """``make_engine(tail, batch, **options of write_engine)``: paths of an ONNX file and its engine."""
 
-    def make(tail: str = "functions", batch: tuple[int, int, int] = (1, 1, 1), **options: Any) -> tuple[Path, Path]:
-        onnx_path = tiny_onnx.write_model(tmp_path / "tiny.onnx", tail=tail, batch=batch)
+    def make(
+        tail: str = "functions",
+        batch: tuple[int, int, int] = (1, 1, 1),
+        *,
+        mask_iou: bool = False,
+        **options: Any,
+    ) -> tuple[Path, Path]:
+        onnx_path = tiny_onnx.write_model(tmp_path / "tiny.onnx", tail=tail, batch=batch, mask_iou=mask_iou)
         return onnx_path, fake_tensorrt.write_engine(tmp_path / "tiny.trt", onnx_path, **options)
 
     return make
@@ -99,6 +105,22 @@ def test_detections(make_engine: Any, tail: str, batch: Any, rtx: bool) -> None:
         reference = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
         for ours, theirs in zip(model.backend.run(images), reference, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@with_driver
+@pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "rtx"])
+def test_mask_scores(make_engine: Any, rtx: bool) -> None:
+    """Those of the graph, from frames as they are and from resized images."""
+    onnx_path, engine = make_engine("functions", (1, 2, 4), rtx=rtx, profiles=((1, 2, 4),), mask_iou=True)
+    expected = Predictor(OnnxRuntimeBackend(onnx_path, tail="graph"))
+    with load(engine) as model:
+        for ours, theirs in zip(model(FRAMES), expected(FRAMES), strict=True):
+            assert len(theirs) > 0
+            np.testing.assert_allclose(np.sort(ours.mask_scores), np.sort(theirs.mask_scores), atol=1e-5)
+            assert (theirs.mask_scores > 0).any()
+        images = model.preprocess(FRAMES[:2])
+        wanted = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
+        np.testing.assert_allclose(model.backend.run(images).mask_scores, wanted.mask_scores, atol=1e-5)
 
 
 @with_driver

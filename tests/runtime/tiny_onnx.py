@@ -5,6 +5,7 @@ Legend: N images, P priors, C classes, K coefficients, h x w prototypes, S input
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.export import functions
+from yolact_deploy.mask_iou import PARAMETERS, SMALLEST_SIDE
 
 CONFIG = YolactConfig(image_size=64, num_classes=2, top_k=4, max_detections=3)
 PRIORS, PROTO_SIDE, COEFFICIENTS = 5, 6, 3
@@ -27,9 +29,13 @@ _SHAPES = {
 
 
 def make_model(
-    *, tail: str = "functions", batch: tuple[int, int, int] = (1, 2, 4), precision: str = "fp32"
+    *,
+    tail: str = "functions",
+    batch: tuple[int, int, int] = (1, 2, 4),
+    precision: str = "fp32",
+    mask_iou: bool = False,
 ) -> onnx.ModelProto:
-    """Heads are constants plus the mean grey level of the image times a little."""
+    """Heads are constants plus the mean grey level of the image times a little; masks may have scores of their own."""
     count: Any = batch[0] if batch[0] == batch[2] else "batch"
     nodes, constants = _trunk()
     value = helper.make_tensor_value_info
@@ -39,7 +45,12 @@ def make_model(
         opsets, bodies = [helper.make_opsetid("", functions.OPSET)], []
     else:
         nodes += _tail()
+        if mask_iou:
+            added, weights = _mask_iou()
+            nodes, constants = nodes + added, constants + weights
         shapes = {"boxes": (3, 4), "scores": (3,), "labels": (3,), "masks": (3, PROTO_SIDE, PROTO_SIDE)}
+        if mask_iou:
+            shapes["mask_scores"] = (3,)
         kinds = {"labels": TensorProto.INT32}
         outputs = [value("num_detections", TensorProto.INT32, [count])]
         outputs += [value(name, kinds.get(name, TensorProto.FLOAT), [count, *shape]) for name, shape in shapes.items()]
@@ -47,7 +58,8 @@ def make_model(
         bodies = [functions.fast_nms_function(), functions.mask_assembly_function()]
     graph = helper.make_graph(nodes, "tiny", [images], outputs, initializer=constants)
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
-    metadata = Metadata(config=CONFIG, tail=tail, batch=batch, precision=precision)
+    config = dataclasses.replace(CONFIG, mask_iou=mask_iou)
+    metadata = Metadata(config=config, tail=tail, batch=batch, precision=precision)
     helper.set_model_props(model, {"yolact_deploy": metadata.to_json()})
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -98,3 +110,38 @@ def _tail() -> list[onnx.NodeProto]:
     )
     inputs = ["node_proto", "found_coeff", "boxes"]
     return [nms, helper.make_node("MaskAssembly", inputs, ["masks"], domain="yolact", padding=1.0)]
+
+
+def _mask_iou() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """From masks [N, 3, 6, 6] to mask_scores [N, 3]; the second convolution has no bias, as where it is zeros."""
+    rng = np.random.default_rng(6)
+    node, array = helper.make_node, numpy_helper.from_array
+    missing = SMALLEST_SIDE - PROTO_SIDE
+    constants = [
+        array(np.array([-1, 1, PROTO_SIDE, PROTO_SIDE], np.int64), "one_by_one"),
+        array(np.array([0, 0, 0, 0, 0, 0, missing, missing], np.int64), "missing"),
+        array(np.array([2, 3], np.int64), "rows_columns"),
+        array(np.array([-1, 3, 2], np.int64), "by_image"),
+        array(np.array([2], np.int64), "last"),
+    ]
+    nodes = [node("Reshape", ["masks", "one_by_one"], ["single"]), node("Pad", ["single", "missing"], ["layer_0"])]
+    channels = (1, 8, 16, 32, 64, 128, 2)
+    for i in range(6):
+        side, stride = (3, 2) if i < 5 else (1, 1)
+        weight = rng.standard_normal((channels[i + 1], channels[i], side, side)) * (2 / channels[i] / side**2) ** 0.5
+        names = [f"model.{name}" for name in PARAMETERS[2 * i : 2 * i + (1 if i == 1 else 2)]]
+        values = [weight, np.abs(rng.standard_normal(channels[i + 1])) / 10]
+        constants += [array(v.astype(np.float32), name) for name, v in zip(names, values, strict=False)]
+        nodes += [
+            node("Conv", [f"layer_{i}", *names], [f"conv_{i}"], kernel_shape=[side] * 2, strides=[stride] * 2),
+            node("Relu", [f"conv_{i}"], [f"layer_{i + 1}"]),
+        ]
+    nodes += [
+        node("ReduceMax", ["layer_6", "rows_columns"], ["told"], keepdims=0),
+        node("Reshape", ["told", "by_image"], ["told_by_image"]),
+        node("Unsqueeze", ["labels", "last"], ["labels_column"]),
+        node("GatherElements", ["told_by_image", "labels_column"], ["told_of_label"], axis=2),
+        node("Squeeze", ["told_of_label", "last"], ["iou"]),
+        node("Mul", ["scores", "iou"], ["mask_scores"]),
+    ]
+    return nodes, constants

@@ -38,10 +38,8 @@ def file(tmp_path: Path) -> Path:
 
 
 def _meta_state(name: str, **changes: Any) -> dict[str, Any]:
-    """Shapes of a configuration's tensors, without memory; for YOLACT++ from the golden files."""
+    """Shapes of a configuration's tensors, without memory."""
     config = get_config(name)
-    if config.is_plus:
-        return {key: value.to("meta") for key, value in deterministic_state(name).items()}
     with torch.device("meta"):
         return dict(YolactModel(config.with_classes(**changes) if changes else config).state_dict())
 
@@ -169,10 +167,17 @@ def test_backbone_weights_are_told_apart(key: str) -> None:
         infer_config({key: torch.zeros(1)})
 
 
-def test_plus_checkpoints_say_not_yet(file: Path) -> None:
-    torch.save(deterministic_state("yolact_plus_resnet50"), file)
-    with pytest.raises(ConfigError, match="yolact_plus_resnet50 is not yet supported"):
-        load_model(file)
+def test_an_original_checkpoint_of_yolact_plus_loads(file: Path) -> None:
+    state = deterministic_state("yolact_plus_resnet50")
+    torch.save(state, file)
+    loaded = load_model(file)
+    assert loaded.config == get_config("yolact_plus_resnet50")
+    _same(loaded.state_dict(), state)
+
+
+def test_other_classes_of_yolact_plus_are_inferred() -> None:
+    config = infer_config(_meta_state("yolact_plus_base", class_names=7))
+    assert (config.num_classes, config.mask_iou, config.deformable_blocks) == (7, True, (0, 4, 23, 3))
 
 
 # -- refusing -------------------------------------------------------------------------------------------------------

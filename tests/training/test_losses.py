@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from deterministic import deterministic_state
 from lossinputs import ellipse_masks, predictions
 
 from yolact_deploy.config import YolactConfig, get_config
@@ -21,6 +22,7 @@ from torch import distributed  # noqa: E402
 from yolact_deploy.training import LossSettings, YolactLoss, YolactModel, mask_losses  # noqa: E402
 from yolact_deploy.training.mask_losses import sample_positives  # noqa: E402
 from yolact_deploy.training.matching import Match  # noqa: E402
+from yolact_deploy.training.model.mask_iou import MaskIouNet  # noqa: E402
 from yolact_deploy.training.targets import GroundTruth  # noqa: E402
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -95,12 +97,19 @@ def test_golden_losses_and_gradients(path: Path) -> None:
         class_weight=flags["conf_alpha"],
         mask_weight=flags["mask_alpha"],
         semantic_weight=flags["semantic_segmentation_alpha"],
+        mask_iou_weight=flags["maskiou_alpha"],
+        min_mask_area=max(flags["discard_mask_area"], 0),
     )
+    assert config.mask_iou == flags["use_maskiou"]
+    network = {"mask_iou_net": _golden_mask_iou_net(config.name)} if config.mask_iou else {}
     losses = YolactLoss(settings)(
-        outputs, [_golden_target(golden[f"targets.{i}"], size) for i in range(len(golden["conf_t"]))]
+        outputs | network, [_golden_target(golden[f"targets.{i}"], size) for i in range(len(golden["conf_t"]))]
     )
     for key, letter in zip(TERMS, "BCMS", strict=True):
         np.testing.assert_allclose(losses[key].item(), want[letter], rtol=1e-4, err_msg=key)
+    assert ("mask_iou" in losses) == ("I" in want)
+    if network:
+        np.testing.assert_allclose(losses["mask_iou"].item(), want["I"], rtol=1e-4)
     for key, grad in _gradients(outputs, losses).items():
         name = f"grad.{PREDICTIONS[key]}"
         norm = golden[f"{name}.norm"][0]
@@ -108,6 +117,13 @@ def test_golden_losses_and_gradients(path: Path) -> None:
         np.testing.assert_allclose(
             grad.flatten()[golden[f"{name}.idx"]], golden[f"{name}.val"], rtol=1e-3, atol=1e-6 * norm, err_msg=key
         )
+
+
+def _golden_mask_iou_net(name: str) -> MaskIouNet:
+    state, prefix = deterministic_state(name), "maskiou_net."
+    network = MaskIouNet(get_config(name).num_classes)
+    network.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return network
 
 
 def _golden_target(objects: Any, size: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,15 @@ from deterministic import deterministic_state
 
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import ConfigError, InputError
+from yolact_deploy.mask_iou import PARAMETERS
+from yolact_deploy.mask_iou import MaskIouNet as NumpyMaskIouNet
 from yolact_deploy.priors import make_priors
 
 torch = pytest.importorskip("torch")
 
 from yolact_deploy.training.model import YolactModel, fuse_batch_norm  # noqa: E402
+from yolact_deploy.training.model.deformable import DeformableConv  # noqa: E402
+from yolact_deploy.training.model.mask_iou import MaskIouNet  # noqa: E402
 
 BACKBONES = ["resnet50", "darknet53", "mobilenet_v2"]
 
@@ -44,6 +50,8 @@ def _settled(model: Any) -> Any:
         ("yolact_im700", 50_157_071),
         ("yolact_darknet53", 47_783_087),
         ("yolact_edge_mobilenetv2", 8_616_655),
+        ("yolact_plus_base", 52_571_142),
+        ("yolact_plus_resnet50", 33_766_460),
     ],
 )
 def test_number_of_parameters(name: str, parameters: int) -> None:
@@ -58,10 +66,121 @@ def test_default_configuration_is_yolact_base() -> None:
     assert model.config == get_config("yolact_base")
 
 
-@pytest.mark.parametrize("name", ["yolact_plus_base", "yolact_plus_resnet50"])
-def test_plus_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} is not yet supported"):
-        YolactModel(get_config(name))
+def _small_plus(**changes: Any) -> Any:
+    """Some blocks of the last two stages are deformable, by offsets of a pixel or so."""
+    model = _small(deformable_blocks=(0, 0, 4, 3), deformable_interval=2, mask_iou=True, **changes)
+    for layer in _deformable(model).values():
+        torch.nn.init.normal_(layer.conv_offset_mask.weight, 0, 0.05)
+    return model
+
+
+def _deformable(model: Any) -> dict[str, Any]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, DeformableConv)}
+
+
+def test_which_blocks_are_deformable() -> None:
+    """Of the last 4 of 6 and of all 3 those of an even number; strides stay where they were."""
+    found = {name: module.stride for name, module in _deformable(_small_plus()).items()}
+    assert found == {
+        "backbone.layers.2.2.conv2": (1, 1),
+        "backbone.layers.2.4.conv2": (1, 1),
+        "backbone.layers.3.0.conv2": (2, 2),
+        "backbone.layers.3.2.conv2": (1, 1),
+    }
+
+
+def test_only_a_resnet_has_deformable_blocks() -> None:
+    with pytest.raises(ConfigError, match="deformable_blocks: darknet53 has no such blocks"):
+        _small("darknet53", deformable_blocks=(0, 4, 6, 3))
+
+
+def test_a_deformable_convolution_begins_as_half_a_plain_one() -> None:
+    layer = _deformable(_small(deformable_blocks=(0, 0, 0, 3)))["backbone.layers.3.0.conv2"]
+    x = torch.randn(2, 512, 9, 9)
+    plain = torch.nn.functional.conv2d(x, layer.weight, None, stride=2, padding=1)
+    torch.testing.assert_close(layer(x), plain / 2 + layer.bias[:, None, None])
+
+
+@torch.inference_mode()
+def test_a_deformable_convolution_moves_and_weights_its_taps() -> None:
+    """Against loops over output pixels and taps, with offsets that leave the features."""
+    torch.manual_seed(0)
+    layer = DeformableConv(3, 4, stride=2).double()
+    torch.nn.init.normal_(layer.conv_offset_mask.weight, 0, 0.5)
+    torch.nn.init.normal_(layer.conv_offset_mask.bias, 0, 1)
+    x = torch.randn(1, 3, 7, 6).double()
+
+    def at(row: float, column: float) -> Any:
+        total = torch.zeros(3).double()
+        for y in (math.floor(row), math.floor(row) + 1):
+            for c in (math.floor(column), math.floor(column) + 1):
+                if 0 <= y < 7 and 0 <= c < 6:
+                    total += x[0, :, y, c] * (1 - abs(row - y)) * (1 - abs(column - c))
+        return total
+
+    told = layer.conv_offset_mask(x)[0]
+    expected = layer.bias[:, None, None].repeat(1, 4, 3)
+    for row, column, tap in itertools.product(range(4), range(3), range(9)):
+        dy, dx, weight = told[2 * tap, row, column], told[2 * tap + 1, row, column], told[18 + tap, row, column]
+        value = at(2 * row - 1 + tap // 3 + float(dy), 2 * column - 1 + tap % 3 + float(dx)) * weight.sigmoid()
+        expected[:, row, column] = expected[:, row, column] + layer.weight[:, :, tap // 3, tap % 3] @ value
+    torch.testing.assert_close(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("side", [26, 138])
+def test_the_mask_iou_network(side: int) -> None:
+    """The network in PyTorch and in NumPy, also of masks too small for its convolutions."""
+    torch.manual_seed(0)
+    network = MaskIouNet(5)
+    assert tuple(f"maskiou_net.{key}" for key in network.state_dict()) == PARAMETERS
+    masks, labels = torch.rand(7, side, side), torch.arange(7) % 5
+    with torch.inference_mode():
+        told = network(masks[:, None])
+    assert told.shape == (7, 5)
+    assert (told >= 0).all()
+    assert (told > 0).any()
+    plain = NumpyMaskIouNet({f"maskiou_net.{key}": value.numpy() for key, value in network.state_dict().items()})
+    np.testing.assert_allclose(plain(masks.numpy(), labels.numpy()), told[torch.arange(7), labels], atol=1e-6)
+    assert plain(masks[:0].numpy(), labels[:0].numpy()).shape == (0,)
+
+
+def test_training_outputs_of_plus_have_the_mask_iou_network() -> None:
+    model = _small_plus().train()
+    out = model(torch.randn(2, 3, 97, 97))
+    assert out["mask_iou_net"] is model.maskiou_net
+    assert out["mask_iou_net"](torch.rand(4, 1, 26, 26)).shape == (4, 3)
+
+
+def test_detections_of_plus() -> None:
+    model = _settled(_small_plus(score_threshold=0.2))
+    with torch.inference_mode():
+        out = model(torch.randn(2, 3, 97, 97))
+    assert list(out) == ["boxes", "masks", "scores", "labels", "mask_scores"]
+    for masks, scores, labels, mask_scores in zip(*(out[k] for k in list(out)[1:]), strict=True):
+        with torch.inference_mode():
+            told = model.maskiou_net(masks[:, None])[torch.arange(len(masks)), labels]
+        assert len(masks) > 0
+        torch.testing.assert_close(mask_scores, scores * told)
+    model.prediction_layers[0].conf_layer.bias.data[::4] = 1e6  # all background
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 97, 97))["mask_scores"][0].shape == (0,)
+
+
+def test_fusing_plus() -> None:
+    model = _settled(_small_plus()).double()
+    fused = fuse_batch_norm(model)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    images = torch.randn(2, 3, 97, 97).double()
+    with torch.inference_mode():
+        for a, b in zip(fused.heads(images), model.heads(images), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_frozen_stages_of_plus() -> None:
+    model = _small_plus()
+    model.freeze_stages(3)
+    trained = {name for name, layer in _deformable(model).items() if layer.conv_offset_mask.weight.requires_grad}
+    assert trained == {"backbone.layers.3.0.conv2", "backbone.layers.3.2.conv2"}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -31,7 +31,7 @@ def test_each_recipe_says_where_it_comes_from(name: str) -> None:
 
 
 def test_there_is_one_for_each_configuration_that_can_be_built() -> None:
-    assert set(list_configs()) - {name for name in list_configs() if get_config(name).is_plus} <= set(RECIPES)
+    assert set(list_configs()) <= set(RECIPES)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("yolact")])

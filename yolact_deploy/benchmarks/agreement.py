@@ -211,7 +211,8 @@ def agreement_ap(
 ) -> float | None:
     """COCO AP of ``found`` with the reference results above the threshold as ground truth; None without any.
 
-    Boxes and masks without a pixel are left out on both sides: COCO's IoU of two such is 0, not 1.
+    Boxes and masks without a pixel are left out on both sides: COCO's IoU of two such is 0, not 1. Masks, too, are
+    ranked by the scores of boxes, by which the ground truth was chosen: what is the same gives 1.
     """
     truth = [
         {"bbox": r["bbox"], "segmentation": r["segmentation"], "image_id": r["image_id"]}
@@ -226,7 +227,8 @@ def agreement_ap(
         images[r["image_id"]].update(height=r["segmentation"]["size"][0], width=r["segmentation"]["size"][1])
     categories = [{"id": c} for c in sorted({r["category_id"] for r in (*reference, *found)})]
     content = {"images": list(images.values()), "categories": categories, "annotations": truth}
-    return coco_ap(content, [r for r in found if not _is_empty(r, kind)], images, kind).ap
+    ranked = [{k: v for k, v in r.items() if k != "mask_score"} for r in found if not _is_empty(r, kind)]
+    return coco_ap(content, ranked, images, kind).ap
 
 
 def _is_empty(result: Result, kind: str) -> bool:

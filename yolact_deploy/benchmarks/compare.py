@@ -194,10 +194,10 @@ class _TensorMeter:
         self._comparable = True
 
     def add(self, a: Outputs, b: Outputs) -> None:
-        both = isinstance(a, HeadOutputs) and isinstance(b, HeadOutputs)
-        self._comparable = (
-            self._comparable and both and all(x.shape[1:] == y.shape[1:] for x, y in zip(a, b, strict=True))
-        )
+        if not isinstance(a, HeadOutputs) or not isinstance(b, HeadOutputs):
+            self._comparable = False
+            return
+        self._comparable &= all(x.shape[1:] == y.shape[1:] for x, y in zip(a, b, strict=True))
         if not self._comparable:
             return
         for name, x, y in zip(HeadOutputs._fields, a, b, strict=True):

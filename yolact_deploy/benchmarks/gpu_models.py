@@ -98,6 +98,7 @@ def candidates(shop: Workshop, device: int) -> Iterator[Candidate]:
     for flavour, title in (("tensorrt", "TensorRT"), ("rtx", "TensorRT for RTX")):
         yield Candidate(f"{title}, our kernels", "fp32", _engine(shop, flavour, "fp32", "heads", "off", cuda))
         yield Candidate(f"{title}, our kernels", "fp16", _engine(shop, flavour, "fp16", "heads", "off", cuda))
+        yield Candidate(f"{title}, our kernels", "bf16", _engine(shop, flavour, "bf16", "heads", "off", cuda))
         yield Candidate(f"{title}, functions", "fp16", _engine(shop, flavour, "fp16", "functions", "off", cuda))
     for plugin in ("v3", "aot"):
         yield Candidate(

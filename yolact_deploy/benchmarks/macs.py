@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.errors import ArtifactError, InputError, import_optional
 from yolact_deploy.export.trunk_graph import CONVERTING, trunk_nodes
-from yolact_deploy.runtime.onnx_graph import inline_functions, onnx_metadata, read_onnx
+from yolact_deploy.runtime.onnx_graph import inline_functions, onnx_metadata, read_onnx, use_deform_conv
 
 if TYPE_CHECKING:
     from yolact_deploy.config import YolactConfig
@@ -138,6 +138,7 @@ def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
     model = read_onnx(path)
     precision = onnx_metadata(model, path).precision
     images = _fix_batch(model.graph, batch)
+    use_deform_conv(model)
     graph = inference.infer_shapes(inline_functions(model), data_prop=True).graph
     return Macs(images, precision, tuple(_graph_layers(graph, os.fspath(path))))
 
@@ -260,6 +261,7 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
     torch = import_optional("torch", "export", "Counting a checkpoint")
     from yolact_deploy.config import YolactConfig
     from yolact_deploy.training.model import YolactModel
+    from yolact_deploy.training.model.deformable import DeformableConv
     from yolact_deploy.training.model.fuse import fuse_batch_norm
 
     config = config_or_model if isinstance(config_or_model, YolactConfig) else config_or_model.config
@@ -271,14 +273,16 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
     def watch(name: str) -> Callable[[Any, Any, Any], None]:
         def after(module: Any, inputs: Any, output: Any) -> None:
             uses[name] += 1
+            deformable = isinstance(module, DeformableConv)
+            moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets, weights
             layers.append(
                 LayerMacs(
                     name=name + (f"#{uses[name]}" if uses[name] > 1 else ""),
                     part=_part(name),
-                    op_type="Conv",
+                    op_type="DeformConv" if deformable else "Conv",
                     macs=output.numel() * module.weight[0].numel(),
-                    inputs=inputs[0].numel(),
-                    weights=sum(parameter.numel() for parameter in module.parameters()),
+                    inputs=inputs[0].numel() + moved,
+                    weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
                     outputs=output.numel(),
                 )
             )

@@ -25,9 +25,11 @@ from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.export.trunk_graph import CONVERTING, TrunkNode, trunk_nodes
 from yolact_deploy.loading import ModelSpec
 from yolact_deploy.runtime.backend import Backend
-from yolact_deploy.runtime.onnx_graph import cut_tail, onnx_metadata, read_onnx
-from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
-from yolact_deploy.runtime.openvino import OpenVinoBackend, shared_core
+from yolact_deploy.runtime.half_precision import HALF_TYPES, widen
+from yolact_deploy.runtime.onnx_graph import fit_trunk, onnx_metadata, read_onnx
+from yolact_deploy.runtime.onnx_int8 import use_unsigned, wants_unsigned
+from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend, open_cpu_session
+from yolact_deploy.runtime.openvino import HINTS, OpenVinoBackend, shared_core
 
 #: name of what enters the first layer: images, normalised
 INPUT = "input"
@@ -52,6 +54,9 @@ class Tap(abc.ABC):
 class OnnxTap(Tap):
     """An exported file in ONNX Runtime or OpenVINO on the CPU.
 
+    Of a file in half precision the tensors are rounded to it; OpenVINO rounds those of a BF16 file only. Of a file in
+    INT8 a tensor is read as its layer puts it out, before what comes next rounds it.
+
     Args:
         runtime: "onnxruntime" or "openvino"
         precision: that OpenVINO computes in
@@ -59,17 +64,24 @@ class OnnxTap(Tap):
 
     def __init__(self, path: Path, *, runtime: str, precision: str = "fp32", threads: int | None = None) -> None:
         model = read_onnx(path)
-        if onnx_metadata(model, path).tail == "functions":
-            cut_tail(model)
+        file_precision = onnx_metadata(model, path).precision
+        fit_trunk(model)
         self._path, self._threads = path, threads
         self._open_session = {"onnxruntime": self._onnxruntime, "openvino": self._openvino}[runtime]
-        self._precision = precision
-        self._model, self._all_nodes = model, list(model.graph.node)
         nodes = [node for node in trunk_nodes(model.graph) if node.computes]
         if not nodes:
             raise ArtifactError(f"{path} has no layers with weights: nothing to compare in its trunk")
-        self._types = _types(model)
         self._tensors = {INPUT: _trunk_input(model.graph, nodes[0]), **{node.name: node.output for node in nodes}}
+        if runtime == "onnxruntime" and file_precision in HALF_TYPES:
+            widen(model, file_precision, rounding=True)
+        elif file_precision == "bf16":
+            widen(model, file_precision, rounding=precision == "bf16")
+            precision = "fp32"  # the rest of it
+        self._precision = precision
+        self._types = _types(model)
+        if runtime == "onnxruntime" and file_precision == "int8" and wants_unsigned():
+            use_unsigned(model)  # tensors keep their names; ONNX's own inference does not know the types any more
+        self._model, self._all_nodes = model, list(model.graph.node)
         self.kinds = ("", *(node.op_type for node in nodes))
         self.sizes = {name: 4 * self._types[tensor][1] for name, tensor in self._tensors.items()}
 
@@ -94,12 +106,12 @@ class OnnxTap(Tap):
         return data
 
     def _onnxruntime(self, data: bytes, tensors: Sequence[str]) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
-        session = open_cpu_session(data, self._threads, str(self._path))
+        session = open_cpu_session(data, self._threads, f"{self._path}, changed in memory")
         return lambda images: list(session.run(list(tensors), {"images": images}))
 
     def _openvino(self, data: bytes, tensors: Sequence[str]) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
         core = shared_core()
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self._precision]}
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[self._precision]}
         if self._threads is not None:
             properties["INFERENCE_NUM_THREADS"] = self._threads
         try:
@@ -112,19 +124,6 @@ class OnnxTap(Tap):
             return [np.array(results[tensor]) for tensor in tensors]
 
         return run
-
-
-def open_cpu_session(data: bytes, threads: int | None, source: str) -> Any:
-    """An ONNX model in ONNX Runtime's CPU provider; raises :class:`ArtifactError` where it refuses it."""
-    ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
-        raise ArtifactError(f"ONNX Runtime refuses {source}, changed in memory: {error}") from error
 
 
 def needed_nodes(nodes: Sequence[Any], tensors: Sequence[str]) -> list[Any]:

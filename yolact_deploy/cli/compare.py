@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from yolact_deploy.benchmarks.bisect import BisectResult, Target
     from yolact_deploy.benchmarks.coco import CocoImages
     from yolact_deploy.benchmarks.compare import CompareResult
+    from yolact_deploy.benchmarks.trials import Change, Measured
     from yolact_deploy.benchmarks.trunk import TrunkComparison
     from yolact_deploy.runtime.predictor import Predictor
 
@@ -28,6 +29,8 @@ examples:
   yolact-deploy compare --reference w.pth --engine m.trt --images pictures/ --pictures worst/ --min-agreement 0.98
   yolact-deploy compare --reference fp32.onnx --engine fp16.onnx --images pictures/ --bisect --target-sqnr 60 \\
       --keep-list keep.json            then: yolact-deploy export --weights w.pth --fp16 --keep-fp32 keep.json
+  yolact-deploy compare --reference m.onnx --engine m.onnx --images val2017/ --annotations instances_val2017.json \\
+      --bisect int8 --calibration train2017/ --limit 200 --target-ap-drop 0.5 --keep-list keep.json
 
 Exit code 1: --min-agreement was missed."""
 
@@ -67,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bisect",
         nargs="?",
         const="engine",
-        choices=("engine", "fp16", "bf16"),
-        help="measure what each layer costs in the engine's precision, or in the one named",
+        choices=("engine", "fp16", "bf16", "int8"),
+        help="measure what each block and layer costs in the engine's precision, or in the one named; int8 needs "
+        "--calibration",
     )
     target = bisect.add_mutually_exclusive_group()
     target.add_argument(
@@ -76,6 +80,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     target.add_argument(
         "--target-sqnr", type=float, metavar="DB", help="find the layers to keep for this signal to noise ratio"
+    )
+    target.add_argument(
+        "--target-ap-drop",
+        type=float,
+        metavar="POINTS",
+        help="find the layers to keep so that at most so many points of AP (of 100) are lost, on all --images",
+    )
+    bisect.add_argument(
+        "--annotations", metavar="FILE", help="COCO instances of the pictures in the folder --images, for AP"
+    )
+    bisect.add_argument(
+        "--calibration",
+        metavar="DIR_OR_COCO",
+        help="of --bisect int8: pictures for the ranges, other ones than --images",
+    )
+    bisect.add_argument(
+        "--calibration-images", type=int, default=500, metavar="N", help="how many of them, spread evenly (default 500)"
+    )
+    bisect.add_argument(
+        "--calibration-method",
+        choices=("minmax", "percentile", "entropy", "mse"),  # calibration.METHODS, not imported for the help
+        help="how ranges are chosen (default: that of export)",
     )
     bisect.add_argument("--keep-list", metavar="FILE.json", help="write them, for 'export --keep-fp32'")
 
@@ -90,13 +116,14 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.console import print_json
 
     target = _check(args)
-    images = plain_images(args.images, args.limit)
+    images = _annotated(args) if args.annotations else plain_images(args.images, args.limit)
     sources = [EngineSource.from_spec(m, threads=args.threads) for m in (args.reference, args.engine)]
     bisected = None
     with sources[0].load() as a, sources[1].load() as b:
         reference, engine = (sources[0].name, a), (sources[1].name, b)
         if args.bisect:  # a precision or file that does not do should be known first
             bisect_file, precision = _bisect_file(args, a, b), _bisect_precision(args, b)
+            change = _bisect_change(args, bisect_file, precision, b, images)
         trunk, why_not = _compare_layers(args, a, b, images)
         result = compare_models(reference, engine, images, score_threshold=args.score, trunk=trunk, quiet=args.quiet)
         written = []
@@ -104,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
             worst = result.images[: args.worst]
             written = write_pairs(Path(args.pictures), worst, reference, engine, score_threshold=args.score)
         if args.bisect:
-            bisected = _bisect(args, bisect_file, precision, target, a, images)
+            bisected = _bisect(args, bisect_file, precision, change, target, images)
     if args.keep_list and bisected:
         write_json(args.keep_list, bisected.to_json())
     if args.json:
@@ -134,12 +161,32 @@ def _check(args: argparse.Namespace) -> Target | None:
         raise InputError(f"--layer-threshold: expected more than 0, got {args.layer_threshold}")
     if args.min_agreement is not None and not 0 < args.min_agreement <= 1:
         raise InputError(f"--min-agreement: expected 0 < share <= 1, got {args.min_agreement}")
-    has_target = args.target_agreement is not None or args.target_sqnr is not None
+    targets = (args.target_agreement, args.target_sqnr, args.target_ap_drop)
+    has_target = any(value is not None for value in targets)
     if has_target and not args.bisect:
-        raise InputError("--target-agreement and --target-sqnr are of --bisect: give it, too")
+        raise InputError("--target-agreement, --target-sqnr and --target-ap-drop are of --bisect: give it, too")
     if args.keep_list and not has_target:
-        raise InputError("--keep-list needs --bisect with a target: --target-agreement or --target-sqnr")
-    return Target(args.target_agreement, args.target_sqnr) if has_target else None
+        raise InputError(
+            "--keep-list needs --bisect with a target: --target-agreement, --target-sqnr or --target-ap-drop"
+        )
+    if args.target_ap_drop is not None and not args.annotations:
+        raise InputError("--target-ap-drop needs ground truth: give --annotations FILE")
+    if args.calibration and args.bisect not in ("int8", "engine"):
+        raise InputError("--calibration is of --bisect int8: give that, too")
+    if args.bisect == "int8" and not args.calibration:
+        raise InputError("--bisect int8 needs pictures for the ranges: give --calibration DIR")
+    if args.calibration_images < 1:
+        raise InputError(f"--calibration-images: expected 1 or more, got {args.calibration_images}")
+    return Target(*targets) if has_target else None
+
+
+def _annotated(args: argparse.Namespace) -> CocoImages:
+    from yolact_deploy.benchmarks.coco import open_images
+    from yolact_deploy.errors import InputError
+
+    if len(args.images) != 1:
+        raise InputError("--annotations needs the pictures in one folder: give that alone as --images")
+    return open_images(annotations=args.annotations, images_dir=args.images[0], limit=args.limit)
 
 
 def _check_gate(args: argparse.Namespace, result: CompareResult) -> None:
@@ -205,30 +252,60 @@ def _bisect_file(args: argparse.Namespace, reference: Predictor, engine: Predict
 
 def _bisect_precision(args: argparse.Namespace, engine: Predictor) -> str:
     from yolact_deploy.errors import InputError
-    from yolact_deploy.export.mixed_precision import LOW_TYPES
+    from yolact_deploy.runtime.half_precision import HALF_TYPES
 
     precision: str = engine.backend.precision if args.bisect == "engine" else args.bisect
-    if precision not in LOW_TYPES:
+    if precision not in (*HALF_TYPES, "int8"):
         raise InputError(f"--bisect: the engine computes in {precision}; name the precision, as in --bisect fp16")
+    if (precision == "int8") != bool(args.calibration):
+        have, cure = ("is without", "give it") if precision == "int8" else ("has", "leave it out")
+        raise InputError(f"--bisect in {precision} {have} pictures for ranges (--calibration DIR): {cure}")
     return precision
+
+
+def _bisect_change(
+    args: argparse.Namespace, path: Path, precision: str, engine: Predictor, images: CocoImages
+) -> Change:
+    """How the graphs are changed; in INT8 after a calibration on other pictures."""
+    import sys
+
+    from yolact_deploy.benchmarks.changes import half_precision, int8
+
+    if precision != "int8":
+        return half_precision(precision)
+    from yolact_deploy.benchmarks.held_out import calibration_apart
+    from yolact_deploy.export.calibration import DEFAULT_METHOD, calibrate
+    from yolact_deploy.runtime.onnx_graph import read_onnx
+
+    paths, note = calibration_apart(args.calibration, args.calibration_images, images)
+    method = args.calibration_method or DEFAULT_METHOD
+    calibration = calibrate(read_onnx(path), paths, method=method, quiet=args.quiet)
+    if not args.quiet:
+        for text in filter(None, (note, *calibration.notes)):
+            print(f"note: {text}", file=sys.stderr)
+    made_for = engine.backend.metadata.quantization
+    return int8(calibration, made_for["target"] if made_for else "symmetric")
 
 
 def _bisect(
     args: argparse.Namespace,
     path: Path,
     precision: str,
+    change: Change,
     target: Target | None,
-    predictor: Predictor,
     images: CocoImages,
 ) -> BisectResult:
+    from dataclasses import replace
+
     from yolact_deploy.benchmarks.bisect import bisect_precision
 
     return bisect_precision(
         path,
-        predictor,
-        _pictures(args, images),
+        replace(images, images=images.images[: args.layer_images]),
         precision=precision,
+        change=change,
         target=target,
+        judged=images if args.target_ap_drop is not None else None,
         score_threshold=args.score,
         threads=args.threads,
         quiet=args.quiet,
@@ -294,22 +371,26 @@ def _print_layers(trunk: TrunkComparison) -> None:
 def _print_bisect(result: BisectResult, keep_list: str | None) -> None:
     import textwrap
 
-    from yolact_deploy.benchmarks.bisect import least_decibels
+    from yolact_deploy.benchmarks.cost_tables import cost_tables
+    from yolact_deploy.benchmarks.trials import least_decibels
     from yolact_deploy.console import print_table
 
-    rows = [
-        (layer, least_decibels(cost), "" if cost.agreement is None else f"{100 * cost.agreement:.2f}")
-        for layer, cost in result.costs[:_MOST_LISTED]
-    ]
-    title = f"Layers in {result.precision} that cost most, each alone, on {result.images} images"
-    print_table(("layer", "least SQNR", "matched %"), rows, title=title)
+    for table in cost_tables(result.precision, result.images, result.blocks, result.costs, _MOST_LISTED):
+        print_table(table.columns, table.rows, title=table.title)
     print(f"all {len(result.costs)} layers in {result.precision}: {least_decibels(result.lowered)}")
     if result.target is None or result.mixed is None:
         return
     if not result.keep_fp32:
         print(f"{result.target}: met without keeping a layer in FP32")
         return
-    kept = f"{result.target}: keep {len(result.keep_fp32)} in FP32 ({least_decibels(result.mixed)} with them)"
+    kept = f"{result.target}: keep {len(result.keep_fp32)} in FP32 ({_reached(result.mixed)} with them)"
     print(textwrap.fill(f"{kept}: {', '.join(result.keep_fp32)}", width=120, break_on_hyphens=False))
     if keep_list:
-        print(f"wrote {keep_list}: yolact-deploy export --fp16 --keep-fp32 {keep_list} ...")
+        print(f"wrote {keep_list}: yolact-deploy export --{result.precision} --keep-fp32 {keep_list} ...")
+
+
+def _reached(mixed: Measured) -> str:
+    from yolact_deploy.benchmarks.layer_search import shortfall
+    from yolact_deploy.benchmarks.trials import least_decibels
+
+    return least_decibels(mixed) if mixed.relative_rms else shortfall(mixed)

@@ -6,6 +6,10 @@ kept.
 
 examples:
   yolact-deploy export --weights yolact_base_54_800000.pth --fp16       yolact_base.onnx and yolact_base.trt
+  yolact-deploy export --weights w.pth --bf16                           the same, with the range of single precision
+  yolact-deploy export --weights w.pth --int8 --calibration coco/train2017    8 bits, ranges from 500 of its pictures
+  yolact-deploy export --weights w.pth --int8 --calibration coco/train2017 --coco coco/ --max-ap-drop 0.5
+                                                            layers in FP32 where 8 bits cost more than half a point
   yolact-deploy export --weights w.pth --engine none -o out/model       out/model.onnx only
   yolact-deploy export --weights w.pth --batch 1:8:16 --size 400        any batch from 1 to 16, input 400 x 400
 """
@@ -19,9 +23,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.cli.layer_search import add_search_arguments, prepare_search, print_search
+
 if TYPE_CHECKING:
+    from yolact_deploy.export.overflow import RangeReport
+    from yolact_deploy.export.calibration import Calibration
     from yolact_deploy.export.parity import ParityReport
+    from yolact_deploy.export.pipeline import Int8Options
     from yolact_deploy.export.tensorrt import BuildOptions, EngineReport
+
+#: the default first; the same as in export.calibration, which needs more than this module may
+CALIBRATION_METHODS = ("percentile", "minmax", "entropy", "mse")
+#: forms of Q/DQ graphs by what they are for
+TARGETS = {"auto": "symmetric", "tensorrt": "symmetric", "openvino": "symmetric", "onnxruntime": "onnxruntime"}
+CALIBRATION_IMAGES = 500
 
 HELP = "write ONNX and a TensorRT engine from weights, and check them against the eager model"
 
@@ -33,12 +48,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="NAME", help="configuration; by default told from the tensors")
     parser.add_argument("--size", type=int, metavar="S", help="side of the input image; by default the configuration's")
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--fp16", action="store_true", help="trunk in half precision, for GPUs")
+    precision.add_argument(
+        "--fp16",
+        action="store_true",
+        help="trunk in half precision, for GPUs; layers whose values FP16 cannot hold are found and kept in FP32",
+    )
+    precision.add_argument(
+        "--bf16",
+        action="store_true",
+        help="trunk in bfloat16, which has the range of FP32 and three bits less than FP16: GPUs from Ampere on, CPUs "
+        "with AVX512_BF16 or AMX",
+    )
+    precision.add_argument(
+        "--int8",
+        action="store_true",
+        help="trunk in 8-bit integers, with ranges found on pictures: needs --calibration",
+    )
     precision.add_argument("--fp32", action="store_true", help="everything in single precision (the default)")
     parser.add_argument(
         "--keep-fp32",
         metavar="FILE|NAME,...",
-        help="with --fp16, layers or modules to keep in FP32: names, or the file of 'compare --bisect --keep-list'",
+        help="with --fp16, --bf16 or --int8, layers or modules to keep in FP32: names, or the file of 'compare --bisect "
+        "--keep-list'",
+    )
+    add_int8_arguments(parser)
+    add_search_arguments(parser)
+    parser.add_argument(
+        "--no-overflow-check", action="store_true", help="with --fp16, do not look for layers that overflow"
     )
     parser.add_argument(
         "--tail",
@@ -59,6 +95,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser, choices=("auto", "tensorrt", "rtx", "none"))
     parser.add_argument(
         "-o", "--output", metavar="STEM", help="files become STEM.onnx and STEM.trt (default: the configuration's name)"
+    )
+
+
+def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of --int8."""
+    parser.add_argument(
+        "--calibration",
+        metavar="DIR_or_COCO",
+        help="with --int8, a folder of pictures like those that the network will see, or a COCO folder, whose training "
+        "pictures are taken. Not those that accuracy is measured on",
+    )
+    parser.add_argument(
+        "--images", type=_positive, metavar="N", help="with --int8, pictures to calibrate on (default 500, or all)"
+    )
+    parser.add_argument(
+        "--calibration-method",
+        choices=CALIBRATION_METHODS,
+        help="with --int8, how ranges are chosen: minmax keeps the largest values; percentile, entropy and mse clip rare "
+        f"ones (default {CALIBRATION_METHODS[0]}). Another one over the same pictures takes seconds",
+    )
+    parser.add_argument(
+        "--target",
+        choices=tuple(TARGETS),
+        help="with --int8, the form of the file: auto, tensorrt and openvino are one, which ONNX Runtime is given in the "
+        "form that it wants when it loads the file; onnxruntime is for ONNX Runtime alone (default auto)",
     )
 
 
@@ -118,6 +179,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.artifact import write_json
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError, OutputError, import_optional
 
@@ -129,10 +191,17 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.training.checkpoint import load_model
     from yolact_deploy.training.pretrained import resolve_weights
 
-    if args.keep_fp32 and not args.fp16:
-        raise InputError("--keep-fp32 is of --fp16: without it all layers are in FP32")
+    chosen = "fp16" if args.fp16 else "bf16" if args.bf16 else "int8" if args.int8 else "fp32"
+    if args.keep_fp32 and chosen == "fp32":
+        raise InputError("--keep-fp32 is of --fp16, --bf16 and --int8: without them all layers are in FP32")
+    if args.no_overflow_check and chosen != "fp16":
+        raise InputError("--no-overflow-check is of --fp16: nothing else overflows")
     keep_fp32 = read_keep_list(args.keep_fp32) if args.keep_fp32 else ()
-    flavour = None if args.engine == "none" else args.engine
+    int8 = _int8_options(args)
+    search = prepare_search(args)
+    if int8 is not None and search is not None:
+        int8 = search.options(int8, args.calibration, args.images or CALIBRATION_IMAGES)
+    flavour = None if args.engine == "none" or args.target == "onnxruntime" else args.engine
     if flavour == "auto":
         flavour = available_flavour()
         if flavour is None:
@@ -147,25 +216,42 @@ def run(args: argparse.Namespace) -> int:
     if stem.is_dir():
         raise OutputError(f"{stem} is a folder: give -o the files' common stem, such as {stem / model.config.name}")
     options = ExportOptions(
-        precision="fp16" if args.fp16 else "fp32",
+        precision=chosen,
         tail=args.tail,
         batch=args.batch,
         input_dtype=args.input,
         cross_class=args.cross_class,
         keep_fp32=keep_fp32,
+        find_overflow=not args.no_overflow_check,
+        int8=int8,
     )
     _say(args, f"exporting {model.config.name} ({options.precision}) to {onnx_path} ...")
     start = time.perf_counter()
-    metadata, parity = export_checkpoint(model, weights, onnx_path, options)
+    exported = export_checkpoint(model, weights, onnx_path, options)
+    metadata, parity, ranges = exported.metadata, exported.parity, exported.ranges
     seconds = time.perf_counter() - start
+    if search is not None and search.result is not None and args.sensitivity:
+        write_json(args.sensitivity, search.result.to_json())
     if not args.json and not args.quiet:
+        if ranges is not None:
+            _print_ranges(ranges)
+        if exported.calibration is not None:
+            _print_calibration(exported.calibration)
+        if search is not None and search.result is not None:
+            print_search(search.result)
         _print_parity(parity)
+        if metadata.config.mask_iou and metadata.tail == "heads":
+            print("a file that ends in heads has no mask scores: masks are ranked by the scores of their boxes")
         _say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
     result: dict[str, Any] = {
         "onnx": {"path": str(onnx_path), "bytes": onnx_path.stat().st_size, "seconds": round(seconds, 2)},
         "config": metadata.config.name,
         "precision": metadata.precision,
         "keep_fp32": list(metadata.keep_fp32),
+        "keep_reasons": metadata.keep_reasons,
+        "quantization": metadata.quantization,
+        "search": None if search is None or search.result is None else search.result.to_json(),
+        "fp16_range": None if ranges is None else ranges.to_json(),
         "parity": parity.to_json(),
         "engine": None,
     }
@@ -215,6 +301,56 @@ def engine_options(args: argparse.Namespace) -> BuildOptions:
     )
 
 
+def _int8_options(args: argparse.Namespace) -> Int8Options | None:
+    from yolact_deploy.cache import cache_folder
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.export.calibration_images import calibration_images
+    from yolact_deploy.export.pipeline import Int8Options
+
+    if not args.int8:
+        for name in ("calibration", "images", "calibration_method", "target"):
+            if getattr(args, name) is not None:
+                raise InputError(f"--{name.replace('_', '-')} is of --int8: nothing else is calibrated")
+        return None
+    if args.calibration is None:
+        raise InputError("--int8 needs pictures to find ranges on: give a folder of some hundred with --calibration DIR")
+    if args.target == "onnxruntime" and args.engine not in ("auto", "none"):
+        raise InputError("--target onnxruntime is nothing that TensorRT reads: leave it out, or give --engine none")
+    return Int8Options(
+        images=calibration_images(args.calibration, args.images or CALIBRATION_IMAGES),
+        method=args.calibration_method or CALIBRATION_METHODS[0],
+        target=TARGETS[args.target or "auto"],
+        state=cache_folder("calibration"),
+        quiet=args.quiet,
+    )
+
+
+def _print_calibration(calibration: Calibration) -> None:
+    print(f"calibrated on {calibration.images} images ({calibration.method})")
+    for note in calibration.notes:
+        print(f"note: {note}")
+
+
+def _print_ranges(ranges: RangeReport) -> None:
+    from yolact_deploy.console import print_table
+    from yolact_deploy.export.overflow import LARGEST, SAFE_SHARE
+
+    widest = ranges.widest
+    limit = f"FP16 ends at {LARGEST:g}"
+    if ranges.unsafe:
+        print_table(
+            ("layer", "kept in FP32 because of"),
+            ranges.unsafe.items(),
+            title=f"{len(ranges.unsafe)} of {len(ranges.layers)} layers are too much for FP16, found in "
+            f"{ranges.images} images ({limit}; above {LARGEST * SAFE_SHARE:g} a layer is kept)",
+        )
+    else:
+        reach = f"values up to {widest.largest:.3g}, in {widest.layer}"
+        print(f"no layer overflows in {ranges.images} images: {reach}; {limit}")
+    for layer in ranges.near:
+        print(f"{layer.layer} comes near the end of FP16 with values up to {layer.largest:.3g}, and stays in FP16")
+
+
 def _print_parity(
     parity: ParityReport,
 ) -> None:
@@ -223,11 +359,17 @@ def _print_parity(
     print_table(
         ("output", "max error", "relative RMS", "limit", ""),
         [
-            (t.name, f"{t.max_error:.2g}", f"{t.relative_rms:.2g}", f"{t.limit:g}", "ok" if t.ok else "FAILED")
-            for t in parity.tensors
+            (t.name + where, f"{t.max_error:.2g}", f"{t.relative_rms:.2g}", f"{t.limit:g}", "ok" if t.ok else "FAILED")
+            for where, tensors in ((" before rounding", parity.traced), ("", parity.tensors))
+            for t in tensors
         ],
         title=f"ONNX Runtime against eager FP32, {parity.images} images",
     )
+    if parity.mask_scores is not None:
+        print(f"mask scores: the file's differ from NumPy's by {parity.mask_scores:.2g} at most")
+    if parity.noise:
+        print(f"signal to noise of {len(parity.noise)} quantised activations: {parity.noise[0].sqnr_db:.1f} dB at least, "
+              f"in {parity.noise[0].name}; {parity.noise[len(parity.noise) // 2].sqnr_db:.1f} dB in the middle")  # fmt: skip
     rows = [("whole file, eager", parity.eager)]
     if parity.tail is not None:
         rows.append(("functions in the file, NumPy from the same heads", parity.tail))

@@ -58,7 +58,8 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
         low, usual, high = metadata["batch"]
         rows += [
             ("precision", metadata["precision"]),
-            *([("kept in FP32", ", ".join(metadata["keep_fp32"]))] if metadata["keep_fp32"] else []),
+            *([("quantised", _quantization(metadata["quantization"]))] if metadata["quantization"] else []),
+            *([("kept in FP32", ", ".join(_kept(metadata)))] if metadata["keep_fp32"] else []),
             ("tail", metadata["tail"]),
             ("batch", str(high) if low == high else f"{low} to {high}, usually {usual}"),
             ("input", metadata["input_dtype"]),
@@ -79,6 +80,12 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _kept(metadata: dict[str, Any]) -> list[str]:
+    """The layers that are kept in FP32, with the reasons for those that the export found."""
+    reasons = metadata["keep_reasons"]
+    return [f"{layer} ({reasons[layer]})" if layer in reasons else layer for layer in metadata["keep_fp32"]]
+
+
 _PLAIN = (
     ("built by version", "builder_version"),
     ("note", "note"),
@@ -87,6 +94,13 @@ _PLAIN = (
     ("producer", "producer"),
     ("IR version", "ir_version"),
 )
+
+
+def _quantization(facts: dict[str, Any]) -> str:
+    """Form, ranges and images of INT8 in a line."""
+    form = {"symmetric": "symmetric (TensorRT, OpenVINO)", "onnxruntime": "unsigned (ONNX Runtime)"}
+    target, images = facts["target"], facts["images_sha256"]
+    return f"{form.get(target, target)}, ranges by {facts['method']} over {facts['images']} images, SHA-256 {images}"
 
 
 def _shape(value: Any) -> str:

@@ -1,8 +1,11 @@
-"""The two ops of YOLACT's tail as ONNX local functions in standard ops.
+"""The two ops of YOLACT's tail, and the deformable convolution, as ONNX local functions in standard ops.
 
 ``yolact::FastNMS`` and ``yolact::MaskAssembly`` are nodes of a domain of our own. Their bodies travel in the file, so
 that any ONNX runtime can inline them; a TensorRT build may drop the bodies and take plugins of the same names instead.
 Shapes inside are static but for the batch, and nothing depends on the data, as TensorRT and CUDA graphs want it.
+
+``yolact::DeformConv`` is ONNX's operator of that name in operators that TensorRT has: its parser takes the former by a
+plugin only, which TensorRT for RTX lacks. Where a runtime has it, :mod:`yolact_deploy.runtime.onnx_graph` puts it back.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes.
 The reference in NumPy is `yolact_deploy.postprocess`; this module needs `onnx` alone.
@@ -201,6 +204,90 @@ _MASK_ASSEMBLY = f"""
 """
 
 
+# Sampling first, for each output pixel its nine taps below each other; then a convolution over these nine. Positions
+# are in single precision whatever the features are in. ONNX's grid is (x, y) from -1 to 1 between the outer pixels'
+# centres; what lies outside is 0, as in the operator. GridSample's mode, linear by default, is not told: version 20 of
+# ONNX calls it otherwise than the versions before, which not every parser has noticed.
+_DEFORM_CONV = f"""
+<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
+{ops.DEFORM_CONV} <strides, pads> (x, weight, offset, bias, mask) => (y)
+{{
+    strides_int = Constant <value_ints: ints = @strides> ()
+    pads_int = Constant <value_ints: ints = @pads> ()
+    strides = Cast <to = 1> (strides_int)
+    pads = Cast <to = 1> (pads_int)
+    first = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> ()
+    axis_0 = Constant <value_ints = [0]> ()
+    stride_y = Gather (strides, first)
+    stride_x = Gather (strides, one)
+    pad_y = Gather (pads, first)
+    pad_x = Gather (pads, one)
+    out_height_list = Shape <start = 2, end = 3> (offset)
+    out_width_list = Shape <start = 3, end = 4> (offset)
+    out_height = Squeeze (out_height_list, axis_0)
+    out_width = Squeeze (out_width_list, axis_0)
+    rows_int = Range (first, out_height, one)
+    columns_int = Range (first, out_width, one)
+    rows_float = Cast <to = 1> (rows_int)
+    columns_float = Cast <to = 1> (columns_int)
+    rows_strided = Mul (rows_float, stride_y)
+    columns_strided = Mul (columns_float, stride_x)
+    rows_flat = Sub (rows_strided, pad_y)
+    columns = Sub (columns_strided, pad_x)
+    rows_shape = Constant <value_ints = [-1, 1, 1]> ()
+    rows = Reshape (rows_flat, rows_shape)
+    tap_rows = Constant <value = float[9, 1] {{0, 0, 0, 1, 1, 1, 2, 2, 2}}> ()
+    tap_columns = Constant <value = float[9, 1] {{0, 1, 2, 0, 1, 2, 0, 1, 2}}> ()
+    tap_y = Add (rows, tap_rows)
+    tap_x = Add (columns, tap_columns)
+    offset_float = Cast <to = 1> (offset)
+    batch = Shape <start = 0, end = 1> (offset)
+    taps_yx = Constant <value_ints = [9, 2]> ()
+    split_shape = Concat <axis = 0> (batch, taps_yx, out_height_list, out_width_list)
+    moved = Reshape (offset_float, split_shape)
+    moved_last = Transpose <perm = [0, 3, 1, 4, 2]> (moved)
+    two_parts = Constant <value_ints = [1, 1]> ()
+    moved_y, moved_x = Split <axis = -1> (moved_last, two_parts)
+    last_axis = Constant <value_ints = [-1]> ()
+    tap_y_last = Unsqueeze (tap_y, last_axis)
+    tap_x_last = Unsqueeze (tap_x, last_axis)
+    pixel_y = Add (moved_y, tap_y_last)
+    pixel_x = Add (moved_x, tap_x_last)
+    in_height_list = Shape <start = 2, end = 3> (x)
+    in_width_list = Shape <start = 3, end = 4> (x)
+    in_height_float = Cast <to = 1> (in_height_list)
+    in_width_float = Cast <to = 1> (in_width_list)
+    half = Constant <value_float = 0.5> ()
+    unit = Constant <value_float = 1.0> ()
+    last_row = Sub (in_height_float, unit)
+    last_column = Sub (in_width_float, unit)
+    half_height = Mul (last_row, half)
+    half_width = Mul (last_column, half)
+    share_y = Div (pixel_y, half_height)
+    share_x = Div (pixel_x, half_width)
+    grid_y = Sub (share_y, unit)
+    grid_x = Sub (share_x, unit)
+    grid_taps = Concat <axis = -1> (grid_x, grid_y)
+    all = Constant <value_ints = [-1]> ()
+    two = Constant <value_ints = [2]> ()
+    grid_shape = Concat <axis = 0> (batch, all, out_width_list, two)
+    grid = Reshape (grid_taps, grid_shape)
+    x_float = Cast <to = 1> (x)
+    sampled_float = GridSample <align_corners = 1> (x_float, grid)
+    sampled = CastLike (sampled_float, x)
+    mask_last = Transpose <perm = [0, 2, 1, 3]> (mask)
+    single = Constant <value_ints = [1]> ()
+    mask_shape = Concat <axis = 0> (batch, single, all, out_width_list)
+    mask_taps = Reshape (mask_last, mask_shape)
+    weighted = Mul (sampled, mask_taps)
+    kernel_shape = Constant <value_ints = [0, 0, 9, 1]> ()
+    kernel = Reshape (weight, kernel_shape)
+    y = Conv <kernel_shape = [9, 1], strides = [9, 1]> (weighted, kernel, bias)
+}}
+"""
+
+
 def fast_nms_function(*, cross_class: bool = False) -> onnx.FunctionProto:
     """Body of ``yolact::FastNMS(boxes, scores, coeff)`` -> num_detections, boxes, scores, labels, coeff.
 
@@ -222,3 +309,12 @@ def fast_nms_function(*, cross_class: bool = False) -> onnx.FunctionProto:
 def mask_assembly_function() -> onnx.FunctionProto:
     """Body of ``yolact::MaskAssembly(proto [N, h, w, K], coeff [N, D, K], boxes [N, D, 4])`` -> masks [N, D, h, w]."""
     return onnx.parser.parse_function(_MASK_ASSEMBLY)
+
+
+def deform_conv_function() -> onnx.FunctionProto:
+    """Body of ``yolact::DeformConv(x [N, I, H, W], weight [O, I, 3, 3], offset [N, 18, h, w], bias [O], mask)`` -> y.
+
+    mask [N, 9, h, w], y [N, O, h, w]; attributes strides and pads as of ONNX's DeformConv. H and W are 2 at least. All
+    have one type, float32 or float16.
+    """
+    return onnx.parser.parse_function(_DEFORM_CONV)

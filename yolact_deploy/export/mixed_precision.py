@@ -16,10 +16,9 @@ import numpy as np
 from yolact_deploy.artifact import read_json
 from yolact_deploy.errors import ExportError, InputError, import_optional
 from yolact_deploy.export.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
+from yolact_deploy.runtime.half_precision import HALF_TYPES
 
-#: ONNX's number of each type; the names are those of --fp16 and of OpenVINO's precisions
 _FLOAT = 1
-LOW_TYPES = {"fp16": 10, "bf16": 16}
 
 
 def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "fp16", emulate: bool = False) -> None:
@@ -27,23 +26,25 @@ def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "
 
     Args:
         keep_fp32: layers, or modules that hold some, that stay as they are
-        precision: "fp16"; "bf16" with ``emulate`` only
+        precision: "fp16" or "bf16"; for BF16 the model must be of version ``BF16_OPSET`` of ONNX or later
         emulate: leave every node in FP32 and round what enters and leaves it. The results are those of arithmetic in
             FP32 with storage in half precision, and any runtime gives them; the file is of no other use
 
     Raises:
-        ExportError: a name that is no layer, or weights that FP16 cannot hold.
+        ExportError: a name that is no layer, or weights that the precision cannot hold.
     """
-    _Lowering(model.graph, keep_fp32, LOW_TYPES[precision], emulate).run()
+    _Lowering(model.graph, keep_fp32, precision, emulate).run()
 
 
 class _Lowering:
-    """Legend: the low version of a tensor ``t`` is named ``t_low``; ``t`` stays the name of the one in FP32."""
+    """Legend: the low version of a tensor ``t`` is ``t_low`` while both may be there; ``t`` is the one in FP32."""
 
-    def __init__(self, graph: Any, keep_fp32: Sequence[str], low_type: int, emulate: bool) -> None:
+    def __init__(self, graph: Any, keep_fp32: Sequence[str], precision: str, emulate: bool) -> None:
         onnx = import_optional("onnx", "onnx", "Changing the precision of an ONNX file")
         self._make_node, self._arrays = onnx.helper.make_node, onnx.numpy_helper
-        self._graph, self._low_type, self._emulate = graph, low_type, emulate
+        self._graph, self._precision, self._emulate = graph, precision, emulate
+        self._low_type = HALF_TYPES[precision]
+        self._low_dtype = onnx.helper.tensor_dtype_to_np_dtype(self._low_type)
         nodes = trunk_nodes(graph)
         kept = select_layers(keep_fp32, layer_names(nodes))
         self._low = {node.index for node in nodes if node.layer not in kept}
@@ -71,6 +72,7 @@ class _Lowering:
         del graph.node[:]
         graph.node.extend(self._nodes)
         self._tidy(set(lowered) - wanted)
+        self._give_names_back()
 
     def _wanted_in_fp32(self) -> set[str]:
         names = {output.name for output in self._graph.output}
@@ -91,9 +93,11 @@ class _Lowering:
 
     def _half(self, name: str) -> Any:
         with np.errstate(over="ignore"):
-            half = self._arrays.to_array(self._constants[name]).astype(np.float16)
+            half = self._arrays.to_array(self._constants[name]).astype(self._low_dtype)
         if not np.isfinite(half).all():
-            raise ExportError(f"{name} has values that are not finite in fp16: keep its layer in FP32, or use --fp32")
+            raise ExportError(
+                f"{name} has values that are not finite in {self._precision}: keep its layer in FP32, or use --fp32"
+            )
         return self._arrays.from_array(half, f"{name}_low")
 
     def _in_fp32(self, node: Any) -> list[Any]:
@@ -118,6 +122,20 @@ class _Lowering:
             kept = [entry for entry in field if keep(entry.name)]
             del field[:]
             field.extend(kept)
+
+    def _give_names_back(self) -> None:
+        """Weights of which there is no other version are named as their parameters."""
+        names = {constant.name for constant in self._graph.initializer}
+        given = {f"{name}_low": name for name in self._constants if f"{name}_low" in names and name not in names}
+        for constant in self._graph.initializer:
+            constant.name = given.get(constant.name, constant.name)
+        for node in self._graph.node:
+            for slot, name in enumerate(node.input):
+                if name in given:
+                    node.input[slot] = given[name]
+        typed = [value for value in self._graph.value_info if value.name not in given.values()]
+        del self._graph.value_info[:]
+        self._graph.value_info.extend(typed)
 
 
 def _not_in(names: set[str]) -> Any:

@@ -1,19 +1,21 @@
 """A PyTorch model to one ONNX file that every runtime takes: images in, detections and masks out.
 
-Precision lives in the graph: with "fp16" the trunk (everything that is convolution) computes in half precision, while
-normalisation, softmax, box decoding, NMS and masks stay in FP32. Batch normalisation is folded in FP32 before. Some
-layers of the trunk can be kept in FP32, too.
+Precision lives in the graph: with "fp16" or "bf16" the trunk (everything that is convolution) computes in half
+precision, with "int8" in 8-bit integers between Q/DQ nodes, while normalisation, softmax, box decoding, NMS and masks stay in FP32. The graph is traced in FP32, batch
+normalisation being folded, and lowered then. Some layers of the trunk can be kept in FP32, too.
 
 Legend: N images, S input side, P priors, C classes, K coefficients, D detections, h x w prototypes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 
 import onnx
@@ -25,20 +27,19 @@ from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
+from yolact_deploy.export.trunk_graph import layer_names, select_layers, trunk_nodes
+from yolact_deploy.runtime.half_precision import BF16_OPSET
 from yolact_deploy.runtime.torch.ops import decode_boxes
 from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.model.deformable import DeformableConv
 from yolact_deploy.training.model.fuse import fuse_batch_norm
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-OUTPUT_NAMES = {
-    "heads": ["boxes", "scores", "coeff", "proto"],
-    "functions": ["num_detections", "boxes", "scores", "labels", "masks"],
-}
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_BATCH = 1024
 
 
 class _Pipeline(nn.Module):
-    """What the file computes: images [N, S, S, 3] BGR in 0..255 to the outputs of ``metadata.tail``."""
+    """What the file computes, in FP32: images [N, S, S, 3] BGR in 0..255 to the outputs of ``metadata.tail``."""
 
     mean: Tensor
     std: Tensor
@@ -46,19 +47,19 @@ class _Pipeline(nn.Module):
     def __init__(self, model: YolactModel, metadata: Metadata) -> None:
         super().__init__()
         self.metadata = metadata
-        self.dtype = PRECISIONS[metadata.precision]
-        # With layers to keep, the trunk is traced in FP32 and lowered in the graph.
-        self.trunk_dtype = torch.float32 if metadata.keep_fp32 else self.dtype
+        # Probabilities lose nothing in FP16 that they have in half precision of either kind.
+        self.mask_dtype = torch.float32 if metadata.precision == "fp32" else torch.float16
         self.model = fuse_batch_norm(model)
         self.priors = self.model.priors.float()
-        self.model.to(self.trunk_dtype)
+        for module in self.model.modules():
+            if isinstance(module, DeformableConv):
+                module.sample = partial(_deform_conv_node, module)  # type: ignore[method-assign]
         self.register_buffer("mean", torch.tensor(metadata.config.pixel_mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(metadata.config.pixel_std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalised = (images.float() - self.mean) / self.std
-        trunk_input = normalised.permute(0, 3, 1, 2).flip(1).to(self.trunk_dtype)  # BGR to RGB
-        loc, logits, coeff, proto = (output.float() for output in self.model.heads(trunk_input))
+        loc, logits, coeff, proto = self.model.heads(normalised.permute(0, 3, 1, 2).flip(1))  # BGR to RGB
         boxes = decode_boxes(loc, self.priors)
         scores = logits.softmax(dim=-1)[..., 1:]
         if self.metadata.tail == "heads":
@@ -78,7 +79,12 @@ class _Pipeline(nn.Module):
         )
         counts, found_boxes, found_scores, labels, found_coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)
         (masks,) = _node(ops.MASK_ASSEMBLY, (proto, found_coeff, found_boxes), {"padding": 1.0})
-        return counts, found_boxes, found_scores, labels, masks.to(self.dtype)
+        found = counts, found_boxes, found_scores, labels, masks.to(self.mask_dtype)
+        network = self.model.maskiou_net
+        if network is None:
+            return found
+        told = network(masks.flatten(0, 1)[:, None]).reshape(*labels.shape, config.num_classes)
+        return (*found, found_scores * told.gather(2, labels.long()[..., None])[..., 0])
 
 
 def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
@@ -94,6 +100,20 @@ def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) ->
     return tuple(outputs)
 
 
+def _deform_conv_node(module: DeformableConv, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+    """A deformable convolution as a node of our domain, in place of torchvision's operator."""
+    assert module.bias is not None
+    found: Tensor = torch.onnx.ops.symbolic(
+        f"{ops.DOMAIN}::{ops.DEFORM_CONV}",
+        (x, module.weight, offset, module.bias, mask),
+        attrs={"strides": list(module.stride), "pads": [1, 1, 1, 1]},
+        dtype=x.dtype,
+        shape=(x.shape[0], module.out_channels, *offset.shape[2:]),
+        version=ops.DOMAIN_VERSION,
+    )
+    return found
+
+
 def export_onnx(
     model: YolactModel,
     path: str | os.PathLike[str],
@@ -105,19 +125,24 @@ def export_onnx(
     cross_class: bool = False,
     weights_sha256: str = "",
     keep_fp32: Sequence[str] = (),
+    on_traced: Callable[[onnx.ModelProto, Metadata], Mapping[str, str]] | None = None,
+    quantize: Callable[[onnx.ModelProto, Metadata], Metadata] | None = None,
 ) -> Metadata:
     """Write ``model`` to ``path`` as ONNX; gives the metadata that is in the file.
 
     The caller gives a temporary path where the file must appear whole or not at all.
 
     Args:
-        precision: "fp32" or "fp16"
+        precision: one of :data:`PRECISIONS`
         tail: "functions" (detections and masks) or "heads" (boxes, scores, coeff, proto)
         batch: smallest, usual and largest batch; three equal numbers fix it
         input_dtype: "uint8", or "float32" for images resized without rounding to grey levels
         cross_class: one Fast NMS over all classes
         weights_sha256: of the checkpoint, for the record
-        keep_fp32: with "fp16", layers (``proto_net.10``) or modules that hold some (``proto_net``) to keep in FP32
+        keep_fp32: of a lower precision, layers (``proto_net.10``) or modules that hold some (``proto_net``) to keep in
+            FP32
+        on_traced: sees the graph in FP32 before it is lowered, and names more layers to keep, each with the reason
+        quantize: for "int8", turns the graph in FP32 to it, in place, and gives the metadata with what it did
 
     Raises:
         ExportError: arguments that do not fit, or weights that FP16 cannot hold.
@@ -135,10 +160,16 @@ def export_onnx(
     )
     _check_arguments(metadata)
     pipeline = _Pipeline(model, metadata).eval()
-    _check_weights(pipeline.model, precision)
+    _check_weights(pipeline.model)
     proto = _trace(pipeline, metadata)
-    if metadata.keep_fp32:
-        lower_trunk(proto, metadata.keep_fp32)
+    if on_traced is not None:
+        metadata = _keep_more(metadata, on_traced(proto, metadata), layer_names(trunk_nodes(proto.graph)))
+    if precision == "int8":
+        if quantize is None:
+            raise ExportError("int8 needs a calibration: give pictures with --calibration")
+        metadata = quantize(proto, metadata)
+    elif precision != "fp32":
+        lower_trunk(proto, metadata.keep_fp32, precision=precision)
     _finish(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     onnx.save(proto, os.fspath(path))
@@ -155,7 +186,7 @@ def _check_arguments(metadata: Metadata) -> None:
         if value not in known:
             raise ExportError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     if metadata.keep_fp32 and metadata.precision == "fp32":
-        raise ExportError("keep_fp32: all layers are in FP32 already; give it with fp16")
+        raise ExportError("keep_fp32: all layers are in FP32 already; give it with fp16, bf16 or int8")
     low, usual, high = metadata.batch
     if not 1 <= low <= usual <= high <= MAX_BATCH:
         raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
@@ -165,11 +196,19 @@ def _check_arguments(metadata: Metadata) -> None:
         raise ExportError(f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries}")
 
 
-def _check_weights(model: nn.Module, precision: str) -> None:
+def _keep_more(metadata: Metadata, found: Mapping[str, str], layers: Sequence[str]) -> Metadata:
+    """The metadata with ``found`` kept in FP32 beside what the user named."""
+    named = select_layers(metadata.keep_fp32, layers)
+    more = {layer: reason for layer, reason in found.items() if layer not in named}
+    return dataclasses.replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=more)
+
+
+def _check_weights(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            cure = "export with --fp32" if precision == "fp16" else "the checkpoint is damaged or its training diverged"
-            raise ExportError(f"{name} has values that are not finite in {precision}: {cure}")
+            raise ExportError(
+                f"{name} has values that are not finite: the checkpoint is damaged or its training diverged"
+            )
 
 
 def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
@@ -184,8 +223,8 @@ def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
             pipeline,
             (images,),
             input_names=["images"],
-            output_names=OUTPUT_NAMES[metadata.tail],
-            opset_version=functions.OPSET,
+            output_names=list(metadata.outputs),
+            opset_version=BF16_OPSET if metadata.precision == "bf16" else functions.OPSET,
             dynamo=True,
             external_data=False,
             dynamic_shapes=dynamic,
@@ -214,6 +253,11 @@ def _finish(proto: onnx.ModelProto, metadata: Metadata) -> None:
     if metadata.tail == "functions":
         proto.functions.append(functions.fast_nms_function(cross_class=metadata.cross_class))
         proto.functions.append(functions.mask_assembly_function())
+    if any(node.domain == ops.DOMAIN and node.op_type == ops.DEFORM_CONV for node in proto.graph.node):
+        proto.functions.append(functions.deform_conv_function())
+    for function in proto.functions:  # the model's version; nothing in them has another meaning in it
+        del function.opset_import[:]
+        function.opset_import.extend(entry for entry in proto.opset_import if not entry.domain)
     for node in proto.graph.node:
         del node.metadata_props[:]  # stack traces with the paths of the exporting machine
         node.doc_string = ""

@@ -3,6 +3,9 @@
 Two questions, kept apart. The trunk: how far are boxes, scores, coefficients and prototypes from the eager model in
 FP32? The tail: do the functions in the file find the same detections as the NumPy reference from the same heads? Both
 must hold. How the two together change the detections is reported, but near-ties may swap, so that is no gate.
+
+Where a precision rounds so much that a wrong graph could hide behind it, the graph is compared before it is lowered,
+too, as closely as an FP32 file.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.artifact import Metadata
 from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
 from yolact_deploy.detections import Detections
+from yolact_deploy.export.overflow import network_input
+from yolact_deploy.export.quantization_noise import LIMIT_DB, TensorNoise
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import HeadOutputs
-from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
+from yolact_deploy.runtime.onnx_graph import fit_trunk
+from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend, open_cpu_session
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.torch.backend import TorchBackend
 from yolact_deploy.samples import sample_images
@@ -27,8 +34,12 @@ from yolact_deploy.training.model import YolactModel
 
 #: largest root-mean-square error of a head, relative to the spread of its values. Rounding alone gives about 4e-6 in
 #: FP32; in FP16 3e-3 with random weights, and 2.3e-2 with the demo's trained MobileNetV2, on pictures unlike those it
-#: learnt from, where scores are undecided. A wrong graph gives 0.1 and more.
-RELATIVE_LIMITS = {"fp32": 1e-4, "fp16": 5e-2}
+#: learnt from, where scores are undecided; in BF16, with three bits less, 5e-2 and 0.13. A wrong graph gives 0.1 and
+#: more.
+RELATIVE_LIMITS = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 0.3, "int8": 0.6}
+
+#: largest difference of mask scores of the same detection between the file and NumPy, both of which use FP32
+MASK_SCORE_LIMIT = 1e-3
 
 #: least share of the reference's detections that the functions in the file must find; exact ties may differ
 TAIL_LIMIT = 0.98
@@ -58,20 +69,37 @@ class ParityReport:
     tail: Agreement | None
     #: the whole file against the eager model
     eager: Agreement
+    #: largest difference of mask scores in ``tail``; None where the network has no such scores
+    mask_scores: float | None = None
+    #: the graph before it was lowered, where that was compared
+    traced: tuple[TensorParity, ...] = ()
+    #: what each quantised activation of an INT8 file loses by itself, the worst first
+    noise: tuple[TensorNoise, ...] = ()
 
     @property
     def failures(self) -> list[str]:
         """What is wrong, in words; empty when the export is good."""
         wrong = [
-            f"{tensor.name} differ by {tensor.relative_rms:.2g} (relative RMS; at most {tensor.limit:g})"
-            for tensor in self.tensors
+            f"{tensor.name} {where}differ by {tensor.relative_rms:.2g} (relative RMS; at most {tensor.limit:g})"
+            for where, tensors in (("of the graph in FP32 ", self.traced), ("", self.tensors))
+            for tensor in tensors
             if not tensor.ok
         ]
+        spoilt = [tensor for tensor in self.noise if not tensor.ok]
+        if spoilt:
+            wrong.append(
+                f"the calibration does not fit {len(spoilt)} of {len(self.noise)} activations (signal to noise of the "
+                f"worst, {spoilt[0].name}: {spoilt[0].sqnr_db:.1f} dB; at least {LIMIT_DB:g})"
+            )
         tail = self.tail
         if tail is not None and tail.missed + tail.extra > (1 - TAIL_LIMIT) * tail.reference_detections:
             wrong.append(
                 f"of the reference's {tail.reference_detections} detections from the same heads the functions in the "
                 f"file miss {tail.missed}, and find {tail.extra} others"
+            )
+        if self.mask_scores is not None and not self.mask_scores <= MASK_SCORE_LIMIT:
+            wrong.append(
+                f"mask scores differ by {self.mask_scores:.2g} between file and NumPy (at most {MASK_SCORE_LIMIT:g})"
             )
         return wrong
 
@@ -79,16 +107,27 @@ class ParityReport:
         return {
             "images": self.images,
             "tensors": [{**asdict(t), "ok": t.ok} for t in self.tensors],
+            "traced": [{**asdict(t), "ok": t.ok} for t in self.traced],
+            "noise": [{"name": t.name, "sqnr_db": round(t.sqnr_db, 2), "ok": t.ok} for t in self.noise],
             "tail": None if self.tail is None else self.tail.to_json(),
             "eager": self.eager.to_json(),
+            **({} if self.mask_scores is None else {"mask_scores": self.mask_scores}),
         }
 
 
-def check_parity(model: YolactModel, onnx_path: Path, images: Sequence[Path] = ()) -> ParityReport:
+def check_parity(
+    model: YolactModel,
+    onnx_path: Path,
+    images: Sequence[Path] = (),
+    traced: Sequence[HeadOutputs] = (),
+    noise: Sequence[TensorNoise] = (),
+) -> ParityReport:
     """Compare an ONNX file in ONNX Runtime with the model it was made from.
 
     Args:
         images: pictures to compare on; the package's samples by default
+        traced: what the graph gave of each of them before it was lowered, see :func:`run_heads`
+        noise: of the activations of an INT8 file
     """
     pictures = [read_image(path) for path in (images or sample_images())]
     host = OnnxRuntimeBackend(onnx_path, tail="host")
@@ -100,21 +139,35 @@ def check_parity(model: YolactModel, onnx_path: Path, images: Sequence[Path] = (
     found = [_run(engine, picture) for picture in pictures]
     limit = RELATIVE_LIMITS[metadata.precision]
     tensors = _compare_tensors([heads for heads, _ in expected], [heads for heads, _ in found], limit)
+    before = _compare_tensors([heads for heads, _ in expected], traced, RELATIVE_LIMITS["fp32"]) if traced else ()
     by_eager = [detections for _, detections in expected]
     by_engine = [detections for _, detections in found]
-    tail = None
+    tail = mask_scores = None
     if metadata.tail == "functions":
         with Predictor(OnnxRuntimeBackend(onnx_path, tail="graph"), score_threshold=0.0) as whole:
             by_graph = [whole(picture) for picture in pictures]
-        tail, by_engine = _agreement(by_engine, by_graph, 0.0), by_graph
-    return ParityReport(len(pictures), tensors, tail, _agreement(by_eager, by_engine, SCORE_THRESHOLD))
+        meter = _compare(by_engine, by_graph, 0.0)
+        tail, by_engine = meter.result(), by_graph
+        if metadata.config.mask_iou:
+            mask_scores = max((d for image in meter.images for d in image.mask_score_differences), default=0.0)
+    eager_result = _compare(by_eager, by_engine, SCORE_THRESHOLD).result()
+    return ParityReport(len(pictures), tensors, tail, eager_result, mask_scores, before, tuple(noise))
 
 
-def _agreement(reference: Sequence[Detections], found: Sequence[Detections], score_threshold: float) -> Agreement:
+def run_heads(graph: Any, metadata: Metadata, images: Sequence[Path]) -> list[HeadOutputs]:
+    """The heads that a graph in FP32 gives of each picture in ONNX Runtime, with or without the tail behind them."""
+    copy = type(graph)()
+    copy.CopyFrom(graph)
+    fit_trunk(copy)
+    session = open_cpu_session(copy.SerializeToString(), None, "the graph as it was traced")
+    return [HeadOutputs(*session.run(None, {"images": network_input([path], metadata)})) for path in images]
+
+
+def _compare(reference: Sequence[Detections], found: Sequence[Detections], score_threshold: float) -> AgreementMeter:
     meter = AgreementMeter(score_threshold=score_threshold)
     for pair in zip(reference, found, strict=True):
         meter.add(*pair)
-    return meter.result()
+    return meter
 
 
 def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[HeadOutputs, Detections]:

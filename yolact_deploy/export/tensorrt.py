@@ -107,6 +107,11 @@ class _Job:
         self.tell = tell
         model = read_onnx(onnx_path)
         metadata = onnx_metadata(model, onnx_path)
+        if metadata.quantization is not None and metadata.quantization["target"] == "onnxruntime":
+            raise ExportError(
+                f"{self.source} is in the INT8 form of ONNX Runtime, whose zero points TensorRT does not take: "
+                "export it with --int8 --target tensorrt"
+            )
         self.profiles = choose_profiles(metadata.batch, options.profiles, self.source)
         if options.targets and flavour != "rtx":
             raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")

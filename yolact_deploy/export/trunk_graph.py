@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact_deploy.errors import ExportError
+from yolact_deploy.ops import DEFORM_CONV, DOMAIN
 
 #: operators with weights, which are their second input
 WEIGHTED = ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul")
@@ -27,6 +28,11 @@ MOVING = ("Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "
 _ENDING = ("Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid", "Transpose", "Reshape", "Concat", *CONVERTING)
 #: operators whose later inputs are sizes, axes and the like
 _ONE_DATA_INPUT = ("Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze", "Split", *CONVERTING)
+#: the mask-IoU network of YOLACT++, which has weights and follows the masks
+_TAIL_MODULE = "maskiou_net."
+#: the module that is a block of the network: a residual block, a prediction head, protonet, the whole FPN; a layer of
+#: the backbone that is in no residual block stands alone
+_BLOCK = re.compile(r"(?:backbone\.layers\.\d+\.\d+|prediction_layers\.\d+|backbone\..+|[^.]+)(?=\.|$)")
 _WEIGHT_NAME = re.compile(r"(?:model\.)?(?P<layer>.+?)(?:\.weight(?:_\w+)?)?")
 
 
@@ -96,6 +102,22 @@ def layer_names(nodes: Iterable[TrunkNode]) -> list[str]:
     return list(dict.fromkeys(node.layer for node in nodes))
 
 
+def layer_blocks(layers: Iterable[str]) -> dict[str, list[str]]:
+    """The blocks that layers are in, each with its layers; a block's name means these layers to :func:`select_layers`.
+
+    >>> layer_blocks(["backbone.conv1", "backbone.layers.0.0.conv1", "backbone.layers.0.0.conv2", "proto_net.0"])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'backbone.conv1': ['backbone.conv1'],
+     'backbone.layers.0.0': ['backbone.layers.0.0.conv1', 'backbone.layers.0.0.conv2'],
+     'proto_net': ['proto_net.0']}
+    """
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        match = _BLOCK.match(layer)
+        blocks.setdefault(match[0] if match else layer, []).append(layer)
+    return blocks
+
+
 def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
     """The layers that ``names`` mean: layers, or the modules that hold them (``proto_net``).
 
@@ -115,7 +137,8 @@ def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
 
 def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | None:
     """Name of the layer whose weights the node applies; None where it has none."""
-    if node.op_type not in WEIGHTED or node.domain or len(node.input) < 2:
+    ours = node.domain == DOMAIN and node.op_type == DEFORM_CONV
+    if node.op_type not in WEIGHTED or (node.domain and not ours) or len(node.input) < 2:
         return None
     name = node.input[1]
     while name not in constants:
@@ -124,7 +147,8 @@ def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | N
             return None
         name = producer.input[0]
     match = _WEIGHT_NAME.fullmatch(name)
-    return match["layer"] if match else name
+    layer = match["layer"] if match else name
+    return None if layer.startswith(_TAIL_MODULE) else layer
 
 
 def _feeding(graph: Any, layers: dict[int, str]) -> set[str]:

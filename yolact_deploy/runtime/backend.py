@@ -8,7 +8,7 @@ Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.detections import PackedMasks
+from yolact_deploy.mask_iou import MaskIouNet
 from yolact_deploy.paste import MaskCrops, paste_windows
 from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
 from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL, StageTimer
@@ -46,7 +47,24 @@ class DetectionOutputs(NamedTuple):
     masks: NDArray[Any]  #: [N, D, h, w] probabilities, cropped
 
 
-Outputs = HeadOutputs | DetectionOutputs
+class RescoredOutputs(NamedTuple):
+    """Those of a YOLACT++: the same, and mask scores."""
+
+    num_detections: NDArray[np.int32]
+    boxes: Floats
+    scores: Floats
+    labels: NDArray[np.int32]
+    masks: NDArray[Any]
+    mask_scores: Floats  #: [N, D]
+
+
+Outputs = HeadOutputs | DetectionOutputs | RescoredOutputs
+
+
+def detection_outputs(values: Iterable[Any]) -> DetectionOutputs | RescoredOutputs:
+    """What a graph that ends in detections gives, in the order of its outputs."""
+    told = tuple(values)
+    return RescoredOutputs(*told) if len(told) == len(RescoredOutputs._fields) else DetectionOutputs(*told)
 
 
 class ImageDetections(NamedTuple):
@@ -56,6 +74,7 @@ class ImageDetections(NamedTuple):
     scores: Floats  #: [n]
     labels: NDArray[np.int64]  #: [n]
     masks: MaskWindows
+    mask_scores: Floats | None = None  #: [n] scores times the IoUs that the masks are told to have, of a YOLACT++
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,7 @@ class PastedDetections(NamedTuple):
     scores: Floats  #: [n]
     labels: NDArray[np.int64]  #: [n]
     masks: PackedMasks
+    mask_scores: Floats | None = None  #: [n], of a YOLACT++
 
 
 class FrameTicket(abc.ABC):
@@ -137,6 +157,8 @@ class Backend(abc.ABC):
     #: largest batch of one call, and whether smaller ones must be filled up
     max_batch: int = 1
     fixed_batch: bool = True
+    #: gives heads' detections their mask scores, where the backend has such a network beside its graph
+    mask_iou: MaskIouNet | None = None
     #: takes frames as they are, where the backend has such a way
     frames: FrameHook | None = None
 
@@ -173,7 +195,7 @@ class Backend(abc.ABC):
             timer: gets the time of heads' "nms" and "assembly", of detections' "detect"
         """
         timer = timer or StageTimer()
-        if isinstance(outputs, DetectionOutputs):
+        if not isinstance(outputs, HeadOutputs):
             with timer.stage("detect"):
                 return _above(outputs, index, settings.score_threshold)
         config = self.metadata.config
@@ -192,7 +214,10 @@ class Backend(abc.ABC):
             found = found.select(found.scores > settings.score_threshold)
         with timer.stage("assembly"):
             masks = mask_windows(outputs.proto[index], found.coeff, found.boxes)
-        return ImageDetections(found.boxes, found.scores, found.labels, masks)
+            mask_scores = None
+            if self.mask_iou is not None:
+                mask_scores = found.scores * self.mask_iou(masks.probabilities(), found.labels)
+        return ImageDetections(found.boxes, found.scores, found.labels, masks, mask_scores)
 
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
         """Masks as :meth:`detect` gave them, at the size of the image."""
@@ -202,7 +227,7 @@ class Backend(abc.ABC):
         """Free the runtime's memory."""
 
 
-def _above(outputs: DetectionOutputs, index: int, score_threshold: float) -> ImageDetections:
+def _above(outputs: DetectionOutputs | RescoredOutputs, index: int, score_threshold: float) -> ImageDetections:
     """Detections of image ``index`` that score above the threshold."""
     count = int(outputs.num_detections[index])
     keep = np.flatnonzero(outputs.scores[index, :count] > score_threshold)
@@ -211,4 +236,5 @@ def _above(outputs: DetectionOutputs, index: int, score_threshold: float) -> Ima
         outputs.scores[index, keep],
         outputs.labels[index, keep].astype(np.int64),
         MaskWindows.from_dense(outputs.masks[index, keep]),
+        outputs.mask_scores[index, keep] if isinstance(outputs, RescoredOutputs) else None,
     )

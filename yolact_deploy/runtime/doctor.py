@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.runtime import nvidia
+from yolact_deploy.runtime.cpu import cpu_info
 from yolact_deploy.runtime.probes import PROBES, Probe, UnusableError
 
 
@@ -51,7 +52,7 @@ def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> li
 
 def describe_machine() -> dict[str, Any]:
     """Processor, its instructions that matter here, Python, and the NVIDIA driver."""
-    model, flags = _cpu_info()
+    model, flags = cpu_info()
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -72,15 +73,6 @@ def _jetson() -> dict[str, str]:
     if mode != "unknown" and not mode.startswith("MAXN"):
         mode += " (there is a faster one: see docs/jetson.md)"
     return {"jetpack": f"{found.jetpack} (L4T {found.l4t})", "power_mode": mode}
-
-
-def _cpu_info() -> tuple[str, frozenset[str]]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "", frozenset()
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return values.get("model name", ""), frozenset(values.get("flags", "").split())
 
 
 # -- children -------------------------------------------------------------------------------------------------------

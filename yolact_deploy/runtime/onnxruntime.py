@@ -8,12 +8,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
-from yolact_deploy.runtime.onnx_graph import load_for_cpu
+from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.onnx_graph import load_graph
+from yolact_deploy.runtime.onnx_int8 import wants_unsigned
 
 
 class OnnxRuntimeBackend(Backend):
     """An exported ONNX file in ONNX Runtime's CPU provider.
+
+    It computes in FP32; what operators put out is rounded to the file's precision. A file in INT8 is computed in INT8,
+    fitted to the kernels of this CPU.
 
     Args:
         path: the ONNX file
@@ -29,26 +33,20 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto") -> None:
         self._ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
-        data, self.metadata, self._on_host = load_for_cpu(path, tail)
+        graph = load_graph(path, tail, half="round", unsigned=wants_unsigned())
+        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
         self.precision = self.metadata.precision
         low, _, self.max_batch = self.metadata.batch
         self.fixed_batch = low == self.max_batch
-        options = self._ort.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self._threads = threads
-        try:
-            self._session = self._ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its exceptions have no common base
-            raise ArtifactError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
+        self._session = open_cpu_session(graph.data, threads, str(path))
 
     def run(self, images: NDArray[Any]) -> Outputs:
         try:
             outputs = self._session.run(None, {"images": images})
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
+        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
 
     @property
     def gives_heads(self) -> bool:
@@ -58,6 +56,7 @@ class OnnxRuntimeBackend(Backend):
         return {
             "backend": self.name,
             "version": self._ort.__version__,
+            "precision": self.precision,
             "providers": self._session.get_providers(),
             "threads": self._threads or "all cores",
             "tail": "host" if self._on_host else "graph",
@@ -65,6 +64,24 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         del self._session
+
+
+def open_cpu_session(data: bytes, threads: int | None, source: str) -> Any:
+    """An ONNX model in ONNX Runtime's CPU provider; raises :class:`ArtifactError` where it refuses it.
+
+    Args:
+        threads: of one operator; by default as many as there are cores
+        source: what the model is called in errors
+    """
+    ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base
+        raise ArtifactError(f"ONNX Runtime refuses {source}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
 from yolact_deploy.runtime.nvidia import Gpu, require_gpu, tensorrt_flavours
-from yolact_deploy.runtime.onnx_graph import load_for_cpu
+from yolact_deploy.runtime.onnx_graph import load_graph
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -81,7 +81,7 @@ def open_session(
     """A session that runs ``model`` on a GPU.
 
     Args:
-        model: an exported ONNX file, as :func:`~yolact_deploy.runtime.onnx_graph.load_for_cpu` gives it
+        model: an exported ONNX file, as :func:`~yolact_deploy.runtime.onnx_graph.load_graph` gives it
         provider: one of :data:`PROVIDERS`
         device: number of the GPU
         stream: handle of a CUDA stream on which everything must run; by default the session makes its own
@@ -138,12 +138,13 @@ class OnnxRuntimeGpuBackend(Backend):
         provider_options: Mapping[str, object] | None = None,
     ) -> None:
         require_gpu(device)  # before anything that takes time
-        data, self.metadata, self._on_host = load_for_cpu(path, tail)
+        graph = load_graph(path, tail, gpu=True)
+        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
         self.precision = "tf32" if tf32 else self.metadata.precision
         low, _, self.max_batch = self.metadata.batch
         self.fixed_batch = low == self.max_batch
         self._opened = open_session(
-            data, self.metadata, provider=provider, device=device, tf32=tf32, provider_options=provider_options
+            graph.data, self.metadata, provider=provider, device=device, tf32=tf32, provider_options=provider_options
         )
 
     def run(self, images: NDArray[Any]) -> Outputs:
@@ -151,7 +152,7 @@ class OnnxRuntimeGpuBackend(Backend):
             outputs = self._opened.session.run(None, {"images": images})
         except Exception as error:  # its exceptions have no common base
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
+        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
 
     @property
     def gives_heads(self) -> bool:
@@ -207,6 +208,8 @@ def _provider_options(
     return options | {
         # Its networks are weakly typed: without this it computes an FP16 graph in FP32.
         "trt_fp16_enable": int(metadata.precision == "fp16"),
+        # Later versions of ONNX Runtime know this one, so it is not given without need.
+        **({"trt_bf16_enable": 1} if metadata.precision == "bf16" else {}),
         "trt_engine_cache_enable": 1,
         "trt_engine_cache_path": cache_folder("engines"),
         "trt_timing_cache_enable": 1,

@@ -18,14 +18,12 @@ import numpy as np
 
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
-from yolact_deploy.runtime.onnx_graph import load_for_cpu
+from yolact_deploy.runtime.onnx_graph import load_graph
 from yolact_deploy.runtime.onnxruntime_gpu import first_line, open_session
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
 
-HEADS = ("boxes", "scores", "coeff", "proto")
-DETECTIONS = ("num_detections", "boxes", "scores", "labels", "masks")
 _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(uint8)": np.dtype(np.uint8),
     "tensor(float)": np.dtype(np.float32),
@@ -41,7 +39,8 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         path: the ONNX file
         device: where it runs
         provider: "cuda", "tensorrt" or "rtx"
-        tail: "heads" cuts NMS and masks off, for our kernels; "functions" leaves them in the graph
+        tail: "heads" cuts NMS and masks off, for our kernels; "functions" leaves them in the graph, as they always
+            are where masks have scores of their own
         max_batch: largest batch to make room for; by default the file's
         tf32, provider_options: as for :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`
 
@@ -64,7 +63,10 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         tf32: bool = False,
         provider_options: Mapping[str, object] | None = None,
     ) -> None:
-        data, metadata, on_host = load_for_cpu(path, "host" if tail == "heads" else "graph")
+        graph = load_graph(path, "host" if tail == "heads" else "graph", gpu=True)
+        if graph.mask_iou is not None:  # our kernels give no mask scores, the graph does
+            graph = load_graph(path, "graph", gpu=True)
+        metadata, on_host = graph.metadata, graph.on_host
         self.metadata = dataclasses.replace(metadata, tail="heads") if on_host else metadata
         self.precision = "tf32" if tf32 else metadata.precision
         low, _, high = metadata.batch
@@ -72,7 +74,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self.max_batch = _batch(max_batch, low, high)
         self._device, self._stream = device, device.stream()
         self._opened = open_session(
-            data,
+            graph.data,
             metadata,
             provider=provider,
             device=device.index,
@@ -82,10 +84,10 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         )
         self._buffers: list[DeviceBuffer] = []
         values = self._opened.session
-        names = HEADS if on_host else DETECTIONS
         self.input = self._allocate("images", values.get_inputs()[0])
         self.outputs = {
-            name: self._allocate(name, value) for name, value in zip(names, values.get_outputs(), strict=True)
+            name: self._allocate(name, value)
+            for name, value in zip(self.metadata.outputs, values.get_outputs(), strict=True)
         }
         self._graph_names = [value.name for value in values.get_outputs()]
         self._bindings: dict[int, Any] = {}

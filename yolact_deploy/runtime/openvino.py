@@ -1,6 +1,7 @@
-"""OpenVINO on the CPU, in FP32 or BF16.
+"""OpenVINO on the CPU, in FP32, BF16 or INT8.
 
-In BF16 OpenVINO keeps what follows the last convolutions (softmax, box decoding) in FP32 by itself.
+In BF16 OpenVINO keeps what follows the last convolutions (softmax, box decoding) in FP32 by itself. A file whose trunk
+is BF16 already is computed as it says, layers kept in FP32 among them. So is one whose trunk is INT8, in either form.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
-from yolact_deploy.runtime.onnx_graph import load_for_cpu
+from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.onnx_graph import load_graph
 
-_HINTS = {"fp32": "f32", "bf16": "bf16"}
+#: OpenVINO's word for the precision of what is not quantised
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoBackend(Backend):
@@ -24,7 +26,8 @@ class OpenVinoBackend(Backend):
 
     Args:
         path: the ONNX file
-        precision: "fp32" or "bf16" (native on CPUs with AVX512_BF16 or AMX)
+        precision: "fp32", or "bf16" (native on CPUs with AVX512_BF16 or AMX) for the whole trunk; by default that of a
+            BF16 file where the CPU has it, and FP32 for all others. Of an INT8 file it is that of what is not INT8
         threads: by default as many as there are cores
         tail: as for ONNX Runtime
 
@@ -35,20 +38,30 @@ class OpenVinoBackend(Backend):
 
     name = "openvino"
 
-    def __init__(self, path: Path, *, precision: str = "fp32", threads: int | None = None, tail: str = "auto") -> None:
+    def __init__(
+        self, path: Path, *, precision: str | None = None, threads: int | None = None, tail: str = "auto"
+    ) -> None:
         self._ov = import_optional("openvino", "openvino", "Running an ONNX file in OpenVINO")
-        data, self.metadata, self._on_host = load_for_cpu(path, tail)
-        self.precision = precision
+        core = shared_core()
+        has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if precision == "bf16" and not has_bf16:
+            raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
+        keeps_bf16 = has_bf16 and precision != "fp32"
+        graph = load_graph(path, tail, half="keep" if keeps_bf16 else "fp32")
+        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
+        if self.metadata.precision == "int8":
+            self.precision = "int8"
+        else:
+            self.precision = precision or ("bf16" if keeps_bf16 and self.metadata.precision == "bf16" else "fp32")
         low, _, self.max_batch = self.metadata.batch
         self.fixed_batch = low == self.max_batch
-        core = shared_core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        # The hint is for what the file has in FP32; its BF16 is computed in BF16 anyway.
+        hint = HINTS[precision or "fp32"]
+        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             properties["INFERENCE_NUM_THREADS"] = threads
         try:
-            self._compiled = core.compile_model(core.read_model(data), "CPU", properties)
+            self._compiled = core.compile_model(core.read_model(graph.data), "CPU", properties)
         except Exception as error:  # RuntimeError and its own kinds
             raise ArtifactError(f"OpenVINO refuses {path}: {str(error).strip().splitlines()[0]}") from error
         self._request = self._compiled.create_infer_request()
@@ -59,7 +72,7 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise BackendError(f"OpenVINO failed: {str(error).strip().splitlines()[0]}") from error
         outputs = [np.asarray(results[i]) for i in range(len(self._compiled.outputs))]
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
+        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
 
     @property
     def gives_heads(self) -> bool:
@@ -85,4 +98,30 @@ def shared_core() -> Any:
     The CPU plugin of each Core installs a signal stack and puts back the one before when it is freed; freed in another
     order than made, they leave the process with a stack that is gone, and the next signal kills it.
     """
-    return import_optional("openvino", "openvino", "Running an ONNX file in OpenVINO").Core()
+    purpose = "Running an ONNX file in OpenVINO"
+    core = import_optional("openvino", "openvino", purpose).Core()
+    frontend = import_optional("openvino.frontend.onnx", "openvino", purpose)
+    core.add_extension(frontend.ConversionExtension("DeformConv", "", _deform_conv))
+    return core
+
+
+def _deform_conv(node: Any) -> list[Any]:
+    """ONNX's DeformConv, which OpenVINO's reader does not know, as OpenVINO's own operator, which it has."""
+    from openvino import opset8
+
+    x, weight, offset, bias, mask = (node.get_input(index) for index in range(5))
+    strides, pads = (node.get_attribute(name) for name in ("strides", "pads"))
+    found = opset8.deformable_convolution(
+        x,
+        offset,
+        weight,
+        strides=[int(stride) for stride in strides],
+        pads_begin=[int(pad) for pad in pads[:2]],
+        pads_end=[int(pad) for pad in pads[2:]],
+        dilations=[1, 1],
+        auto_pad="EXPLICIT",
+        mask=mask,
+        bilinear_interpolation_pad=True,  # outside of the features is 0, bit by bit
+    )
+    column = opset8.reshape(bias, opset8.constant(np.array([1, -1, 1, 1])), special_zero=False)
+    return [opset8.add(found, column).output(0)]

@@ -34,10 +34,6 @@ from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
 _log = logging.getLogger(__name__)
 
 _MEBIBYTE = 1 << 20
-_OUTPUTS = {
-    "functions": ("num_detections", "boxes", "scores", "labels", "masks"),
-    "heads": ("boxes", "scores", "coeff", "proto"),
-}
 _INTEGERS = ("num_detections", "labels")
 _HALF_ALLOWED = ("masks", "proto")
 
@@ -106,7 +102,7 @@ class TensorRtNetwork(DeviceNetwork):
         """Shapes and dtypes as the engine has them, held against what its metadata says."""
         engine, trt = self._engine, self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        expected = ("images", *_OUTPUTS[self.metadata.tail])
+        expected = ("images", *self.metadata.outputs)
         if set(names) != set(expected):
             raise self._foreign(f"has tensors {', '.join(names)}, expected {', '.join(expected)}")
         self._profiles = self._read_profiles()

@@ -25,6 +25,7 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
 from yolact_deploy.training.checkpoint import StateDict, infer_config, read_state_dict
 from yolact_deploy.training.model import YolactModel
+from yolact_deploy.training.model.deformable import DeformableConv
 from yolact_deploy.training.model.mobilenet import STAGES
 from yolact_deploy.training.pretrained import resolve_weights
 from yolact_deploy.training.quantized import read_quantized
@@ -116,6 +117,14 @@ def _download(backbone: str) -> StateDict:
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
     own = model.state_dict()
     named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
+    # Deformable convolutions begin as plain ones: what is theirs alone keeps its zeros.
+    zeros = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, DeformableConv)
+        for part in ("bias", "conv_offset_mask.weight", "conv_offset_mask.bias")
+    }
+    own = {key: value for key, value in own.items() if key not in zeros}
     wanted = [k for k in own if k.startswith("backbone.") and not k.endswith("num_batches_tracked")]
     missing = [key for key in wanted if key not in named or named[key].shape != own[key].shape]
     if missing:

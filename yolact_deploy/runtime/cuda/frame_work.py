@@ -26,9 +26,6 @@ from yolact_deploy.runtime.cuda.layout import Layout
 from yolact_deploy.runtime.cuda.network import DeviceNetwork
 from yolact_deploy.runtime.cuda.slot import Slot, network_stage
 
-#: outputs of a network that ends in detections, which go to the slot's arrays of the same names
-DETECTIONS = ("num_detections", "boxes", "scores", "labels", "masks")
-
 
 class Frame(NamedTuple):
     """A frame in the GPU's reach."""
@@ -58,6 +55,8 @@ class FrameWork:
     def __init__(self, device: Device, network: DeviceNetwork, stream: Stream, *, graphs: bool) -> None:
         self.network, self.stream = network, stream
         self._heads = network.metadata.tail == "heads"
+        #: of a network that ends in detections, which go to the slot's arrays of the same names
+        self._detections = () if self._heads else network.metadata.outputs
         self._network_stage = network_stage(network)
         self._graphs = GraphCache(stream) if graphs else None
         self._network_in_graphs = graphs
@@ -122,10 +121,10 @@ class FrameWork:
     def _network(self, slot: Slot, job: Job) -> None:
         network = self.network
         if network.bindable and not self._heads:
-            network.bind_outputs({name: slot.pointers[name] for name in DETECTIONS})
+            network.bind_outputs({name: slot.pointers[name] for name in self._detections})
         network.enqueue(self.stream, network.max_batch if network.fixed_batch else job.batch)
         if not network.bindable and not self._heads:
-            for name in DETECTIONS:
+            for name in self._detections:
                 tensor = network.outputs[name]
                 # The next batch overwrites the network's own memory, maybe before this one is collected.
                 nbytes = tensor.nbytes // network.max_batch * job.batch
@@ -163,7 +162,7 @@ class FrameWork:
         self.stream.upload(network.input.pointer, images.ctypes.data, images.nbytes)
         record(slot.marks["upload"])
         if network.bindable and not self._heads:
-            network.bind_outputs({name: slot.pointers[name] for name in DETECTIONS})
+            network.bind_outputs({name: slot.pointers[name] for name in self._detections})
         network.enqueue(self.stream, network.max_batch if network.fixed_batch else len(images))
         record(slot.marks[self._network_stage])
         for name, tensor in network.outputs.items():

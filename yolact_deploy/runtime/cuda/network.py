@@ -32,7 +32,8 @@ class DeviceNetwork(abc.ABC):
 
     ``input`` is [N, S, S, 3] BGR of ``metadata.input_dtype``; ``outputs`` have the exported names: with tail
     "functions" num_detections int32 [N], boxes float32 [N, D, 4], scores float32 [N, D], labels int32 [N, D], masks
-    float16 or float32 [N, D, h, w]; with tail "heads" boxes, scores and coeff float32, proto float16 or float32.
+    float16 or float32 [N, D, h, w], and of a YOLACT++ mask_scores float32 [N, D]; with tail "heads" boxes, scores and
+    coeff float32, proto float16 or float32.
 
     The pipeline calls :meth:`enqueue` from one thread at a time, with the device current. Work of one network is on one
     stream only, so its memory needs no copies for frames that overlap.

@@ -242,6 +242,7 @@ class Ticket(FrameTicket):
         count = host["wanted"][index]
         # Of what was pasted, which is what is wanted.
         bits = self._slot.bits[index, : host["words_needed"][index]]
+        mask_scores = host.get("mask_scores")
         return PastedDetections(
             host["boxes"][index, :count].copy(),
             host["scores"][index, :count].copy(),
@@ -249,6 +250,7 @@ class Ticket(FrameTicket):
             PackedMasks(
                 host["windows"][index, :count].copy(), bits.copy() if copy else bits, frame.height, frame.width
             ),
+            None if mask_scores is None else mask_scores[index, :count].copy(),
         )
 
     def device_result(self) -> list[DeviceDetections]:
@@ -264,5 +266,6 @@ class Ticket(FrameTicket):
             pointer = slot.pointers[name] + index * math.prod(shape) * dtype.itemsize
             return SharedArray(slot.memory, pointer, shape, dtype, pipeline.device, pipeline.stream, slot.done)
 
-        shared = {name: share(name) for name in ("num_detections", "boxes", "scores", "labels", "masks")}
+        names = ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores")
+        shared = {name: share(name) for name in names if name in slot.arrays}
         return DeviceDetections(**shared, height=frame.height, width=frame.width)

@@ -29,6 +29,7 @@ class DeviceDetections:
         masks: float16 or float32 [D, h, w], probabilities at prototype resolution, 0 outside the boxes
         height: of the frame, in pixels
         width: of the frame, in pixels
+        mask_scores: float32 [D], of a YOLACT++ whose network gives them
     """
 
     num_detections: SharedArray
@@ -38,3 +39,4 @@ class DeviceDetections:
     masks: SharedArray
     height: int
     width: int
+    mask_scores: SharedArray | None = None

@@ -29,10 +29,11 @@ class Slot:
     Attributes:
         arrays: shape and dtype of what is found: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
             [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], wanted int32 [N] (detections
-            above the user's threshold), masks [N, D, h, w] and, where the network ends in heads, coeff [N, D, K]
+            above the user's threshold), masks [N, D, h, w] and, where the network ends in heads, coeff [N, D, K]; of
+            a YOLACT++ that ends in detections also mask_scores float32 [N, D]
         pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
             pinned host memory
-        host: the arrays that are downloaded: all up to wanted
+        host: the arrays that are downloaded: all up to wanted, and mask_scores
         detections: D
         capacity: words of packed masks that there is room for, of each image
         marks: an event at the "start", and one at the end of each of :func:`stream_stages`, by its name
@@ -173,6 +174,8 @@ def _results(network: DeviceNetwork, detections: int) -> tuple[Arrays, Arrays]:
         "wanted": ((n,), "int32"),
     }
     if network.metadata.tail != "heads":
+        if "mask_scores" in outputs:
+            small["mask_scores"] = ((n, d), "float32")
         return small, {"masks": (outputs["masks"].shape, outputs["masks"].dtype.name)}
     _, h, w, k = outputs["proto"].shape
     return small, {"masks": ((n, d, h, w), outputs["proto"].dtype.name), "coeff": ((n, d, k), "float32")}

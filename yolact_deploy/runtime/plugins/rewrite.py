@@ -51,12 +51,13 @@ def has_tail(model: Any) -> bool:
 
 
 def bare_copy(model: Any) -> Any:
-    """A copy of a ``ModelProto`` without the bodies of our functions, and without casts around MaskAssembly."""
+    """A copy of a ``ModelProto`` without the bodies of the tail's functions, and without casts around MaskAssembly."""
     copy = type(model)()
     copy.CopyFrom(model)
-    foreign = [function for function in copy.functions if function.domain != DOMAIN]
+    replaced = {op.name for op in OPS}
+    kept = [function for function in copy.functions if function.domain != DOMAIN or function.name not in replaced]
     del copy.functions[:]
-    copy.functions.extend(foreign)
+    copy.functions.extend(kept)
     for node, op in list(_our_nodes(copy.graph)):
         if op is MASK_ASSEMBLY:
             _read_half(copy.graph, node)

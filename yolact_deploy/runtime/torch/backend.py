@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.mask_iou import MaskIouNet
 from yolact_deploy.paste import MaskCrops
 from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
@@ -31,6 +32,7 @@ from yolact_deploy.runtime.torch.network import (
     on_host,
     place,
     products_in,
+    rescorer,
     translated,
 )
 
@@ -78,13 +80,18 @@ class TorchBackend(Backend):
         self.precision, self._compile, self._on_host = precision, compile, tail == "host"
         self._place, self._on_gpu = place(device), device is not None
         with translated():
+            # Before the model is converted: masks are rescored in FP32 whatever the trunk computes in.
+            self._rescorer = rescorer(model, self._place)
+            if self._rescorer is not None and self._on_host:
+                weights = self._rescorer.state_dict()
+                self.mask_iou = MaskIouNet({f"maskiou_net.{key}": value.cpu() for key, value in weights.items()})
             module = HeadsModule(model, precision=precision, device=self._place)
         self._channels_last = module.channels_last
         self._heads: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] = compiled(module) if compile else module
         if threads is not None:
             torch.set_num_threads(threads)
         if device is not None and not self._on_host:
-            self.frames = EagerFrames(self.heads, self.metadata, self._place)
+            self.frames = EagerFrames(self.heads, self.metadata, self._place, self._rescorer)
 
     @torch.inference_mode()
     def heads(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -129,7 +136,11 @@ class TorchBackend(Backend):
             masks = ops.assemble_masks(proto, kept.coeff, kept.boxes)
             height, width = masks.shape[1:]
             whole = MaskWindows(height, width, False, np.zeros((len(masks), 2), np.int64), tuple(masks.numpy()))
-        return ImageDetections(kept.boxes.numpy(), kept.scores.numpy(), kept.labels.numpy(), whole)
+            mask_scores = None
+            if self._rescorer is not None:
+                device_masks, scores, labels = (v.to(self._place) for v in (masks, kept.scores, kept.labels))
+                mask_scores = ops.rescore_masks(self._rescorer, device_masks, scores, labels).cpu().numpy()
+        return ImageDetections(kept.boxes.numpy(), kept.scores.numpy(), kept.labels.numpy(), whole, mask_scores)
 
     @torch.inference_mode()
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
@@ -152,4 +163,4 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         self.frames = None
-        del self._heads
+        del self._heads, self._rescorer

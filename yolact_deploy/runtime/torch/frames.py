@@ -77,13 +77,20 @@ class EagerFrames(FrameHook):
     Args:
         heads: the network, from [N, S, S, 3] on the device to boxes, scores, coeff and proto there
         place: torch's name of the device
+        rescorer: of a YOLACT++, from masks [n, 1, h, w] to their IoUs [n, C]
     """
 
     stages = STAGES
     depth = 1
 
-    def __init__(self, heads: Callable[[Tensor], tuple[Tensor, ...]], metadata: Metadata, place: str) -> None:
-        self._heads, self._metadata, self._place = heads, metadata, place
+    def __init__(
+        self,
+        heads: Callable[[Tensor], tuple[Tensor, ...]],
+        metadata: Metadata,
+        place: str,
+        rescorer: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._heads, self._metadata, self._place, self._rescorer = heads, metadata, place, rescorer
         self._lock = threading.Lock()
 
     def serves(self, settings: DetectSettings) -> bool:
@@ -109,16 +116,22 @@ class EagerFrames(FrameHook):
             for boxes, scores, coeff, proto in zip(*outputs, strict=True):
                 kept = detect_image(boxes, scores, coeff, self._metadata.config, settings)
                 clock.mark("nms")
-                found.append((kept, ops.assemble_masks(proto, kept.coeff, kept.boxes)))
+                masks = ops.assemble_masks(proto, kept.coeff, kept.boxes)
+                found.append((kept, masks, self._mask_scores(kept, masks)))
                 clock.mark("assembly")
             results = []
-            for (kept, masks), image in zip(found, images, strict=True):
+            for (kept, masks, mask_scores), image in zip(found, images, strict=True):
                 height, width, _ = image.shape
                 bits = pack(ops.paste_masks_full(masks, height, width))
                 clock.mark("paste")
-                results.append(_to_host(kept, bits, height, width))
+                results.append(_to_host(kept, bits, mask_scores, height, width))
                 clock.mark("download")
             return _Finished(results, clock.spent())
+
+    def _mask_scores(self, kept: ops.Detected, masks: Tensor) -> Tensor | None:
+        if self._rescorer is None:
+            return None
+        return ops.rescore_masks(self._rescorer, masks, kept.scores, kept.labels)
 
     def _upload(self, frame: Any) -> Tensor:
         """A frame [H, W, 3] uint8 on the device."""
@@ -130,7 +143,9 @@ class EagerFrames(FrameHook):
         return image
 
 
-def _to_host(kept: ops.Detected, packed: Tensor, height: int, width: int) -> PastedDetections:
+def _to_host(
+    kept: ops.Detected, packed: Tensor, mask_scores: Tensor | None, height: int, width: int
+) -> PastedDetections:
     """Detections of a frame of this size, whose masks are packed bits [n, height, bytes of a row]."""
     bits = packed.cpu().numpy()
     words = bits.shape[-1] * 8 // _WORD
@@ -138,7 +153,8 @@ def _to_host(kept: ops.Detected, packed: Tensor, height: int, width: int) -> Pas
     windows[:, 2:5] = width, height, words
     windows[:, 5] = np.arange(len(bits)) * height * words
     masks = PackedMasks(windows, np.ascontiguousarray(bits).reshape(-1).view(np.uint32), height, width)
-    return PastedDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks)
+    told = None if mask_scores is None else mask_scores.cpu().numpy()
+    return PastedDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks, told)
 
 
 class _Finished(FrameTicket):

@@ -12,6 +12,7 @@ Legend: N images, S input side, P priors, C foreground classes, K mask coefficie
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,6 +88,12 @@ class HeadsModule(nn.Module):
         heads = trunk.heads(rgb.contiguous(memory_format=self._layout))
         loc, logits, coeff, proto = (output.float() for output in heads)
         return ops.decode_boxes(loc, self.priors), logits.softmax(dim=-1)[..., 1:], coeff, proto
+
+
+def rescorer(model: Trunk, device: str) -> nn.Module | None:
+    """A copy of the mask-IoU network of a YOLACT++, in FP32 on the device; None where the model has none."""
+    network = getattr(model, "maskiou_net", None)
+    return None if network is None else copy.deepcopy(network).float().eval().to(device)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ Source: YOLACT (arXiv:1904.02689), sections 3.2 and 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -254,6 +255,21 @@ def assemble_masks(proto: Tensor, coeff: Tensor, boxes: Tensor | None, padding: 
     height, width, num = proto.shape
     masks = torch.sigmoid(coeff @ proto.reshape(-1, num).T).reshape(-1, height, width)
     return masks if boxes is None else crop_masks(masks, boxes, padding)
+
+
+def rescore_masks(network: Callable[[Tensor], Tensor], masks: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Mask scores float [n]: scores [n] times the IoU that ``network`` tells each mask to have as its class.
+
+    Args:
+        network: from masks [n, 1, h, w] to IoUs [n, C]
+        masks: probabilities, cropped, [n, h, w]
+        labels: int64 [n]
+
+    Source: YOLACT++ (arXiv:1912.06218), section 3.4.
+    """
+    if len(masks) == 0:
+        return torch.zeros_like(scores)
+    return scores * network(masks[:, None]).gather(1, labels[:, None])[:, 0]
 
 
 def paste_masks_full(masks: Tensor, height: int, width: int) -> Tensor:

@@ -4,7 +4,7 @@ It knows nothing about image files, losses or engines. Images come in normalised
 
 Legend: N images, S input side, P priors, C foreground classes, K prototypes, h and w of the prototypes, n detections.
 
-Source: YOLACT (arXiv:1904.02689).
+Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from yolact_deploy.priors import make_priors
 from yolact_deploy.runtime.torch import ops
 from yolact_deploy.training.model import resnet
 from yolact_deploy.training.model.darknet import DarknetBackbone
+from yolact_deploy.training.model.deformable import DeformableConv
 from yolact_deploy.training.model.fpn import FeaturePyramid
+from yolact_deploy.training.model.mask_iou import MaskIouNet
 from yolact_deploy.training.model.mobilenet import MobileNetBackbone
 from yolact_deploy.training.model.prediction_head import PredictionHead
 from yolact_deploy.training.model.protonet import make_protonet
@@ -53,22 +55,18 @@ class YolactModel(nn.Module):
     50157071
 
     Raises:
-        ConfigError: a YOLACT++ configuration, which this version cannot build.
+        ConfigError: deformable convolutions in another backbone than a ResNet.
     """
 
     priors: Tensor
 
     def __init__(self, config: YolactConfig) -> None:
         super().__init__()
-        if config.is_plus:
-            raise ConfigError(
-                f"{config.name} is not yet supported: deformable convolutions and the mask-IoU network of YOLACT++ are "
-                "missing. Use a configuration without them, such as yolact_base or yolact_resnet50"
-            )
         self.config = config
-        self.backbone = _make_backbone(config.backbone)
+        self.backbone = _make_backbone(config)
         channels = config.fpn_channels
         self.proto_net = make_protonet(channels, config.num_prototypes)
+        self.maskiou_net = MaskIouNet(config.num_classes) if config.mask_iou else None
         self.fpn = FeaturePyramid(self.backbone.out_channels, channels)
         head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
@@ -91,6 +89,9 @@ class YolactModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, DeformableConv):  # no offsets to begin with
+                nn.init.zeros_(module.conv_offset_mask.weight)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
         """Keep the statistics and parameters of all batch normalisations as they are while training, or release them.
@@ -167,10 +168,12 @@ class YolactModel(nn.Module):
 
         Training, as `yolact_deploy.training.YolactLoss` takes it: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
         coefficients, ``scores`` [N, P, C + 1] logits, ``prior_boxes`` [P, 4] as (cx, cy, w, h), ``proto_masks``
-        [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3.
+        [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
+        from masks [m, 1, h, w] to their IoUs [m, C].
 
         Evaluation, lists with one tensor an image: ``boxes`` [n, 4] xyxy normalised, ``masks`` [n, h, w] probabilities
-        cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first.
+        cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first. YOLACT++ adds ``mask_scores``
+        [n]: scores times the IoUs that the masks are told to have.
         """
         levels = self.features(images)
         raw = self.predict(levels)
@@ -184,6 +187,7 @@ class YolactModel(nn.Module):
             "prior_boxes": self.priors,
             "proto_masks": raw.proto,
             "semantic_masks": self.semantic_seg_conv(p3),
+            **({} if self.maskiou_net is None else {"mask_iou_net": self.maskiou_net}),
         }
 
     def _detections(self, raw: RawHeads) -> dict[str, Any]:
@@ -200,15 +204,20 @@ class YolactModel(nn.Module):
                 max_detections=config.max_detections,
             )
             found["boxes"].append(detected.boxes)
-            found["masks"].append(ops.assemble_masks(proto, detected.coeff, detected.boxes))
+            masks = ops.assemble_masks(proto, detected.coeff, detected.boxes)
+            found["masks"].append(masks)
             found["scores"].append(detected.scores)
             found["labels"].append(detected.labels)
+            if self.maskiou_net is not None:
+                rescored = ops.rescore_masks(self.maskiou_net, masks, detected.scores, detected.labels)
+                found.setdefault("mask_scores", []).append(rescored)
         return found
 
 
-def _make_backbone(name: str) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
-    if name == "darknet53":
-        return DarknetBackbone()
-    if name == "mobilenet_v2":
-        return MobileNetBackbone()
-    return resnet.ResNetBackbone(resnet.STAGE_BLOCKS[name])
+def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
+    blocks = resnet.STAGE_BLOCKS.get(config.backbone)
+    if blocks is not None:
+        return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval)
+    if any(config.deformable_blocks):
+        raise ConfigError(f"deformable_blocks: {config.backbone} has no such blocks, only a ResNet has them")
+    return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

@@ -14,6 +14,8 @@ RECIPES = (
     "yolact_im400",
     "yolact_im700",
     "yolact_darknet53",
+    "yolact_plus_base",
+    "yolact_plus_resnet50",
     "yolact_edge_mobilenetv2",
     "yolact_resnet50_pascal",
     "shapes_demo",

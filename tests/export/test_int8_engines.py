@@ -1,0 +1,123 @@
+"""INT8 files in TensorRT for RTX: real engines, their sizes, and the form that TensorRT does not take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolact_deploy.artifact import METADATA_KEY
+from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
+from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.samples import sample_images
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from yolact_deploy.export.calibration import calibrate  # noqa: E402
+from yolact_deploy.export.quantize import quantize_trunk  # noqa: E402
+from yolact_deploy.export.tensorrt import BuildOptions, build_engine, import_tensorrt  # noqa: E402
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx  # noqa: E402
+
+Export = Callable[..., Path]
+EDGE, SMALL = "yolact_edge_mobilenetv2", 138
+BATCHES = {"static": (1, 1, 1), "dynamic": (1, 2, 4)}
+NO_CACHE = BuildOptions(cache=False)
+
+
+def have_rtx() -> bool:
+    try:
+        import_tensorrt("rtx")
+    except MissingDependencyError:
+        return False
+    return True
+
+
+needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
+
+
+def quantized(source: Path, target: Path, *, form: str = "symmetric", keep_fp32: tuple[str, ...] = ()) -> Path:
+    """The INT8 file of one in FP32, with ranges from the sample pictures."""
+    model = read_onnx(source)
+    found = calibrate(model, sample_images(), quiet=True)
+    quantize_trunk(model, found, target=form, keep_fp32=keep_fp32)
+    how = {"target": form, "method": found.method, "images": found.images, "images_sha256": found.images_sha256}
+    metadata = dataclasses.replace(
+        onnx_metadata(model, source), precision="int8", quantization=how, keep_fp32=tuple(keep_fp32)
+    )
+    (entry,) = (entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    entry.value = metadata.to_json()
+    onnx.save(model, str(target))
+    return target
+
+
+def check_pair(single: Path, int8: Path, folder: Path) -> tuple[int, int]:
+    """Bytes of both engines; that of the INT8 file says what it is."""
+    sizes = []
+    for source in (single, int8):
+        target = folder / f"{source.stem}.trt"
+        report = build_engine(source, target, flavour="rtx", options=NO_CACHE)
+        assert read_engine_header(target).size == report.bytes
+        found, expected = read_engine_metadata(target), onnx_metadata(read_onnx(source), source)
+        assert (found.precision, found.quantization) == (expected.precision, expected.quantization)
+        assert (found.batch, found.keep_fp32) == (expected.batch, expected.keep_fp32)
+        sizes.append(report.bytes)
+        target.unlink()
+    return sizes[0], sizes[1]
+
+
+@needs_rtx
+@pytest.mark.parametrize("batch", BATCHES)
+def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
+    single = export(EDGE, SMALL, batch=BATCHES[batch])
+    fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
+    assert int8 < 0.4 * fp32
+
+
+@needs_rtx
+def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
+    """The network is strongly typed: where FP32 meets INT8, the Q/DQ nodes say how."""
+    single = export(EDGE, SMALL)
+    kept = ("proto_net.10", "fpn.lat_layers.1", "backbone.layers.3")
+    whole, some = (quantized(single, tmp_path / f"{len(keep)}.onnx", keep_fp32=keep) for keep in ((), kept))
+    sizes = check_pair(some, whole, tmp_path)
+    assert sizes[1] < sizes[0]
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", BATCHES)
+def test_resnet50_in_full(export: Export, tmp_path: Path, batch: str) -> None:
+    single = export("yolact_resnet50", batch=BATCHES[batch])
+    fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
+    assert 120e6 < fp32 < 135e6
+    assert int8 < 0.4 * fp32
+
+
+@needs_rtx
+def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> None:
+    unsigned = quantized(export(EDGE, SMALL), tmp_path / "unsigned.onnx", form="onnxruntime")
+    cure = r"unsigned\.onnx is in the INT8 form of ONNX Runtime, .*: export it with --int8 --target tensorrt$"
+    with pytest.raises(ExportError, match=cure):
+        build_engine(unsigned, tmp_path / "m.trt", flavour="rtx", options=NO_CACHE)
+    assert not (tmp_path / "m.trt").exists()
+
+
+@needs_rtx
+@pytest.mark.parametrize("damage", ["zero point", "type"])
+def test_why_it_is_refused(export: Export, tmp_path: Path, damage: str) -> None:
+    """The parser takes neither: should a later TensorRT do, the refusal can go."""
+    model: Any = read_onnx(quantized(export(EDGE, SMALL), tmp_path / "int8.onnx"))
+    values = onnx.numpy_helper
+    changed = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in model.graph.initializer:
+        if tensor.name in changed:
+            old = values.to_array(tensor)
+            new = old + 3 if damage == "zero point" else old.astype("uint8")
+            tensor.CopyFrom(values.from_array(new.astype(new.dtype), tensor.name))
+    onnx.save(model, str(tmp_path / "damaged.onnx"))
+    with pytest.raises(ExportError, match=r"cannot parse .*damaged\.onnx: node .*[Zz]ero|cannot parse .*damaged"):
+        build_engine(tmp_path / "damaged.onnx", tmp_path / "m.trt", flavour="rtx", options=NO_CACHE)

@@ -1,0 +1,316 @@
+"""Layers that FP16 cannot hold: found, named and kept, so that the file gives what FP32 gives."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolact_deploy import load, samples
+from yolact_deploy.benchmarks.agreement import Agreement, AgreementMeter
+from yolact_deploy.errors import ExportError, InputError
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+
+torch = pytest.importorskip("torch")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export.onnx import export_onnx  # noqa: E402
+from yolact_deploy.export.overflow import LARGEST, LayerRange, RangeReport, measure_ranges  # noqa: E402
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint  # noqa: E402
+from yolact_deploy.training.checkpoint import load_model  # noqa: E402
+
+Export = Callable[..., Path]
+NAME, SMALL = "yolact_resnet50", 138
+PICTURES = samples.sample_images()
+#: takes values of a few tens past 65504, and as a power of two changes nothing in FP32
+SCALE = 2.0**15
+FP16 = ExportOptions(precision="fp16")
+
+
+# Each scales what a layer puts out by SCALE, which the Relu behind it lets through, and what reads it back.
+
+
+def _scale(layers: list[Any], readers: list[Any]) -> None:
+    for layer in layers:
+        layer.weight.data *= SCALE
+        layer.bias.data *= SCALE
+    for reader in readers:
+        reader.weight.data /= SCALE
+
+
+def spoil_protonet(model: Any) -> None:
+    _scale([model.proto_net[0]], [model.proto_net[2]])
+
+
+def spoil_head(model: Any) -> None:
+    head = model.prediction_layers[0]
+    _scale([head.upfeature[0]], [head.bbox_layer, head.conf_layer, head.mask_layer])
+
+
+def spoil_bottleneck(model: Any) -> None:
+    block = model.backbone.layers[1][0]
+    _scale([block.bn1], [block.conv2])
+
+
+PROTONET = {"proto_net.0", "proto_net.2"}
+HEAD = {f"prediction_layers.0.{name}" for name in ("upfeature.0", "bbox_layer", "conf_layer", "mask_layer")}
+BOTTLENECK = {"backbone.layers.1.0.conv1", "backbone.layers.1.0.conv2"}
+
+
+def agreement(reference: Path, engine: Path, pictures: list[Any]) -> Agreement:
+    meter = AgreementMeter()
+    with load(reference, score_threshold=0) as one, load(engine, score_threshold=0) as other:
+        for picture in pictures:
+            meter.add(one(picture), other(picture))
+    return meter.result()
+
+
+# -- the trained model ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's model as FP32 ONNX."""
+    path = tmp_path_factory.mktemp("trained") / "fp32.onnx"
+    export_onnx(load_model(samples.DEMO_MODEL), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """Twenty pictures of what it was trained for, which it has not seen."""
+    pytest.importorskip("torchvision")
+    from yolact_deploy.training.data.shapes import write_shapes
+
+    folder = tmp_path_factory.mktemp("shapes")
+    for _ in write_shapes(folder, {"val": 20}):
+        pass
+    return [read_image(path) for path in sorted(folder.glob("images/*.png"))]
+
+
+@pytest.mark.parametrize(("spoil", "layers"), [(spoil_protonet, PROTONET), (spoil_head, HEAD)])
+def test_a_trained_model_is_repaired(
+    trained: Path, shapes: list[Any], tmp_path: Path, spoil: Callable[[Any], None], layers: set[str]
+) -> None:
+    """Without the check it finds nothing, or masks of nothing; with it, all that FP32 finds."""
+    model = load_model(samples.DEMO_MODEL)
+    spoil(model)
+    broken = tmp_path / "broken.onnx"
+    export_onnx(model, broken, precision="fp16")
+    found = agreement(trained, broken, shapes)
+    assert len(shapes) == found.images == 20
+    assert found.reference_detections > 50
+    assert found.agreed_share is not None
+    assert found.agreed_share < 0.1, "hardly a detection whose mask is that of FP32"
+    if spoil is spoil_head:
+        assert found.missed == found.reference_detections, "none at all"
+
+    exported = export_checkpoint(model, samples.DEMO_MODEL, tmp_path / "repaired.onnx", FP16)
+    assert set(exported.metadata.keep_fp32) == layers
+    assert set(exported.metadata.keep_reasons) == layers
+    assert exported.ranges is not None
+    assert exported.ranges.images == len(PICTURES)
+    found = agreement(trained, tmp_path / "repaired.onnx", shapes)
+    assert found.matched_share_90 is not None
+    assert found.matched_share_90 >= 0.99
+    assert found.mean_mask_iou is not None
+    assert found.mean_mask_iou >= 0.99
+    assert found.extra <= 1
+
+
+def test_the_check_of_the_file_sees_overflows_too(tmp_path: Path) -> None:
+    """Who leaves the search out gets no broken file either."""
+    model = load_model(samples.DEMO_MODEL)
+    spoil_head(model)
+    options = ExportOptions(precision="fp16", find_overflow=False)
+    with pytest.raises(ExportError, match=r"disagrees with the eager model: boxes differ by nan .*; try --fp32"):
+        export_checkpoint(model, samples.DEMO_MODEL, tmp_path / "m.onnx", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the golden weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(export: Export) -> dict[str, Path]:
+    return {precision: export(NAME, SMALL, precision=precision) for precision in ("fp32", "fp16")}
+
+
+@pytest.mark.parametrize(("spoil", "layers"), [(spoil_bottleneck, BOTTLENECK), (spoil_head, HEAD)])
+@pytest.mark.parametrize("batch", [(1, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_golden_weights_are_repaired(
+    make_model: Callable[..., Any],
+    plain: dict[str, Path],
+    tmp_path: Path,
+    spoil: Callable[[Any], None],
+    layers: set[str],
+    batch: tuple[int, int, int],
+) -> None:
+    """Repaired, the file is as near to FP32 as FP16 is without an overflow."""
+    if spoil is spoil_head and batch != (1, 1, 1):
+        pytest.skip("one layer is enough for the batches")
+    model = copy.deepcopy(make_model(NAME, SMALL))
+    spoil(model)
+    pictures = [read_image(path) for path in PICTURES]
+    export_onnx(model, tmp_path / "broken.onnx", precision="fp16", batch=batch)
+    with load(tmp_path / "broken.onnx", score_threshold=0) as broken:
+        assert [len(broken(picture)) for picture in pictures] == [0, 0, 0]
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"only its hash is taken")
+    options = ExportOptions(precision="fp16", batch=batch)
+    exported = export_checkpoint(model, weights, tmp_path / "repaired.onnx", options)
+    assert set(exported.metadata.keep_fp32) == layers
+    assert exported.ranges is not None
+    assert exported.ranges.images == 3, "a batch that is filled up has no more pictures"
+    assert exported.parity.failures == []
+    wanted = agreement(plain["fp32"], plain["fp16"], pictures)
+    found = agreement(plain["fp32"], tmp_path / "repaired.onnx", pictures)
+    for result in (wanted, found):
+        assert result.reference_detections > 50
+        assert result.matched_share_90 is not None
+        assert result.matched_share_90 >= 0.95
+    assert found.mean_mask_iou == pytest.approx(wanted.mean_mask_iou, abs=0.01)
+
+
+def ranges_of(path: Path, *, change: Callable[[Any], None] = lambda graph: None) -> RangeReport:
+    model = read_onnx(path)
+    change(model.graph)
+    return measure_ranges(model, onnx_metadata(model, path), PICTURES[:1])
+
+
+def test_nothing_to_find(plain: dict[str, Path]) -> None:
+    report = ranges_of(plain["fp32"])
+    assert (report.unsafe, report.near) == ({}, ())
+    assert 1 < report.widest.largest < 1000
+    assert all(1e-5 < layer.weight_error < 1e-3 for layer in report.layers), "half of 2^-11 and less"
+    assert json.loads(json.dumps(report.to_json()))["layers"][0]["layer"] == "backbone.conv1"
+
+
+def test_values_are_those_of_the_tensors(plain: dict[str, Path]) -> None:
+    """Against tensors that are read as a whole."""
+    from yolact_deploy.benchmarks.taps import OnnxTap
+    from yolact_deploy.export.overflow import network_input
+
+    tap = OnnxTap(plain["fp32"], runtime="onnxruntime")
+    metadata = onnx_metadata(read_onnx(plain["fp32"]), "")
+    with tap.open(list(tap.sizes)) as read:
+        largest = {k: float(np.abs(v).max()) for k, v in read(network_input(PICTURES[:1], metadata)).items()}
+    report = ranges_of(plain["fp32"])
+    first = report.layers[0]
+    own = [v for k, v in largest.items() if k.partition("/")[0] == first.layer]
+    assert first.largest == pytest.approx(max(*own, largest["input"]))
+    assert first.faintest == pytest.approx(min(*own, largest["input"]))
+    assert report.widest.largest == pytest.approx(max(largest.values()))
+
+
+def scale_constants(factors: dict[str, float]) -> Callable[[Any], None]:
+    def change(graph: Any) -> None:
+        for constant in graph.initializer:
+            factor = factors.get(constant.name.removeprefix("model."))
+            if factor is not None:
+                values = onnx.numpy_helper.to_array(constant) * np.float32(factor)
+                constant.CopyFrom(onnx.numpy_helper.from_array(values, constant.name))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("factors", "reasons"),
+    [
+        # Weights alone: what they make of the values stays small.
+        ({"proto_net.10.weight": 1e-7}, {"proto_net.10": r"weights so small that FP16 changes them by \d+%"}),
+        # Values that vanish, and what brings them back.
+        (
+            {"proto_net.0.weight": 1e-7, "proto_net.0.bias": 1e-7, "proto_net.2.weight": 1e7},
+            {"proto_net.0": "weights so small", "proto_net.2": r"weights up to \d"},
+        ),
+    ],
+)
+def test_the_other_reasons(plain: dict[str, Path], factors: dict[str, float], reasons: dict[str, str]) -> None:
+    import re
+
+    found = ranges_of(plain["fp32"], change=scale_constants(factors)).unsafe
+    assert set(found) == set(reasons)
+    for layer, reason in reasons.items():
+        assert re.match(reason, found[layer]), found
+
+
+def test_the_limits() -> None:
+    def layer(**values: float) -> LayerRange:
+        return LayerRange("x", **{"largest": 1, "faintest": 1, "weight": 1, "weight_error": 2e-4, **values})
+
+    assert layer(largest=LARGEST / 4 + 1).trouble == "values up to 1.64e+04"
+    assert layer(largest=float("inf")).trouble == "values up to inf"
+    assert layer(weight=65505).trouble == "weights up to 6.55e+04"
+    assert layer(weight_error=0.5).trouble == "weights so small that FP16 changes them by 50%"
+    assert layer(faintest=1e-6).trouble == "values of 1e-06 at most"
+    near = layer(largest=LARGEST / 4)
+    assert (near.trouble, near.near) == ("", True)
+    assert not layer(largest=LARGEST / 16).near
+    assert not layer(largest=LARGEST).near, "it is kept, which says more"
+
+
+def test_what_the_user_keeps_is_kept_too(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """Layers that a module of the list holds already are not named again."""
+    model = copy.deepcopy(make_model(NAME, SMALL))
+    spoil_head(model)
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    for named in (("proto_net.10",), ("proto_net.10", "prediction_layers.0.upfeature"), ("prediction_layers",)):
+        options = ExportOptions(precision="fp16", keep_fp32=named)
+        metadata = export_checkpoint(model, weights, tmp_path / "m.onnx", options, PICTURES[:1]).metadata
+        more = (
+            HEAD - {"prediction_layers.0.upfeature.0"} if named[1:] else HEAD if named[0] == "proto_net.10" else set()
+        )
+        assert metadata.keep_fp32[: len(named)] == named
+        assert set(metadata.keep_fp32[len(named) :]) == set(metadata.keep_reasons) == more
+        assert onnx_metadata(read_onnx(tmp_path / "m.onnx"), "") == metadata
+
+
+def test_other_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """The pictures that are given are those that are looked at."""
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    model = make_model(NAME, SMALL)
+    exported = export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], iter(PICTURES))
+    assert exported.ranges is not None
+    assert (exported.ranges.images, exported.parity.images) == (3, 1)
+    with pytest.raises(InputError, match=r"no such image: none\.png"):
+        export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [Path("none.png")])
+    with pytest.raises(ExportError, match="no pictures to look for FP16's overflows with: give one at least"):
+        export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [])
+
+
+def test_only_fp16_is_looked_at(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    for precision in ("fp32", "bf16"):
+        options = ExportOptions(precision=precision)
+        exported = export_checkpoint(
+            make_model(NAME, SMALL), weights, tmp_path / "m.onnx", options, PICTURES[:1], [Path("none.png")]
+        )
+        assert exported.ranges is None
+
+
+def test_infinite_in_fp32_too(plain: dict[str, Path]) -> None:
+    change = scale_constants({"proto_net.0.weight": 1e30, "proto_net.2.weight": 1e30})
+    with pytest.raises(ExportError, match=r"proto_net\.2 has values that are not finite in FP32: the checkpoint"):
+        ranges_of(plain["fp32"], change=change)
+
+
+def test_a_graph_without_layers() -> None:
+    text = "<ir_version: 9, opset_import: ['' : 20]> g (float[1] images) => (float[1] y) { y = Relu (images) }"
+    model = onnx.parser.parse_model(text.replace("'", '"'))
+    from yolact_deploy.artifact import Metadata
+    from yolact_deploy.config import YolactConfig
+
+    with pytest.raises(ExportError, match="no layers with weights"):
+        measure_ranges(model, Metadata(config=YolactConfig()), PICTURES)

@@ -1,0 +1,73 @@
+"""What blocks and layers cost in a lower precision, and what a search for the layers to keep found, as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from yolact_deploy.benchmarks.bootstrap import Interval
+from yolact_deploy.benchmarks.layer_search import SearchResult
+from yolact_deploy.benchmarks.tables import Table
+from yolact_deploy.benchmarks.trials import HEADS, Measured
+from yolact_deploy.benchmarks.trunk import sqnr_db
+
+_Costs = Sequence[tuple[str, Measured]]
+
+
+def cost_tables(precision: str, images: int, blocks: _Costs, layers: _Costs, most: int = 10) -> list[Table]:
+    """The most expensive blocks and layers: decibels of each output, detections found, AP lost where it is known."""
+    shown = [(word, costs) for word, costs in (("Block", blocks), ("Layer", layers)) if costs]
+    return [
+        Table(
+            f"{word}s in {precision} that cost most, each alone, on {images} images (SQNR in dB)",
+            (word.lower(), *HEADS, "matched %", *(f"{kind} AP x 100" for kind in costs[0][1].ap)),
+            [(name, *_figures(cost)) for name, cost in costs[:most]],
+        )
+        for word, costs in shown
+    ]
+
+
+def _figures(cost: Measured) -> Iterator[str]:
+    for name in HEADS:
+        decibels = sqnr_db(cost.relative_rms[name])
+        yield f"{decibels:.1f}" if math.isfinite(decibels) else "exact" if decibels > 0 else "not finite"
+    yield "" if cost.agreement is None else f"{100 * cost.agreement:.2f}"
+    for kind, value in cost.ap.items():
+        yield f"{100 * value:.2f} ({0 - 100 * cost.ap_drop[kind]:+.2f})"
+
+
+def search_table(found: SearchResult) -> Table:
+    """FP32, all layers in the precision, and what was found, on the judged images."""
+    kinds = sorted(found.fp32.ap)
+    rows = [
+        ("all in FP32", str(found.layers), *_sides(found.fp32, {}, kinds)),
+        (f"all in {found.precision}", str(len(found.always)), *_sides(found.lowered, found.lowered_intervals, kinds)),
+    ]
+    if found.keep_fp32:
+        kept = str(len(found.always) + len(found.keep_fp32))
+        rows.append(("as found", kept, *_sides(found.mixed, found.mixed_intervals, kinds)))
+    columns = ["layers", "in FP32", "agrees %"]
+    for kind in kinds:
+        columns += [f"{kind} AP", "change", "95 %"]
+    return Table(f"AP x 100 and agreement with FP32 on {found.judged_images} images ({found.target})", columns, rows)
+
+
+def _sides(measured: Measured, intervals: dict[str, Interval], kinds: Sequence[str]) -> Iterator[str]:
+    yield "" if measured.agreed is None else f"{100 * measured.agreed:.2f}"
+    for kind in kinds:
+        interval = intervals.get(kind)
+        yield f"{100 * measured.ap[kind]:.2f}"
+        yield f"{0 - 100 * measured.ap_drop[kind]:+.2f}" if interval else ""
+        yield f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}" if interval else ""
+
+
+def search_notes(found: SearchResult) -> Iterator[str]:
+    """What a reader of the table should know, a sentence each."""
+    if found.target.max_ap_drop is None:
+        return
+    wide = {kind: 100 * -i.low for kind, i in found.mixed_intervals.items() if -100 * i.low > found.target.max_ap_drop}
+    for kind, points in wide.items():
+        yield (
+            f"{found.judged_images} images cannot exclude a loss of {points:.2f} points of {kind} AP: judge on more "
+            "for more certainty"
+        )

@@ -17,18 +17,24 @@ from yolact_deploy.benchmarks.evaluate import evaluate
 from yolact_deploy.cli.main import main
 from yolact_deploy.training.data.shapes import write_shapes
 
+_CALIBRATION = 100
 _FEW = 60
 _ALL = 500
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX in FP32, FP16 and BF16."""
+    """ONNX in FP32, FP16, BF16, and INT8 in both forms, with ranges from pictures of the training set."""
     folder = tmp_path_factory.mktemp("demo")
+    for _ in write_shapes(folder / "train", {"train": _CALIBRATION}):
+        pass
     weights = ["--weights", str(samples.DEMO_MODEL), "--engine", "none", "--quiet"]
     assert main(["export", *weights, "-o", str(folder / "fp32")]) == 0
     assert main(["export", *weights, "--fp16", "-o", str(folder / "fp16")]) == 0
     assert main(["export", *weights, "--bf16", "-o", str(folder / "bf16")]) == 0
+    int8 = ["--int8", "--calibration", str(folder / "train" / "images")]
+    assert main(["export", *weights, *int8, "-o", str(folder / "int8")]) == 0
+    assert main(["export", *weights, *int8, "--target", "onnxruntime", "-o", str(folder / "int8_unsigned")]) == 0
     return folder
 
 
@@ -46,17 +52,19 @@ def _scores(model: str, images: CocoImages) -> tuple[float, float]:
     return accuracy.box.ap or 0.0, accuracy.mask.ap or 0.0
 
 
-def _check(exported: Path, images: CocoImages, least_box: float, least_mask: float, tolerance: float) -> None:
-    engines = [str(exported / "fp16.onnx"), str(exported / "bf16.onnx")]
+def _check(exported: Path, images: CocoImages, least_box: float, least_mask: float, half: float, int8: float) -> None:
+    """AP of each engine beside eager's: ``half`` and ``int8`` are how far those in 16 and 8 bits may be from it."""
+    names = ["fp16.onnx", "bf16.onnx", "int8.onnx", "int8_unsigned.onnx"]
     if _has_openvino():
-        engines += [f"{exported / 'fp32.onnx'}@openvino-bf16", f"{exported / 'bf16.onnx'}@openvino"]
+        names += ["fp32.onnx@openvino-bf16", "bf16.onnx@openvino", "int8.onnx@openvino", "int8_unsigned.onnx@openvino"]
     box, mask = _scores(str(samples.DEMO_MODEL), images)
     print(f"eager: box AP {box:.4f}, mask AP {mask:.4f}")
     assert box >= least_box
     assert mask >= least_mask
-    for engine in engines:
-        other_box, other_mask = _scores(engine, images)
-        print(f"{Path(engine).name}: box AP {other_box:.4f}, mask AP {other_mask:.4f}")
+    for name in names:
+        other_box, other_mask = _scores(str(exported / name), images)
+        print(f"{name}: box AP {other_box:.4f}, mask AP {other_mask:.4f}")
+        tolerance = int8 if name.startswith("int8") else half
         assert other_box == pytest.approx(box, abs=tolerance)
         assert other_mask == pytest.approx(mask, abs=tolerance)
 
@@ -71,9 +79,9 @@ def _has_openvino() -> bool:
 
 def test_some_images(exported: Path, tmp_path: Path) -> None:
     """Looser than the figures of the README, since so few images say less."""
-    _check(exported, _held_out(tmp_path, _FEW), 0.60, 0.55, 0.01)
+    _check(exported, _held_out(tmp_path, _FEW), 0.60, 0.55, 0.01, 0.02)
 
 
 @pytest.mark.slow
 def test_what_the_readme_says(exported: Path, tmp_path: Path) -> None:
-    _check(exported, _held_out(tmp_path, _ALL), 0.65, 0.60, 0.003)
+    _check(exported, _held_out(tmp_path, _ALL), 0.65, 0.60, 0.003, 0.01)

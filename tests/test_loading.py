@@ -102,6 +102,8 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     [
         ("m.onnx@openvino:device=cuda", "openvino runs on the CPU here: for a GPU use onnxruntime:provider=cuda"),
         ("m.onnx@openvino:provider=cpu", "openvino has no option 'provider'; it has threads, tail, device"),
+        ("m.onnx@onnxruntime-int8", r"int8 is a choice of the export \(--int8 --calibration DIR\): leave it out"),
+        ("w.pth@torch-int8", "int8 is a choice of the export"),
         ("m.onnx@openvino-fp16", "openvino has no precision 'fp16'; it has fp32, bf16"),
         ("m.onnx@onnxruntime-fp16:provider=cuda", "onnxruntime computes in the precision of the file: export it"),
         ("m.onnx@onnxruntime:compile=yes", "onnxruntime has no option 'compile'"),

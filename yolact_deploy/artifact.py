@@ -55,6 +55,11 @@ class Metadata:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
+    def has_zero_points(self) -> bool:
+        """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not take."""
+        return self.quantization is not None and self.quantization["target"] == "onnxruntime"
+
+    @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the network's outputs, in their order."""
         if self.tail == "heads":

@@ -26,7 +26,7 @@ ONNX_SUFFIXES = (".onnx",)
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 ENGINE_SUFFIXES = (".trt", ".engine", ".plan")
 BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 TAILS = ("auto", "host", "graph")
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 
@@ -40,7 +40,7 @@ _OPTIONS = {
 _PRECISIONS = {
     "onnxruntime": ("fp32", "tf32"),
     "openvino": ("fp32", "bf16"),
-    "torch": PRECISIONS,
+    "torch": ("fp32", "tf32", "fp16", "bf16"),
     "tensorrt": ("fp32",),
 }
 _KNOWN_OPTIONS = (
@@ -236,6 +236,8 @@ def _check(spec: ModelSpec) -> None:
 def _no_precision(backend: str, precision: str) -> str:
     if precision not in PRECISIONS:
         return f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}"
+    if precision == "int8":
+        return "int8 is a choice of the export (--int8 --calibration DIR): leave it out, its files run in 8 bits anyway"
     if backend in ("onnxruntime", "tensorrt"):
         return f"{backend} computes in the precision of the file: export it with that precision instead"
     return f"{backend} has no precision {precision!r}; it has {', '.join(_PRECISIONS[backend])}"

@@ -17,7 +17,9 @@ from small_net import CONFIG, LAYERS, SIDE, make_model, write_blobs, write_model
 from yolact_deploy.artifact import Metadata  # noqa: E402
 from yolact_deploy.benchmarks.coco import plain_images  # noqa: E402
 from yolact_deploy.cli.main import main  # noqa: E402
+from yolact_deploy.export.calibration import calibrate  # noqa: E402
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list  # noqa: E402
+from yolact_deploy.export.quantize import quantize_trunk  # noqa: E402
 
 Capture = pytest.CaptureFixture[str]
 
@@ -153,6 +155,27 @@ def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     assert f"at most {limit:.4g} points of AP lost: met without keeping a layer in FP32" in out
     stored = json.loads((tmp_path / "k.json").read_text())
     assert (stored["judged"], stored["keep_fp32"]) == (5, [])
+
+
+def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The precision is the engine's, and its file says for which runtime it was made."""
+    model = make_model()
+    calibration = calibrate(model, sorted((folder / "pictures").iterdir()), method="minmax", quiet=True)
+    quantize_trunk(model, calibration, target="onnxruntime")
+    about = {"target": "onnxruntime", "method": "minmax", "images": 3, "images_sha256": calibration.images_sha256}
+    metadata = Metadata(config=CONFIG, tail="heads", precision="int8", quantization=about).to_json()
+    onnx.helper.set_model_props(model, {"yolact_deploy": metadata})
+    onnx.save(model, str(tmp_path / "eight.onnx"))
+    more = ["--bisect", "--calibration", str(folder / "pictures"), "--calibration-method", "minmax", "--json"]
+    arguments = ["--reference", f"{folder}/full.onnx", "--engine", f"{tmp_path}/eight.onnx", "--layer-images", "3"]
+    assert main(["compare", *arguments, "--images", str(folder / "pictures"), "--threads", "1", *more]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["bisect"]["precision"] == "int8"
+    lowered = found["bisect"]["lowered"]
+    assert lowered["agreed_share"] == found["agreement"]["agreed_share"], "the graph of the file, on the same pictures"
+    assert lowered["agreement"] == found["agreement"]["matched_share"]
+    assert "note: only 0 pictures of the calibration are not those that the result is judged by" in err
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,28 @@ def test_layers_that_the_user_keeps() -> None:
     assert "fpn" not in dict(found.blocks)
 
 
+def test_other_runtimes_must_keep_the_limit_too() -> None:
+    """Signed activations are coarser. They are run once where that does, and decide with the others where not."""
+    points = {"fpn.c": 5.0, "proto_net.a": 0.8}
+    for factor, wanted in ((1.1, {"fpn.c"}), (1.5, {"fpn.c", "proto_net.a"})):
+        signed = Scripted({layer: factor * value for layer, value in points.items()})
+        ranking, judging = Scripted(points), Scripted(points)
+        told: list[str] = []
+        found = search_layers(
+            ranking,  # type: ignore[arg-type]
+            judging,  # type: ignore[arg-type]
+            Target(max_ap_drop=1),
+            signed=signed,  # type: ignore[arg-type]
+            quiet=True,
+            tell=told.append,
+        )
+        assert set(found.keep_fp32) == wanted
+        assert found.signed == signed.run(wanted)
+        assert (signed.trials == 1) == (factor == 1.1)
+        assert ("with signed activations, as in TensorRT and OpenVINO, that is not enough" in told) == (factor > 1.1)
+        assert found.trials == ranking.trials + judging.trials + signed.trials
+
+
 def test_agreement_as_the_limit() -> None:
     found, *_ = search({"fpn.c": 5.0, "proto_net.a": 2.0}, Target(min_agreement=0.95), truth=False)
     assert found.keep_fp32 == ("fpn.c",)

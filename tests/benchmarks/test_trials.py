@@ -28,6 +28,7 @@ from yolact_deploy.export.calibration import calibrate  # noqa: E402
 from yolact_deploy.export.quantize import quantize_trunk  # noqa: E402
 from yolact_deploy.loading import load  # noqa: E402
 from yolact_deploy.paste import MaskCrops  # noqa: E402
+from yolact_deploy.runtime.onnx_int8 import wants_unsigned  # noqa: E402
 
 METADATA = Metadata(config=CONFIG, tail="heads")
 
@@ -114,6 +115,19 @@ def test_a_graph_is_run_once_and_fp32_never_again(images: CocoImages, quantized:
     assert trials.tried() == [(frozenset({"backbone.conv1", "proto_net.0"}), first)]
     assert first.relative_rms == {}
     assert trials.seconds > 0
+
+
+def test_another_change_of_the_same_graph(images: CocoImages, quantized: Change) -> None:
+    """The FP32 graph is not run again, and what each change gave is kept apart."""
+    trials = Trials(make_model(), METADATA, images, quantized, threads=1, raw_outputs=False)
+    calibration = calibrate(make_model(), images.paths, method="minmax", quiet=True)
+    signed = trials.changed_by(int8(calibration, unsigned=False))
+    assert signed.reference is trials.reference
+    assert (signed.trials, trials.trials) == (0, 0)
+    coarse, fine = signed.run(()), trials.run(())
+    assert (signed.trials, trials.trials) == (1, 1)
+    assert (coarse != fine) == wants_unsigned()
+    assert signed.intervals(())["mask"].difference == pytest.approx(-coarse.ap_drop["mask"])
 
 
 def test_layers_that_are_always_kept(images: CocoImages, quantized: Change) -> None:

@@ -57,9 +57,9 @@ def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare on one picture instead of three."""
     check = pipeline.check_parity
     monkeypatch.setattr(
-        pipeline, "check_parity", lambda model, path, images, traced, noise: check(
-            model, path, images[:1], traced[:1], noise
-        )
+        pipeline,
+        "check_parity",
+        lambda model, path, images, traced, noise: check(model, path, images[:1], traced[:1], noise),
     )
 
 

@@ -27,6 +27,7 @@ from yolact_deploy.benchmarks.held_out import spread
 from yolact_deploy.cli.main import main
 from yolact_deploy.export.mixed_precision import read_keep_list
 from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.runtime.onnx_int8 import wants_unsigned
 from yolact_deploy.training.checkpoint import load_model, save_checkpoint
 from yolact_deploy.training.data.shapes import write_shapes
 
@@ -101,6 +102,8 @@ def test_the_layer_is_found_and_ap_is_back(place: Path, tmp_path: Path, capsys: 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["lowered"]["ap_drop"]["mask"] > 0.3
     assert found["mixed"]["ap_drop"]["mask"] <= 0.01
+    assert found["signed"] is None or found["signed"]["ap_drop"]["mask"] <= 0.01
+    assert ("with signed activations" in " ".join(out.split())) == wants_unsigned()
     assert found["found"] == [HURT]
     assert found["costs"][0]["layer"] == HURT
     assert HURT in read_keep_list(str(tmp_path / "found.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import struct
@@ -19,7 +20,7 @@ from yolact_deploy.inspection import NO_LAYERS, inspect_file
 METADATA = Metadata(config=get_config("yolact_resnet50"), precision="fp16")
 
 
-def make_onnx(path: Path, *, ours: bool) -> Path:
+def make_onnx(path: Path, *, ours: bool, metadata: Metadata = METADATA) -> Path:
     onnx = pytest.importorskip("onnx")
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     import numpy as np
@@ -45,7 +46,7 @@ def make_onnx(path: Path, *, ours: bool) -> Path:
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("yolact", 1)]
     model = helper.make_model(graph, functions=[double], opset_imports=opsets, ir_version=8)
     if ours:
-        helper.set_model_props(model, {METADATA_KEY: METADATA.to_json()})
+        helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
     onnx.save(model, path)
     return path
 
@@ -63,6 +64,21 @@ def test_onnx(tmp_path: Path) -> None:
     assert facts["layers"][0]["name"] == "scale"
     assert facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     json.dumps(facts)
+
+
+def test_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Form, method and images of the ranges, and the layers that were kept."""
+    how = {"target": "symmetric", "method": "percentile", "images": 500, "images_sha256": "12ab" * 16}
+    kept = ("proto_net.10", "fpn.lat_layers.0")
+    metadata = dataclasses.replace(METADATA, precision="int8", quantization=how, keep_fp32=kept)
+    path = make_onnx(tmp_path / "a.onnx", ours=True, metadata=metadata)
+    assert inspect_file(path)["metadata"]["quantization"] == how
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metadata"]["quantization"] == how
+    assert cli.main(["inspect", str(path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in ("int8", "symmetric", "percentile over 500 images", "proto_net.10, fpn.lat_layers.0"):
+        assert part in text
 
 
 def test_foreign_onnx(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from yolact_deploy.config import list_configs
 
-_COLUMNS = list(itertools.product(("fp32", "fp16", "bf16"), ("functions", "heads"), ("static", "dynamic")))
+_COLUMNS = list(itertools.product(("fp32", "fp16", "bf16", "int8"), ("functions", "heads"), ("static", "dynamic")))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -40,8 +40,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _cells(name: str, builds: dict[str, Any]) -> list[str]:
-    found = [builds["-".join((name, *column))] for column in _COLUMNS]
-    return [f"{build['engine_bytes'] / 1e6:.1f} MB, {build['build_seconds']:.1f} s" for build in found]
+    """Of one configuration; empty where nothing was built."""
+    found = [builds.get("-".join((name, *column))) for column in _COLUMNS]
+    return [f"{build['engine_bytes'] / 1e6:.1f} MB, {build['build_seconds']:.1f} s" if build else "" for build in found]
 
 
 def main(arguments: Sequence[str]) -> None:

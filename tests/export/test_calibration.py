@@ -54,9 +54,7 @@ def activations(model: Any, paths: list[Path]) -> dict[str, Any]:
     for name in sorted(names):
         copy.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
     session = ort.InferenceSession(copy.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = [
-        session.run(None, {"images": resize_image(read_image(path), SMALL)[None]}) for path in paths
-    ]
+    found = [session.run(None, {"images": resize_image(read_image(path), SMALL)[None]}) for path in paths]
     return {name: np.stack(values) for name, values in zip(sorted(names), zip(*found, strict=True), strict=True)}
 
 

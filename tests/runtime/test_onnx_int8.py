@@ -15,7 +15,10 @@ ort = pytest.importorskip("onnxruntime")
 
 from tiny_int8 import Graph, network  # noqa: E402
 
-from yolact_deploy.runtime import cpu, onnx_int8  # noqa: E402
+from yolact_deploy.artifact import METADATA_KEY, Metadata  # noqa: E402
+from yolact_deploy.config import YolactConfig  # noqa: E402
+from yolact_deploy.runtime import cpu, onnx_int8, onnxruntime  # noqa: E402
+from yolact_deploy.runtime.onnx_graph import load_graph  # noqa: E402
 from yolact_deploy.runtime.onnx_int8 import use_unsigned  # noqa: E402
 from yolact_deploy.runtime.onnxruntime import open_cpu_session  # noqa: E402
 
@@ -264,6 +267,65 @@ def test_a_bias_that_is_huge_beside_its_weights() -> None:
 
 
 # -- runtimes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """An INT8 file that ends in heads, as far as loading it goes."""
+    model = network()
+    how = {"target": "symmetric", "method": "minmax", "images": 3, "images_sha256": "12"}
+    metadata = Metadata(config=YolactConfig(image_size=64), tail="heads", precision="int8", quantization=how)
+    onnx.helper.set_model_props(model, {METADATA_KEY: metadata.to_json()})
+    onnx.save(model, str(tmp_path / "int8.onnx"))
+    return tmp_path / "int8.onnx"
+
+
+def loaded_types(path: Path, **options: Any) -> set[Any]:
+    graph = load_graph(path, "auto", **options)
+    assert graph.metadata.precision == "int8"
+    return {kind for kind, _ in zero_points(onnx.load_model_from_string(graph.data)).values()}
+
+
+def test_only_what_asks_for_it_gets_it(file: Path) -> None:
+    before = file.read_bytes()
+    assert loaded_types(file) == loaded_types(file, gpu=True) == {np.dtype(np.int8)}
+    assert loaded_types(file, unsigned=True) == {np.dtype(np.uint8)}
+    assert file.read_bytes() == before
+
+
+def test_a_file_in_fp32_is_left_alone(file: Path) -> None:
+    model = onnx.load(str(file))
+    model.metadata_props[0].value = Metadata(config=YolactConfig(image_size=64), tail="heads").to_json()
+    onnx.save(model, str(file))
+    assert load_graph(file, "auto", unsigned=True).data == load_graph(file, "auto").data
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_backend_asks_on_these_cpus(file: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    given = []
+
+    def session(data: bytes, *_: Any) -> Any:
+        given.append(data)
+        return None
+
+    monkeypatch.setattr(onnxruntime, "wants_unsigned", lambda: wanted)
+    monkeypatch.setattr(onnxruntime, "open_cpu_session", session)
+    assert onnxruntime.OnnxRuntimeBackend(file).precision == "int8"
+    kinds = {kind for kind, _ in zero_points(onnx.load_model_from_string(given[0])).values()}
+    assert kinds == {np.dtype(np.uint8 if wanted else np.int8)}
+
+
+def test_both_runtimes_say_int8(file: Path) -> None:
+    pytest.importorskip("openvino")
+    from yolact_deploy.runtime.openvino import OpenVinoBackend
+
+    for backend in (
+        onnxruntime.OnnxRuntimeBackend(file),
+        OpenVinoBackend(file),
+        OpenVinoBackend(file, precision="fp32"),
+    ):
+        assert backend.precision == backend.describe()["precision"] == "int8"
+        backend.close()
 
 
 def test_openvino_agrees_on_either_form() -> None:

@@ -119,6 +119,22 @@ def test_tensorrt_options(fake: FakeOnnxRuntime, tmp_path: Path, caches: Path) -
     assert not [key for key in found if "profile" in key]
     found = options_of(fake, write_model(tmp_path / "bf16.onnx", precision="bf16"), provider="tensorrt")
     assert (found["trt_fp16_enable"], found["trt_bf16_enable"]) == ("0", "1")
+    assert "trt_int8_enable" not in found
+
+
+@pytest.mark.parametrize("form", ["symmetric", "onnxruntime"])
+def test_int8(fake: FakeOnnxRuntime, tmp_path: Path, form: str) -> None:
+    """The symmetric form goes to the GPU as it is; TensorRT takes no other."""
+    how = {"target": form, "method": "minmax", "images": 3, "images_sha256": "12"}
+    path = write_model(tmp_path / "int8.onnx", precision="int8", quantization=how)
+    assert OnnxRuntimeGpuBackend(path, provider="cuda").precision == "int8"
+    if form == "symmetric":
+        assert options_of(fake, path, provider="tensorrt")["trt_int8_enable"] == "1"
+        assert options_of(fake, path, provider="rtx")
+        return
+    for provider in ("tensorrt", "rtx"):
+        with pytest.raises(ArtifactError, match=r"zero points TensorRT does not take: export it with --int8 --target"):
+            OnnxRuntimeGpuBackend(path, provider=provider)
 
 
 def test_rtx_options(fake: FakeOnnxRuntime, tmp_path: Path, caches: Path) -> None:

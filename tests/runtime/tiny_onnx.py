@@ -34,6 +34,7 @@ def make_model(
     batch: tuple[int, int, int] = (1, 2, 4),
     precision: str = "fp32",
     mask_iou: bool = False,
+    quantization: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
     """Heads are constants plus the mean grey level of the image times a little; masks may have scores of their own."""
     count: Any = batch[0] if batch[0] == batch[2] else "batch"
@@ -59,7 +60,7 @@ def make_model(
     graph = helper.make_graph(nodes, "tiny", [images], outputs, initializer=constants)
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
     config = dataclasses.replace(CONFIG, mask_iou=mask_iou)
-    metadata = Metadata(config=config, tail=tail, batch=batch, precision=precision)
+    metadata = Metadata(config=config, tail=tail, batch=batch, precision=precision, quantization=quantization)
     helper.set_model_props(model, {"yolact_deploy": metadata.to_json()})
     onnx.checker.check_model(model, full_check=True)
     return model

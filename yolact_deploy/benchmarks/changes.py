@@ -28,10 +28,14 @@ def half_precision(precision: str) -> Change:
     return change
 
 
-def int8(calibration: Calibration, target: str = "symmetric") -> Change:
+def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool = True) -> Change:
     """To INT8 with the ranges of one calibration, as ONNX Runtime runs a file for ``target`` on this machine.
 
     The kept layers are told by their names, not by modules.
+
+    Args:
+        unsigned: False leaves a symmetric graph as TensorRT and OpenVINO compute it, on every machine. That is slow in
+            ONNX Runtime, and coarser: values that cannot be negative have half as many steps
     """
     from yolact_deploy.export.quantize import quantize_trunk
 
@@ -39,7 +43,7 @@ def int8(calibration: Calibration, target: str = "symmetric") -> Change:
         if not any(node.op_type == "Conv" and node.layer not in kept for node in trunk_nodes(model.graph)):
             return  # a deformable convolution alone, which INT8 leaves as it is
         quantize_trunk(model, calibration, target=target, keep_fp32=kept)
-        if target == "symmetric" and wants_unsigned():
+        if target == "symmetric" and unsigned and wants_unsigned():
             use_unsigned(model)
 
     return change

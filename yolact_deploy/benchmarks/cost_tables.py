@@ -46,6 +46,9 @@ def search_table(found: SearchResult) -> Table:
     if found.keep_fp32:
         kept = str(len(found.always) + len(found.keep_fp32))
         rows.append(("as found", kept, *_sides(found.mixed, found.mixed_intervals, kinds)))
+    if found.signed is not None:
+        kept = str(len(found.always) + len(found.keep_fp32))
+        rows.append(("with signed activations", kept, *_sides(found.signed, found.signed_intervals, kinds)))
     columns = ["layers", "in FP32", "agrees %"]
     for kind in kinds:
         columns += [f"{kind} AP", "change", "95 %"]

@@ -38,8 +38,9 @@ class SearchResult:
         precision: of the layers that are not kept
         ranking_images: on which the noise of blocks and layers was measured; judged_images: on which the limit was
         fp32, lowered, mixed: the FP32 graph, the one with all layers in the precision, and the one that was found
-        lowered_intervals, mixed_intervals: AP less that of the FP32 graph with its 95 % interval; empty without
-            ground truth
+        signed: the last one as runtimes with signed activations compute it, where that is another matter
+        lowered_intervals, mixed_intervals, signed_intervals: AP less that of the FP32 graph with its 95 % interval;
+            empty without ground truth
         layers: how many the network has
         blocks: each block in the precision alone, the most expensive first; empty where ``lowered`` met the target
         costs: each layer in the blocks that mattered, in the precision alone, the most expensive first
@@ -55,8 +56,10 @@ class SearchResult:
     fp32: Measured
     lowered: Measured
     mixed: Measured
+    signed: Measured | None
     lowered_intervals: dict[str, Interval]
     mixed_intervals: dict[str, Interval]
+    signed_intervals: dict[str, Interval]
     layers: int
     blocks: tuple[tuple[str, Measured], ...]
     costs: tuple[tuple[str, Measured], ...]
@@ -90,6 +93,7 @@ class SearchResult:
             "fp32": side(self.fp32, {}),
             "lowered": side(self.lowered, self.lowered_intervals),
             "mixed": side(self.mixed, self.mixed_intervals),
+            "signed": None if self.signed is None else side(self.signed, self.signed_intervals),
             "blocks": [{"block": block, **cost.to_json()} for block, cost in self.blocks],
             "costs": [{"layer": layer, **cost.to_json()} for layer, cost in self.costs],
             "trials": self.trials,
@@ -102,6 +106,7 @@ def search_layers(
     judging: Trials,
     target: Target,
     *,
+    signed: Trials | None = None,
     precision: str = "int8",
     quiet: bool = False,
     tell: Callable[[str], None] = lambda text: None,
@@ -111,6 +116,8 @@ def search_layers(
     Args:
         ranking: with raw outputs, on a few images
         judging: of the same graph, on the images that the target is about
+        signed: the same as other runtimes compute it, which is slow here: the result must meet the target so, too, and
+            only where it does not, these are run more than once
         tell: gets a sentence before each long piece of work
 
     Raises:
@@ -120,21 +127,27 @@ def search_layers(
     start = time.perf_counter()
     target.check_measurable(judging.reference)
     free = [layer for layer in judging.layers if layer not in judging.always]
+    groups = layer_blocks(free)
     lowered = judging.run(())
     blocks: dict[str, Measured] = {}
     costs: dict[str, Measured] = {}
-    keep: list[str] = []
-    if not target.met_by(lowered):
-        groups = layer_blocks(free)
+
+    def find(judges: Sequence[Trials], loss: Measured) -> list[str]:
+        nonlocal blocks, costs
         tell(
-            f"{precision} in all {len(free)} layers: {shortfall(lowered)}; wanted: {target}. "
-            f"Looking for the layers to keep, about {_estimate(ranking, judging, len(groups), len(free))}"
+            f"{precision} in all {len(free)} layers: {shortfall(loss)}; wanted: {target}. Looking for the layers to "
+            f"keep, about {_estimate(ranking, judges, len(groups), len(free))}"
         )
         blocks = _alone(ranking, groups, "measuring blocks", quiet)
-        chosen = _search(keep_order(blocks), groups, judging, target, "looking for blocks", quiet)
+        chosen = _search(keep_order(blocks), groups, judges, target, "looking for blocks", quiet)
         inside = {layer: [layer] for block in chosen for layer in groups[block]}
         costs = _alone(ranking, inside, "measuring layers", quiet)
-        keep = _search(keep_order(costs), inside, judging, target, "looking for layers", quiet)
+        return _search(keep_order(costs), inside, judges, target, "looking for layers", quiet)
+
+    keep = [] if target.met_by(lowered) else find((judging,), lowered)
+    if signed is not None and not target.met_by(signed.run(keep)):
+        tell("with signed activations, as in TensorRT and OpenVINO, that is not enough")
+        keep = find((judging, signed), signed.run(()))
     if len(keep) == len(free) > 0:
         raise GateError(_unreachable(judging, target, precision))
     mixed = judging.run(keep)
@@ -146,14 +159,16 @@ def search_layers(
         fp32=judging.reference,
         lowered=lowered,
         mixed=mixed,
+        signed=None if signed is None else signed.run(keep),
         lowered_intervals=judging.intervals(()),
         mixed_intervals=judging.intervals(keep),
+        signed_intervals={} if signed is None else signed.intervals(keep),
         layers=len(judging.layers),
         blocks=ranked(blocks),
         costs=ranked(costs),
         keep_fp32=tuple(layer for layer in judging.layers if layer in keep),
         always=tuple(layer for layer in judging.layers if layer in judging.always),
-        trials=judging.trials + ranking.trials,
+        trials=sum(trials.trials for trials in (ranking, judging, signed) if trials is not None),
         seconds=time.perf_counter() - start,
     )
 
@@ -182,21 +197,22 @@ def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, quie
 def _search(
     order: Sequence[str],
     groups: dict[str, list[str]],
-    judging: Trials,
+    judges: Sequence[Trials],
     target: Target,
     description: str,
     quiet: bool,
 ) -> list[str]:
     """The fewest groups to keep; see :func:`~yolact_deploy.benchmarks.bisect.fewest`."""
     most = _most_trials(len(order))
-    with step_progress(f"{description} on {len(judging.images)} images", quiet=quiet) as step:
+    with step_progress(f"{description} on {len(judges[0].images)} images", quiet=quiet) as step:
         done = 0
 
         def good(names: Sequence[str]) -> bool:
             nonlocal done
             step(f"{len(names)} kept", min(done, most), most)
             done += 1
-            return target.met_by(judging.run([layer for name in names for layer in groups[name]]))
+            kept = [layer for name in names for layer in groups[name]]
+            return all(target.met_by(trials.run(kept)) for trials in judges)
 
         return fewest(order, good)
 
@@ -206,10 +222,10 @@ def _most_trials(items: int) -> int:
     return math.ceil(math.log2(items + 1)) + math.ceil(items / 5)
 
 
-def _estimate(ranking: Trials, judging: Trials, blocks: int, layers: int) -> str:
+def _estimate(ranking: Trials, judges: Sequence[Trials], blocks: int, layers: int) -> str:
     """Half of the layers are taken to be in blocks that matter."""
     seconds = (blocks + layers / 2) * ranking.seconds
-    seconds += (_most_trials(blocks) + _most_trials(layers // 2)) * judging.seconds
+    seconds += (_most_trials(blocks) + _most_trials(layers // 2)) * sum(trials.seconds for trials in judges)
     return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
 
 

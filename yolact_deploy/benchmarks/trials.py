@@ -11,6 +11,7 @@ Legend: N images of a call, S input side.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -138,10 +139,21 @@ class Trials:
             self.seconds = time.perf_counter() - start
         return self._done[key][0]
 
+    def changed_by(self, change: Change) -> Trials:
+        """Trials of another change of the same graph on the same images; the FP32 graph is not run again."""
+        other = copy.copy(self)
+        every = frozenset(self.layers)
+        other._change, other._done = change, {every: self._done[every]}
+        return other
+
     def _changed(self, kept: Sequence[str]) -> Any:
         model = _copy(self._model)
         self._change(model, kept)
         return model
+
+    def expected(self, index: int) -> Detections:
+        """What the FP32 graph finds in an image."""
+        return self._expected[index].detections()
 
     def tried(self) -> list[tuple[frozenset[str], Measured]]:
         """Layers that were kept and what came of it, without the FP32 graph itself."""
@@ -277,9 +289,9 @@ def _score(meter: AccuracyMeter | None) -> tuple[dict[str, float], dict[str, Mat
 
 
 def _copy(model: Any) -> Any:
-    copy = type(model)()
-    copy.CopyFrom(model)
-    return copy
+    made = type(model)()
+    made.CopyFrom(model)
+    return made
 
 
 def least_decibels(cost: Measured) -> str:

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.cli.layer_search import add_search_arguments, prepare_search, print_search
 
 if TYPE_CHECKING:
-    from yolact_deploy.export.overflow import RangeReport
     from yolact_deploy.export.calibration import Calibration
+    from yolact_deploy.export.overflow import RangeReport
     from yolact_deploy.export.parity import ParityReport
     from yolact_deploy.export.pipeline import Int8Options
     from yolact_deploy.export.tensorrt import BuildOptions, EngineReport
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-fp32",
         metavar="FILE|NAME,...",
         help="with --fp16, --bf16 or --int8, layers or modules to keep in FP32: names, or the file of 'compare --bisect "
-        "--keep-list'",
+        "--keep-list' or of --sensitivity",
     )
     add_int8_arguments(parser)
     add_search_arguments(parser)
@@ -313,7 +313,9 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
                 raise InputError(f"--{name.replace('_', '-')} is of --int8: nothing else is calibrated")
         return None
     if args.calibration is None:
-        raise InputError("--int8 needs pictures to find ranges on: give a folder of some hundred with --calibration DIR")
+        raise InputError(
+            "--int8 needs pictures to find ranges on: give a folder of some hundred with --calibration DIR"
+        )
     if args.target == "onnxruntime" and args.engine not in ("auto", "none"):
         raise InputError("--target onnxruntime is nothing that TensorRT reads: leave it out, or give --engine none")
     return Int8Options(
@@ -368,8 +370,11 @@ def _print_parity(
     if parity.mask_scores is not None:
         print(f"mask scores: the file's differ from NumPy's by {parity.mask_scores:.2g} at most")
     if parity.noise:
-        print(f"signal to noise of {len(parity.noise)} quantised activations: {parity.noise[0].sqnr_db:.1f} dB at least, "
-              f"in {parity.noise[0].name}; {parity.noise[len(parity.noise) // 2].sqnr_db:.1f} dB in the middle")  # fmt: skip
+        worst, middle = parity.noise[0], parity.noise[len(parity.noise) // 2]
+        print(
+            f"signal to noise of {len(parity.noise)} quantised activations: {worst.sqnr_db:.1f} dB at least, in "
+            f"{worst.name}; {middle.sqnr_db:.1f} dB in the middle"
+        )
     rows = [("whole file, eager", parity.eager)]
     if parity.tail is not None:
         rows.append(("functions in the file, NumPy from the same heads", parity.tail))

@@ -23,8 +23,8 @@ _MOST_LISTED = 8
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "limits for --int8",
-        "Where INT8 costs more, layers are looked for that must stay in FP32, as few as possible; where no layer can "
-        "be in INT8, nothing is written and the exit code is 1.",
+        "Where INT8 costs more, the fewest layers are looked for that must stay in FP32;\n"
+        "where no layer can be in INT8, nothing is written and the exit code is 1.",
     )
     group.add_argument(
         "--max-ap-drop",
@@ -104,12 +104,16 @@ class LayerSearch:
         from yolact_deploy.benchmarks.coco import plain_images
         from yolact_deploy.benchmarks.layer_search import RANKING_IMAGES, search_layers
         from yolact_deploy.benchmarks.trials import Trials
+        from yolact_deploy.runtime.onnx_int8 import wants_unsigned
 
         change, always = int8(calibration, target), metadata.keep_fp32
         few = plain_images(_readable(pictures, RANKING_IMAGES))
         ranking = Trials(graph, metadata, few, change, always=always)
         judging = Trials(graph, metadata, self.judged, change, always=always, raw_outputs=False)
-        self.result = search_layers(ranking, judging, self.target, quiet=self.quiet, tell=self._tell)
+        signed = None
+        if target == "symmetric" and wants_unsigned():
+            signed = judging.changed_by(int8(calibration, target, unsigned=False))
+        self.result = search_layers(ranking, judging, self.target, signed=signed, quiet=self.quiet, tell=self._tell)
         return self.result.reasons
 
     def _tell(self, text: str) -> None:

@@ -115,7 +115,7 @@ class _Gathered:
         """Go on from a file; one that is missing, damaged or of another version is passed over."""
         names = ("counts", "limits", "lows", "highs")
         try:
-            with np.load(file, allow_pickle=False) as content:
+            with open(file, "rb") as source, np.load(source, allow_pickle=False) as content:
                 fresh = {name: content[name] for name in names}
                 version, done = (int(n) for n in content["state"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

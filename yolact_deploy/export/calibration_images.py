@@ -61,8 +61,8 @@ def calibration_images(source: str | os.PathLike[str], count: int | None = None)
             wanted = min(count or len(found), len(found))
             return [found[i * len(found) // wanted] for i in range(wanted)]
     raise InputError(
-        f"--calibration: no pictures ({', '.join(IMAGE_SUFFIXES)}) in {folder}, nor in {', '.join(_FOLDERS[1:])} there: "
-        "give a folder that has some"
+        f"--calibration: no pictures ({', '.join(IMAGE_SUFFIXES)}) in {folder}, nor in {', '.join(_FOLDERS[1:])} "
+        "there: give a folder that has some"
     )
 
 

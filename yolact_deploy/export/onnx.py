@@ -1,8 +1,9 @@
 """A PyTorch model to one ONNX file that every runtime takes: images in, detections and masks out.
 
 Precision lives in the graph: with "fp16" or "bf16" the trunk (everything that is convolution) computes in half
-precision, with "int8" in 8-bit integers between Q/DQ nodes, while normalisation, softmax, box decoding, NMS and masks stay in FP32. The graph is traced in FP32, batch
-normalisation being folded, and lowered then. Some layers of the trunk can be kept in FP32, too.
+precision, with "int8" in 8-bit integers between Q/DQ nodes, while normalisation, softmax, box decoding, NMS and masks
+stay in FP32. The graph is traced in FP32, batch normalisation being folded, and lowered then. Some layers of the trunk
+can be kept in FP32, too.
 
 Legend: N images, S input side, P priors, C classes, K coefficients, D detections, h x w prototypes.
 """

@@ -107,7 +107,7 @@ class _Job:
         self.tell = tell
         model = read_onnx(onnx_path)
         metadata = onnx_metadata(model, onnx_path)
-        if metadata.quantization is not None and metadata.quantization["target"] == "onnxruntime":
+        if metadata.has_zero_points:
             raise ExportError(
                 f"{self.source} is in the INT8 form of ONNX Runtime, whose zero points TensorRT does not take: "
                 "export it with --int8 --target tensorrt"

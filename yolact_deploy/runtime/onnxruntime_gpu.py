@@ -90,11 +90,16 @@ def open_session(
 
     Raises:
         MissingDependencyError, BackendError: the provider cannot run here, or not the whole graph.
-        ArtifactError: ONNX Runtime refuses the model.
+        ArtifactError: ONNX Runtime refuses the model, or TensorRT would.
     """
     if provider not in PROVIDERS:
         raise InputError(f"unknown provider {provider!r} of onnxruntime: expected cpu, {', '.join(PROVIDERS)}")
     gpu = require_gpu(device)
+    if provider != "cuda" and metadata.has_zero_points:
+        raise ArtifactError(
+            "the file is in the INT8 form of ONNX Runtime on a CPU, whose zero points TensorRT does not take: "
+            "export it with --int8 --target tensorrt"
+        )
     ort = import_optional("onnxruntime", "gpu", "Running an ONNX file on a GPU")
     options = _session_options(ort, metadata)
     chosen = {**_provider_options(provider, metadata, device, stream, tf32), **(provider_options or {})}
@@ -210,6 +215,7 @@ def _provider_options(
         "trt_fp16_enable": int(metadata.precision == "fp16"),
         # Later versions of ONNX Runtime know this one, so it is not given without need.
         **({"trt_bf16_enable": 1} if metadata.precision == "bf16" else {}),
+        **({"trt_int8_enable": 1} if metadata.precision == "int8" else {}),  # takes what the Q/DQ nodes say
         "trt_engine_cache_enable": 1,
         "trt_engine_cache_path": cache_folder("engines"),
         "trt_timing_cache_enable": 1,

@@ -1,0 +1,183 @@
+"""``export --int8``: what it writes, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.cli import main as cli
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.samples import DEMO_MODEL, sample_images
+
+pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.export import calibration, pipeline  # noqa: E402
+
+DEMO = ["--weights", str(DEMO_MODEL), "--size", "128"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Thirty-six parts of the samples."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(36):
+        image = read_image(sample_images()[i % 3])
+        cv2.imwrite(str(folder / f"{i:02}.png"), image[3 * i : 200 + 3 * i, 2 * i : 250 + 2 * i])
+    return folder
+
+
+def metadata_of(path: str) -> Metadata:
+    return onnx_metadata(read_onnx(path), path)
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("yolact-deploy: error: ")
+    return last
+
+
+def test_the_default_of_the_command_is_that_of_the_module() -> None:
+    from yolact_deploy.cli.export import CALIBRATION_METHODS, TARGETS
+    from yolact_deploy.export import quantize
+
+    assert CALIBRATION_METHODS[0] == calibration.DEFAULT_METHOD
+    assert set(CALIBRATION_METHODS) == set(calibration.METHODS)
+    assert set(TARGETS.values()) == set(quantize.TARGETS)
+
+
+def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
+    assert cli.main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "calibrating: 36/36 images" in err
+    assert "warning" not in err
+    assert "calibrated on 36 images (percentile)" in out
+    assert "signal to noise of " in out
+    assert "FAILED" not in out
+    metadata = metadata_of("m.onnx")
+    assert metadata.precision == "int8"
+    assert metadata.quantization is not None
+    assert metadata.quantization["images_sha256"] != ""
+    assert {k: v for k, v in metadata.quantization.items() if k != "images_sha256"} == {
+        "target": "symmetric",
+        "method": "percentile",
+        "images": 36,
+    }
+    assert cli.main(["inspect", "m.onnx"]) == 0
+    assert "int8" in capsys.readouterr().out
+
+    again = [*arguments[:-1], "n", "--keep-fp32", "proto_net", "--calibration-method", "mse"]
+    assert cli.main([*again, "--target", "onnxruntime", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "calibrating" not in err, "what was gathered is there"
+    result = json.loads(out)
+    assert (result["precision"], result["keep_fp32"], result["notes"]) == ("int8", ["proto_net"], [])
+    assert result["quantization"] == metadata_of("n.onnx").quantization
+    assert (result["quantization"]["target"], result["quantization"]["method"]) == ("onnxruntime", "mse")
+    assert result["parity"]["noise"][0]["sqnr_db"] > 10
+    assert Path("m.onnx").stat().st_size < 0.35 * 7.6e6
+
+
+def test_few_pictures_are_told(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--calibration", str(pictures), "--images", "5", "--engine", "none", "--tail", "heads"]
+    assert cli.main(["export", "--int8", *DEMO, *arguments, "-o", "m", "--batch", "1:2:4"]) == 0
+    assert "warning: only 5 pictures for the calibration: larger values of others" in capsys.readouterr().err
+    assert metadata_of("m.onnx").tail == "heads"
+    assert metadata_of("m.onnx").batch == (1, 2, 4)
+
+
+@pytest.mark.parametrize("factor", [100.0, 0.01])
+def test_a_calibration_that_does_not_fit_is_refused(
+    here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """One tensor is enough; nothing is written."""
+    calibrate = pipeline.calibrate
+
+    def doctored(*args: Any, **options: Any) -> Any:
+        found = calibrate(*args, **options)
+        name = next(name for name in found.ranges if name.startswith("add"))
+        low, high = found.ranges[name]
+        return replace(found, ranges={**found.ranges, name: (factor * low, factor * high)})
+
+    monkeypatch.setattr(pipeline, "calibrate", doctored)
+    arguments = ["--calibration", str(pictures), "--images", "3", "--engine", "none", "-o", "m"]
+    assert cli.main(["export", "--int8", *DEMO, *arguments]) == 2
+    message = error_of(capsys)
+    assert "the calibration does not fit 1 of " in message
+    assert "calibrate with more pictures like those" in message
+    assert list(here.iterdir()) == []
+
+
+def test_interrupted(
+    here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half-written is left, and the second run goes on."""
+    monkeypatch.setattr(calibration, "_SECONDS_BETWEEN_SAVES", 0.0)
+    read, calls = calibration.read_image, []
+
+    def interrupt(path: Path) -> Any:
+        calls.append(path)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(calibration, "read_image", interrupt)
+    arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
+    assert cli.main(arguments) == 2
+    assert "interrupted" in error_of(capsys)
+    assert list(here.iterdir()) == []
+    assert cli.main(arguments) == 0
+    assert "calibrating (8 known already): 28/28 images" in capsys.readouterr().err
+    assert len(calls) == 9 + 28
+
+
+def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "grey"
+    folder.mkdir()
+    for shade in range(4):
+        cv2.imwrite(str(folder / f"{shade}.png"), np.full((40, 40, 3), 50 * shade, np.uint8))
+    assert cli.main(["export", "--int8", *DEMO, "--calibration", str(folder), "--engine", "none", "-o", "m"]) == 2
+    assert "of 4 pictures for the calibration 4 have one colour only (first: 0.png)" in error_of(capsys)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--int8"], "--int8 needs pictures to find ranges on"),
+        (["--int8", "--calibration", "nowhere"], "--calibration: expected a folder with pictures, there is none"),
+        (["--calibration", "."], "--calibration is of --int8"),
+        (["--fp16", "--calibration-method", "mse"], "--calibration-method is of --int8"),
+        (["--images", "5"], "--images is of --int8"),
+        (
+            ["--int8", "--calibration", "{}", "--target", "onnxruntime", "--engine", "rtx"],
+            "nothing that TensorRT reads",
+        ),
+    ],
+)
+def test_arguments_that_do_not_fit(
+    here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    given = [argument.format(pictures) for argument in arguments]
+    assert cli.main(["export", *DEMO, *given]) == 2
+    assert message in error_of(capsys)
+    assert list(here.iterdir()) == []

@@ -226,7 +226,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--weights", "W", "--engine", "tensorrt"], "'yolact-deploy[tensorrt]'"),
         (
             ["--weights", "W", "--keep-fp32", "proto_net"],
-            "--keep-fp32 is of --fp16 and --bf16: without them all layers",
+            "--keep-fp32 is of --fp16, --bf16 and --int8: without them all",
         ),
         (["--weights", "W", "--no-overflow-check"], "--no-overflow-check is of --fp16: nothing else overflows"),
         (["--weights", "W", "--bf16", "--no-overflow-check"], "--no-overflow-check is of --fp16"),

@@ -97,8 +97,9 @@ def test_every_configuration(
     assert found.config == get_config(name) == expected.config
     assert (found.precision, found.tail, found.batch) == (precision, tail, BATCHES[batch])
     assert report.profiles == (BATCHES[batch],)
-    # The weights are in it, in the precision that was asked for; in INT8 those of the heads once for each level.
-    assert 0.9 < report.bytes / source.stat().st_size < (2.5 if precision == "int8" else 1.3)
+    # The weights are in it, in the precision that was asked for; in INT8 those of the heads once for each level, and
+    # with depthwise convolutions of a static batch several times as much as the file has.
+    assert 0.9 < report.bytes / source.stat().st_size < (8 if precision == "int8" else 1.3)
     record["-".join((name, precision, tail, batch))] = {
         "build_seconds": round(report.seconds, 2),
         "engine_bytes": report.bytes,

@@ -218,6 +218,7 @@ class Trials:
                 # a copy: a view would hold the whole batch
                 heads = HeadOutputs(*(values[i : i + 1].copy() for values in outputs))
                 yield image, heads, self._predictor.postprocess(outputs, i, picture.shape)
+        self._backend.session = None  # before the next graph is made
 
     def _accuracy_meter(self) -> AccuracyMeter | None:
         content = self.images.content

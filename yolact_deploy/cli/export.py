@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-fp32",
         metavar="FILE|NAME,...",
-        help="with --fp16, --bf16 or --int8, layers or modules to keep in FP32: names, or the file of 'compare --bisect "
-        "--keep-list' or of --sensitivity",
+        help="with --fp16, --bf16 or --int8, layers or modules to keep in FP32: names, or the file of 'compare "
+        "--bisect --keep-list' or of --sensitivity",
     )
     add_int8_arguments(parser)
     add_search_arguments(parser)
@@ -112,14 +112,14 @@ def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-method",
         choices=CALIBRATION_METHODS,
-        help="with --int8, how ranges are chosen: minmax keeps the largest values; percentile, entropy and mse clip rare "
-        f"ones (default {CALIBRATION_METHODS[0]}). Another one over the same pictures takes seconds",
+        help="with --int8, how ranges are chosen: minmax keeps the largest values; percentile, entropy and mse clip "
+        f"rare ones (default {CALIBRATION_METHODS[0]}). Another one over the same pictures takes seconds",
     )
     parser.add_argument(
         "--target",
         choices=tuple(TARGETS),
-        help="with --int8, the form of the file: auto, tensorrt and openvino are one, which ONNX Runtime is given in the "
-        "form that it wants when it loads the file; onnxruntime is for ONNX Runtime alone (default auto)",
+        help="with --int8, the form of the file: auto, tensorrt and openvino are one, which ONNX Runtime is given in "
+        "the form that it wants when it loads the file; onnxruntime is for ONNX Runtime alone (default auto)",
     )
 
 
@@ -230,6 +230,10 @@ def run(args: argparse.Namespace) -> int:
     exported = export_checkpoint(model, weights, onnx_path, options)
     metadata, parity, ranges = exported.metadata, exported.parity, exported.ranges
     seconds = time.perf_counter() - start
+    notes = [] if exported.calibration is None else list(exported.calibration.notes)
+    if not args.quiet:
+        for note in notes:
+            print(f"warning: {note}", file=sys.stderr)
     if search is not None and search.result is not None and args.sensitivity:
         write_json(args.sensitivity, search.result.to_json())
     if not args.json and not args.quiet:
@@ -250,6 +254,7 @@ def run(args: argparse.Namespace) -> int:
         "keep_fp32": list(metadata.keep_fp32),
         "keep_reasons": metadata.keep_reasons,
         "quantization": metadata.quantization,
+        "notes": notes,
         "search": None if search is None or search.result is None else search.result.to_json(),
         "fp16_range": None if ranges is None else ranges.to_json(),
         "parity": parity.to_json(),
@@ -329,8 +334,6 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
 
 def _print_calibration(calibration: Calibration) -> None:
     print(f"calibrated on {calibration.images} images ({calibration.method})")
-    for note in calibration.notes:
-        print(f"note: {note}")
 
 
 def _print_ranges(ranges: RangeReport) -> None:

@@ -145,9 +145,7 @@ class LoadedGraph:
     mask_iou: MaskIouNet | None = None
 
 
-def load_graph(
-    path: Path, tail: str, *, gpu: bool = False, half: str = "keep", unsigned: bool = False
-) -> LoadedGraph:
+def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", unsigned: bool = False) -> LoadedGraph:
     """Read an exported file and fit it to a runtime.
 
     Args:

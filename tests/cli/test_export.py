@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from yolact_deploy.artifact import sha256_file
@@ -144,9 +146,15 @@ def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.Capt
     assert "disagrees with the eager model: boxes differ by nan" in error_of(capsys)
     assert names(here) == []
 
-    assert cli.main(["export", "--fp16", "--keep-fp32", "proto_net.10", *arguments]) == 0
+    more = here.parent / "more"
+    more.mkdir()
+    for seed in range(2):
+        noise = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        cv2.imwrite(str(more / f"{seed}.png"), noise)
+    given = ["--keep-fp32", "proto_net.10", "--calibration", str(more)]
+    assert cli.main(["export", "--fp16", *given, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "4 of 70 layers are too much for FP16, found in 3 images" in out
+    assert "4 of 70 layers are too much for FP16, found in 5 images" in out  # three are samples
     for layer in ("upfeature.0", "bbox_layer", "conf_layer", "mask_layer"):
         assert f"prediction_layers.0.{layer} " in out
     assert "values up to " in out

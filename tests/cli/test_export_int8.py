@@ -167,7 +167,8 @@ def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--int8", "--calibration", "nowhere"], "--calibration: expected a folder with pictures, there is none"),
         (["--calibration", "."], "--calibration is of --int8"),
         (["--fp16", "--calibration-method", "mse"], "--calibration-method is of --int8"),
-        (["--images", "5"], "--images is of --int8"),
+        (["--images", "5"], "--images is of --int8, and of --fp16 where it looks for overflows: nothing else looks"),
+        (["--fp16", "--images", "5"], "--images is of --int8, and of --fp16 where it looks for overflows: give --cal"),
         (
             ["--int8", "--calibration", "{}", "--target", "onnxruntime", "--engine", "rtx"],
             "nothing that TensorRT reads",

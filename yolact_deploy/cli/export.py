@@ -20,6 +20,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,10 +105,11 @@ def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration",
         metavar="DIR_or_COCO",
         help="with --int8, a folder of pictures like those that the network will see, or a COCO folder, whose training "
-        "pictures are taken. Not those that accuracy is measured on",
+        "pictures are taken. Not those that accuracy is measured on. With --fp16, pictures on which no layer may "
+        "overflow, beside the package's samples",
     )
     parser.add_argument(
-        "--images", type=_positive, metavar="N", help="with --int8, pictures to calibrate on (default 500, or all)"
+        "--images", type=_positive, metavar="N", help="how many of --calibration's pictures (default 500, or all)"
     )
     parser.add_argument(
         "--calibration-method",
@@ -198,6 +200,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--no-overflow-check is of --fp16: nothing else overflows")
     keep_fp32 = read_keep_list(args.keep_fp32) if args.keep_fp32 else ()
     int8 = _int8_options(args)
+    overflow_images = _overflow_images(args)
     search = prepare_search(args)
     if int8 is not None and search is not None:
         int8 = search.options(int8, args.calibration, args.images or CALIBRATION_IMAGES)
@@ -227,7 +230,7 @@ def run(args: argparse.Namespace) -> int:
     )
     _say(args, f"exporting {model.config.name} ({options.precision}) to {onnx_path} ...")
     start = time.perf_counter()
-    exported = export_checkpoint(model, weights, onnx_path, options)
+    exported = export_checkpoint(model, weights, onnx_path, options, range_images=overflow_images)
     metadata, parity, ranges = exported.metadata, exported.parity, exported.ranges
     seconds = time.perf_counter() - start
     notes = [] if exported.calibration is None else list(exported.calibration.notes)
@@ -313,7 +316,7 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
     from yolact_deploy.export.pipeline import Int8Options
 
     if not args.int8:
-        for name in ("calibration", "images", "calibration_method", "target"):
+        for name in ("calibration_method", "target"):
             if getattr(args, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} is of --int8: nothing else is calibrated")
         return None
@@ -330,6 +333,26 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
         state=cache_folder("calibration"),
         quiet=args.quiet,
     )
+
+
+def _overflow_images(args: argparse.Namespace) -> Iterable[Path] | None:
+    """The pictures on which FP16 must not overflow, where --calibration gives some: the samples, too."""
+    from yolact_deploy.console import progress
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.export.calibration_images import calibration_images, usable_images
+    from yolact_deploy.samples import sample_images
+
+    if args.int8:
+        return None
+    looks = args.fp16 and not args.no_overflow_check
+    if args.calibration is None or not looks:
+        for name in ("calibration", "images"):
+            if getattr(args, name) is not None:
+                cure = "give --calibration, too" if looks else "nothing else looks at pictures"
+                raise InputError(f"--{name} is of --int8, and of --fp16 where it looks for overflows: {cure}")
+        return None
+    usable = usable_images(calibration_images(args.calibration, args.images or CALIBRATION_IMAGES))
+    return progress([*sample_images(), *usable.paths], "looking for overflows", quiet=args.quiet)
 
 
 def _print_calibration(calibration: Calibration) -> None:

@@ -41,16 +41,20 @@ def test_the_model_of_the_package_on_generated_images(
     commands: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _demo("-o", str(tmp_path), "--images", "7") == 0
-    data, export, half, inspect, bench, predict = commands
-    assert data == ["data", "shapes", "-o", str(tmp_path / "shapes"), "--train", "0", "--val", "7"]
-    for command in (export, half, bench):
+    data, export, half, int8, inspect, bench, predict = commands
+    assert data == ["data", "shapes", "-o", str(tmp_path / "shapes"), "--train", "100", "--val", "7"]
+    for command in (export, half, int8, bench):
         assert command[command.index("--weights") + 1] == str(samples.DEMO_MODEL)
     assert "--fp16" in half
+    assert int8[int8.index("--int8") + 1 :][:4] == ["--calibration", str(tmp_path / "shapes"), "--images", "100"]
     assert inspect == ["inspect", str(tmp_path / "model_fp16.trt")]
     assert bench[bench.index("--coco") + 1] == str(tmp_path / "shapes")
     engines = [Path(bench[i + 1]).name for i, word in enumerate(bench) if word == "--engine"]
-    assert engines == ["model.onnx", "model_fp16.onnx", "model.onnx@openvino", "model.onnx@openvino-bf16"]
-    assert predict[1].endswith("model.onnx@openvino-bf16")
+    assert engines == [
+        "model.onnx", "model_fp16.onnx", "model_int8.onnx",
+        "model.onnx@openvino", "model.onnx@openvino-bf16", "model_int8.onnx@openvino",
+    ]  # fmt: skip
+    assert predict[1].endswith("model_int8.onnx@openvino")
     out = capsys.readouterr().out
     for command in commands:
         assert f"$ yolact-deploy {shlex.join(command)}" in out

@@ -40,6 +40,16 @@ def test_training_pictures_of_a_coco_folder(tmp_path: Path) -> None:
     assert calibration_images(tmp_path) == own
 
 
+def test_a_folder_with_pictures_of_both_splits(tmp_path: Path) -> None:
+    """The annotations tell which ones are of training."""
+    shapes = pytest.importorskip("yolact_deploy.training.data.shapes")
+    list(shapes.write_shapes(tmp_path, {"train": 3, "val": 2}))
+    assert [path.name[:5] for path in calibration_images(tmp_path)] == ["train"] * 3
+    assert len(calibration_images(tmp_path / "images")) == 5
+    (tmp_path / "annotations" / "instances_train.json").unlink()
+    assert len(calibration_images(tmp_path)) == 5
+
+
 def test_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no pictures \(\.jpg.*\) in .*, nor in train2017.*: give a folder that has"):
         calibration_images(tmp_path)

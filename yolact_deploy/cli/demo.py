@@ -20,6 +20,7 @@ from pathlib import Path
 HELP = "export and measure the model that comes with the package, or yours"
 
 _SHOWN = 6  # pictures that are written
+_CALIBRATION = 100  # pictures for the ranges of INT8; none of them is scored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,17 +59,22 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     model += ["--size", str(args.size)] if args.size else []
     works = {finding.name for finding in examine(["openvino", "tensorrt-rtx builder"]) if finding.works}
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
-    onnx, half = folder / "model.onnx", folder / "model_fp16.onnx"
+    onnx, half, int8 = (folder / f"model{suffix}.onnx" for suffix in ("", "_fp16", "_int8"))
     flavour = "rtx" if "tensorrt-rtx builder" in works else "none"
-    engines = [str(onnx), *([str(half)] if not args.weights else [])]
+    own = not args.weights  # others have no pictures to calibrate on
+    engines = [str(onnx), *([str(half), str(int8)] if own else [])]
     if "openvino" in works:
         engines += [f"{onnx}@openvino", *([f"{onnx}@openvino-bf16"] if has_bf16 else [])]
+        engines += [f"{int8}@openvino"] if own else []
     images = ["--annotations", str(samples.ANNOTATIONS), "--images-dir", str(samples.IMAGES)]
-    if not args.weights:
-        yield ["data", "shapes", "-o", str(data), "--train", "0", "--val", str(args.images)]
+    if own:
+        yield ["data", "shapes", "-o", str(data), "--train", str(_CALIBRATION), "--val", str(args.images)]
         images = ["--coco", str(data)]
     yield ["export", *model, "--engine", "none", "-o", str(onnx.with_suffix(""))]
     yield ["export", *model, "--fp16", "--engine", flavour, "-o", str(half.with_suffix(""))]
+    if own:
+        calibration = ["--calibration", str(data), "--images", str(_CALIBRATION)]
+        yield ["export", *model, "--int8", *calibration, "--engine", "none", "-o", str(int8.with_suffix(""))]
     yield ["inspect", str(half.with_suffix(".trt") if flavour == "rtx" else half)]
     repeats = args.repeats or (3 if args.weights else 1)
     yield [

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yolact_deploy.coco import read_annotations
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import IMAGE_SUFFIXES, read_image
 
@@ -24,6 +25,8 @@ FEW = 32
 UNUSABLE_SHARE = 0.1
 #: where the pictures of a COCO folder lie. Those of training come first: accuracy is measured on the others
 _FOLDERS = (".", "train2017", "images/train2017", "images/train", "train", "images", "val2017", "images/val2017")
+#: those in which pictures of training may lie beside others
+_SHARED = (".", "images")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ def calibration_images(source: str | os.PathLike[str], count: int | None = None)
     if count is not None and count < 1:
         raise InputError(f"--images: expected 1 or more, got {count}")
     for name in _FOLDERS:
-        if found := _pictures(folder / name):
+        found = _pictures(folder / name)
+        if name in _SHARED:
+            found = _of_training(folder, found)
+        if found:
             wanted = min(count or len(found), len(found))
             return [found[i * len(found) // wanted] for i in range(wanted)]
     raise InputError(
@@ -116,6 +122,15 @@ def _pictures(folder: Path) -> list[Path]:
         return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
     except OSError as error:
         raise InputError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
+
+
+def _of_training(folder: Path, found: list[Path]) -> list[Path]:
+    """Those that the annotations of training name; all of them where there are no such annotations."""
+    files = sorted((folder / "annotations").glob("instances_train*.json")) if found else []
+    if not files:
+        return found
+    names = {Path(image["file_name"]).name for file in files for image in read_annotations(file)["images"]}
+    return [path for path in found if path.name in names]
 
 
 def _is_plain(path: Path) -> bool:

@@ -171,3 +171,8 @@ def test_runtime_side_imports_without_optional_packages() -> None:
 @pytest.mark.parametrize("heavy", ["torch", "onnx", "onnxruntime", "openvino", "cv2", "rich"])
 def test_import_is_light(heavy: str) -> None:
     assert run_python(f"import sys, yolact_deploy; print({heavy!r} in sys.modules)") == "False\n"
+
+
+def test_one_core_of_openvino_a_process() -> None:
+    """Of several, freed in another order than made, the next signal kills the process; see ``shared_core``."""
+    assert [path.name for path in modules() if "Core()" in path.read_text()] == ["openvino.py"]

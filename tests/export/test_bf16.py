@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
 from yolact_deploy.runtime.half_precision import BF16_OPSET
 from yolact_deploy.runtime.onnx_graph import load_graph, onnx_metadata, read_onnx
+from yolact_deploy.runtime.openvino import shared_core
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")
@@ -38,11 +40,9 @@ FLOAT, HALF, BF16 = 1, 10, 16
 
 
 def has_bf16() -> bool:
-    try:
-        import openvino
-    except ImportError:
+    if importlib.util.find_spec("openvino") is None:
         return False
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def decibels(expected: Any, found: Any) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,18 +18,13 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from yolact_deploy.export import functions  # noqa: E402
 from yolact_deploy.runtime.onnx_graph import inline_functions  # noqa: E402
+from yolact_deploy.runtime.openvino import shared_core  # noqa: E402
 
 RUNTIMES = ("onnxruntime", "openvino")
 FILES = sorted(path.stem for path in GOLDEN.glob("pure_*.npz"))
 ALL = -0.5  # a score threshold that takes every candidate
 
 Run = Callable[[Any, dict[str, Any]], list[Any]]
-
-
-@functools.cache
-def openvino_core() -> Any:
-    """One for all tests: the plugin of each has a signal stack, and they must not be freed in another order."""
-    return pytest.importorskip("openvino").Core()
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -45,7 +39,8 @@ def run(request: pytest.FixtureRequest) -> Run:
             return list(session.run(None, feed))
 
         return run_ort
-    core = openvino_core()
+    pytest.importorskip("openvino")
+    core = shared_core()
 
     def run_openvino(model: Any, feed: dict[str, Any]) -> list[Any]:
         network = core.read_model(inline_functions(model).SerializeToString())

@@ -22,11 +22,11 @@ openvino = pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.runtime.openvino import OpenVinoBackend  # noqa: E402
+from yolact_deploy.runtime.openvino import OpenVinoBackend, shared_core  # noqa: E402
 
 SIZE = 138
 TOLERANCES = {"boxes": 2e-5, "scores": 5e-5, "coeff": 2e-4, "proto": 5e-4}
-CAN_BF16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CAN_BF16 = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @pytest.fixture(scope="module")

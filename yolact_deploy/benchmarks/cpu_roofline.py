@@ -24,6 +24,7 @@ from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.benchmarks.limits import MachineLimits, machine_limits
 from yolact_deploy.console import print_json, print_table
 from yolact_deploy.errors import BackendError, MissingDependencyError, YolactDeployError, import_optional
+from yolact_deploy.runtime.openvino import shared_core
 
 #: side of the matrices; large enough that a product's time is that of its multiplications
 MATRIX_SIDE = 1536
@@ -134,7 +135,7 @@ def _openvino(precision: str) -> Callable[[_Matrix, _Matrix], _Multiply | None]:
     def attempt(left: _Matrix, right: _Matrix) -> _Multiply | None:
         openvino = import_optional("openvino", "openvino", "The rate of OpenVINO")
         opset = import_optional("openvino.opset13", "openvino", "The rate of OpenVINO")
-        core = openvino.Core()
+        core = shared_core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return None  # it would compute in FP32
         entry = opset.parameter(left.shape, openvino.Type.f32)

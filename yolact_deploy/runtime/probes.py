@@ -112,8 +112,10 @@ def _run_onnxruntime_gpu(provider: str) -> tuple[str, str]:
 def _openvino() -> tuple[str, str]:
     import numpy as np
 
+    from yolact_deploy.runtime.openvino import shared_core
+
     openvino: Any = importlib.import_module("openvino")
-    core = openvino.Core()
+    core = shared_core()
     devices = core.available_devices
     compiled = core.compile_model(core.read_model(TINY_ONNX), "CPU")
     compiled([np.ones(1, np.float32)])

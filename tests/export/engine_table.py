@@ -11,7 +11,8 @@ from typing import Any
 
 from yolact_deploy.config import list_configs
 
-_COLUMNS = list(itertools.product(("fp32", "fp16", "bf16", "int8"), ("functions", "heads"), ("static", "dynamic")))
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+_COLUMNS = list(itertools.product(("functions", "heads"), ("static", "dynamic")))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -31,17 +32,22 @@ def table(result: dict[str, Any]) -> str:
         f" other programs were at work. {len(builds)} builds took {min(seconds):.1f} to {max(seconds):.1f} s.",
         "Made by `YOLACT_ENGINE_BUILDS=FILE.json pytest -m slow tests/export/test_engine_builds.py` and",
         "`python tests/export/engine_table.py FILE.json`.",
-        "",
-        f"| configuration | {' | '.join(' '.join(column) for column in _COLUMNS)} |",
-        f"| --- |{' --- |' * len(_COLUMNS)}",
+        "Configurations that are not in a table were not built in that precision at their own size.",
     ]
-    lines += [f"| `{name}` | {' | '.join(_cells(name, builds))} |" for name in list_configs()]
+    for precision in _PRECISIONS:
+        rows = {name: _cells(name, precision, builds) for name in list_configs()}
+        if not any(map(any, rows.values())):
+            continue
+        lines += ["", f"## {precision.upper()}", ""]
+        lines += [f"| configuration | {' | '.join(' '.join(column) for column in _COLUMNS)} |"]
+        lines += [f"| --- |{' --- |' * len(_COLUMNS)}"]
+        lines += [f"| `{name}` | {' | '.join(cells)} |" for name, cells in rows.items() if any(cells)]
     return "\n".join(lines)
 
 
-def _cells(name: str, builds: dict[str, Any]) -> list[str]:
+def _cells(name: str, precision: str, builds: dict[str, Any]) -> list[str]:
     """Of one configuration; empty where nothing was built."""
-    found = [builds.get("-".join((name, *column))) for column in _COLUMNS]
+    found = [builds.get("-".join((name, precision, *column))) for column in _COLUMNS]
     return [f"{build['engine_bytes'] / 1e6:.1f} MB, {build['build_seconds']:.1f} s" if build else "" for build in found]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.benchmarks.diff import FASTER, NO_DIFFERENCE, SLOWER, UNKNOWN, diff_results
+from yolact_deploy.benchmarks.ratios import Ratio
 from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow
 from yolact_deploy.benchmarks.tables import diff_lines, diff_table, markdown, run_lines, run_rows, runs_table
 from yolact_deploy.console import print_table
@@ -101,6 +102,27 @@ def test_calls_that_cannot_show_a_difference_say_so() -> None:
     assert found.verdict == NO_DIFFERENCE
     assert "; these calls cannot show less than " in found.sentence
     assert found.sentence.endswith("measure more images or --repeats for that")
+
+
+@pytest.mark.parametrize(
+    ("paste", "network", "ratio", "verdict"),
+    [
+        ((1.0, 6.0), (10.0, 10.5), 1.3, SLOWER),  # several times as long
+        ((1.0, 1.3), (10.0, 13.0), 1.3, NO_DIFFERENCE),  # as the whole, whose interval holds that
+        ((0.1, 0.5), (10.0, 12.5), 1.3, NO_DIFFERENCE),  # next to nothing of the whole
+        ((1.0, 6.0), (10.0, 4.0), 0.9, NO_DIFFERENCE),  # the call is no slower
+        ((None, 6.0), (10.0, 7.0), 1.3, NO_DIFFERENCE),  # other stages: nothing to compare
+    ],
+)
+def test_a_stage_that_stands_out_of_a_wide_interval(paste: Any, network: Any, ratio: float, verdict: str) -> None:
+    (found,) = diff_results(result("a.json", row("m", 1)), result("b.json", row("m", 2))).rows
+    wide = Ratio(ratio, ratio * 0.7, ratio * 1.4)
+    assert not wide.excludes_one
+    found = dataclasses.replace(found, p50=wide, stages={"network": network, "paste": paste})
+    assert found.verdict == verdict
+    assert (found.slowed_stage == "paste") == (paste == (1.0, 6.0))
+    if verdict == SLOWER:
+        assert found.sentence.endswith("most of it in paste (6.00 instead of 1.00 ms)")
 
 
 @pytest.mark.parametrize("options", [{"keep": False}, {"calls": 19}])

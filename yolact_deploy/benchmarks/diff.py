@@ -94,11 +94,30 @@ class RowDiff:
     def verdict(self) -> str:
         if self.p50.low is None:
             return UNKNOWN
-        if not self.p50.excludes_one or 1 / (1 + self.margin) <= self.p50.value <= 1 + self.margin:
+        if not self.is_sure or 1 / (1 + self.margin) <= self.p50.value <= 1 + self.margin:
             return NO_DIFFERENCE
         if self.busy:
             return UNKNOWN
         return SLOWER if self.p50.value > 1 else FASTER
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether chance does not explain the ratio: by its interval, or by a stage that became slower."""
+        return self.p50.excludes_one or (self.p50.value > 1 and self.slowed_stage is not None)
+
+    @property
+    def slowed_stage(self) -> str | None:
+        """The stage that became slower by more than ``margin`` of the whole call, at the least.
+
+        Where the machine drifts between two runs the interval of the whole is wide. A stage that takes several times as
+        long is outside of it all the same: its time is taken to be as uncertain as that of the whole, in proportion.
+        """
+        if self.p50.high is None:
+            return None
+        factor = self.p50.high / self.p50.value * (self.machine.ratio if self.machine else 1)
+        growth = {name: b / factor - a for name, (a, b) in self.stages.items() if a is not None and b is not None}
+        slowed = max(growth, key=lambda name: growth[name], default=None)
+        return slowed if slowed is not None and growth[slowed] > self.margin * self.p50_ms[0] else None
 
     @property
     def sentence(self) -> str:
@@ -106,7 +125,7 @@ class RowDiff:
         times = f"takes {self.p50} times as long{self._machine()}"
         verdict = self.verdict
         if verdict == NO_DIFFERENCE:
-            if self.p50.excludes_one:
+            if self.is_sure:
                 return f"no difference: {times}, within the {100 * self.margin:.3g} % by which two runs may differ"
             return f"no difference: {times}{self._coarse()}"
         times += f": {self.p50_ms[1]:.2f} instead of {self.p50_ms[0]:.2f} ms at p50{self._most()}"

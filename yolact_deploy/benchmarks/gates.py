@@ -203,6 +203,6 @@ def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, 
     """
     machine, _ = machine_change(baseline, current)
     row = compare_rows(baseline, baseline.row(name), current, current.row(name), margin=tolerance, machine=machine)
-    slower = row.p50.value > 1 + tolerance and (row.p50.low is None or row.p50.excludes_one)
+    slower = row.p50.value > 1 + tolerance and (row.p50.low is None or row.is_sure)
     sentence = f"{name} against {baseline.name}: {row.sentence} (limit {1 + tolerance:g})"
     return Check(name, "baseline", not slower, sentence)

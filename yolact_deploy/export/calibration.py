@@ -141,7 +141,7 @@ class _Gathered:
 
 def _gather(watched: _Watched, paths: Sequence[Path], gathered: _Gathered, file: Path | None) -> Iterator[None]:
     """Run over the pictures that are not done; gives one item for each."""
-    session = open_cpu_session(watched.data, None, "the graph with its tensors watched")
+    session = open_cpu_session(watched.data, None, "the graph with its tensors watched", arena=False)
     saved = time.monotonic()
     while gathered.done < len(paths):
         call = paths[gathered.done : gathered.done + watched.batch]

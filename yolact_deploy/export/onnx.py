@@ -163,6 +163,7 @@ def export_onnx(
     pipeline = _Pipeline(model, metadata).eval()
     _check_weights(pipeline.model)
     proto = _trace(pipeline, metadata)
+    del pipeline  # its weights are in the graph now
     if on_traced is not None:
         metadata = _keep_more(metadata, on_traced(proto, metadata), layer_names(trunk_nodes(proto.graph)))
     if precision == "int8":

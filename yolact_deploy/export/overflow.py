@@ -146,7 +146,7 @@ def measure_ranges(model: Any, metadata: Metadata, pictures: Iterable[Path]) -> 
         InputError: a file that is not a picture.
     """
     watched = _Watched(model)
-    session = open_cpu_session(watched.data, None, "the graph with its tensors watched")
+    session = open_cpu_session(watched.data, None, "the graph with its tensors watched", arena=False)
     largest = np.zeros(len(watched.tensors), np.float32)
     images, rest = 0, iter(pictures)
     while call := list(islice(rest, metadata.batch[0])):

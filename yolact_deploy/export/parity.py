@@ -159,7 +159,7 @@ def run_heads(graph: Any, metadata: Metadata, images: Sequence[Path]) -> list[He
     copy = type(graph)()
     copy.CopyFrom(graph)
     fit_trunk(copy)
-    session = open_cpu_session(copy.SerializeToString(), None, "the graph as it was traced")
+    session = open_cpu_session(copy.SerializeToString(), None, "the graph as it was traced", arena=False)
     return [HeadOutputs(*session.run(None, {"images": network_input([path], metadata)})) for path in images]
 
 

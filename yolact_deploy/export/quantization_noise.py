@@ -76,7 +76,7 @@ def quantization_noise(exact: Any, quantized: Any, metadata: Metadata, images: S
             graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
         graph.node.append(onnx.helper.make_node("Size", [tensor], [f"{tensor}_size"]))
         graph.output.append(onnx.helper.make_tensor_value_info(f"{tensor}_size", onnx.TensorProto.INT64, []))
-    session = open_cpu_session(model.SerializeToString(), None, "the graph with its quantisation watched")
+    session = open_cpu_session(model.SerializeToString(), None, "the graph with its quantisation watched", arena=False)
     found = np.zeros((len(pairs), 4))
     for path in images:
         found += np.array(session.run(None, {"images": network_input([path], metadata)}), np.float64).reshape(-1, 4)

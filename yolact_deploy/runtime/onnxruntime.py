@@ -66,16 +66,18 @@ class OnnxRuntimeBackend(Backend):
         del self._session
 
 
-def open_cpu_session(data: bytes, threads: int | None, source: str) -> Any:
+def open_cpu_session(data: bytes, threads: int | None, source: str, *, arena: bool = True) -> Any:
     """An ONNX model in ONNX Runtime's CPU provider; raises :class:`ArtifactError` where it refuses it.
 
     Args:
         threads: of one operator; by default as many as there are cores
         source: what the model is called in errors
+        arena: keep memory for the next call, in pieces that double in size: a little faster, and takes up to half more
     """
     ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = arena
     if threads is not None:
         options.intra_op_num_threads = threads
     try:

@@ -24,7 +24,7 @@ def deterministic_state(config_name: str) -> dict[str, Any]:
     if keys_file.exists():
         keys = load_keys(keys_file)
     else:
-        from yolact_deploy.training.model import YolactModel
+        from yolact_deploy.model import YolactModel
 
         with torch.device("meta"):
             model = YolactModel(get_config(config_name))

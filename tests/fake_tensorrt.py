@@ -88,7 +88,7 @@ def write_engine(
         capability: of the only GPU that the engine runs on
         profiles: of batches; by default one as exported
     """
-    from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+    from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
     model = read_onnx(onnx_path)
     text = onnx_metadata(model, onnx_path).to_json() if metadata is None else metadata

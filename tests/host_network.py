@@ -25,8 +25,8 @@ from yolact_deploy.errors import BackendError
 from yolact_deploy.postprocess import assemble_masks, detect
 from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
 from yolact_deploy.runtime.cuda import nvrtc
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
-from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
 
 SIZE, PRIORS, CLASSES, COEFFICIENTS, SIDE, SLOTS = 64, 40, 3, 4, 16, 6
 CONFIG = YolactConfig(image_size=SIZE, num_classes=CLASSES, class_names=("a", "b", "c"), top_k=12, max_detections=SLOTS)

@@ -12,10 +12,10 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("pycocotools")
 
 from yolact_deploy import load, samples
-from yolact_deploy.benchmarks.coco import CocoImages, open_images
-from yolact_deploy.benchmarks.evaluate import evaluate
 from yolact_deploy.cli.main import main
-from yolact_deploy.training.data.shapes import write_shapes
+from yolact_deploy.datasets.image_sets import CocoImages, open_images
+from yolact_deploy.datasets.shapes import write_shapes
+from yolact_deploy.evaluation.evaluate import evaluate
 
 _CALIBRATION = 100
 _FEW = 60

@@ -41,7 +41,7 @@ LIMIT = 120  # seconds
 def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """``model.onnx``, a good file of a small network, and ``w.pth``, the checkpoint."""
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("store")
     export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), folder / "model.onnx")

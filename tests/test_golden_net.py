@@ -21,10 +21,10 @@ from yolact_deploy.priors import make_priors
 
 torch = pytest.importorskip("torch")
 
-from torch.nn.functional import interpolate  # noqa: E402
+from torch.nn.functional import interpolate
 
-from yolact_deploy.runtime.torch import ops  # noqa: E402
-from yolact_deploy.training.model import RawHeads, YolactModel, fuse_batch_norm  # noqa: E402
+from yolact_deploy.model import RawHeads, YolactModel, fuse_batch_norm
+from yolact_deploy.model import torch_ops as ops
 
 pytestmark = pytest.mark.golden
 

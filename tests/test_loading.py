@@ -9,7 +9,7 @@ import pytest
 import yolact_deploy
 from yolact_deploy.errors import ArtifactError, BackendError, InputError
 from yolact_deploy.loading import ModelSpec
-from yolact_deploy.runtime.nvidia import find_driver
+from yolact_deploy.machine.nvidia import find_driver
 
 
 @pytest.mark.parametrize(

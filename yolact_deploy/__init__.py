@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.moved import find_moved_modules
+from yolact_deploy.version import __version__
 
 if TYPE_CHECKING:
     from yolact_deploy.loading import load
     from yolact_deploy.runtime.predictor import Predictor
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Detections",
@@ -31,6 +31,13 @@ __all__ = [
     "list_configs",
     "load",
 ]
+
+
+find_moved_modules()
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

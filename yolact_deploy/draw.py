@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import colorsys
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import check_image
+
+if TYPE_CHECKING:
+    from yolact_deploy.detections import Detections
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ArtifactError, InputError
+from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
-from yolact_deploy.runtime.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.predictor import Predictor
 
 ONNX_SUFFIXES = (".onnx",)
@@ -261,7 +261,7 @@ def _open_onnxruntime(spec: ModelSpec, gpu: int | None) -> Backend:
         from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
 
         return OnnxRuntimeGpuBackend(spec.path, provider=provider, device=gpu, tail=spec.tail, tf32=tf32)
-    from yolact_deploy.runtime.cuda.backend import CudaBackend
+    from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
     from yolact_deploy.runtime.cuda.driver import Device
     from yolact_deploy.runtime.onnxruntime_network import OnnxRuntimeNetwork
 
@@ -275,9 +275,9 @@ def _open_torch(spec: ModelSpec, gpu: int | None, config: YolactConfig | str | N
         raise InputError("torch-tf32 is a choice of device=cuda only")
     if gpu is not None:
         require_gpu(gpu)  # the first thing to say where there is none
-    from yolact_deploy.runtime.torch.backend import TorchBackend
-    from yolact_deploy.training.checkpoint import load_model
-    from yolact_deploy.training.model.fuse import fuse_batch_norm
+    from yolact_deploy.model.checkpoint import load_model
+    from yolact_deploy.model.fuse import fuse_batch_norm
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     model = load_model(spec.path, config=config, image_size=image_size)
     plain = precision in ("fp32", "tf32") and not spec.compile
@@ -289,9 +289,9 @@ def _open_torch(spec: ModelSpec, gpu: int | None, config: YolactConfig | str | N
         return TorchBackend(
             model, threads=spec.threads, tail=spec.tail, precision=precision, device=gpu, compile=spec.compile
         )
-    from yolact_deploy.runtime.cuda.backend import CudaBackend
+    from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
     from yolact_deploy.runtime.cuda.driver import Device
-    from yolact_deploy.runtime.torch.network import TorchNetwork
+    from yolact_deploy.runtime.torch.torch_network import TorchNetwork
 
     device = Device.open(gpu)
     return CudaBackend(TorchNetwork(model, device, precision=precision, compile=spec.compile), device)

@@ -22,7 +22,7 @@ SMALLEST_SIDE = 63
 _AT_ONCE = 4  # masks whose patches fit into the processor's cache
 
 
-class MaskIouNet:
+class HostMaskIouNet:
     """How much of an object's true mask a mask is told to have in common with it.
 
     Args:

@@ -102,9 +102,9 @@ def test_the_command_prints_the_limits(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_command_tells_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def broken(device: str) -> None:
+    def broken() -> None:
         raise BackendError("it is broken")
 
-    monkeypatch.setattr(cpu_roofline, "machine_limits", broken)
+    monkeypatch.setattr(cpu_roofline, "cpu_limits", broken)
     assert main([]) == 2
     assert capsys.readouterr().err == "cpu_roofline: error: it is broken\n"

@@ -15,24 +15,23 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scripted import SCRIPT, ScriptedBackend, predictor, source, write_pictures
-from test_bench import bench
+from scripted import SCRIPT, ScriptedBackend, bench, predictor, source, write_pictures
 
-from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD
-from yolact_deploy.benchmarks.bench import BenchResult, run_bench
-from yolact_deploy.benchmarks.coco import open_images, plain_images
-from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.gates import Check, Limits, baseline_warnings, judge, raise_missed
 from yolact_deploy.benchmarks.junit import junit_xml, write_junit
+from yolact_deploy.benchmarks.measure import BenchResult, run_bench
 from yolact_deploy.benchmarks.result_file import result_from_json, stored
-from yolact_deploy.benchmarks.yardstick import Yardstick
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.datasets.image_sets import open_images, plain_images
 from yolact_deploy.errors import DatasetError, GateError, InputError, OutputError
+from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD
+from yolact_deploy.evaluation.engines import EngineSource
+from yolact_deploy.machine.yardstick import Yardstick
+from yolact_deploy.model import YolactModel
 from yolact_deploy.paste import MaskCrops
 from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
-from yolact_deploy.runtime.torch.backend import TorchBackend
-from yolact_deploy.training.model import YolactModel
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from host_network import emulated
 
-from yolact_deploy.benchmarks import gpu_check, gpu_golden, gpu_kernels, roofline
+from yolact_deploy.benchmarks import gpu_check, roofline
+from yolact_deploy.benchmarks.gpu import gpu_golden, gpu_kernels
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda.driver import Device

@@ -14,16 +14,16 @@ import pytest
 from scripted import SCRIPT, HeadsBackend, ScriptedBackend, predictor, write_pictures
 
 from yolact_deploy.benchmarks import latency as latency_module
-from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.benchmarks.latency import Latency, measure, measure_interleaved
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
+from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime import backend as runtime_backend
 from yolact_deploy.runtime import predictor as runtime_predictor
-from yolact_deploy.runtime import stages
+from yolact_deploy.runtime import stage_timer as stages
 from yolact_deploy.runtime.backend import Outputs
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL
+from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 
 
 def test_percentiles() -> None:

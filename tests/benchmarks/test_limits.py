@@ -9,9 +9,10 @@ import pytest
 from yolact_deploy.benchmarks import cpu_roofline
 from yolact_deploy.benchmarks import roofline as gpu_roofline
 from yolact_deploy.benchmarks.cpu_roofline import MatrixRate
-from yolact_deploy.benchmarks.limits import MachineLimits, machine_limits, roofline
-from yolact_deploy.benchmarks.macs import LayerMacs, Macs
+from yolact_deploy.benchmarks.limits import MachineLimits, roofline
+from yolact_deploy.benchmarks.machine_limits import machine_limits
 from yolact_deploy.errors import BackendError, InputError, MissingDependencyError
+from yolact_deploy.graph.macs import LayerMacs, Macs
 
 #: 20 GMAC and 30 million elements, and a tail that does not count
 MACS = Macs(

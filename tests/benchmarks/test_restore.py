@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
-from test_bench import bench
+from scripted import bench
 
-from yolact_deploy.benchmarks.energy import Energy, EnergySource
-from yolact_deploy.benchmarks.report import render
+from yolact_deploy.benchmarks.report.report_page import render
 from yolact_deploy.benchmarks.restore import restore
 from yolact_deploy.benchmarks.result_file import result_from_json
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.machine.energy import Energy, EnergySource
 
 
 def test_comes_back(tmp_path: Path) -> None:

@@ -12,16 +12,12 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
-from scripted import SCRIPT, ScriptedBackend, source, write_coco, write_pictures
-from test_bench import bench
+from scripted import SCRIPT, ScriptedBackend, bench, source, write_coco, write_pictures
 
 from yolact_deploy.artifact import sha256_file, write_json
 from yolact_deploy.benchmarks import result_file
-from yolact_deploy.benchmarks.bench import BenchResult, run_bench
-from yolact_deploy.benchmarks.coco import fingerprint, open_images, plain_images
-from yolact_deploy.benchmarks.energy import Energy, EnergySource
-from yolact_deploy.benchmarks.engines import EngineSource
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline
+from yolact_deploy.benchmarks.measure import BenchResult, run_bench
 from yolact_deploy.benchmarks.result_file import (
     SCHEMA_FILE,
     environment_differences,
@@ -31,7 +27,10 @@ from yolact_deploy.benchmarks.result_file import (
     same_images,
     stored,
 )
+from yolact_deploy.datasets.image_sets import fingerprint, open_images, plain_images
 from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.evaluation.engines import EngineSource
+from yolact_deploy.machine.energy import Energy, EnergySource
 
 RESULTS = Path(result_file.__file__).parent / "results"
 

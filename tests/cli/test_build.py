@@ -18,7 +18,7 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.tensorrt import import_tensorrt
+from yolact_deploy.export.engine import import_tensorrt
 
 
 def have_rtx() -> bool:
@@ -35,7 +35,7 @@ needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not i
 @pytest.fixture(scope="module")
 def source(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     path = tmp_path_factory.mktemp("build") / "small.onnx"
     export_onnx(load_model(resnet50_checkpoint, image_size=97), path, precision="fp16")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import yolact_deploy.cli.main as program
-import yolact_deploy.runtime.doctor as doctor
+import yolact_deploy.runtime.checks as doctor
 from yolact_deploy import samples
 
 _main = program.main

@@ -16,9 +16,11 @@ import pytest
 
 from yolact_deploy.cli import main as cli
 from yolact_deploy.errors import BackendError
-from yolact_deploy.runtime import doctor, nvidia, onnxruntime_gpu, probes
-from yolact_deploy.runtime.doctor import Finding
-from yolact_deploy.runtime.nvidia import Driver, Gpu, Jetson
+from yolact_deploy.machine import nvidia
+from yolact_deploy.machine.nvidia import Driver, Gpu, Jetson
+from yolact_deploy.runtime import checks as doctor
+from yolact_deploy.runtime import onnxruntime_gpu, probes
+from yolact_deploy.runtime.checks import Finding
 from yolact_deploy.runtime.probes import Probe
 
 
@@ -106,7 +108,7 @@ def test_our_messages_are_told_apart(message: str, why: str, cure: str) -> None:
 
 def test_onnxruntime_that_falls_back_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "runtime"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
     from fake_onnxruntime import FakeOnnxRuntime
 
     fake = FakeOnnxRuntime(tmp_path / "onnxruntime")

@@ -24,8 +24,8 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import pipeline
-from yolact_deploy.export.tensorrt import import_tensorrt
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.export.engine import import_tensorrt
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 SMALL = ["--size", "97"]
 
@@ -190,7 +190,7 @@ def test_bf16(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str])
 def test_quiet_without_any_tensorrt(
     resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yolact_deploy.export import tensorrt
+    from yolact_deploy.export import engine as tensorrt
 
     monkeypatch.setattr(tensorrt, "available_flavour", lambda: None)
     arguments = ["--weights", str(resnet50_checkpoint), *SMALL, "-o", "m", "--cross-class"]

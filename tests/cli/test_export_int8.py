@@ -13,8 +13,8 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import main as cli
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.samples import DEMO_MODEL, sample_images
 
 pytest.importorskip("torch")

@@ -21,15 +21,15 @@ pytest.importorskip("pycocotools")
 import torch
 
 from yolact_deploy import load, samples
-from yolact_deploy.benchmarks.coco import CocoImages, open_images
-from yolact_deploy.benchmarks.evaluate import evaluate
-from yolact_deploy.benchmarks.held_out import spread
 from yolact_deploy.cli.main import main
+from yolact_deploy.datasets.held_out import spread
+from yolact_deploy.datasets.image_sets import CocoImages, open_images
+from yolact_deploy.datasets.shapes import write_shapes
+from yolact_deploy.evaluation.evaluate import evaluate
 from yolact_deploy.export.mixed_precision import read_keep_list
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
-from yolact_deploy.runtime.onnx_int8 import wants_unsigned
-from yolact_deploy.training.checkpoint import load_model, save_checkpoint
-from yolact_deploy.training.data.shapes import write_shapes
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.graph.onnx_int8 import wants_unsigned
+from yolact_deploy.model.checkpoint import load_model, save_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 #: the layer whose input has the channel, all others, and the latter but for a part in which little time is lost

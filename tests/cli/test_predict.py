@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from yolact_deploy import loading
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import main as cli
-from yolact_deploy.cli.sources import UniqueNames, image_ids
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import BackendError
-from yolact_deploy.runtime import video
 from yolact_deploy.runtime.backend import Backend, DetectionOutputs
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.streams import video
+from yolact_deploy.streams.sources import UniqueNames, image_ids
 
 DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
 CONFIG = get_config("yolact_resnet50").with_size(64)

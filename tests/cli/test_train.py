@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 pytest.importorskip("yaml")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 import tiny
 import torch
 

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import yolact_deploy
-from yolact_deploy.runtime.cuda.launch import Launch, Offset, Plan
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset
 
 HERE = Path(__file__).resolve().parent
 KERNELS = Path(yolact_deploy.__file__).resolve().parent / "runtime" / "cuda" / "kernels"
@@ -172,7 +172,7 @@ class GuardedBuffer:
 
 
 def run_plan(
-    plan: Plan,
+    plan: LaunchPlan,
     arrays: Mapping[str, NDArray[Any]],
     *,
     seed: int = 0,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cuda_emu import emulate
 
-from yolact_deploy.runtime.cuda.launch import Launch, Offset, Plan, float_bits
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset, float_bits
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 
@@ -37,7 +37,7 @@ def run(
         f"const int t = threadIdx.x;\n{body}\n}}\n"
     )
     launch = Launch(SOURCE, "kernel", grid, block, shared_bytes, ("in", *scalars, "out"))
-    emulate.run_plan(Plan((launch,), {}, 0, 0), arrays, edits={SOURCE: text}, **options)
+    emulate.run_plan(LaunchPlan((launch,), {}, 0, 0), arrays, edits={SOURCE: text}, **options)
     return arrays["out"]
 
 
@@ -255,13 +255,13 @@ def test_shared_memory_and_scratch_begin_poisoned() -> None:
     launch = Launch("common_copy.cu", "copy", (1, 1, 1), (32, 1, 1), 0, (Offset("scratch", 4), "out"))
     text = 'extern "C" __global__ void copy(const int* in, int* out) { out[threadIdx.x] = in[threadIdx.x]; }'
     out = np.zeros(32, np.int32)
-    emulate.run_plan(Plan((launch,), {"scratch": 132}, 0, 0), {"out": out}, edits={"common_copy.cu": text})
+    emulate.run_plan(LaunchPlan((launch,), {"scratch": 132}, 0, 0), {"out": out}, edits={"common_copy.cu": text})
     np.testing.assert_array_equal(out, np.int32(0xCDCDCDCD - 2**32))
 
 
 def test_what_cannot_be_run_is_told() -> None:
     launch = Launch(SOURCE, "missing", (1, 1, 1), (1, 1, 1), 0, ("out",))
-    plan = Plan((launch,), {}, 0, 0)
+    plan = LaunchPlan((launch,), {}, 0, 0)
     with pytest.raises(emulate.EmulationError, match="no arrays for the buffers out"):
         emulate.run_plan(plan, {})
     edits = {SOURCE: 'extern "C" __global__ void kernel(int* out) { *out = 1; }'}

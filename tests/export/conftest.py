@@ -20,7 +20,7 @@ DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input
 def make_model() -> Callable[..., Any]:
     """``make_model(name, size)``: a named network with its deterministic weights, cached, in evaluation mode."""
     torch = pytest.importorskip("torch")
-    from yolact_deploy.training.model import YolactModel
+    from yolact_deploy.model import YolactModel
 
     states: dict[str, Any] = {}
     models: dict[YolactConfig, Any] = {}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from yolact_deploy import load
-from yolact_deploy.benchmarks.taps import OnnxTap
-from yolact_deploy.benchmarks.trunk import compare_trunks
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
-from yolact_deploy.runtime.half_precision import BF16_OPSET
-from yolact_deploy.runtime.onnx_graph import load_graph, onnx_metadata, read_onnx
+from yolact_deploy.evaluation.taps import OnnxTap
+from yolact_deploy.evaluation.trunk_comparison import compare_trunks
+from yolact_deploy.graph.half_precision import BF16_OPSET
+from yolact_deploy.graph.onnx_graph import load_graph, onnx_metadata, read_onnx
 from yolact_deploy.runtime.openvino import shared_core
 from yolact_deploy.samples import sample_images
 
@@ -26,12 +26,12 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export import onnx as onnx_module  # noqa: E402
-from yolact_deploy.export.mixed_precision import lower_trunk  # noqa: E402
-from yolact_deploy.export.overflow import network_input  # noqa: E402
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint  # noqa: E402
-from yolact_deploy.export.tensorrt import build_engine, import_tensorrt  # noqa: E402
-from yolact_deploy.export.trunk_graph import layer_names, select_layers, trunk_nodes  # noqa: E402
+from yolact_deploy.export import onnx as onnx_module
+from yolact_deploy.export.engine import build_engine, import_tensorrt
+from yolact_deploy.export.mixed_precision import lower_trunk
+from yolact_deploy.export.overflow import network_input
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
 Export = Callable[..., Path]
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
@@ -105,7 +105,7 @@ def test_onnxruntime_computes_what_the_file_says(export: Export, images: Any) ->
     found = heads(export(NAME, SMALL, precision="bf16"), images)
     model = read_onnx(export(NAME, SMALL))
     lower_trunk(model, precision="bf16", emulate=True)
-    from yolact_deploy.runtime.onnx_graph import cut_tail
+    from yolact_deploy.graph.onnx_graph import cut_tail
 
     cut_tail(model)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -168,7 +168,7 @@ def test_openvino_where_there_is_no_bf16(export: Export, images: Any, monkeypatc
 
 
 def test_detections_and_both_tails(export: Export, make_model: Callable[..., Any]) -> None:
-    from yolact_deploy.benchmarks.agreement import AgreementMeter
+    from yolact_deploy.evaluation.agreement import AgreementMeter
     from yolact_deploy.preprocess import read_image
 
     path = export(NAME, SMALL, precision="bf16")

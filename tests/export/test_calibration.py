@@ -20,12 +20,12 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export import calibration  # noqa: E402
-from yolact_deploy.export.calibration import METHODS, calibrate  # noqa: E402
-from yolact_deploy.export.trunk_graph import trunk_nodes  # noqa: E402
-from yolact_deploy.preprocess import read_image, resize_image  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import cut_tail, read_onnx  # noqa: E402
-from yolact_deploy.samples import sample_images  # noqa: E402
+from yolact_deploy.export import calibration
+from yolact_deploy.export.calibration import METHODS, calibrate
+from yolact_deploy.graph.onnx_graph import cut_tail, read_onnx
+from yolact_deploy.graph.trunk_graph import trunk_nodes
+from yolact_deploy.preprocess import read_image, resize_image
+from yolact_deploy.samples import sample_images
 
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
 Export = Callable[..., Path]
@@ -121,7 +121,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from yolact_deploy.export import calibration
-from yolact_deploy.runtime.onnx_graph import read_onnx
+from yolact_deploy.graph.onnx_graph import read_onnx
 
 calibration._SECONDS_BETWEEN_SAVES = 0.0
 read, reads = calibration.read_image, []

@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 onnx = pytest.importorskip("onnx")
 
-from onnx import helper, numpy_helper  # noqa: E402
-from torchvision.ops import deform_conv2d  # noqa: E402
+from onnx import helper, numpy_helper
+from torchvision.ops import deform_conv2d
 
-from yolact_deploy.export import functions  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import inline_functions, use_deform_conv  # noqa: E402
+from yolact_deploy.export import functions
+from yolact_deploy.graph.onnx_graph import inline_functions, use_deform_conv
 
 IN, OUT, HEIGHT, WIDTH, BATCH = 6, 8, 9, 11, 2
 

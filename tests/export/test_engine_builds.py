@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from yolact_deploy.artifact import Metadata, read_json, write_json
-from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
 from yolact_deploy.errors import MissingDependencyError, OutputError
+from yolact_deploy.machine.environment import environment
 from yolact_deploy.samples import sample_images
 
 pytest.importorskip("torch")
@@ -29,9 +29,9 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
 from yolact_deploy.export.calibration import calibrate
+from yolact_deploy.export.engine import build_engine, import_tensorrt
 from yolact_deploy.export.onnx import export_onnx
 from yolact_deploy.export.quantize import quantize_trunk
-from yolact_deploy.export.tensorrt import build_engine, import_tensorrt
 
 BATCHES = {"static": (1, 1, 1), "dynamic": (1, 4, 16)}
 CASES = list(

@@ -14,11 +14,11 @@ from yolact_deploy.errors import import_optional
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper
 
-from yolact_deploy.export import functions  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import inline_functions  # noqa: E402
-from yolact_deploy.runtime.openvino import shared_core  # noqa: E402
+from yolact_deploy.export import functions
+from yolact_deploy.graph.onnx_graph import inline_functions
+from yolact_deploy.runtime.openvino import shared_core
 
 RUNTIMES = ("onnxruntime", "openvino")
 FILES = sorted(path.stem for path in GOLDEN.glob("pure_*.npz"))

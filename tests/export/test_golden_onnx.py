@@ -18,8 +18,8 @@ import pytest
 from deterministic import GOLDEN
 from goldencheck import check_sample, match_detections
 
-from yolact_deploy.benchmarks.coco_results import score_of
 from yolact_deploy.config import get_config
+from yolact_deploy.datasets.coco_results import score_of
 from yolact_deploy.detections import Detections
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import VARIANCES, make_priors

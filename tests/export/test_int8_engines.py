@@ -17,10 +17,10 @@ from yolact_deploy.samples import sample_images
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from yolact_deploy.export.calibration import calibrate  # noqa: E402
-from yolact_deploy.export.quantize import quantize_trunk  # noqa: E402
-from yolact_deploy.export.tensorrt import BuildOptions, build_engine, import_tensorrt  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx  # noqa: E402
+from yolact_deploy.export.calibration import calibrate
+from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+from yolact_deploy.export.quantize import quantize_trunk
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 Export = Callable[..., Path]
 EDGE, SMALL = "yolact_edge_mobilenetv2", 138

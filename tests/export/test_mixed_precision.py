@@ -17,11 +17,11 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list  # noqa: E402
-from yolact_deploy.export.onnx import export_onnx  # noqa: E402
-from yolact_deploy.export.trunk_graph import layer_names, select_layers, trunk_nodes  # noqa: E402
-from yolact_deploy.runtime.half_precision import widen  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import cut_tail, onnx_metadata, read_onnx  # noqa: E402
+from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list
+from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.graph.half_precision import widen
+from yolact_deploy.graph.onnx_graph import cut_tail, onnx_metadata, read_onnx
+from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
 KEPT = ("proto_net", "prediction_layers.0.conf_layer", "backbone.layers.0.0")
@@ -63,8 +63,8 @@ def test_lowered_as_pytorch_does_it(
     """Two ways to half precision, PyTorch's own and the one in the graph, are equally far from FP32."""
     import torch
 
-    from yolact_deploy.runtime.torch.network import HeadsModule
-    from yolact_deploy.training.model.fuse import fuse_batch_norm
+    from yolact_deploy.model.fuse import fuse_batch_norm
+    from yolact_deploy.runtime.torch.torch_network import HeadsModule
 
     model = read_onnx(export(NAME, SMALL, precision=precision, tail=tail))
     onnx.checker.check_model(model, full_check=True)
@@ -190,9 +190,9 @@ def test_a_checkpoint_and_its_export_have_the_same_layers(
     make_model: Callable[..., Any], export: Export, tmp_path: Path
 ) -> None:
     """PyTorch with folded batch normalisation against the file, layer by layer."""
-    from yolact_deploy.benchmarks.taps import OnnxTap, TorchTap
-    from yolact_deploy.benchmarks.trunk import compare_trunks
-    from yolact_deploy.training.checkpoint import save_checkpoint
+    from yolact_deploy.evaluation.taps import OnnxTap, TorchTap
+    from yolact_deploy.evaluation.trunk_comparison import compare_trunks
+    from yolact_deploy.model.checkpoint import save_checkpoint
 
     save_checkpoint(make_model(NAME, SMALL), tmp_path / "w.safetensors")
     eager = TorchTap(tmp_path / "w.safetensors")

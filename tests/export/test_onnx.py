@@ -16,8 +16,8 @@ import pytest
 from yolact_deploy.artifact import METADATA_KEY
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ExportError
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.priors import make_priors
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")
@@ -25,8 +25,8 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.onnx import MAX_BATCH, export_onnx  # noqa: E402
-from yolact_deploy.training.model import YolactModel  # noqa: E402
+from yolact_deploy.export.onnx import MAX_BATCH, export_onnx
+from yolact_deploy.model import YolactModel
 
 SUPPORTED = list_configs()
 SMALL = 138
@@ -147,7 +147,7 @@ def test_heads(export: Export, precision: str) -> None:
 @pytest.mark.parametrize("tail", ["functions", "heads"])
 def test_the_heads_are_those_of_the_eager_model(export: Export, make_model: Callable[..., Any], tail: str) -> None:
     from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
-    from yolact_deploy.runtime.torch.backend import TorchBackend
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     images = pictures(1, SMALL)
     eager = TorchBackend(make_model("yolact_resnet50", SMALL)).run(images)
@@ -277,7 +277,7 @@ def test_fixed_batch(export: Export) -> None:
 
 @pytest.mark.parametrize("size", [97, 200])
 def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[..., Any], size: int) -> None:
-    from yolact_deploy.runtime.torch.backend import TorchBackend
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     path = export("yolact_edge_mobilenetv2", size, tail="heads")
     config = get_config("yolact_edge_mobilenetv2").with_size(size)

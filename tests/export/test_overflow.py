@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 
 from yolact_deploy import load, samples
-from yolact_deploy.benchmarks.agreement import Agreement, AgreementMeter
 from yolact_deploy.errors import ExportError, InputError
+from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.onnx import export_onnx  # noqa: E402
-from yolact_deploy.export.overflow import LARGEST, LayerRange, RangeReport, measure_ranges  # noqa: E402
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint  # noqa: E402
-from yolact_deploy.training.checkpoint import load_model  # noqa: E402
+from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.overflow import LARGEST, LayerRange, RangeReport, measure_ranges
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.model.checkpoint import load_model
 
 Export = Callable[..., Path]
 NAME, SMALL = "yolact_resnet50", 138
@@ -88,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """Twenty pictures of what it was trained for, which it has not seen."""
     pytest.importorskip("torchvision")
-    from yolact_deploy.training.data.shapes import write_shapes
+    from yolact_deploy.datasets.shapes import write_shapes
 
     folder = tmp_path_factory.mktemp("shapes")
     for _ in write_shapes(folder, {"val": 20}):
@@ -196,7 +196,7 @@ def test_nothing_to_find(plain: dict[str, Path]) -> None:
 
 def test_values_are_those_of_the_tensors(plain: dict[str, Path]) -> None:
     """Against tensors that are read as a whole."""
-    from yolact_deploy.benchmarks.taps import OnnxTap
+    from yolact_deploy.evaluation.taps import OnnxTap
     from yolact_deploy.export.overflow import network_input
 
     tap = OnnxTap(plain["fp32"], runtime="onnxruntime")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolact_deploy.benchmarks.agreement import Agreement
+from yolact_deploy.evaluation.agreement import Agreement
 from yolact_deploy.runtime.backend import HeadOutputs
 from yolact_deploy.samples import sample_images
 
@@ -19,10 +19,10 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from onnx import numpy_helper  # noqa: E402
+from onnx import numpy_helper
 
-from yolact_deploy.export import parity  # noqa: E402
-from yolact_deploy.export.parity import ParityReport, TensorParity, check_parity  # noqa: E402
+from yolact_deploy.export import parity
+from yolact_deploy.export.parity import ParityReport, TensorParity, check_parity
 
 Export = Callable[..., Path]
 NAME, SMALL = "yolact_resnet50", 138

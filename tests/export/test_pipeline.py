@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from yolact_deploy.errors import ExportError, OutputError
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export import onnx as onnx_module  # noqa: E402
-from yolact_deploy.export import pipeline  # noqa: E402
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint  # noqa: E402
+from yolact_deploy.export import onnx as onnx_module
+from yolact_deploy.export import pipeline
+from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
 
 NAME, SMALL = "yolact_resnet50", 97
 ONE = sample_images()[:1]

@@ -23,12 +23,12 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.onnx import export_onnx  # noqa: E402
-from yolact_deploy.export.parity import check_parity  # noqa: E402
-from yolact_deploy.export.trunk_graph import trunk_nodes  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import load_graph, mask_iou_net  # noqa: E402
-from yolact_deploy.runtime.torch.backend import TorchBackend  # noqa: E402
-from yolact_deploy.training.model import YolactModel  # noqa: E402
+from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.parity import check_parity
+from yolact_deploy.graph.onnx_graph import load_graph, mask_iou_net
+from yolact_deploy.graph.trunk_graph import trunk_nodes
+from yolact_deploy.model import YolactModel
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
 NAME, SMALL = "yolact_plus_resnet50", 138
 OUTPUTS = ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores")
@@ -201,7 +201,7 @@ def test_outputs_are_told_by_the_metadata() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("tail", ["functions", "heads"])
 def test_an_engine(export: Export, tmp_path: Path, precision: str, tail: str) -> None:
-    from yolact_deploy.export.tensorrt import BuildOptions, build_engine, import_tensorrt
+    from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
 
     try:
         import_tensorrt("rtx")

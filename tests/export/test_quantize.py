@@ -22,13 +22,13 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.export.calibration import Calibration, calibrate  # noqa: E402
-from yolact_deploy.export.quantization_noise import LIMIT_DB, quantization_noise  # noqa: E402
-from yolact_deploy.export.quantize import TARGETS, quantize_trunk  # noqa: E402
-from yolact_deploy.export.trunk_graph import layer_names, trunk_nodes  # noqa: E402
-from yolact_deploy.preprocess import read_image, resize_image  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import fit_trunk, onnx_metadata, read_onnx  # noqa: E402
-from yolact_deploy.samples import sample_images  # noqa: E402
+from yolact_deploy.export.calibration import Calibration, calibrate
+from yolact_deploy.export.quantization_noise import LIMIT_DB, quantization_noise
+from yolact_deploy.export.quantize import TARGETS, quantize_trunk
+from yolact_deploy.graph.onnx_graph import fit_trunk, onnx_metadata, read_onnx
+from yolact_deploy.graph.trunk_graph import layer_names, trunk_nodes
+from yolact_deploy.preprocess import read_image, resize_image
+from yolact_deploy.samples import sample_images
 
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
 SIZES = {NAME: 138, "yolact_darknet53": 138, "yolact_plus_resnet50": 138}
@@ -313,7 +313,7 @@ import hashlib, sys
 from pathlib import Path
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.quantize import quantize_trunk
-from yolact_deploy.runtime.onnx_graph import read_onnx
+from yolact_deploy.graph.onnx_graph import read_onnx
 from yolact_deploy.samples import sample_images
 for target in ("symmetric", "onnxruntime"):
     model = read_onnx(sys.argv[1])

@@ -21,11 +21,11 @@ from yolact_deploy.errors import ArtifactError, BackendError, ExportError, Missi
 
 onnx = pytest.importorskip("onnx")
 
-from yolact_deploy.export import tensorrt as build_module  # noqa: E402
-from yolact_deploy.export.build_options import choose_profiles  # noqa: E402
-from yolact_deploy.export.engine_cache import EngineCache  # noqa: E402
-from yolact_deploy.export.tensorrt import BuildOptions, available_flavour, build_engine, import_tensorrt  # noqa: E402
-from yolact_deploy.runtime.onnx_graph import onnx_metadata, read_onnx  # noqa: E402
+from yolact_deploy.export import engine as build_module
+from yolact_deploy.export.build_options import choose_profiles
+from yolact_deploy.export.engine import BuildOptions, available_flavour, build_engine, import_tensorrt
+from yolact_deploy.export.engine_cache import EngineCache
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 TESTS = Path(__file__).resolve().parents[1]
 Export = Callable[..., Path]
@@ -178,7 +178,7 @@ sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
 from pathlib import Path
 from tensorrt_stubs.bindings import use_private_libraries
 use_private_libraries(Path({str(tmp_path)!r}))
-from yolact_deploy.export.tensorrt import BuildOptions, build_engine
+from yolact_deploy.export.engine import BuildOptions, build_engine
 report = build_engine({str(source)!r}, {str(target)!r}, flavour="rtx", options=BuildOptions(plugin="v3"))
 print(report.plugin, flush=True)
 os._exit(0)
@@ -572,6 +572,6 @@ def test_tensorrt_has_no_target_sm(export: Export, tmp_path: Path, monkeypatch: 
 def test_no_torch_is_needed() -> None:
     import subprocess
 
-    code = "import sys; import yolact_deploy.export.tensorrt; sys.exit('torch' in sys.modules)"
+    code = "import sys; import yolact_deploy.export.engine; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -28,7 +28,7 @@ from fake_onnxruntime import FakeOnnxRuntime, GpuDevice
 from host_network import at, emulated
 from tiny_onnx import write_model
 
-from yolact_deploy.runtime.cuda.backend import CudaBackend
+from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
 from yolact_deploy.runtime.predictor import Predictor
@@ -117,8 +117,8 @@ def test_a_file_of_heads_that_is_fixed(fake: FakeOnnxRuntime, tmp_path: Path) ->
 def torch_on_cpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Iterator[None]:
     """PyTorch's part runs on the CPU, in its place in the stream."""
     torch = pytest.importorskip("torch")
-    from yolact_deploy.runtime.torch import network
-    from yolact_deploy.runtime.torch.network import TorchNetwork
+    from yolact_deploy.runtime.torch import torch_network as network
+    from yolact_deploy.runtime.torch.torch_network import TorchNetwork
 
     monkeypatch.setattr(network, "place", lambda index: "cpu")
     monkeypatch.setattr(TorchNetwork, "_on", lambda self, handle: contextlib.nullcontext())
@@ -159,8 +159,8 @@ def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) ->
 def test_torch_by_itself(
     torch_on_cpu: None, resnet50_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, options: str
 ) -> None:
-    from yolact_deploy.runtime.torch import backend
-    from yolact_deploy.runtime.torch.backend import TorchBackend
+    from yolact_deploy.runtime.torch import torch_backend as backend
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     monkeypatch.setattr(backend, "place", lambda index: "cpu")
     with yolact_deploy.load(f"{resnet50_checkpoint}@torch-bf16:device=cuda,{options}", image_size=64) as model:
@@ -173,8 +173,8 @@ def test_torch_by_itself(
 def test_plain_torch_is_the_eager_way(
     torch_on_cpu: None, resnet50_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    from yolact_deploy.runtime.torch import backend
-    from yolact_deploy.runtime.torch.backend import TorchBackend
+    from yolact_deploy.runtime.torch import torch_backend as backend
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     monkeypatch.setattr(backend, "place", lambda index: "cpu")
     with yolact_deploy.load(f"{resnet50_checkpoint}@torch-{precision}:device=cuda", image_size=64) as model:

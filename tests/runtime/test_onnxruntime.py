@@ -13,9 +13,9 @@ import pytest
 
 import yolact_deploy
 from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError
+from yolact_deploy.graph.onnx_graph import cut_tail
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
-from yolact_deploy.runtime.onnx_graph import cut_tail
 from yolact_deploy.samples import sample_images
 
 pytest.importorskip("onnxruntime")
@@ -32,7 +32,7 @@ def files(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     import onnx
 
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("onnxruntime")
     paths = {name: folder / f"{name}.onnx" for name in ("dynamic", "two", "heads")}

@@ -27,9 +27,9 @@ import onnxruntime as real
 from fake_onnxruntime import RTX, FakeOnnxRuntime, GpuDevice
 from tiny_onnx import CONFIG, write_model
 
+from yolact_deploy.machine.nvidia import Gpu
 from yolact_deploy.runtime import onnxruntime_gpu
 from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
-from yolact_deploy.runtime.nvidia import Gpu
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
 

@@ -25,8 +25,8 @@ from fake_onnxruntime import FakeOnnxRuntime, GpuDevice
 from tiny_onnx import write_model
 
 from yolact_deploy.runtime import onnxruntime_gpu
+from yolact_deploy.runtime.cuda.device_network import DeviceTensor
 from yolact_deploy.runtime.cuda.driver import Device, Stream
-from yolact_deploy.runtime.cuda.network import DeviceTensor
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.onnxruntime_network import OnnxRuntimeNetwork
 

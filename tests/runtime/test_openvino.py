@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import yolact_deploy
-from yolact_deploy.benchmarks.agreement import AgreementMeter
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError
+from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
 from yolact_deploy.samples import sample_images
@@ -22,7 +22,7 @@ openvino = pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from yolact_deploy.runtime.openvino import OpenVinoBackend, shared_core  # noqa: E402
+from yolact_deploy.runtime.openvino import OpenVinoBackend, shared_core
 
 SIZE = 138
 TOLERANCES = {"boxes": 2e-5, "scores": 5e-5, "coeff": 2e-4, "proto": 5e-4}
@@ -33,7 +33,7 @@ CAN_BF16 = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIE
 def file(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small network that takes 1 to 4 images."""
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     path = tmp_path_factory.mktemp("openvino") / "small.onnx"
     export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), path, batch=(1, 2, 4))

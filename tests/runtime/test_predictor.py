@@ -28,7 +28,7 @@ from yolact_deploy.runtime.backend import (
     PastedDetections,
 )
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL
+from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 
 SIZE = 64
 CONFIG = YolactConfig(image_size=SIZE, num_classes=3, class_names=("low", "middle", "high"))

@@ -206,7 +206,7 @@ def test_a_real_network(resnet50_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     network = load_model(resnet50_checkpoint, image_size=138)
     rng = np.random.default_rng(3)

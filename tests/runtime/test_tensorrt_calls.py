@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from yolact_deploy.errors import BackendError, ExportError, MissingDependencyError
-from yolact_deploy.runtime import nvidia
+from yolact_deploy.machine import nvidia
 from yolact_deploy.runtime import tensorrt_api as api
 
 

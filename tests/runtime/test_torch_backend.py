@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 import yolact_deploy
-from yolact_deploy.benchmarks.agreement import Agreement, AgreementMeter
 from yolact_deploy.errors import BackendError
+from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")
 
-from yolact_deploy.runtime.torch.backend import TorchBackend  # noqa: E402
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def export(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("eager")
 
@@ -99,7 +99,7 @@ def test_fp16_agrees_with_eager(
 
 @pytest.fixture(scope="module")
 def model(resnet50_checkpoint: Path) -> Any:
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     return load_model(resnet50_checkpoint, image_size=138)
 

@@ -17,28 +17,30 @@ import numpy as np
 import pytest
 
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.machine import nvidia
+from yolact_deploy.machine.nvidia import Gpu
 from yolact_deploy.preprocess import normalize, read_image, resize_image
 from yolact_deploy.priors import make_priors
-from yolact_deploy.runtime import nvidia
 from yolact_deploy.runtime.backend import DetectSettings
-from yolact_deploy.runtime.cuda.network import DeviceTensor
-from yolact_deploy.runtime.nvidia import Gpu
+from yolact_deploy.runtime.cuda.device_network import DeviceTensor
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")
 
-from yolact_deploy.runtime.torch import frames, network, ops  # noqa: E402
-from yolact_deploy.runtime.torch.backend import TorchBackend  # noqa: E402
-from yolact_deploy.runtime.torch.frames import EagerFrames  # noqa: E402
-from yolact_deploy.runtime.torch.network import HeadsModule, TorchNetwork, products_in, translated  # noqa: E402
+from yolact_deploy.model import torch_ops as ops
+from yolact_deploy.runtime.torch import frames
+from yolact_deploy.runtime.torch import torch_network as network
+from yolact_deploy.runtime.torch.frames import EagerFrames
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
+from yolact_deploy.runtime.torch.torch_network import HeadsModule, TorchNetwork, products_in, translated
 
 SIZE = 97
 
 
 @pytest.fixture(scope="module")
 def loaded(resnet50_checkpoint: Path) -> Any:
-    from yolact_deploy.training.checkpoint import load_model
+    from yolact_deploy.model.checkpoint import load_model
 
     return load_model(resnet50_checkpoint, image_size=SIZE)
 

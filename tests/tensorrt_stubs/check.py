@@ -26,7 +26,7 @@ from tensorrt_stubs.sites import Sites, WatchingFinder
 #: Modules that use TensorRT, each of whose uses is checked. Those of the plugins are asked all their questions in
 #: tests/runtime/plugins, over the same bindings.
 WATCHED = (
-    "yolact_deploy.export.tensorrt",
+    "yolact_deploy.export.engine",
     "yolact_deploy.export.tensorrt_build",
     "yolact_deploy.runtime.tensorrt",
     "yolact_deploy.runtime.tensorrt_api",

@@ -25,8 +25,8 @@ from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import ArtifactError, BackendError, ExportError
 from yolact_deploy.export.functions import fast_nms_function, mask_assembly_function
+from yolact_deploy.machine.nvidia import Gpu
 from yolact_deploy.runtime import tensorrt_api as api
-from yolact_deploy.runtime.nvidia import Gpu
 
 GPU = Gpu(0, "Test GPU", (8, 7), integrated=True, memory_bytes=8 << 30)
 SIDE, PRIORS, CLASSES, COEFFICIENTS, PROTO = 8, 40, 3, 4, 6
@@ -60,7 +60,7 @@ class Stage:
 
 def prepare(stage: Stage) -> None:
     """Doubles in the places of what needs the library or a GPU."""
-    from yolact_deploy.runtime import nvidia
+    from yolact_deploy.machine import nvidia
 
     stage.patch.setenv("YOLACT_DEPLOY_CACHE", str(stage.folder / "cache"))
     stage.patch.setattr(nvidia, "require_gpu", lambda index=0: GPU)
@@ -161,7 +161,7 @@ def make_model(batch: tuple[int, int, int], *, half: bool = False) -> onnx.Model
 
 
 def builds(stage: Stage) -> None:
-    from yolact_deploy.export.tensorrt import BuildOptions, build_engine
+    from yolact_deploy.export.engine import BuildOptions, build_engine
 
     fixed, dynamic = stage.model("fixed"), stage.model("dynamic", (1, 2, 4))
     target = stage.folder / "out.trt"
@@ -193,7 +193,7 @@ def builds(stage: Stage) -> None:
 
 
 def failing_builds(stage: Stage) -> None:
-    from yolact_deploy.export.tensorrt import BuildOptions, build_engine
+    from yolact_deploy.export.engine import BuildOptions, build_engine
 
     fixed, target = stage.model("fixed"), stage.folder / "failed.trt"
     logger = api.logger(stage.flavour)
@@ -238,7 +238,7 @@ def failing_builds(stage: Stage) -> None:
 
 
 def builds_with_plugins(stage: Stage) -> None:
-    from yolact_deploy.export.tensorrt import BuildOptions, build_engine
+    from yolact_deploy.export.engine import BuildOptions, build_engine
 
     kinds = set()
     for mode in ("auto", "on", "off", "v3", "aot"):

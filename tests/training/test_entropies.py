@@ -6,9 +6,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch.nn import functional  # noqa: E402
+from torch.nn import functional
 
-from yolact_deploy.training.entropies import binary_cross_entropy, cross_entropy  # noqa: E402
+from yolact_deploy.training.entropies import binary_cross_entropy, cross_entropy
 
 
 def _normal(*shape: int, scale: float = 1.0, dtype: Any = torch.float32) -> Any:

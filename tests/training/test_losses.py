@@ -15,15 +15,15 @@ from yolact_deploy.priors import make_priors as config_priors
 
 torch = pytest.importorskip("torch")
 
-import scenes  # noqa: E402
-from plain_loss import plain_losses  # noqa: E402
-from torch import distributed  # noqa: E402
+import scenes
+from plain_loss import plain_losses
+from torch import distributed
 
-from yolact_deploy.training import LossSettings, YolactLoss, YolactModel, mask_losses  # noqa: E402
-from yolact_deploy.training.mask_losses import sample_positives  # noqa: E402
-from yolact_deploy.training.matching import Match  # noqa: E402
-from yolact_deploy.training.model.mask_iou import MaskIouNet  # noqa: E402
-from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+from yolact_deploy.model.mask_iou_net import MaskIouNet
+from yolact_deploy.training import LossSettings, YolactLoss, YolactModel, mask_losses
+from yolact_deploy.training.mask_losses import sample_positives
+from yolact_deploy.training.matching import Match
+from yolact_deploy.training.targets import GroundTruth
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")

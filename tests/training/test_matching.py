@@ -12,13 +12,13 @@ from yolact_deploy.priors import make_priors as config_priors
 
 torch = pytest.importorskip("torch")
 
-import scenes  # noqa: E402
-from plain_loss import plain_match  # noqa: E402
+import scenes
+from plain_loss import plain_match
 
-from yolact_deploy.runtime.torch.ops import decode_boxes  # noqa: E402
-from yolact_deploy.training import matching  # noqa: E402
-from yolact_deploy.training.matching import Match, encode_boxes, match_priors  # noqa: E402
-from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+from yolact_deploy.model.torch_ops import decode_boxes
+from yolact_deploy.training import matching
+from yolact_deploy.training.matching import Match, encode_boxes, match_priors
+from yolact_deploy.training.targets import GroundTruth
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CPU = torch.device("cpu")

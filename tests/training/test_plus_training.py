@@ -10,17 +10,17 @@ import pytest
 pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
 
-import tiny  # noqa: E402
-import torch  # noqa: E402
+import tiny
+import torch
 
-from yolact_deploy.config import YolactConfig  # noqa: E402
-from yolact_deploy.training.data import Augmentation, CocoDataset, open_dataset, training_loader  # noqa: E402
-from yolact_deploy.training.distributed import World  # noqa: E402
-from yolact_deploy.training.init import initialise  # noqa: E402
-from yolact_deploy.training.losses import YolactLoss  # noqa: E402
-from yolact_deploy.training.model import YolactModel  # noqa: E402
-from yolact_deploy.training.state import set_seed  # noqa: E402
-from yolact_deploy.training.step import TrainStep  # noqa: E402
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.initialization import initialise
+from yolact_deploy.training.data import Augmentation, CocoDataset, open_dataset, training_loader
+from yolact_deploy.training.distributed import World
+from yolact_deploy.training.losses import YolactLoss
+from yolact_deploy.training.state import set_seed
+from yolact_deploy.training.step import TrainStep
 
 SIZE = 96
 CONFIG = YolactConfig(

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.errors import ConfigError
-from yolact_deploy.training.model import YolactModel
+from yolact_deploy.model import YolactModel
 from yolact_deploy.training.overrides import keys, override
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.recipes import RECIPES, get_recipe

@@ -9,10 +9,10 @@ from yolact_deploy.errors import InputError
 
 torch = pytest.importorskip("torch")
 
-import scenes  # noqa: E402
-from torch.nn.functional import interpolate  # noqa: E402
+import scenes
+from torch.nn.functional import interpolate
 
-from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+from yolact_deploy.training.targets import GroundTruth
 
 CPU = torch.device("cpu")
 

@@ -21,12 +21,12 @@ import tiny
 import torch
 
 from yolact_deploy.errors import ConfigError, DatasetError, InputError
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.checkpoint import load_model, read_state_dict
 from yolact_deploy.training import trainer as trainer_module
-from yolact_deploy.training.checkpoint import load_model, read_state_dict
 from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, open_dataset, training_loader
 from yolact_deploy.training.distributed import World
 from yolact_deploy.training.fit import FitResult, fit
-from yolact_deploy.training.model import YolactModel
 from yolact_deploy.training.monitors import read_log
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.state import set_seed

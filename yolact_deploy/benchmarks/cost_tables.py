@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from yolact_deploy.benchmarks.bootstrap import Interval
-from yolact_deploy.benchmarks.layer_search import SearchResult
 from yolact_deploy.benchmarks.tables import Table
-from yolact_deploy.benchmarks.trials import HEADS, Measured
-from yolact_deploy.benchmarks.trunk import sqnr_db
+from yolact_deploy.evaluation.bootstrap import Interval
+from yolact_deploy.evaluation.trunk_comparison import sqnr_db
+from yolact_deploy.export.search.layer_search import SearchResult
+from yolact_deploy.export.search.trials import HEADS, Measured
 
 _Costs = Sequence[tuple[str, Measured]]
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.benchmarks.environment import environment
-from yolact_deploy.benchmarks.limits import MachineLimits, machine_limits
+from yolact_deploy.benchmarks.limits import MachineLimits
 from yolact_deploy.console import print_json, print_table
 from yolact_deploy.errors import BackendError, MissingDependencyError, YolactDeployError, import_optional
+from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime.openvino import shared_core
 
 #: side of the matrices; large enough that a product's time is that of its multiplications
@@ -174,6 +174,17 @@ _ATTEMPTS: tuple[tuple[str, str, Callable[[_Matrix, _Matrix], _Multiply | None]]
 )
 
 
+def cpu_limits() -> MachineLimits:
+    """Measure this CPU; raises :class:`BackendError` for a product that came out wrong."""
+    rates = matrix_rates()
+    return MachineLimits(
+        device="cpu",
+        gmac_per_s={precision: rate.gmac_per_s for precision, rate in rates.items()},
+        measured_with={precision: rate.library for precision, rate in rates.items()},
+        bytes_per_s=copy_bandwidth(),
+    )
+
+
 def limit_rows(limits: MachineLimits) -> Iterator[tuple[str, str, str]]:
     """Rows of a table: limit, value, what it was measured with."""
     for precision, rate in limits.gmac_per_s.items():
@@ -194,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     try:
-        limits = machine_limits("cpu")
+        limits = cpu_limits()
     except YolactDeployError as error:
         print(f"cpu_roofline: error: {error}", file=sys.stderr)
         return error.exit_code

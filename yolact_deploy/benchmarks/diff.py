@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.benchmarks.machine import MachineChange, machine_change
+from yolact_deploy.benchmarks.machine_change import MachineChange, machine_change
 from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, change_of, ratio_of
 from yolact_deploy.benchmarks.result_file import (
     StoredResult,

@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from yolact_deploy.benchmarks.bench import BenchResult, EngineRow
 from yolact_deploy.benchmarks.diff import MARGIN, OTHER_IMAGES, compare_rows
-from yolact_deploy.benchmarks.machine import machine_change
+from yolact_deploy.benchmarks.machine_change import machine_change
+from yolact_deploy.benchmarks.measure import BenchResult, EngineRow
 from yolact_deploy.benchmarks.result_file import StoredResult, environment_differences, same_images, stored
 from yolact_deploy.errors import DatasetError, GateError, InputError
 
@@ -83,7 +83,7 @@ _NEEDS_TRUTH = "--max-ap-drop needs ground truth: give --coco DIR or --annotatio
 
 
 @dataclass(frozen=True)
-class Check:
+class GateCheck:
     """One limit held against one engine; ``sentence`` names the engine, the figure and the limit."""
 
     engine: str
@@ -92,7 +92,7 @@ class Check:
     sentence: str
 
 
-def judge(result: BenchResult, limits: Limits) -> list[Check]:
+def judge(result: BenchResult, limits: Limits) -> list[GateCheck]:
     """Hold the engines against the limits.
 
     Raises:
@@ -100,7 +100,7 @@ def judge(result: BenchResult, limits: Limits) -> list[Check]:
         InputError: the baseline does not have an engine.
     """
     reference = result.rows[0]
-    checks: list[Check] = []
+    checks: list[GateCheck] = []
     current = stored(result) if limits.baseline is not None else None
     for row in result.rows[1:] or result.rows:
         if row is not reference:
@@ -108,17 +108,17 @@ def judge(result: BenchResult, limits: Limits) -> list[Check]:
         if limits.min_fps is not None:
             fps = row.latency.images_per_second
             sentence = f"{row.name} makes {fps:.2f} images/s (limit {limits.min_fps:g})"
-            checks.append(Check(row.name, "min-fps", fps >= limits.min_fps, sentence))
+            checks.append(GateCheck(row.name, "min-fps", fps >= limits.min_fps, sentence))
         if limits.max_p99_ms is not None:
             p99 = row.latency.percentile(99)
             sentence = f"{row.name} takes {p99:.2f} ms at p99 (limit {limits.max_p99_ms:g})"
-            checks.append(Check(row.name, "max-p99-ms", p99 <= limits.max_p99_ms, sentence))
+            checks.append(GateCheck(row.name, "max-p99-ms", p99 <= limits.max_p99_ms, sentence))
         if limits.baseline is not None and current is not None:
             checks.append(_against_baseline(row.name, current, limits.baseline, limits.tolerance))
     return checks
 
 
-def raise_missed(checks: Sequence[Check]) -> None:
+def raise_missed(checks: Sequence[GateCheck]) -> None:
     """Raises :class:`GateError` with the sentence of every limit that was missed."""
     missed = [check.sentence for check in checks if not check.passed]
     if missed:
@@ -146,7 +146,7 @@ def baseline_warnings(result: BenchResult, limits: Limits) -> list[str]:
     ]
 
 
-def _against_reference(row: EngineRow, reference: EngineRow, limits: Limits) -> list[Check]:
+def _against_reference(row: EngineRow, reference: EngineRow, limits: Limits) -> list[GateCheck]:
     checks = []
     if limits.max_ap_drop is not None:
         drop = _points(reference) - _points(row)
@@ -154,7 +154,7 @@ def _against_reference(row: EngineRow, reference: EngineRow, limits: Limits) -> 
         passed = drop <= limits.max_ap_drop
         if not passed and row.diagnosis and limits.min_agreement is None:  # else it is said there
             sentence += f": {row.diagnosis}"
-        checks.append(Check(row.name, "max-ap-drop", passed, sentence))
+        checks.append(GateCheck(row.name, "max-ap-drop", passed, sentence))
     if limits.min_agreement is not None:
         checks.append(_agreement(row, reference, limits.min_agreement))
     return checks
@@ -173,7 +173,7 @@ def _points(row: EngineRow) -> float:
     return 100 * mask.ap
 
 
-def _agreement(row: EngineRow, reference: EngineRow, limit: float) -> Check:
+def _agreement(row: EngineRow, reference: EngineRow, limit: float) -> GateCheck:
     a = row.agreement
     if a is None or a.agreed_share is None:
         raise DatasetError(
@@ -193,10 +193,10 @@ def _agreement(row: EngineRow, reference: EngineRow, limit: float) -> Check:
         sentence += f": {', '.join(means)}"
         if row.diagnosis:
             sentence += f"; {row.diagnosis}"
-    return Check(row.name, "min-agreement", passed, sentence)
+    return GateCheck(row.name, "min-agreement", passed, sentence)
 
 
-def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, tolerance: float) -> Check:
+def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, tolerance: float) -> GateCheck:
     """Slower by more than the tolerance, and not by chance as far as the calls tell.
 
     Where other programs were at work the limit is missed all the same, and the sentence says so.
@@ -205,4 +205,4 @@ def _against_baseline(name: str, current: StoredResult, baseline: StoredResult, 
     row = compare_rows(baseline, baseline.row(name), current, current.row(name), margin=tolerance, machine=machine)
     slower = row.p50.value > 1 + tolerance and (row.p50.low is None or row.is_sure)
     sentence = f"{name} against {baseline.name}: {row.sentence} (limit {1 + tolerance:g})"
-    return Check(name, "baseline", not slower, sentence)
+    return GateCheck(name, "baseline", not slower, sentence)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import write_json
-from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.console import print_json, print_table
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, MissingDependencyError, OutputError, YolactDeployError
+from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime.cuda.driver import Device
 
 SCHEMA_VERSION = 1
@@ -86,7 +86,7 @@ class GpuCheck:
 
 def describe_device(device: Device) -> dict[str, Any]:
     """JSON-ready facts about the GPU and its driver."""
-    from yolact_deploy.runtime.cuda.calls import driver_version, version_text
+    from yolact_deploy.runtime.cuda.driver.calls import driver_version, version_text
 
     _, total = device.memory()
     return {
@@ -100,11 +100,13 @@ def describe_device(device: Device) -> dict[str, Any]:
     }
 
 
-def run_checks(check: GpuCheck, *, config: YolactConfig, weights: Path | None, folder: Path, quick: bool) -> None:
+def run_checks(
+    check: GpuCheck, *, config: YolactConfig, weights: Path | None, folder: Path, golden: Path, quick: bool
+) -> None:
     """All of them, in order."""
     limits = _check_limits(check)
     _check_kernels(check, config, limits, quick)
-    check.run("kernels against the original", lambda: _golden(check.device))
+    check.run("kernels against the original", lambda: _golden(check.device, golden))
     if weights is None:
         check.run("networks", _no_weights)
         return
@@ -139,7 +141,7 @@ def _need_torch() -> None:
 
 
 def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, float], quick: bool) -> None:
-    from yolact_deploy.benchmarks.gpu_kernels import KernelBench, kernel_cases, kernel_report
+    from yolact_deploy.benchmarks.gpu.gpu_kernels import KernelBench, kernel_cases, kernel_report
 
     bench: KernelBench | None = None
     try:
@@ -160,15 +162,15 @@ def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, floa
             bench.close()
 
 
-def _golden(device: Device) -> tuple[str, str, dict[str, Any]]:
-    from yolact_deploy.benchmarks.gpu_golden import GOLDEN, golden_cases
-    from yolact_deploy.benchmarks.gpu_kernels import KernelBench
+def _golden(device: Device, folder: Path) -> tuple[str, str, dict[str, Any]]:
+    from yolact_deploy.benchmarks.gpu.gpu_golden import golden_cases
+    from yolact_deploy.benchmarks.gpu.gpu_kernels import KernelBench
 
-    if not GOLDEN.is_dir():
-        raise MissingDependencyError("no golden files: run this in a checkout")
+    if not folder.is_dir():
+        raise MissingDependencyError(f"no golden files in {folder}: name the folder with --golden")
     bench = KernelBench(device)
     try:
-        found = {case.name: case.check(bench.run(case, timed=False)[0]) for case in golden_cases()}
+        found = {case.name: case.check(bench.run(case, timed=False)[0]) for case in golden_cases(folder)}
     finally:
         bench.close()
     wrong = {name: reason for name, reason in found.items() if reason}
@@ -177,7 +179,13 @@ def _golden(device: Device) -> tuple[str, str, dict[str, Any]]:
 
 
 def _check_networks(check: GpuCheck, weights: Path, folder: Path, limits: dict[str, float], quick: bool) -> None:
-    from yolact_deploy.benchmarks.gpu_models import Workshop, candidates, disagreement, measure_model, open_candidate
+    from yolact_deploy.benchmarks.gpu.gpu_models import (
+        Workshop,
+        candidates,
+        disagreement,
+        measure_model,
+        open_candidate,
+    )
     from yolact_deploy.preprocess import read_image
     from yolact_deploy.samples import sample_images
 
@@ -217,8 +225,8 @@ def _compared(
 def _gmac(weights: Path) -> float | None:
     """Multiply-adds of the network for one image, in 10^9; None where torch is missing."""
     try:
-        from yolact_deploy.training.checkpoint import load_model
-        from yolact_deploy.training.summary import summary_dict
+        from yolact_deploy.model.checkpoint import load_model
+        from yolact_deploy.model.layer_table import summary_dict
     except ImportError:
         return None
     return float(summary_dict(load_model(weights).config)["gmac"])
@@ -247,6 +255,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", type=int, default=0, metavar="N", help="which GPU (default 0)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep ONNX files and engines here, to be used again")
+    parser.add_argument(
+        "--golden",
+        type=Path,
+        default=Path("tests/golden"),
+        metavar="DIR",
+        help="golden files of the original, in a checkout of this project (default: tests/golden)",
+    )
     parser.add_argument("--quick", action="store_true", help="kernels at batch 1, fewer calls")
     parser.add_argument("--output", "-o", metavar="FILE.json", help="write the result as JSON")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -265,7 +280,14 @@ def _run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot make {folder}: {error.strerror}. Choose another --work") from error
-        run_checks(check, config=get_config(args.config), weights=args.weights, folder=folder, quick=args.quick)
+        run_checks(
+            check,
+            config=get_config(args.config),
+            weights=args.weights,
+            folder=folder,
+            golden=args.golden,
+            quick=args.quick,
+        )
     result = check.to_json()
     if args.output:
         write_json(args.output, result)

@@ -7,15 +7,15 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from yolact_deploy.artifact import write_bytes
-from yolact_deploy.benchmarks.gates import Check
+from yolact_deploy.benchmarks.gates import GateCheck
 
 
-def write_junit(checks: Sequence[Check], path: str | os.PathLike[str]) -> None:
+def write_junit(checks: Sequence[GateCheck], path: str | os.PathLike[str]) -> None:
     """A test case for each limit and engine; raises :class:`OutputError` where the place cannot be written."""
     write_bytes(path, junit_xml(checks))
 
 
-def junit_xml(checks: Sequence[Check]) -> bytes:
+def junit_xml(checks: Sequence[GateCheck]) -> bytes:
     failures = sum(not check.passed for check in checks)
     counts = {"tests": str(len(checks)), "failures": str(failures), "errors": "0"}
     suites = ET.Element("testsuites", counts)

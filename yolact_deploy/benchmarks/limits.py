@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from yolact_deploy.benchmarks.macs import Macs
-from yolact_deploy.errors import InputError, MissingDependencyError
-from yolact_deploy.runtime.nvidia import parse_device
+from yolact_deploy.errors import InputError
+from yolact_deploy.graph.macs import Macs
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Roofline:
     Attributes:
         precision: that the network computes in
         gmac: of a call, without the tail
-        bytes: that a call moves, see :mod:`yolact_deploy.benchmarks.macs`
+        bytes: that a call moves, see :mod:`yolact_deploy.graph.macs`
         network_ms: time of a call, network only
         achieved_gmac_per_s: what it reached
         limit_gmac_per_s: what the machine could reach with this network
@@ -86,40 +85,3 @@ def roofline(macs: Macs, network_ms: float, precision: str, limits: MachineLimit
     limit = macs.gmac / max(compute_s, memory_s)
     bound_by = "compute" if compute_s >= memory_s else "memory"
     return Roofline(precision, macs.gmac, size, network_ms, reached, limit, reached / limit, bound_by)
-
-
-def machine_limits(device: str = "cpu") -> MachineLimits:
-    """Measure a device, in a few seconds; other work on it at the same time makes the limits too low.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:N"
-
-    Raises:
-        InputError: another device.
-        BackendError: a GPU that is not there, or products that come out wrong.
-    """
-    index = parse_device(device)
-    if index is None:
-        from yolact_deploy.benchmarks.cpu_roofline import copy_bandwidth, matrix_rates
-
-        rates = matrix_rates()
-        return MachineLimits(
-            device="cpu",
-            gmac_per_s={precision: rate.gmac_per_s for precision, rate in rates.items()},
-            measured_with={precision: rate.library for precision, rate in rates.items()},
-            bytes_per_s=copy_bandwidth(),
-        )
-    return _gpu_limits(index)
-
-
-def _gpu_limits(index: int) -> MachineLimits:
-    from yolact_deploy.benchmarks import roofline as gpu
-    from yolact_deploy.runtime.cuda.driver import Device
-
-    bandwidth = gpu.copy_bandwidth(Device.open(index))["device_bytes_per_s"]
-    try:
-        operations = gpu.matrix_rate(index)
-    except (MissingDependencyError, ImportError):
-        operations = {}  # without torch, the bandwidth is all that is known
-    rates = {name.removesuffix("_operations_per_s"): rate / 2e9 for name, rate in operations.items()}
-    return MachineLimits(f"cuda:{index}", rates, dict.fromkeys(rates, "torch"), bandwidth)

@@ -8,7 +8,7 @@ truth does, so percentiles further out are taken (the expanded percentile interv
 Two engines of one run took turns, and that is all. Two runs also differ by what changes slowly: the load of other
 programs, the clock, the host's other guests. :func:`change_of` tells how much of that the calls themselves show, and
 the interval is widened by it. What stays the same during a whole run but not from run to run they cannot show; the
-machine's part of that is told by the yardstick (:mod:`yolact_deploy.benchmarks.machine`).
+machine's part of that is told by the yardstick (:mod:`yolact_deploy.benchmarks.machine_change`).
 """
 
 from __future__ import annotations

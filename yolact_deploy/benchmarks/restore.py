@@ -11,8 +11,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from yolact_deploy.benchmarks.bench import BenchResult
 from yolact_deploy.benchmarks.latency import Latency
+from yolact_deploy.benchmarks.measure import BenchResult
 from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow
 from yolact_deploy.errors import DatasetError
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import read_json
-from yolact_deploy.benchmarks.bench import SCHEMA, BenchResult
-from yolact_deploy.benchmarks.conditions import QUIET_SHARE
+from yolact_deploy.benchmarks.measure import SCHEMA, BenchResult
 from yolact_deploy.errors import DatasetError, InputError, import_optional
+from yolact_deploy.machine.conditions import QUIET_SHARE
 
 SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from yolact_deploy.benchmarks.latency import Latency
-from yolact_deploy.runtime.stages import PARTS, stage_with
+from yolact_deploy.runtime.stage_timer import PARTS, stage_with
 
 TITLE = "Stages, mean ms: their sum, the whole call, the rest that no stage accounts for; beside it COCO RLE"
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from yolact_deploy.benchmarks.accuracy import Accuracy, AveragePrecision
-from yolact_deploy.benchmarks.agreement import Agreement
-from yolact_deploy.benchmarks.bench import BenchResult
-from yolact_deploy.benchmarks.bootstrap import Interval
 from yolact_deploy.benchmarks.diff import ResultDiff
+from yolact_deploy.benchmarks.measure import BenchResult
 from yolact_deploy.benchmarks.ratios import Ratio
 from yolact_deploy.benchmarks.result_file import StoredResult, doubts
 from yolact_deploy.benchmarks.stage_split import TITLE as STAGES_TITLE
 from yolact_deploy.benchmarks.stage_split import stage_rows
+from yolact_deploy.evaluation.accuracy import Accuracy, AveragePrecision
+from yolact_deploy.evaluation.agreement import Agreement
+from yolact_deploy.evaluation.bootstrap import Interval
 
 
 class Table(NamedTuple):

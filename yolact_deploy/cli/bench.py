@@ -14,12 +14,12 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from yolact_deploy.cli.datasets import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
 
 if TYPE_CHECKING:
-    from yolact_deploy.benchmarks.bench import BenchResult
-    from yolact_deploy.benchmarks.engines import EngineSource
     from yolact_deploy.benchmarks.gates import Limits
+    from yolact_deploy.benchmarks.measure import BenchResult
+    from yolact_deploy.evaluation.engines import EngineSource
 
 _log = logging.getLogger(__name__)
 
@@ -119,10 +119,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import write_json
-    from yolact_deploy.benchmarks.bench import run_bench
     from yolact_deploy.benchmarks.gates import baseline_warnings, judge, raise_missed
     from yolact_deploy.benchmarks.junit import write_junit
-    from yolact_deploy.benchmarks.report import write_report
+    from yolact_deploy.benchmarks.measure import run_bench
+    from yolact_deploy.benchmarks.report.report_page import write_report
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError
 
@@ -185,8 +185,8 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 
 def _sources(args: argparse.Namespace) -> list[EngineSource]:
-    from yolact_deploy.benchmarks.engines import EAGER, EngineSource
     from yolact_deploy.errors import InputError, import_optional
+    from yolact_deploy.evaluation.engines import EAGER, EngineSource
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads: expected 1 or more, got {args.threads}")
@@ -196,7 +196,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
     sources = []
     if args.weights:
         import_optional("torch", "train", "The eager model")
-        from yolact_deploy.training.pretrained import resolve_weights
+        from yolact_deploy.model.pretrained import resolve_weights
 
         weights = str(resolve_weights(args.weights))
         sources.append(
@@ -268,7 +268,7 @@ def _table(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from yolact_deploy.benchmarks.report import write_report
+    from yolact_deploy.benchmarks.report.report_page import write_report
     from yolact_deploy.benchmarks.restore import restore
     from yolact_deploy.benchmarks.result_file import read_result
     from yolact_deploy.console import print_json

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from yolact_deploy.benchmarks.bisect import BisectResult, Target
-    from yolact_deploy.benchmarks.coco import CocoImages
-    from yolact_deploy.benchmarks.compare import CompareResult
-    from yolact_deploy.benchmarks.trials import Change, Measured
-    from yolact_deploy.benchmarks.trunk import TrunkComparison
+    from yolact_deploy.datasets.image_sets import CocoImages
+    from yolact_deploy.evaluation.comparison import CompareResult
+    from yolact_deploy.evaluation.trunk_comparison import TrunkComparison
+    from yolact_deploy.export.search.bisect import BisectResult, Target
+    from yolact_deploy.export.search.trials import Change, Measured
     from yolact_deploy.runtime.predictor import Predictor
 
 HELP = "compare two models, layer by layer, output by output and detection by detection"
@@ -110,10 +110,10 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from yolact_deploy.artifact import write_json
-    from yolact_deploy.benchmarks.coco import plain_images
-    from yolact_deploy.benchmarks.compare import compare_models, write_pairs
-    from yolact_deploy.benchmarks.engines import EngineSource
     from yolact_deploy.console import print_json
+    from yolact_deploy.datasets.image_sets import plain_images
+    from yolact_deploy.evaluation.comparison import compare_models, write_pairs
+    from yolact_deploy.evaluation.engines import EngineSource
 
     target = _check(args)
     images = _annotated(args) if args.annotations else plain_images(args.images, args.limit)
@@ -148,8 +148,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> Target | None:
     """Refuse options that mean nothing before anything is loaded."""
-    from yolact_deploy.benchmarks.bisect import Target
     from yolact_deploy.errors import InputError
+    from yolact_deploy.export.search.bisect import Target
 
     for name, least in (("limit", 1), ("layer_images", 0), ("layer_memory", 1), ("worst", 0)):
         value = getattr(args, name)
@@ -181,7 +181,7 @@ def _check(args: argparse.Namespace) -> Target | None:
 
 
 def _annotated(args: argparse.Namespace) -> CocoImages:
-    from yolact_deploy.benchmarks.coco import open_images
+    from yolact_deploy.datasets.image_sets import open_images
     from yolact_deploy.errors import InputError
 
     if len(args.images) != 1:
@@ -209,9 +209,9 @@ def _compare_layers(
     args: argparse.Namespace, reference: Predictor, engine: Predictor, images: CocoImages
 ) -> tuple[TrunkComparison | None, str]:
     """The comparison, or why there is none."""
-    from yolact_deploy.benchmarks.taps import open_tap
-    from yolact_deploy.benchmarks.trunk import compare_trunks
     from yolact_deploy.errors import BackendError
+    from yolact_deploy.evaluation.taps import open_tap
+    from yolact_deploy.evaluation.trunk_comparison import compare_trunks
 
     if args.layer_images == 0:
         return None, "--layer-images 0"
@@ -252,7 +252,7 @@ def _bisect_file(args: argparse.Namespace, reference: Predictor, engine: Predict
 
 def _bisect_precision(args: argparse.Namespace, engine: Predictor) -> str:
     from yolact_deploy.errors import InputError
-    from yolact_deploy.runtime.half_precision import HALF_TYPES
+    from yolact_deploy.graph.half_precision import HALF_TYPES
 
     precision: str = engine.backend.precision if args.bisect == "engine" else args.bisect
     if precision not in (*HALF_TYPES, "int8"):
@@ -269,13 +269,13 @@ def _bisect_change(
     """How the graphs are changed; in INT8 after a calibration on other pictures."""
     import sys
 
-    from yolact_deploy.benchmarks.changes import half_precision, int8
+    from yolact_deploy.export.search.changes import half_precision, int8
 
     if precision != "int8":
         return half_precision(precision)
-    from yolact_deploy.benchmarks.held_out import calibration_apart
+    from yolact_deploy.datasets.held_out import calibration_apart
     from yolact_deploy.export.calibration import DEFAULT_METHOD, calibrate
-    from yolact_deploy.runtime.onnx_graph import read_onnx
+    from yolact_deploy.graph.onnx_graph import read_onnx
 
     paths, note = calibration_apart(args.calibration, args.calibration_images, images)
     method = args.calibration_method or DEFAULT_METHOD
@@ -297,7 +297,7 @@ def _bisect(
 ) -> BisectResult:
     from dataclasses import replace
 
-    from yolact_deploy.benchmarks.bisect import bisect_precision
+    from yolact_deploy.export.search.bisect import bisect_precision
 
     return bisect_precision(
         path,
@@ -318,9 +318,9 @@ def _bisect(
 def _print(result: CompareResult, worst: int, why_not: str) -> None:
     import textwrap
 
-    from yolact_deploy.benchmarks.compare import tensor_rows
     from yolact_deploy.benchmarks.tables import agreement_tables
     from yolact_deploy.console import print_table
+    from yolact_deploy.evaluation.comparison import tensor_rows
 
     if result.trunk is None:
         print(textwrap.fill(f"note: layers are not compared: {why_not}", width=120))
@@ -372,8 +372,8 @@ def _print_bisect(result: BisectResult, keep_list: str | None) -> None:
     import textwrap
 
     from yolact_deploy.benchmarks.cost_tables import cost_tables
-    from yolact_deploy.benchmarks.trials import least_decibels
     from yolact_deploy.console import print_table
+    from yolact_deploy.export.search.trials import least_decibels
 
     for table in cost_tables(result.precision, result.images, result.blocks, result.costs, _MOST_LISTED):
         print_table(table.columns, table.rows, title=table.title)
@@ -390,7 +390,7 @@ def _print_bisect(result: BisectResult, keep_list: str | None) -> None:
 
 
 def _reached(mixed: Measured) -> str:
-    from yolact_deploy.benchmarks.layer_search import shortfall
-    from yolact_deploy.benchmarks.trials import least_decibels
+    from yolact_deploy.export.search.layer_search import shortfall
+    from yolact_deploy.export.search.trials import least_decibels
 
     return least_decibels(mixed) if mixed.relative_rms else shortfall(mixed)

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolact_deploy.training.data.check import DataReport
+    from yolact_deploy.datasets.check import DataReport
 
 HELP = "check a dataset, or generate one"
 
@@ -94,8 +94,8 @@ def _shapes(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from yolact_deploy.console import print_json, progress
+    from yolact_deploy.datasets.shapes import write_shapes
     from yolact_deploy.errors import InputError
-    from yolact_deploy.training.data.shapes import write_shapes
 
     if min(args.train, args.val) < 0 or args.train + args.val < 1:
         raise InputError(f"expected one image or more, got --train {args.train} --val {args.val}")

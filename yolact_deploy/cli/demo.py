@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     from yolact_deploy import samples
-    from yolact_deploy.runtime.doctor import describe_machine, examine
+    from yolact_deploy.runtime.checks import describe_machine, examine
 
     folder, data = Path(args.output), Path(args.output) / "shapes"
     model = ["--weights", args.weights or str(samples.DEMO_MODEL)]

@@ -10,7 +10,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolact_deploy.runtime.doctor import Finding
+    from yolact_deploy.runtime.checks import Finding
 
 HELP = "tell what this machine can run, and what is missing for the rest"
 
@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from yolact_deploy import __version__
     from yolact_deploy.console import print_json
-    from yolact_deploy.runtime.doctor import describe_machine, examine
+    from yolact_deploy.runtime.checks import describe_machine, examine
+    from yolact_deploy.version import __version__
 
     machine = {"yolact_deploy": __version__, **describe_machine()}
     findings = examine(timeout=args.timeout)
@@ -50,6 +50,6 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
 
 def _cure(finding: Finding) -> str:
     """What to do; the driver's cure is told once, in its own row."""
-    from yolact_deploy.runtime.nvidia import DRIVER_CURE
+    from yolact_deploy.machine.nvidia import DRIVER_CURE
 
     return "see NVIDIA driver" if finding.cure == DRIVER_CURE and finding.name != "NVIDIA driver" else finding.cure

@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from yolact_deploy.cli.datasets import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
 
 if TYPE_CHECKING:
-    from yolact_deploy.benchmarks.accuracy import Accuracy
-    from yolact_deploy.benchmarks.bootstrap import Interval
-    from yolact_deploy.benchmarks.engines import EngineSource
-    from yolact_deploy.benchmarks.evaluate import EvalTime
-    from yolact_deploy.benchmarks.matches import Matches
+    from yolact_deploy.evaluation.accuracy import Accuracy
+    from yolact_deploy.evaluation.bootstrap import Interval
+    from yolact_deploy.evaluation.engines import EngineSource
+    from yolact_deploy.evaluation.evaluate import EvalTime
+    from yolact_deploy.evaluation.matches import Matches
 
 HELP = "COCO box and mask AP of one model"
 
@@ -96,9 +96,9 @@ _Scored = tuple[str, "Accuracy", "EvalTime | None", "dict[str, Interval]"]
 def _score_file(args: argparse.Namespace) -> _Scored:
     from pathlib import Path
 
-    from yolact_deploy.benchmarks.accuracy import score_results
-    from yolact_deploy.coco import read_annotations
+    from yolact_deploy.datasets.annotations import read_annotations
     from yolact_deploy.errors import InputError
+    from yolact_deploy.evaluation.accuracy import score_results
 
     if not args.annotations:
         raise InputError("--results needs the ground truth: give --annotations FILE")
@@ -109,7 +109,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     accuracy = score_results(args.annotations, args.results, ids, args.evaluator)
     difference = {}
     if args.reference:
-        from yolact_deploy.benchmarks.bootstrap import read_matches
+        from yolact_deploy.evaluation.bootstrap import read_matches
 
         content = read_annotations(args.annotations)
         chosen = [image["id"] for image in content["images"]] if ids is None else ids
@@ -130,9 +130,9 @@ def _image_ids(text: str | None) -> list[int] | None:
 
 
 def _score_model(args: argparse.Namespace) -> _Scored:
-    from yolact_deploy.benchmarks.coco_results import results_file
-    from yolact_deploy.benchmarks.evaluate import evaluate
+    from yolact_deploy.datasets.coco_results import results_file
     from yolact_deploy.errors import InputError
+    from yolact_deploy.evaluation.evaluate import evaluate
 
     if args.image_ids is not None:
         raise InputError("--image-ids is for --results: choose a model's images with --images N")
@@ -141,8 +141,8 @@ def _score_model(args: argparse.Namespace) -> _Scored:
     with contextlib.ExitStack() as stack:
         cache = None
         if args.cache:
-            from yolact_deploy.benchmarks.detection_cache import DetectionCache
-            from yolact_deploy.benchmarks.evaluate import cache_key
+            from yolact_deploy.evaluation.detection_cache import DetectionCache
+            from yolact_deploy.evaluation.evaluate import cache_key
 
             key = cache_key(source, choice, images)
             cache = stack.enter_context(DetectionCache(args.cache, key, images.image_ids, resume=args.resume))
@@ -156,15 +156,15 @@ def _score_model(args: argparse.Namespace) -> _Scored:
 
 def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
     """The model, and what is chosen of it beside the file."""
-    from yolact_deploy.benchmarks.engines import EngineSource
     from yolact_deploy.errors import InputError, import_optional
+    from yolact_deploy.evaluation.engines import EngineSource
     from yolact_deploy.loading import ModelSpec
 
     options: dict[str, Any] = {"threads": args.threads}
     model = args.engine
     if args.weights:
         import_optional("torch", "train", "The eager model")
-        from yolact_deploy.training.pretrained import resolve_weights
+        from yolact_deploy.model.pretrained import resolve_weights
 
         model = str(resolve_weights(args.weights))
         options |= {"backend": "torch", "config": args.config, "image_size": args.size}
@@ -195,8 +195,8 @@ def _differences(
     """AP minus that of --reference, of "box" and "mask" where both have them; empty without one."""
     if not args.reference:
         return {}
-    from yolact_deploy.benchmarks.bootstrap import PairedBootstrap, read_matches
     from yolact_deploy.errors import InputError
+    from yolact_deploy.evaluation.bootstrap import PairedBootstrap, read_matches
 
     reference = read_matches(args.reference, content, image_ids)
     both = [kind for kind in matches if kind in reference]
@@ -245,7 +245,7 @@ def _percent(value: float | None) -> str:
 
 def _sentence(kind: str, reference: str, interval: Interval) -> str:
     """
-    >>> from yolact_deploy.benchmarks.bootstrap import Interval
+    >>> from yolact_deploy.evaluation.bootstrap import Interval
     >>> _sentence("mask", "a.jsonl", Interval(-0.002, -0.002, -0.005, 0.001, 72, 1000, 0))
     'mask AP: -0.20 points against a.jsonl, 95 % interval -0.50 to +0.10 (1000 draws of 72 images): no difference shown'
     """

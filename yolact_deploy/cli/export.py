@@ -24,14 +24,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_deploy.cli.layer_search import add_search_arguments, prepare_search, print_search
+from yolact_deploy.cli.search_options import add_search_arguments, prepare_search, print_search
 
 if TYPE_CHECKING:
     from yolact_deploy.export.calibration import Calibration
+    from yolact_deploy.export.engine import BuildOptions, EngineReport
     from yolact_deploy.export.overflow import RangeReport
     from yolact_deploy.export.parity import ParityReport
     from yolact_deploy.export.pipeline import Int8Options
-    from yolact_deploy.export.tensorrt import BuildOptions, EngineReport
 
 #: the default first; the same as in export.calibration, which needs more than this module may
 CALIBRATION_METHODS = ("percentile", "minmax", "entropy", "mse")
@@ -187,11 +187,11 @@ def run(args: argparse.Namespace) -> int:
 
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         import_optional(module, "export", "Exporting")
+    from yolact_deploy.export.engine import available_flavour, import_tensorrt
     from yolact_deploy.export.mixed_precision import read_keep_list
     from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
-    from yolact_deploy.export.tensorrt import available_flavour, import_tensorrt
-    from yolact_deploy.training.checkpoint import load_model
-    from yolact_deploy.training.pretrained import resolve_weights
+    from yolact_deploy.model.checkpoint import load_model
+    from yolact_deploy.model.pretrained import resolve_weights
 
     chosen = "fp16" if args.fp16 else "bf16" if args.bf16 else "int8" if args.int8 else "fp32"
     if args.keep_fp32 and chosen == "fp32":
@@ -274,7 +274,7 @@ def run(args: argparse.Namespace) -> int:
 def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour: str) -> EngineReport:
     """Build the engine with a progress bar, and say what was made."""
     from yolact_deploy.console import step_progress
-    from yolact_deploy.export.tensorrt import build_engine
+    from yolact_deploy.export.engine import build_engine
 
     def tell(text: str) -> None:
         if not args.quiet:
@@ -294,7 +294,7 @@ def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour:
 
 def engine_options(args: argparse.Namespace) -> BuildOptions:
     """The arguments of :func:`add_engine_arguments` as the builder takes them."""
-    from yolact_deploy.export.tensorrt import BuildOptions
+    from yolact_deploy.export.engine import BuildOptions
 
     return BuildOptions(
         workspace_mib=args.workspace,
@@ -311,8 +311,8 @@ def engine_options(args: argparse.Namespace) -> BuildOptions:
 
 def _int8_options(args: argparse.Namespace) -> Int8Options | None:
     from yolact_deploy.cache import cache_folder
+    from yolact_deploy.datasets.calibration_images import calibration_images
     from yolact_deploy.errors import InputError
-    from yolact_deploy.export.calibration_images import calibration_images
     from yolact_deploy.export.pipeline import Int8Options
 
     if not args.int8:
@@ -338,8 +338,8 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
 def _overflow_images(args: argparse.Namespace) -> Iterable[Path] | None:
     """The pictures on which FP16 must not overflow, where --calibration gives some: the samples, too."""
     from yolact_deploy.console import progress
+    from yolact_deploy.datasets.calibration_images import calibration_images, usable_images
     from yolact_deploy.errors import InputError
-    from yolact_deploy.export.calibration_images import calibration_images, usable_images
     from yolact_deploy.samples import sample_images
 
     if args.int8:

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.errors import import_optional
 
     import_optional("torch", "train", "reading weights")
-    from yolact_deploy.training.pretrained import fetch_weights
+    from yolact_deploy.model.pretrained import fetch_weights
 
     path = fetch_weights(args.name, cache_dir=args.cache_dir, sha256=args.sha256)
     if args.json:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolact_deploy.benchmarks.loadgen import ScenarioResult
-    from yolact_deploy.benchmarks.loadgen_settings import LoadgenOptions
+    from yolact_deploy.benchmarks.mlperf.loadgen_run import ScenarioResult
+    from yolact_deploy.benchmarks.mlperf.loadgen_settings import LoadgenOptions
 
 HELP = "run MLPerf's scenarios by its load generator: single-stream, multi-stream, offline, server"
 
@@ -28,7 +28,7 @@ Exit code 1: LoadGen calls a run INVALID; the results are printed all the same."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from yolact_deploy.benchmarks.loadgen_settings import MODES, SCENARIOS, SHORT_SECONDS
+    from yolact_deploy.benchmarks.mlperf.loadgen_settings import MODES, SCENARIOS, SHORT_SECONDS
 
     parser.epilog = _EPILOG
     parser.add_argument("engine", nargs="+", metavar="ENGINE", help="model to measure")
@@ -59,10 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import write_json
-    from yolact_deploy.benchmarks.environment import environment
-    from yolact_deploy.benchmarks.loadgen_settings import LoadgenOptions
+    from yolact_deploy.benchmarks.mlperf.loadgen_settings import LoadgenOptions
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import GateError
+    from yolact_deploy.machine.environment import environment
 
     options = LoadgenOptions(
         mode=args.mode,
@@ -87,11 +87,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, options: LoadgenOptions) -> list[ScenarioResult]:
-    from yolact_deploy.benchmarks.coco import plain_images
-    from yolact_deploy.benchmarks.engines import EngineSource
-    from yolact_deploy.benchmarks.loadgen import is_running, run_scenarios
-    from yolact_deploy.benchmarks.loadgen_settings import SCENARIOS
+    from yolact_deploy.benchmarks.mlperf.loadgen_run import is_running, run_scenarios
+    from yolact_deploy.benchmarks.mlperf.loadgen_settings import SCENARIOS
+    from yolact_deploy.datasets.image_sets import plain_images
     from yolact_deploy.errors import InputError
+    from yolact_deploy.evaluation.engines import EngineSource
 
     for name in ("threads", "limit"):
         value = getattr(args, name)
@@ -128,7 +128,7 @@ def _leave(error: BaseException) -> None:
 def _print(results: list[ScenarioResult]) -> None:
     import textwrap
 
-    from yolact_deploy.benchmarks.loadgen import CLOCK_TOLERANCE
+    from yolact_deploy.benchmarks.mlperf.loadgen_run import CLOCK_TOLERANCE
     from yolact_deploy.console import print_table
 
     columns = ("engine", "scenario", "verdict", "p50 ms", "p90", "p99", "images/s", "queries", "own p50", "own p99")

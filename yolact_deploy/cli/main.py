@@ -20,8 +20,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from yolact_deploy import __version__
 from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.version import __version__
 
 PROGRAM = "yolact-deploy"
 

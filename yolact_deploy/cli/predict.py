@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
-    from yolact_deploy.cli.prediction import Job, output_folder, select_classes
-    from yolact_deploy.cli.sources import find_sources
+    from yolact_deploy.cli.prediction import PredictionJob, output_folder, select_classes
+    from yolact_deploy.streams.sources import find_sources
 
     found = find_sources(args.sources, recursive=args.recursive)
     found.check_formats(args.format)
@@ -65,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         )
         with model:
             labels = select_classes(model.config, args.classes)
-            job = Job(model, folder, args.format, labels, quiet=args.quiet or args.json, max_frames=args.max_frames)
+            job = PredictionJob(
+                model, folder, args.format, labels, quiet=args.quiet or args.json, max_frames=args.max_frames
+            )
             summary = job.run(found)
     _tell(summary, args)
     return 2 if summary.failed else 0

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write, write_bytes, write_json
-from yolact_deploy.cli.sources import Sources, UniqueNames, image_ids
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
@@ -32,7 +31,8 @@ from yolact_deploy.draw import draw_detections
 from yolact_deploy.errors import InputError, OutputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.video import DEFAULT_FPS, VideoWriter, probe_video, read_ahead
+from yolact_deploy.streams.sources import Sources, UniqueNames, image_ids
+from yolact_deploy.streams.video import DEFAULT_FPS, VideoWriter, probe_video, read_ahead
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def select_classes(config: YolactConfig, names: Sequence[str] | None) -> frozens
     return frozenset(config.class_names.index(name) for name in names)
 
 
-class Job:
+class PredictionJob:
     """One run of a model over sources.
 
     Args:

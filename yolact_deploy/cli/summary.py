@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
     # Before the import below, so that a wrong name is told at once.
     network = get_config(args.config) if args.config else None
     import_optional("torch", "train", "the layer table")
-    from yolact_deploy.training.checkpoint import load_model
-    from yolact_deploy.training.summary import summarize, summary_dict
+    from yolact_deploy.model.checkpoint import load_model
+    from yolact_deploy.model.layer_table import summarize, summary_dict
 
     described = network or load_model(args.weights)
     if args.json:

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.console import progress
+from yolact_deploy.datasets.calibration_images import usable_images
 from yolact_deploy.errors import ExportError, import_optional
-from yolact_deploy.export.calibration_images import usable_images
 from yolact_deploy.export.ranges import METHODS, Histograms
-from yolact_deploy.export.trunk_graph import data_inputs, trunk_nodes
+from yolact_deploy.graph.onnx_graph import fit_trunk
+from yolact_deploy.graph.trunk_graph import data_inputs, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
-from yolact_deploy.runtime.onnx_graph import fit_trunk
 from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Calibration", "calibrate"]

@@ -5,7 +5,7 @@ that any ONNX runtime can inline them; a TensorRT build may drop the bodies and 
 Shapes inside are static but for the batch, and nothing depends on the data, as TensorRT and CUDA graphs want it.
 
 ``yolact::DeformConv`` is ONNX's operator of that name in operators that TensorRT has: its parser takes the former by a
-plugin only, which TensorRT for RTX lacks. Where a runtime has it, :mod:`yolact_deploy.runtime.onnx_graph` puts it back.
+plugin only, which TensorRT for RTX lacks. Where a runtime has it, :mod:`yolact_deploy.graph.onnx_graph` puts it back.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes.
 The reference in NumPy is `yolact_deploy.postprocess`; this module needs `onnx` alone.

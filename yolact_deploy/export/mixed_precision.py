@@ -1,6 +1,6 @@
 """An FP32 graph's trunk in half precision but for some layers, in memory, without the framework that exported it.
 
-A layer is kept with all that belongs to it (see :mod:`yolact_deploy.export.trunk_graph`), so that values stay in FP32
+A layer is kept with all that belongs to it (see :mod:`yolact_deploy.graph.trunk_graph`), so that values stay in FP32
 from one kept layer to the next; casts stand only where the precision changes.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from yolact_deploy.artifact import read_json
 from yolact_deploy.errors import ExportError, InputError, import_optional
-from yolact_deploy.export.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
-from yolact_deploy.runtime.half_precision import HALF_TYPES
+from yolact_deploy.graph.half_precision import HALF_TYPES
+from yolact_deploy.graph.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
 
 _FLOAT = 1
 

@@ -23,17 +23,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from yolact_deploy import __version__, ops
+from yolact_deploy import ops
 from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
-from yolact_deploy.export.trunk_graph import layer_names, select_layers, trunk_nodes
-from yolact_deploy.runtime.half_precision import BF16_OPSET
-from yolact_deploy.runtime.torch.ops import decode_boxes
-from yolact_deploy.training.model import YolactModel
-from yolact_deploy.training.model.deformable import DeformableConv
-from yolact_deploy.training.model.fuse import fuse_batch_norm
+from yolact_deploy.graph.half_precision import BF16_OPSET
+from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.deformable import DeformableConv
+from yolact_deploy.model.fuse import fuse_batch_norm
+from yolact_deploy.model.torch_ops import decode_boxes
+from yolact_deploy.version import __version__
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_BATCH = 1024

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import ExportError, import_optional
-from yolact_deploy.export.trunk_graph import WEIGHTED, data_inputs, trunk_nodes
+from yolact_deploy.graph.onnx_graph import fit_trunk
+from yolact_deploy.graph.trunk_graph import WEIGHTED, data_inputs, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
-from yolact_deploy.runtime.onnx_graph import fit_trunk
 from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 #: the largest finite FP16 number
@@ -51,7 +51,7 @@ class LayerRange:
     """One layer over all images.
 
     Attributes:
-        layer: its name, see :mod:`yolact_deploy.export.trunk_graph`
+        layer: its name, see :mod:`yolact_deploy.graph.trunk_graph`
         largest: absolute value in any tensor that the layer reads or computes
         faintest: the largest absolute value of that tensor which has the smallest; tensors of zeros do not count
         weight: largest absolute value of its weights and biases
@@ -145,7 +145,7 @@ def measure_ranges(model: Any, metadata: Metadata, pictures: Iterable[Path]) -> 
         ExportError: no pictures, no layers, or values that are not finite in FP32 either.
         InputError: a file that is not a picture.
     """
-    watched = _Watched(model)
+    watched = _WatchedValues(model)
     session = open_cpu_session(watched.data, None, "the graph with its tensors watched", arena=False)
     largest = np.zeros(len(watched.tensors), np.float32)
     images, rest = 0, iter(pictures)
@@ -165,7 +165,7 @@ def measure_ranges(model: Any, metadata: Metadata, pictures: Iterable[Path]) -> 
     return RangeReport(images, tuple(ranges))
 
 
-class _Watched:
+class _WatchedValues:
     """A graph whose outputs are the largest absolute values of the tensors of its trunk.
 
     Attributes:

@@ -19,18 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.benchmarks.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
 from yolact_deploy.detections import Detections
+from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
 from yolact_deploy.export.overflow import network_input
 from yolact_deploy.export.quantization_noise import LIMIT_DB, TensorNoise
+from yolact_deploy.graph.onnx_graph import fit_trunk
+from yolact_deploy.model import YolactModel
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import HeadOutputs
-from yolact_deploy.runtime.onnx_graph import fit_trunk
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend, open_cpu_session
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.torch.backend import TorchBackend
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.samples import sample_images
-from yolact_deploy.training.model import YolactModel
 
 #: largest root-mean-square error of a head, relative to the spread of its values. Rounding alone gives about 4e-6 in
 #: FP32; in FP16 3e-3 with random weights, and 2.3e-2 with the demo's trained MobileNetV2, on pictures unlike those it

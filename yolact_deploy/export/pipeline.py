@@ -16,9 +16,9 @@ from yolact_deploy.export.overflow import RangeReport, measure_ranges
 from yolact_deploy.export.parity import ParityReport, check_parity, run_heads
 from yolact_deploy.export.quantization_noise import TensorNoise, quantization_noise
 from yolact_deploy.export.quantize import quantize_trunk
+from yolact_deploy.model import YolactModel
 from yolact_deploy.runtime.backend import HeadOutputs
 from yolact_deploy.samples import sample_images
-from yolact_deploy.training.model import YolactModel
 
 #: precisions whose rounding alone can be as large as the error of a wrong graph
 _COARSE = ("bf16", "int8")

@@ -19,7 +19,7 @@ import numpy as np
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import import_optional
 from yolact_deploy.export.overflow import network_input
-from yolact_deploy.runtime.onnx_graph import fit_trunk
+from yolact_deploy.graph.onnx_graph import fit_trunk
 from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 #: least signal-to-noise ratio, dB, of each quantised tensor. Good ranges give 20 and more; a hundred times too wide

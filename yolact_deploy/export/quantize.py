@@ -21,7 +21,7 @@ import numpy as np
 
 from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.export.calibration import Calibration
-from yolact_deploy.export.trunk_graph import TrunkNode, data_inputs, layer_names, select_layers, trunk_nodes
+from yolact_deploy.graph.trunk_graph import TrunkNode, data_inputs, layer_names, select_layers, trunk_nodes
 
 TARGETS = ("symmetric", "onnxruntime")
 #: operators whose inputs are quantised, with those that only the second form knows

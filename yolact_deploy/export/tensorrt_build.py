@@ -1,6 +1,6 @@
 """One build with one TensorRT: from the bytes of an ONNX file to those of a plan.
 
-What `yolact_deploy.export.tensorrt` does around it: which TensorRT, plugins, caches, locks and files.
+What `yolact_deploy.export.engine` does around it: which TensorRT, plugins, caches, locks and files.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _BuildFailure:
     step: str
     reason: str
 
@@ -84,34 +84,34 @@ class Build:
             made = self._make(onnx_bytes, heard)
         if self.interrupted.is_set():
             raise KeyboardInterrupt
-        if isinstance(made, _Failure):
+        if isinstance(made, _BuildFailure):
             name = f"{tensorrt_api.NAMES[self.flavour]} {self.trt.__version__}"
             raise ExportError(f"{name} cannot {made.step} {source}: {made.reason}")
         return made
 
-    def _make(self, onnx_bytes: bytes, heard: list[str]) -> Plan | _Failure:
+    def _make(self, onnx_bytes: bytes, heard: list[str]) -> Plan | _BuildFailure:
         try:
             builder = self.trt.Builder(tensorrt_api.logger(self.flavour))
         except (TypeError, RuntimeError):  # pybind11's words for a null pointer
-            return _Failure("start to build", _reasons(heard))
+            return _BuildFailure("start to build", _reasons(heard))
         flags = tensorrt_api.network_flags(self.trt, self.flavour, ahead_of_time=self.plan.ahead_of_time)
         network = builder.create_network(flags)
         parser = self.trt.OnnxParser(network, tensorrt_api.logger(self.flavour))
         config = builder.create_builder_config()
         # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
         monitor = _make_monitor(self.trt, self.progress, self.interrupted)
-        made: Plan | _Failure
+        made: Plan | _BuildFailure
         if wrong := self._parse(parser, onnx_bytes, heard):
-            made = _Failure("parse", wrong)
+            made = _BuildFailure("parse", wrong)
         elif not tensorrt_api.set_targets(self.trt, config, self.plan.targets):
-            made = _Failure(f"build for {', '.join(self.plan.targets)} from", _reasons(heard))
+            made = _BuildFailure(f"build for {', '.join(self.plan.targets)} from", _reasons(heard))
         else:
             network.name = self.plan.network_name
             times = self._configure(builder, network, config)
             config.progress_monitor = monitor
             memory = builder.build_serialized_network(network, config)
             if memory is None:
-                made = _Failure("build", _reasons(heard))
+                made = _BuildFailure("build", _reasons(heard))
             else:
                 made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if times is not None else None)
             del memory

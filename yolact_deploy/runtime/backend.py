@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.detections import PackedMasks
-from yolact_deploy.mask_iou import MaskIouNet
+from yolact_deploy.mask_iou import HostMaskIouNet
 from yolact_deploy.paste import MaskCrops, paste_windows
 from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
-from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL, StageTimer
+from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL, StageTimer
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -158,7 +158,7 @@ class Backend(abc.ABC):
     max_batch: int = 1
     fixed_batch: bool = True
     #: gives heads' detections their mask scores, where the backend has such a network beside its graph
-    mask_iou: MaskIouNet | None = None
+    mask_iou: HostMaskIouNet | None = None
     #: takes frames as they are, where the backend has such a way
     frames: FrameHook | None = None
 
@@ -173,7 +173,7 @@ class Backend(abc.ABC):
 
     @property
     def run_stages(self) -> tuple[str, ...]:
-        """Stages of :meth:`run`, as :mod:`~yolact_deploy.runtime.stages` names them."""
+        """Stages of :meth:`run`, as :mod:`~yolact_deploy.runtime.stage_timer` names them."""
         return ("network" if self.gives_heads else NETWORK_WITH_TAIL,)
 
     def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:

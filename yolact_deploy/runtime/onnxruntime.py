@@ -8,9 +8,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
+from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.graph.onnx_int8 import wants_unsigned
 from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
-from yolact_deploy.runtime.onnx_graph import load_graph
-from yolact_deploy.runtime.onnx_int8 import wants_unsigned
 
 
 class OnnxRuntimeBackend(Backend):

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
+from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.machine.nvidia import Gpu, require_gpu, tensorrt_flavours
 from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
-from yolact_deploy.runtime.nvidia import Gpu, require_gpu, tensorrt_flavours
-from yolact_deploy.runtime.onnx_graph import load_graph
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -81,7 +81,7 @@ def open_session(
     """A session that runs ``model`` on a GPU.
 
     Args:
-        model: an exported ONNX file, as :func:`~yolact_deploy.runtime.onnx_graph.load_graph` gives it
+        model: an exported ONNX file, as :func:`~yolact_deploy.graph.onnx_graph.load_graph` gives it
         provider: one of :data:`PROVIDERS`
         device: number of the GPU
         stream: handle of a CUDA stream on which everything must run; by default the session makes its own

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
-from yolact_deploy.runtime.onnx_graph import load_graph
+from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
 from yolact_deploy.runtime.onnxruntime_gpu import first_line, open_session
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
+from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
-from yolact_deploy.runtime.onnx_graph import load_graph
 
 #: OpenVINO's word for the precision of what is not quantised
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}

@@ -25,7 +25,7 @@ from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.preprocess import check_image, read_image, resize_image
 from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, Outputs
-from yolact_deploy.runtime.stages import StageTimer
+from yolact_deploy.runtime.stage_timer import StageTimer
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -93,7 +93,7 @@ class Predictor:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What :attr:`timings` tells, in the order of the way; :data:`~yolact_deploy.runtime.stages.PARTS` explains it.
+        """The keys of :attr:`timings`, in order; :data:`~yolact_deploy.runtime.stage_timer.PARTS` explains them.
 
         decode, preprocess, network, nms, assembly, detect and paste where the network gives heads to the host. Several
         at once are one stage with all their names: network+nms+assembly where the graph goes on to detections. On a
@@ -291,7 +291,7 @@ class Predictor:
             overlap: where the backend has a frame hook, hand a frame out only when the next one is under way: more
                 frames a second, each a frame later. By default of all sources but cameras
         """
-        from yolact_deploy.runtime.video import is_camera, read_ahead
+        from yolact_deploy.streams.video import is_camera, read_ahead
 
         frames, hook = read_ahead(source), self._hook
         if hook is None or (is_camera(source) if overlap is None else not overlap):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact_deploy.errors import BackendError, YolactDeployError
-from yolact_deploy.runtime import nvidia
+from yolact_deploy.machine import nvidia
 
 #: ONNX: y = Relu(x), float32 [1], opset 17; so that trying a runtime does not need the onnx package
 TINY_ONNX = (

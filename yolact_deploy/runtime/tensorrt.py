@@ -26,10 +26,9 @@ from yolact_deploy.engine_file import EngineHeader, plugin_kind, read_engine_hea
 from yolact_deploy.errors import ArtifactError, BackendError, OutputError
 from yolact_deploy.runtime import plugins
 from yolact_deploy.runtime import tensorrt_api as api
-from yolact_deploy.runtime.cuda import calls
-from yolact_deploy.runtime.cuda.backend import CudaBackend
-from yolact_deploy.runtime.cuda.driver import Device, Stream
-from yolact_deploy.runtime.cuda.network import DeviceNetwork, DeviceTensor
+from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
+from yolact_deploy.runtime.cuda.driver import Device, Stream, calls
 
 _log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.training.checkpoint import load_model, save_checkpoint
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.checkpoint import load_model, save_checkpoint
 from yolact_deploy.training.losses import LossSettings, YolactLoss
-from yolact_deploy.training.model import YolactModel
 
 if TYPE_CHECKING:
     from yolact_deploy.training.data import CocoDataset

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 
 from yolact_deploy.artifact import write_json
-from yolact_deploy.benchmarks.environment import environment
 from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.machine.environment import environment
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.initialization import InitReport, initialise
+from yolact_deploy.model.unfold import unfold_batch_norms
 from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, plain_loader, training_loader
 from yolact_deploy.training.data.batch import Normalizer
 from yolact_deploy.training.distributed import World, processes
-from yolact_deploy.training.evaluation import Evaluator
-from yolact_deploy.training.init import InitReport, initialise
 from yolact_deploy.training.interrupt import spare_workers
-from yolact_deploy.training.model import YolactModel
-from yolact_deploy.training.monitors import JsonLog, Monitor, Terminal, closing, read_log, tensorboard
+from yolact_deploy.training.monitors import JsonLog, Terminal, TrainingMonitor, closing, read_log, tensorboard
 from yolact_deploy.training.plot import draw_curves
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.state import StateFolder, set_seed
 from yolact_deploy.training.step import TrainStep, freezes_batch_norm
 from yolact_deploy.training.trainer import Outcome, Trainer
-from yolact_deploy.training.unfold import unfold_batch_norms
+from yolact_deploy.training.validation import Evaluator
 
 _log = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ def _evaluator(model: YolactModel, recipe: Recipe, spec: DatasetSpec, world: Wor
     return Evaluator(model, spec, world, limit=recipe.eval_images, quiet=quiet)
 
 
-def _monitors(folder: Path, resume_at: int | None, quiet: bool) -> list[Monitor]:
-    found: list[Monitor] = [JsonLog(folder / LOG, resume_at)]
+def _monitors(folder: Path, resume_at: int | None, quiet: bool) -> list[TrainingMonitor]:
+    found: list[TrainingMonitor] = [JsonLog(folder / LOG, resume_at)]
     board = tensorboard(folder)
     if board is not None:
         found.append(board)

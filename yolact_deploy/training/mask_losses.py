@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from yolact_deploy.runtime.torch.ops import sanitize_coordinates
+from yolact_deploy.model.torch_ops import sanitize_coordinates
 from yolact_deploy.training.entropies import binary_cross_entropy
 from yolact_deploy.training.matching import Match
 from yolact_deploy.training.targets import GroundTruth

@@ -30,7 +30,7 @@ Record = Mapping[str, Any]
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class Monitor(Protocol):
+class TrainingMonitor(Protocol):
     """Something that is told what happens."""
 
     def tell(self, record: Record) -> None: ...
@@ -201,7 +201,7 @@ def scalars(record: Record) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def closing(monitors: list[Monitor]) -> Iterator[None]:
+def closing(monitors: list[TrainingMonitor]) -> Iterator[None]:
     """Close all of them at the end, whatever happens."""
     try:
         yield

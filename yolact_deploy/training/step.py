@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.yolact import BATCH_NORM_IMAGES
 from yolact_deploy.training.data.batch import Batch, Normalizer
 from yolact_deploy.training.distributed import World
 from yolact_deploy.training.ema import WeightAverage
 from yolact_deploy.training.losses import LossSettings, YolactLoss
-from yolact_deploy.training.model import YolactModel
-from yolact_deploy.training.model.yolact import BATCH_NORM_IMAGES
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.schedule import learning_rate
 

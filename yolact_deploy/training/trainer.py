@@ -15,18 +15,18 @@ from typing import Any
 
 from torch import Tensor
 
-from yolact_deploy.benchmarks.accuracy import Accuracy
 from yolact_deploy.errors import ConfigError, DatasetError
-from yolact_deploy.training.checkpoint import save_checkpoint
+from yolact_deploy.evaluation.accuracy import Accuracy
+from yolact_deploy.model.checkpoint import save_checkpoint
 from yolact_deploy.training.data.batch import Batch
 from yolact_deploy.training.distributed import World
-from yolact_deploy.training.evaluation import with_weights
 from yolact_deploy.training.interrupt import StopRequest
-from yolact_deploy.training.monitors import Monitor
+from yolact_deploy.training.monitors import TrainingMonitor
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.schedule import learning_rate
 from yolact_deploy.training.state import StateFolder, random_states, require_same, set_random_states
 from yolact_deploy.training.step import TrainStep
+from yolact_deploy.training.validation import with_weights
 
 #: steps in a row that were not finite, after which a training is given up
 MOST_SKIPPED = 100
@@ -67,7 +67,7 @@ class Trainer:
         *,
         identity: Mapping[str, Any],
         evaluate: Evaluate | None = None,
-        monitors: Iterable[Monitor] = (),
+        monitors: Iterable[TrainingMonitor] = (),
     ) -> None:
         self.step, self.batches, self.folder, self.evaluate = step, batches, folder, evaluate
         self.recipe: Recipe = step.recipe

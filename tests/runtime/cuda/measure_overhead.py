@@ -26,7 +26,7 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
-import fake_cuda  # noqa: E402
+import fake_cuda
 
 
 def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
     import numpy as np
     from host_network import CONFIG, HostNetwork, emulate_kernels
 
-    from yolact_deploy.runtime.cuda.backend import CudaBackend
+    from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
     from yolact_deploy.runtime.cuda.driver import Device
     from yolact_deploy.runtime.predictor import Predictor
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cuda_emu import emulate
 
-from yolact_deploy.runtime.cuda.plan_count import count_above
+from yolact_deploy.runtime.cuda.plans.plan_count import count_above
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 

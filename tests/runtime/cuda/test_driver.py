@@ -15,7 +15,7 @@ import pytest
 
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda.driver import Arguments, CudaError, Device, DeviceBuffer, PinnedBuffer, Stream
-from yolact_deploy.runtime.cuda.memory import Ledger
+from yolact_deploy.runtime.cuda.driver.memory import Ledger
 
 pytestmark = pytest.mark.fake_cuda(devices=2, memory=64 * 2**20)
 

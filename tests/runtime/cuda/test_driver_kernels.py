@@ -16,8 +16,8 @@ import pytest
 from yolact_deploy.postprocess import detect
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import Arguments, Device
-from yolact_deploy.runtime.cuda.launch import Offset, Plan
-from yolact_deploy.runtime.cuda.plan_nms import fast_nms
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, Offset
+from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cuda_emu"))
 import emulate
@@ -28,7 +28,7 @@ P, C, K, TOP_K, D = 300, 5, 8, 50, 20
 LIMITS = {"top_k": TOP_K, "max_detections": D, "score_threshold": 0.05, "iou_threshold": 0.5}
 
 
-def compiled(plan: Plan) -> dict[str, bytes]:
+def compiled(plan: LaunchPlan) -> dict[str, bytes]:
     """Cubins of the plan's sources, which the fake runs by the emulator."""
     pytest.importorskip("cuda.bindings.nvrtc")
     images = {}

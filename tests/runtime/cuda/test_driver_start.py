@@ -9,8 +9,7 @@ import fake_cuda
 import pytest
 
 from yolact_deploy.errors import BackendError, MissingDependencyError
-from yolact_deploy.runtime.cuda import calls
-from yolact_deploy.runtime.cuda.driver import Device
+from yolact_deploy.runtime.cuda.driver import Device, calls
 
 needs_fake = pytest.mark.skipif(bool(fake_cuda.why_not()), reason=fake_cuda.why_not() or "-")
 

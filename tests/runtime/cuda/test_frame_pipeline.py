@@ -28,13 +28,13 @@ from host_network import CONFIG, SIDE, SIZE, SLOTS, CpuBackend, HostNetwork, at,
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.runtime.backend import DetectSettings
-from yolact_deploy.runtime.cuda import pipeline as pipeline_module
+from yolact_deploy.runtime.cuda import frame_pipeline as pipeline_module
 from yolact_deploy.runtime.cuda.arrays import SharedArray
-from yolact_deploy.runtime.cuda.backend import CudaBackend
+from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.stages import StageTimer
+from yolact_deploy.runtime.stage_timer import StageTimer
 
 __all__ = ["emulated"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from yolact_deploy.errors import ConfigError
-from yolact_deploy.runtime.cuda import plan_masks, plan_nms
-from yolact_deploy.runtime.cuda.launch import (
+from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms
+from yolact_deploy.runtime.cuda.plans.launch import (
     MAX_SHARED_BYTES,
     Launch,
+    LaunchPlan,
     Offset,
-    Plan,
     ceil_div,
     float_bits,
     int32s,
@@ -25,11 +25,11 @@ COPY = Launch("copy.cu", "copy", (4, 1, 1), (64, 1, 1), 0, ("a", np.int32(3), Of
 NMS = {"top_k": 200, "max_detections": 100, "score_threshold": 0.05, "iou_threshold": 0.5}
 
 
-def nms_plan(*sizes: int, **options: Any) -> Plan:
+def nms_plan(*sizes: int, **options: Any) -> LaunchPlan:
     return plan_nms.fast_nms(*(sizes or (1, 19248, 80, 32)), **(NMS | options))
 
 
-# -- Launch and Plan --------------------------------------------------------------------------------------------------
+# -- Launch and LaunchPlan ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,14 +50,14 @@ def test_what_no_gpu_can_launch_is_refused(change: dict[str, Any], words: str) -
 def test_buffers_are_named_once_in_their_order() -> None:
     assert COPY.buffers == ("a", "b")
     back = dataclasses.replace(COPY, arguments=("b", "between", "c"))
-    plan = Plan((COPY, back), {"between": 8}, bytes_moved=0, operations=0)
+    plan = LaunchPlan((COPY, back), {"between": 8}, bytes_moved=0, operations=0)
     assert plan.buffers == ("a", "b", "c")
 
 
 def test_joined_plans_run_one_after_another_and_share_scratch() -> None:
-    first, second = Plan((COPY,), {"x": 8, "y": 4}, 10, 1), Plan((COPY, COPY), {"x": 16}, 5, 2)
-    assert joined([first, second]) == Plan((COPY,) * 3, {"x": 16, "y": 4}, 15, 3)
-    assert joined([]) == Plan((), {}, 0, 0)
+    first, second = LaunchPlan((COPY,), {"x": 8, "y": 4}, 10, 1), LaunchPlan((COPY, COPY), {"x": 16}, 5, 2)
+    assert joined([first, second]) == LaunchPlan((COPY,) * 3, {"x": 16, "y": 4}, 15, 3)
+    assert joined([]) == LaunchPlan((), {}, 0, 0)
 
 
 @pytest.mark.parametrize("value", [0.05, 0.0, -0.0, -0.5, np.inf, -np.inf, 1e-45])

@@ -19,10 +19,10 @@ from cuda_emu import emulate
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import CudaError, Device, DeviceBuffer, Stream
-from yolact_deploy.runtime.cuda.launch import Launch, Plan, joined
 from yolact_deploy.runtime.cuda.library import KernelLibrary
-from yolact_deploy.runtime.cuda.plan_paste import paste, unpack
-from yolact_deploy.runtime.cuda.plan_resize import resize
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, joined
+from yolact_deploy.runtime.cuda.plans.plan_paste import paste, unpack
+from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 
 pytestmark = [
     pytest.mark.fake_cuda(devices=2, memory=64 * 2**20, capability="9.0"),
@@ -54,7 +54,7 @@ def library(device: Device) -> Iterator[KernelLibrary]:
     library.close()
 
 
-def known(library: KernelLibrary, plan: Plan) -> Plan:
+def known(library: KernelLibrary, plan: LaunchPlan) -> LaunchPlan:
     """The plan, whose images now stand for emulated kernels."""
     for launch in plan.launches:
         image = nvrtc.compile_source(launch.source, library.arch, launch.defines)
@@ -92,7 +92,7 @@ def images(num: int = 1) -> Any:
     return np.zeros((num, SIZE, SIZE, 3), np.uint8)
 
 
-def resize_plan(library: KernelLibrary, index: int = 0) -> Plan:
+def resize_plan(library: KernelLibrary, index: int = 0) -> LaunchPlan:
     return known(library, resize(HEIGHT, WIDTH, 3 * WIDTH, SIZE, image_index=index))
 
 
@@ -300,7 +300,7 @@ def test_missing_pointers_are_named(library: KernelLibrary) -> None:
 def test_a_source_that_does_not_compile(device: Device, library: KernelLibrary) -> None:
     launch = Launch("resize.cu", "resize", (1, 1, 1), (1, 1, 1), 0, ("a",), (("TILE_WIDTH", "nonsense"),))
     with pytest.raises(BackendError, match=r"(?s)resize\.cu does not compile.*nonsense"):
-        library.bind(Plan((launch,), {"b": 100}, 0, 0), {"a": 256})
+        library.bind(LaunchPlan((launch,), {"b": 100}, 0, 0), {"a": 256})
     assert device.usage() == {}
 
 
@@ -308,7 +308,7 @@ def test_a_kernel_that_is_not_there(device: Device, library: KernelLibrary) -> N
     (launch,) = resize_plan(library).launches
     wrong = Launch(launch.source, "rezise", launch.grid, launch.block, 0, launch.arguments, launch.defines)
     with pytest.raises(CudaError, match=r"resize\.cu has no kernel 'rezise'"):
-        library.bind(Plan((wrong,), {"scratch": 100}, 0, 0), {"frame": 256, "images": 512})
+        library.bind(LaunchPlan((wrong,), {"scratch": 100}, 0, 0), {"frame": 256, "images": 512})
     assert device.usage() == {}
 
 
@@ -331,7 +331,7 @@ def test_a_launch_that_fails_names_its_kernel(device: Device, library: KernelLib
 
 def test_too_little_memory_for_scratch(device: Device, library: KernelLibrary) -> None:
     (launch,) = resize_plan(library).launches
-    plan = Plan((launch,), {"one": 2**20, "two": 2**30}, 0, 0)
+    plan = LaunchPlan((launch,), {"one": 2**20, "two": 2**30}, 0, 0)
     with pytest.raises(CudaError, match=r"out of memory.*1\.0 GiB were asked for, for between") as caught:
         library.bind(plan, {"frame": 256, "images": 512}, "between")
     assert caught.traceback  # whoever holds the error holds no memory

@@ -12,9 +12,9 @@ import pytest
 from cuda_emu import emulate
 
 from yolact_deploy import postprocess
-from yolact_deploy.benchmarks.scene import make_scene
+from yolact_deploy.benchmarks.scenarios.scene import make_scene
 from yolact_deploy.config import get_config
-from yolact_deploy.runtime.cuda import plan_masks
+from yolact_deploy.runtime.cuda.plans import plan_masks
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 

@@ -16,12 +16,12 @@ import pytest
 
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda import nvrtc
-from yolact_deploy.runtime.cuda.launch import Launch, Offset, Plan
-from yolact_deploy.runtime.cuda.plan_count import count_above
-from yolact_deploy.runtime.cuda.plan_masks import mask_assembly
-from yolact_deploy.runtime.cuda.plan_nms import fast_nms
-from yolact_deploy.runtime.cuda.plan_paste import paste
-from yolact_deploy.runtime.cuda.plan_resize import resize
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset
+from yolact_deploy.runtime.cuda.plans.plan_count import count_above
+from yolact_deploy.runtime.cuda.plans.plan_masks import mask_assembly
+from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
+from yolact_deploy.runtime.cuda.plans.plan_paste import paste
+from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 
 pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -51,12 +51,12 @@ def needs_library() -> None:
         pytest.skip(str(error))
 
 
-def nms(classes: int, *, cross_class: bool = False) -> Plan:
+def nms(classes: int, *, cross_class: bool = False) -> LaunchPlan:
     limits = {"top_k": 200, "max_detections": 100, "score_threshold": 0.05, "iou_threshold": 0.5}
     return fast_nms(1, 19248, classes, 32, cross_class=cross_class, **limits)  # type: ignore[arg-type]
 
 
-def masks(proto: str, mask: str, *, zero_outside: bool, coefficients: int = 32) -> Plan:
+def masks(proto: str, mask: str, *, zero_outside: bool, coefficients: int = 32) -> LaunchPlan:
     return mask_assembly(1, 100, 138, 138, coefficients, proto_dtype=proto, mask_dtype=mask, zero_outside=zero_outside)
 
 
@@ -83,7 +83,7 @@ PLANS = USUAL | {
 ARCHS = (75, 80, 86, 87, 89, 90, 100, 120)
 
 
-def compiled(plan: Plan, arch: int) -> dict[str, bytes]:
+def compiled(plan: LaunchPlan, arch: int) -> dict[str, bytes]:
     """The machine code in which each kernel of a plan must be."""
     if arch not in nvrtc._known_archs():
         pytest.skip(f"NVRTC {nvrtc.version()} does not know sm_{arch}")

@@ -15,8 +15,8 @@ import pytest
 from cuda_emu import emulate
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.cuda.launch import Offset, Plan, joined
-from yolact_deploy.runtime.cuda.plan_resize import resize
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, Offset, joined
+from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 
@@ -145,7 +145,7 @@ def test_rows_may_be_apart_and_begin_anywhere(pitch: int, start: int) -> None:
         images.append(np.empty((1, 64, 64, 3), np.uint8))
         (launch,) = resize(37, 53, pitch, 64).launches
         launch = replace(launch, arguments=(Offset("frame", start), *launch.arguments[1:]))
-        emulate.run_plan(Plan((launch,), {}, 0, 0), {"frame": memory, "images": images[-1]})
+        emulate.run_plan(LaunchPlan((launch,), {}, 0, 0), {"frame": memory, "images": images[-1]})
         np.testing.assert_array_equal(images[-1][0], fixed_point(frame, 64))
 
 

@@ -9,7 +9,8 @@ import pytest
 from host_network import emulated
 
 from yolact_deploy.errors import BackendError
-from yolact_deploy.runtime import doctor, nvidia
+from yolact_deploy.machine import nvidia
+from yolact_deploy.runtime import checks as doctor
 from yolact_deploy.runtime.cuda import selftest
 from yolact_deploy.runtime.cuda.driver import Device
 

@@ -21,14 +21,14 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-import fake_cuda  # noqa: E402
-from cuda_emu import emulate  # noqa: E402
-from tail_model import SLOTS, tail_model  # noqa: E402
-from tensorrt_stubs import bindings  # noqa: E402
+import fake_cuda
+from cuda_emu import emulate
+from tail_model import SLOTS, tail_model
+from tensorrt_stubs import bindings
 
-from yolact_deploy.runtime.plugins import PTX_ARCH, rewrite  # noqa: E402
-from yolact_deploy.runtime.plugins.plans import output_dtypes, plan_for, workspace  # noqa: E402
-from yolact_deploy.runtime.plugins.stages import stages_of  # noqa: E402
+from yolact_deploy.runtime.plugins import PTX_ARCH, rewrite
+from yolact_deploy.runtime.plugins.aot_stages import stages_of
+from yolact_deploy.runtime.plugins.node_plans import output_dtypes, plan_for, workspace
 
 HERE = Path(__file__).parent
 TESTS = HERE.parents[1]

@@ -11,14 +11,14 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import helper  # noqa: E402
-from tail_model import tail_model  # noqa: E402
+from onnx import helper
+from tail_model import tail_model
 
-from yolact_deploy.errors import BackendError, ConfigError, ExportError  # noqa: E402
-from yolact_deploy.ops import FAST_NMS, MASK_ASSEMBLY  # noqa: E402
-from yolact_deploy.runtime import plugins, tensorrt_api  # noqa: E402
-from yolact_deploy.runtime.cuda.launch import Plan  # noqa: E402
-from yolact_deploy.runtime.plugins import aot, v3, work  # noqa: E402
+from yolact_deploy.errors import BackendError, ConfigError, ExportError
+from yolact_deploy.ops import FAST_NMS, MASK_ASSEMBLY
+from yolact_deploy.runtime import plugins, tensorrt_api
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
+from yolact_deploy.runtime.plugins import aot, v3, work
 
 
 class Registry:
@@ -207,14 +207,14 @@ class Library:
     """In the place of the kernels' library."""
 
     def __init__(self) -> None:
-        self.loaded: list[Plan] = []
+        self.loaded: list[LaunchPlan] = []
         self.bound: list[dict[str, int]] = []
         self.streams: list[int] = []
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: LaunchPlan) -> None:
         self.loaded.append(plan)
 
-    def bind(self, plan: Plan, pointers: dict[str, int]) -> Any:
+    def bind(self, plan: LaunchPlan, pointers: dict[str, int]) -> Any:
         self.bound.append(pointers)
         return SimpleNamespace(enqueue=lambda stream: self.streams.append(stream.handle))
 

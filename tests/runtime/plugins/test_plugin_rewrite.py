@@ -8,11 +8,11 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from onnx import helper  # noqa: E402
-from tail_model import CLASSES, COEFFICIENTS, FLOAT, FLOAT16, HEIGHT, PRIORS, SLOTS, WIDTH, tail_model  # noqa: E402
+from onnx import helper
+from tail_model import CLASSES, COEFFICIENTS, FLOAT, FLOAT16, HEIGHT, PRIORS, SLOTS, WIDTH, tail_model
 
-from yolact_deploy.errors import ExportError  # noqa: E402
-from yolact_deploy.runtime.plugins import rewrite  # noqa: E402
+from yolact_deploy.errors import ExportError
+from yolact_deploy.runtime.plugins import rewrite
 
 
 def ops_of(model: Any) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 
 onnx = pytest.importorskip("onnx")
 
-from tail_model import HEIGHT, SLOTS, WIDTH, tail_model  # noqa: E402
+from tail_model import HEIGHT, SLOTS, WIDTH, tail_model
 
 HERE = Path(__file__).parent
 TESTS = HERE.parents[1]
@@ -103,7 +103,7 @@ def test_exported_networks(tmp_path: Path, options: dict[str, Any]) -> None:
     pytest.importorskip("onnxscript")
     from yolact_deploy.config import get_config
     from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.training.model import YolactModel
+    from yolact_deploy.model import YolactModel
 
     torch.manual_seed(0)
     config = get_config("yolact_edge_mobilenetv2").with_size(138)

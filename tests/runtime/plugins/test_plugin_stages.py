@@ -12,10 +12,10 @@ from cuda_emu import emulate
 from yolact_deploy import postprocess
 from yolact_deploy.errors import ConfigError, ExportError
 from yolact_deploy.ops import FAST_NMS, FLOAT16, FLOAT32, MASK_ASSEMBLY
-from yolact_deploy.runtime.cuda.launch import Launch, Plan
-from yolact_deploy.runtime.plugins import stages as module
-from yolact_deploy.runtime.plugins.plans import output_dtypes, plan_for, workspace
-from yolact_deploy.runtime.plugins.stages import Extent, Stage, stages_of
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan
+from yolact_deploy.runtime.plugins import aot_stages as module
+from yolact_deploy.runtime.plugins.aot_stages import Extent, Stage, stages_of
+from yolact_deploy.runtime.plugins.node_plans import output_dtypes, plan_for, workspace
 
 PRIORS, CLASSES, COEFFICIENTS, SLOTS = 300, 6, 8, 40
 NMS_SHAPES = ((None, PRIORS, 4), (None, PRIORS, CLASSES), (None, PRIORS, COEFFICIENTS))
@@ -62,7 +62,7 @@ def run_chain(chain: list[Stage], batch: int, arrays: dict[str, Any], seed: int 
     for name in set(arrays) & set(tensors):
         assert arrays[name].shape == (batch, *tensors[name].shape(name))
         assert arrays[name].dtype == tensors[name].dtype(name)
-    emulate.run_plan(Plan(launches, between, 0, 0), arrays, seed=seed)
+    emulate.run_plan(LaunchPlan(launches, between, 0, 0), arrays, seed=seed)
 
 
 def random_heads(seed: int, images: int) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def test_largest_batches() -> None:
 
 def fake_plan(monkeypatch: pytest.MonkeyPatch, launch: Any) -> None:
     monkeypatch.setattr(
-        module, "plan_for", lambda op, shapes, dtypes, attributes: Plan((launch(shapes[0][0]),), {}, 0, 0)
+        module, "plan_for", lambda op, shapes, dtypes, attributes: LaunchPlan((launch(shapes[0][0]),), {}, 0, 0)
     )
 
 
@@ -216,6 +216,6 @@ def test_output_dtypes() -> None:
 
 
 def test_workspace() -> None:
-    offsets, size = workspace(Plan((), {"a": 1, "b": 256, "c": 257}, 0, 0))
+    offsets, size = workspace(LaunchPlan((), {"a": 1, "b": 256, "c": 257}, 0, 0))
     assert offsets == {"a": 0, "b": 256, "c": 512}
     assert size == 1024

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
-from yolact_deploy.errors import ConfigError  # noqa: E402
-from yolact_deploy.preprocess import resize_image  # noqa: E402
-from yolact_deploy.training.data.augment import Augmentation, Colours, make_target  # noqa: E402
-from yolact_deploy.training.data.geometry import View  # noqa: E402
-from yolact_deploy.training.data.shapes import render  # noqa: E402
-from yolact_deploy.training.data.table import Objects  # noqa: E402
+from yolact_deploy.datasets.instance_table import Objects
+from yolact_deploy.datasets.shapes import render
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.preprocess import resize_image
+from yolact_deploy.training.data.augment import Augmentation, Colours, make_target
+from yolact_deploy.training.data.geometry import View
 
 SIZE = 96
 NO_COLOURS = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}

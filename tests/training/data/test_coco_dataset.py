@@ -12,14 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
-from data import data_dir  # noqa: E402
-from sets import annotation, content, write_set  # noqa: E402
+from data import data_dir
+from sets import annotation, content, write_set
 
-from yolact_deploy.config import get_config  # noqa: E402
-from yolact_deploy.errors import DatasetError  # noqa: E402
-from yolact_deploy.preprocess import read_image  # noqa: E402
-from yolact_deploy.training.data import CocoDataset, open_dataset  # noqa: E402
-from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+from yolact_deploy.config import get_config
+from yolact_deploy.errors import DatasetError
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.training.data import CocoDataset, open_dataset
+from yolact_deploy.training.targets import GroundTruth
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
-from sets import write_set  # noqa: E402
+from sets import write_set
 
-from yolact_deploy.config import YolactConfig, get_config  # noqa: E402
-from yolact_deploy.errors import ConfigError  # noqa: E402
-from yolact_deploy.preprocess import normalize  # noqa: E402
-from yolact_deploy.training.data import (  # noqa: E402
+from yolact_deploy.config import YolactConfig, get_config
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.preprocess import normalize
+from yolact_deploy.training.data import (
     Augmentation,
     AugmentedImages,
     Batch,
@@ -27,8 +27,8 @@ from yolact_deploy.training.data import (  # noqa: E402
     plain_loader,
     training_loader,
 )
-from yolact_deploy.training.data.batch import unpack_masks  # noqa: E402
-from yolact_deploy.training.targets import GroundTruth  # noqa: E402
+from yolact_deploy.training.data.batch import unpack_masks
+from yolact_deploy.training.targets import GroundTruth
 
 SIZE = 60  # no multiple of 8: masks travel as bits
 # Python from 3.12 on warns of any fork in a process with threads; the workers use none of the parent's.

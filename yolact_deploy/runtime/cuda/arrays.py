@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.cuda import calls, dlpack
+from yolact_deploy.runtime.cuda import dlpack
+from yolact_deploy.runtime.cuda.driver import calls
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Device, Stream

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from yolact_deploy.runtime.backend import DetectSettings
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
-from yolact_deploy.runtime.cuda.launch import Plan
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
-from yolact_deploy.runtime.cuda.network import DeviceNetwork
-from yolact_deploy.runtime.cuda.plan_count import count_above
-from yolact_deploy.runtime.cuda.plan_masks import mask_assembly
-from yolact_deploy.runtime.cuda.plan_nms import fast_nms
-from yolact_deploy.runtime.cuda.plan_paste import paste
-from yolact_deploy.runtime.cuda.plan_resize import resize
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
+from yolact_deploy.runtime.cuda.plans.plan_count import count_above
+from yolact_deploy.runtime.cuda.plans.plan_masks import mask_assembly
+from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
+from yolact_deploy.runtime.cuda.plans.plan_paste import paste
+from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 from yolact_deploy.runtime.cuda.slot import Slot
 
 #: plans that are kept bound
@@ -42,7 +42,7 @@ class FrameKernels:
     def resize(self, index: int, pointer: int, height: int, width: int, pitch: int) -> BoundPlan:
         """From a frame at ``pointer``, of rows ``pitch`` bytes apart, to image ``index`` of the network's input."""
 
-        def plan() -> Plan:
+        def plan() -> LaunchPlan:
             size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
             return resize(height, width, pitch, size, output_dtype=dtype, image_index=index)
 
@@ -53,7 +53,7 @@ class FrameKernels:
         """From the network's heads to the slot's detections and their coefficients."""
         config, heads = self._network.metadata.config, self._network.outputs
 
-        def plan() -> Plan:
+        def plan() -> LaunchPlan:
             _, priors, classes = heads["scores"].shape
             return fast_nms(
                 batch,
@@ -85,7 +85,7 @@ class FrameKernels:
         detections = slot.detections
         pointers = {**slot.pointers, "proto": self._outputs["proto"]}
 
-        def plan() -> Plan:
+        def plan() -> LaunchPlan:
             dtype = proto.dtype.name
             return mask_assembly(
                 batch, detections, h, w, k, proto_dtype=dtype, mask_dtype=dtype, zero_outside=zero_outside
@@ -96,7 +96,7 @@ class FrameKernels:
     def wanted(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
         """From the slot's scores to how many of them the user wants."""
 
-        def plan() -> Plan:
+        def plan() -> LaunchPlan:
             return count_above(batch, slot.detections, score_threshold=settings.score_threshold)
 
         return self._bind((slot.index, "wanted", batch, settings), plan, slot.pointers)
@@ -106,7 +106,7 @@ class FrameKernels:
         (_, _, h, w), dtype = slot.arrays["masks"]
         pointers = {**slot.pointers, "num_detections": slot.pointers["wanted"]}
 
-        def plan() -> Plan:
+        def plan() -> LaunchPlan:
             return paste(batch, slot.detections, h, w, mask_dtype=dtype, capacity_words=slot.capacity)
 
         return self._bind((slot.index, "paste", batch), plan, pointers)
@@ -119,7 +119,7 @@ class FrameKernels:
             buffer.free()
         self._scratch.clear()
 
-    def _bind(self, key: tuple[Any, ...], make: Callable[[], Plan], pointers: Mapping[str, int]) -> BoundPlan:
+    def _bind(self, key: tuple[Any, ...], make: Callable[[], LaunchPlan], pointers: Mapping[str, int]) -> BoundPlan:
         bound = self._bound.get(key)
         if bound is None:
             plan = make()

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.runtime.backend import DetectSettings
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.cuda.graph_cache import GraphCache
 from yolact_deploy.runtime.cuda.layout import Layout
-from yolact_deploy.runtime.cuda.network import DeviceNetwork
 from yolact_deploy.runtime.cuda.slot import Slot, network_stage
 
 
@@ -36,7 +36,7 @@ class Frame(NamedTuple):
     pitch: int  #: bytes from one row to the next
 
 
-class Job(NamedTuple):
+class FrameJob(NamedTuple):
     """What is wanted of the frames of a slot, whatever their sizes; hashable, to know what comes again."""
 
     slot: int
@@ -72,7 +72,7 @@ class FrameWork:
         # Images that fill a batch up are those of earlier batches; the first must be something as well.
         stream.fill(network.input.pointer, 0, network.input.nbytes)
 
-    def enqueue(self, slot: Slot, job: Job, frames: tuple[Frame, ...], upload: int) -> None:
+    def enqueue(self, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], upload: int) -> None:
         """The whole way of a batch.
 
         Args:
@@ -89,7 +89,9 @@ class FrameWork:
             self._network(slot, job)
             self._graphs.run((slot.index, job, "after"), lambda: self._after(slot, job))
 
-    def _enqueue_in_one(self, graphs: GraphCache, slot: Slot, job: Job, frames: tuple[Frame, ...], upload: int) -> None:
+    def _enqueue_in_one(
+        self, graphs: GraphCache, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], upload: int
+    ) -> None:
         def rest() -> None:
             self._network(slot, job)
             self._after(slot, job)
@@ -118,7 +120,7 @@ class FrameWork:
             self._kernels.resize(index, *frame).enqueue(self.stream)
         record(slot.marks["preprocess"])
 
-    def _network(self, slot: Slot, job: Job) -> None:
+    def _network(self, slot: Slot, job: FrameJob) -> None:
         network = self.network
         if network.bindable and not self._heads:
             network.bind_outputs({name: slot.pointers[name] for name in self._detections})
@@ -131,7 +133,7 @@ class FrameWork:
                 self.stream.copy(slot.pointers[name], tensor.pointer, nbytes)
         self.stream.record(slot.marks[self._network_stage])
 
-    def _after(self, slot: Slot, job: Job) -> None:
+    def _after(self, slot: Slot, job: FrameJob) -> None:
         record = self.stream.record
         if self._heads:
             self._kernels.nms(slot, job.batch, job.settings).enqueue(self.stream)
@@ -141,7 +143,7 @@ class FrameWork:
         if not job.for_device:
             self.paste(slot, job)
 
-    def paste(self, slot: Slot, job: Job) -> None:
+    def paste(self, slot: Slot, job: FrameJob) -> None:
         """Masks to packed bits, and the small results to the host."""
         self._kernels.wanted(slot, job.batch, job.settings).enqueue(self.stream)
         self._kernels.paste(slot, job.batch).enqueue(self.stream)

@@ -11,7 +11,7 @@ import numpy as np
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import Arguments, Device, DeviceBuffer, Function, Module
-from yolact_deploy.runtime.cuda.launch import Argument, Launch, Offset, Plan
+from yolact_deploy.runtime.cuda.plans.launch import Argument, Launch, LaunchPlan, Offset
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Stream
@@ -33,7 +33,7 @@ class KernelLibrary:
         self._functions: dict[tuple[_Key, str], Function] = {}
         self._lock = threading.Lock()
 
-    def load(self, plan: Plan) -> None:
+    def load(self, plan: LaunchPlan) -> None:
         """Compile and load what a plan needs, so that binding it later takes no time.
 
         Raises:
@@ -54,7 +54,7 @@ class KernelLibrary:
                 found = self._functions[key, launch.kernel] = self._modules[key].function(launch.kernel)
             return found
 
-    def bind(self, plan: Plan, pointers: Mapping[str, int], label: str = "scratch") -> BoundPlan:
+    def bind(self, plan: LaunchPlan, pointers: Mapping[str, int], label: str = "scratch") -> BoundPlan:
         """A plan with its buffers.
 
         Args:
@@ -81,7 +81,7 @@ class KernelLibrary:
 class BoundPlan:
     """A plan whose arguments are packed; see :meth:`KernelLibrary.bind`."""
 
-    def __init__(self, library: KernelLibrary, plan: Plan, pointers: Mapping[str, int], label: str) -> None:
+    def __init__(self, library: KernelLibrary, plan: LaunchPlan, pointers: Mapping[str, int], label: str) -> None:
         self.plan = plan
         functions = [library.function(launch) for launch in plan.launches]  # what may fail, before memory is taken
         self._owned: list[DeviceBuffer] = []

@@ -6,8 +6,8 @@ import numpy as np
 
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda import nvrtc
-from yolact_deploy.runtime.cuda.launch import Plan
-from yolact_deploy.runtime.cuda.plan_nms import fast_nms
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
+from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 
 #: what is compiled where there is no GPU to ask; every NVRTC since CUDA 11 knows it
 USUAL_ARCH = "sm_86"
@@ -63,7 +63,7 @@ def run_kernels(index: int = 0) -> None:
         raise BackendError(f"our Fast NMS kernel gives {found[0]} detections {scores} where {expected[:2]} are right")
 
 
-def _plan() -> Plan:
+def _plan() -> LaunchPlan:
     return fast_nms(
         1, len(_BOXES), 1, 1, top_k=len(_BOXES), max_detections=_SLOTS, score_threshold=0.05, iou_threshold=0.5
     )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.layout import Arrays, Layout, aligned
-from yolact_deploy.runtime.cuda.network import DeviceNetwork
-from yolact_deploy.runtime.stages import NETWORK_WITH_TAIL
+from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 
 if TYPE_CHECKING:
-    from yolact_deploy.runtime.cuda.pipeline import Ticket
+    from yolact_deploy.runtime.cuda.frame_pipeline import Ticket
 
 _LEAST_CAPACITY = 4096
 

@@ -17,12 +17,12 @@ from functools import lru_cache
 from typing import Any
 
 from yolact_deploy.errors import BackendError, ConfigError, ExportError
+from yolact_deploy.graph.onnx_graph import onnx_metadata
 from yolact_deploy.ops import DOMAIN
 from yolact_deploy.runtime import tensorrt_api
-from yolact_deploy.runtime.onnx_graph import onnx_metadata
 from yolact_deploy.runtime.plugins import aot, rewrite, v3
-from yolact_deploy.runtime.plugins.plans import plan_for
-from yolact_deploy.runtime.plugins.stages import stages_of
+from yolact_deploy.runtime.plugins.aot_stages import stages_of
+from yolact_deploy.runtime.plugins.node_plans import plan_for
 
 MODES = ("auto", "on", "off", "v3", "aot")
 

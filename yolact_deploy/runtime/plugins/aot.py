@@ -15,11 +15,11 @@ from types import GenericAlias
 from typing import Any
 
 from yolact_deploy.errors import BackendError
+from yolact_deploy.machine import nvidia
 from yolact_deploy.ops import DOMAIN
-from yolact_deploy.runtime import nvidia
 from yolact_deploy.runtime.cuda import nvrtc
+from yolact_deploy.runtime.plugins.aot_stages import Extent, Stage
 from yolact_deploy.runtime.plugins.rewrite import TailNode, plugin_node
-from yolact_deploy.runtime.plugins.stages import Extent, Stage
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.ops import DOMAIN, OPS, PLUGIN_VERSION, Attribute, Op
-from yolact_deploy.runtime.plugins.plans import output_dtypes
+from yolact_deploy.runtime.plugins.node_plans import output_dtypes
 from yolact_deploy.runtime.plugins.work import Work
 
 _LOG = logging.getLogger(__name__)

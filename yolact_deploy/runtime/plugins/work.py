@@ -13,12 +13,11 @@ from typing import Any
 
 from yolact_deploy.errors import BackendError
 from yolact_deploy.ops import Attributes, Op
-from yolact_deploy.runtime.cuda import calls
-from yolact_deploy.runtime.cuda.driver import Arguments, Device, Function
-from yolact_deploy.runtime.cuda.launch import Plan
+from yolact_deploy.runtime.cuda.driver import Arguments, Device, Function, calls
+from yolact_deploy.runtime.cuda.driver.stream import Size3
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
-from yolact_deploy.runtime.cuda.stream import Size3
-from yolact_deploy.runtime.plugins.plans import plan_for, workspace
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
+from yolact_deploy.runtime.plugins.node_plans import plan_for, workspace
 
 Shapes = Sequence[Sequence[int]]
 
@@ -37,11 +36,11 @@ class Work:
     def __init__(self, op: Op, attributes: Attributes) -> None:
         self.op = op
         self.attributes = op.attribute_values(attributes)
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, LaunchPlan] = {}
         self._bound: OrderedDict[Any, BoundPlan] = OrderedDict()
         self._streams: dict[int, ForeignStream] = {}
 
-    def plan(self, shapes: Shapes, dtypes: Sequence[str]) -> Plan:
+    def plan(self, shapes: Shapes, dtypes: Sequence[str]) -> LaunchPlan:
         """The plan for the inputs' shapes and dtypes; remembered."""
         key = (*map(tuple, shapes), *dtypes)
         if key not in self._plans:
@@ -84,7 +83,7 @@ class Work:
             self._streams[stream] = ForeignStream(stream)
         bound.enqueue(self._streams[stream])  # type: ignore[arg-type]  # launching is all that it asks for
 
-    def _bind(self, plan: Plan, inputs: Sequence[int], outputs: Sequence[int], scratch: int) -> BoundPlan:
+    def _bind(self, plan: LaunchPlan, inputs: Sequence[int], outputs: Sequence[int], scratch: int) -> BoundPlan:
         tensors = (*self.op.inputs, *self.op.outputs)
         pointers = {tensor.name: at for tensor, at in zip(tensors, (*inputs, *outputs), strict=True)}
         offsets, size = workspace(plan)

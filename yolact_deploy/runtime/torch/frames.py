@@ -23,12 +23,12 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import PackedMasks
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.model import torch_ops as ops
 from yolact_deploy.preprocess import check_image
 from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
 from yolact_deploy.runtime.cuda.arrays import is_device_array
-from yolact_deploy.runtime.stages import StageTimer
-from yolact_deploy.runtime.torch import ops
-from yolact_deploy.runtime.torch.network import on, on_host
+from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.torch.torch_network import on, on_host
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -39,7 +39,7 @@ _WORD = 32
 
 def detect_image(
     boxes: Tensor, scores: Tensor, coeff: Tensor, config: YolactConfig, settings: DetectSettings
-) -> ops.Detected:
+) -> ops.TorchDetected:
     """What NMS and the user's threshold leave of one image's boxes [P, 4], scores [P, C] and coeff [P, K]."""
     found = ops.detect(
         boxes,
@@ -53,7 +53,7 @@ def detect_image(
         image_size=config.image_size,
     )
     keep = found.scores > settings.score_threshold
-    return ops.Detected(*(values[keep] for values in found))
+    return ops.TorchDetected(*(values[keep] for values in found))
 
 
 def resize(frame: Tensor, size: int, *, rounded: bool) -> Tensor:
@@ -128,7 +128,7 @@ class EagerFrames(FrameHook):
                 clock.mark("download")
             return _Finished(results, clock.spent())
 
-    def _mask_scores(self, kept: ops.Detected, masks: Tensor) -> Tensor | None:
+    def _mask_scores(self, kept: ops.TorchDetected, masks: Tensor) -> Tensor | None:
         if self._rescorer is None:
             return None
         return ops.rescore_masks(self._rescorer, masks, kept.scores, kept.labels)
@@ -144,7 +144,7 @@ class EagerFrames(FrameHook):
 
 
 def _to_host(
-    kept: ops.Detected, packed: Tensor, mask_scores: Tensor | None, height: int, width: int
+    kept: ops.TorchDetected, packed: Tensor, mask_scores: Tensor | None, height: int, width: int
 ) -> PastedDetections:
     """Detections of a frame of this size, whose masks are packed bits [n, height, bytes of a row]."""
     bits = packed.cpu().numpy()

@@ -21,11 +21,11 @@ What a training loop needs, in its order:
 
 from __future__ import annotations
 
+from yolact_deploy.datasets.check import DataReport, check_dataset
+from yolact_deploy.datasets.dataset_file import DatasetSpec, Split, open_dataset
 from yolact_deploy.training.data.augment import Augmentation, make_target
 from yolact_deploy.training.data.batch import Batch, Normalizer, collate
-from yolact_deploy.training.data.check import DataReport, check_dataset
-from yolact_deploy.training.data.coco import CocoDataset
-from yolact_deploy.training.data.dataset_file import DatasetSpec, Split, open_dataset
+from yolact_deploy.training.data.coco_dataset import CocoDataset
 from yolact_deploy.training.data.loader import AugmentedImages, BatchSampler, plain_loader, training_loader
 
 __all__ = [

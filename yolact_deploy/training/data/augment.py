@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.geometry import View
 from yolact_deploy.training.data.masks import rasterise
-from yolact_deploy.training.data.table import Objects
 
 Image = NDArray[np.uint8]
 Target = dict[str, Any]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation, Target
 from yolact_deploy.training.data.batch import Batch, collate
-from yolact_deploy.training.data.coco import CocoDataset
+from yolact_deploy.training.data.coco_dataset import CocoDataset
 
 Key = tuple[int, int]  # epoch, index of the image in the set
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from yolact_deploy.datasets.instance_table import Floats, Objects
+from yolact_deploy.datasets.rle import decode
 from yolact_deploy.training.data.geometry import View
-from yolact_deploy.training.data.rle import decode
-from yolact_deploy.training.data.table import Floats, Objects
 
 Masks = NDArray[np.uint8]
 

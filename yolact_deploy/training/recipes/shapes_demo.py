@@ -19,8 +19,8 @@ Command:   yolact-deploy data shapes -o shapes --train 12000 --val 500
 from __future__ import annotations
 
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.datasets.shapes import KINDS
 from yolact_deploy.training.data.augment import Augmentation
-from yolact_deploy.training.data.shapes import KINDS
 from yolact_deploy.training.recipe import Recipe
 
 RECIPE = Recipe(

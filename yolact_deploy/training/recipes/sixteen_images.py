@@ -7,7 +7,7 @@ generalise. The command chooses the images, trains, exports and scores; on image
 Paper:     YOLACT (arXiv:1904.02689), with the backbone of YolactEdge (arXiv:2012.12259)
 Expected:  mask AP50 98.2 on the images it was trained on (measured)
 Duration:  nine minutes on two cores of an AMD EPYC with AVX512-BF16
-Command:   python -m yolact_deploy.benchmarks.sixteen_images --coco coco/ -o result.json
+Command:   python -m yolact_deploy.benchmarks.scenarios.sixteen_photographs --coco coco/ -o result.json
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RECIPE = Recipe(
     paper="YOLACT (arXiv:1904.02689), with the backbone of YolactEdge (arXiv:2012.12259)",
     expected="mask AP50 98.2 on the images it was trained on (measured)",
     duration="nine minutes on two cores of an AMD EPYC with AVX512-BF16",
-    command="python -m yolact_deploy.benchmarks.sixteen_images --coco coco/ -o result.json",
+    command="python -m yolact_deploy.benchmarks.scenarios.sixteen_photographs --coco coco/ -o result.json",
     weights="imagenet-int8",
     batch=8,
     iterations=500,

@@ -1,0 +1,320 @@
+"""Engines that are wrong on purpose, and what is said about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from onnx import helper, numpy_helper
+from scripted import HEIGHT, WIDTH, ScriptedBackend, Thing, predictor
+from small_net import CONFIG, pictures, write_blobs, write_model
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.cli.main import main
+from yolact_deploy.evaluation.diagnosis import Diagnosis, diagnose
+from yolact_deploy.evaluation.trunk_comparison import LayerError, TrunkComparison
+from yolact_deploy.loading import load
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.predictor import Predictor
+
+# -- files that are doctored ----------------------------------------------------------------------------------------
+
+
+def insert(graph: Any, before: str, nodes: list[Any], constants: dict[str, Any]) -> None:
+    """Let what makes the tensor ``before`` make ``<before>_right``, and the nodes the tensor of that name."""
+    (place,) = (i for i, node in enumerate(graph.node) if before in node.output)
+    graph.node[place].output[0] = f"{before}_right"
+    for i, node in enumerate(nodes, 1):
+        graph.node.insert(place + i, node)
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items())
+
+
+def shift_labels(graph: Any) -> None:
+    """What is class k becomes class k + 1, and the last one the first."""
+    order = helper.make_node("Gather", ["scores_right", "class_order"], ["scores"], axis=2)
+    insert(graph, "scores", [order], {"class_order": np.int64([3, 0, 1, 2])})
+
+
+def mix_labels(graph: Any) -> None:
+    order = helper.make_node("Gather", ["scores_right", "class_order"], ["scores"], axis=2)
+    insert(graph, "scores", [order], {"class_order": np.int64([1, 0, 2, 3])})
+
+
+def flip_masks(graph: Any) -> None:
+    order = helper.make_node("Gather", ["proto_right", "columns"], ["proto"], axis=2)
+    insert(graph, "proto", [order], {"columns": np.arange(31, -1, -1)})
+
+
+def swap_red_and_blue(graph: Any) -> None:
+    """The forgotten turn from BGR to RGB."""
+    (flip,) = (node for node in graph.node if node.output[0] == "flip")
+    flip.op_type = "Identity"
+    del flip.input[1:]
+
+
+def swap_one_channel(graph: Any) -> None:
+    """Blue and green exchanged as the picture comes in."""
+    order = helper.make_node("Gather", ["grey_right", "channel_order"], ["grey"], axis=3)
+    insert(graph, "grey", [order], {"channel_order": np.int64([1, 0, 2])})
+
+
+def spoil_a_layer(graph: Any) -> None:
+    for constant in graph.initializer:
+        if constant.name == "model.backbone.layers.0.conv1.weight":
+            values = numpy_helper.to_array(constant)[::-1].copy()
+            constant.CopyFrom(numpy_helper.from_array(values, constant.name))
+
+
+def forget_the_mean(graph: Any) -> None:
+    for constant in graph.initializer:
+        if constant.name == "mean":
+            constant.CopyFrom(numpy_helper.from_array(np.zeros(3, np.float32), "mean"))
+
+
+_COUNTS = r"(\d+) of (\d+)"
+_SWAPPED = "input channels are swapped: the engine "
+#: what was done, and the kind and words of the diagnosis
+DOCTORED = [
+    (
+        shift_labels,
+        "labels",
+        f"labels are shifted by one: {_COUNTS} detections have the same box and mask but class k\\+1",
+    ),
+    (mix_labels, "labels", rf"labels are mixed up: {_COUNTS} .*\(cat becomes dog, dog becomes cat\)"),
+    (flip_masks, "masks", f"masks are mirrored left to right, as a whole; boxes and classes are right: .*?{_COUNTS}"),
+    (swap_red_and_blue, "channels", f"{_SWAPPED}reads BGR where RGB is meant.*after normalisation.*?{_COUNTS}"),
+    (swap_one_channel, "channels", f"{_SWAPPED}takes blue for green.*?{_COUNTS}"),
+]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("diagnosis") / "small.onnx")
+
+
+def open_model(path: Path) -> Predictor:
+    return load(path, score_threshold=0.0, lazy_masks=False, threads=1)
+
+
+def check_counts(pattern: str, sentence: str) -> None:
+    found = re.search(pattern, sentence)
+    assert found, sentence
+    same, all_of_them = (int(group) for group in found.groups())
+    assert all_of_them > 10, "the network finds something"
+    assert 0.9 * all_of_them < same <= all_of_them
+
+
+@pytest.mark.parametrize(("doctor", "kind", "words"), DOCTORED)
+def test_doctored_files(small: Path, tmp_path: Path, doctor: Callable[[Any], None], kind: str, words: str) -> None:
+    wrong = write_model(tmp_path / "wrong.onnx", doctor)
+    found = diagnose(open_model(small), open_model(wrong), pictures())
+    assert found.kind == kind
+    check_counts(words, found.sentence)
+    assert found.similarity < 0.9
+    assert found.explained is not None
+    assert found.explained > 0.9
+
+
+@pytest.mark.parametrize(("doctor", "kind", "words"), [DOCTORED[0], DOCTORED[2], DOCTORED[3]])
+def test_the_command_tells(
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    doctor: Callable[[Any], None],
+    kind: str,
+    words: str,
+) -> None:
+    """The gate fails, and the sentence is in its message."""
+    wrong = write_model(tmp_path / "wrong.onnx", doctor)
+    arguments = ["compare", "--reference", str(small), "--engine", str(wrong), "--threads", "1"]
+    arguments += ["--images", str(write_blobs(tmp_path / "pictures"))]
+    assert main([*arguments, "--min-agreement", "0.95", "--quiet"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("yolact-deploy: error: wrong.onnx and small.onnx agree on 0.")
+    check_counts(words, message)
+    assert main(arguments) == 0
+    check_counts("verdict: " + words, " ".join(capsys.readouterr().out.split()))
+
+
+def test_a_good_engine(small: Path) -> None:
+    found = diagnose(open_model(small), open_model(small), pictures())
+    assert found == Diagnosis("agree", "the models agree (similarity 1.000)", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("doctor", "kind", "words"),
+    [
+        (spoil_a_layer, "layer", "the first layer that is off is backbone.layers.0.conv1 (relative RMS error "),
+        (forget_the_mean, "input", "the input of the first layer is off already (relative RMS error "),
+    ],
+)
+def test_where_no_mistake_explains_it_the_layers_tell(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], doctor: Any, kind: str, words: str
+) -> None:
+    import json
+
+    wrong = write_model(tmp_path / "wrong.onnx", doctor)
+    arguments = ["compare", "--json", "--reference", str(small), "--engine", str(wrong), "--threads", "1"]
+    assert main([*arguments, "--images", str(write_blobs(tmp_path / "pictures"))]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["diagnosis"]["kind"] == kind
+    assert words in result["diagnosis"]["sentence"]
+    assert result["diagnosis"]["explained"] is None
+    assert result["trunk"]["first_over"] == {"layer": "backbone.layers.0.conv1", "input": "input"}[kind]
+
+
+# -- outputs that are doctored --------------------------------------------------------------------------------------
+
+
+class Doctored(Backend):
+    """Another backend whose input or outputs are changed."""
+
+    name, precision = "doctored", "fp32"
+
+    def __init__(
+        self, inner: Backend, change: Callable[[Any], Outputs] = lambda o: o, enter: Callable[[Any], Any] = lambda i: i
+    ) -> None:
+        self._inner, self._change, self._enter = inner, change, enter
+        self.metadata = inner.metadata
+
+    def run(self, images: Any) -> Outputs:
+        return self._change(self._inner.run(np.ascontiguousarray(self._enter(images))))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def doctored(inner: Predictor, **changes: Any) -> Predictor:
+    return Predictor(Doctored(inner.backend, **changes), score_threshold=0.0, lazy_masks=False)
+
+
+def swapped(heads: HeadOutputs, **changed: Any) -> HeadOutputs:
+    return heads._replace(**{name: np.ascontiguousarray(value) for name, value in changed.items()})
+
+
+def centres(boxes: Any) -> Any:
+    return np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "words"),
+    [
+        ({"change": lambda h: swapped(h, proto=h.proto[:, ::-1])}, "masks", "mirrored upside down, as a whole"),
+        ({"change": lambda h: swapped(h, proto=h.proto.swapaxes(1, 2))}, "masks", "masks have x and y exchanged"),
+        ({"change": lambda h: swapped(h, boxes=h.boxes[..., [1, 0, 3, 2]])}, "boxes", "boxes have x and y exchanged"),
+        ({"change": lambda h: swapped(h, boxes=centres(h.boxes))}, "boxes", "centre and size where corners are meant"),
+        (
+            {"change": lambda h: swapped(h, scores=h.scores * 0)},
+            "nothing found",
+            "finds nothing that scores above 0.15",
+        ),
+        ({"change": lambda h: swapped(h, coeff=h.coeff * np.nan)}, "not finite", "coeff of the engine has values that"),
+        ({"enter": lambda images: images[..., [1, 2, 0]]}, "channels", "takes green for blue, red for green and blue"),
+        ({"enter": lambda images: images[..., ::-1]}, "channels", "or the other way round: that explains"),
+        ({"enter": lambda images: images[:, :, ::-1]}, "picture", "whole picture is mirrored left to right"),
+    ],
+)
+def test_doctored_outputs(small: Path, changes: Any, kind: str, words: str) -> None:
+    right = open_model(small)
+    found = diagnose(right, doctored(right, **changes), pictures(2))
+    assert found.kind == kind, found.sentence
+    assert words in found.sentence
+    assert found.similarity < 0.9
+
+
+def test_errors_that_are_no_known_mistake(small: Path) -> None:
+    right = open_model(small)
+    noise = np.random.default_rng(0).random
+    wrong = doctored(right, change=lambda h: swapped(h, scores=noise(h.scores.shape, np.float32)))
+    found = diagnose(right, wrong, pictures(2))
+    assert (found.kind, found.explained) == ("unknown", None)
+    assert found.sentence.endswith("compare layers to see where it begins")
+    clean = TrunkComparison(1, 0.02, (LayerError("stem", 0.0, 0.0),), 0)
+    assert "no layer is off: look at what follows" in diagnose(right, wrong, pictures(2), trunk=clean).sentence
+
+
+class DetectionsBackend(Backend):
+    """One detection with a mask that fills its left upper part, as graphs with their tail give it."""
+
+    name, precision = "detections", "fp32"
+    metadata = Metadata(config=dataclasses.replace(CONFIG))
+
+    def __init__(self, change: Callable[[Any], Any] = lambda masks: masks) -> None:
+        self._change = change
+
+    def run(self, images: Any) -> Outputs:
+        masks = np.zeros((1, 1, 32, 32), np.float32)
+        masks[0, 0, 4:16, 2:6] = masks[0, 0, 4:7, 2:14] = 1
+        boxes = np.float32([[[2, 4, 14, 16]]]) / 32
+        one = np.ones((1, 1), np.float32)
+        return DetectionOutputs(np.int32([1]), boxes, one, np.int32([[1]]), self._change(masks))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def inside_the_box(masks: Any) -> Any:
+    masks = masks.copy()
+    masks[..., 2:14] = masks[..., 13:1:-1]
+    return masks
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda masks: masks[..., ::-1], "masks are mirrored left to right, after they were cropped"),
+        (lambda masks: masks[:, :, ::-1], "masks are mirrored upside down, after they were cropped"),
+        (inside_the_box, "masks are mirrored left to right, inside their boxes"),
+    ],
+)
+def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None:
+    """Their prototypes are not seen, but pasted masks can be mirrored as well."""
+    right, wrong = (Predictor(DetectionsBackend(*given), score_threshold=0.0) for given in ((), (change,)))
+    found = diagnose(right, wrong, pictures(1))
+    assert found.kind == "masks"
+    assert words in found.sentence
+    assert found.sentence.endswith("that explains 1 of 1 detections")
+
+
+# -- what is no mistake ---------------------------------------------------------------------------------------------
+
+_THINGS = [Thing(i % 3, 0.9 - i / 20, (i % 4 * 20, i // 4 * 30, i % 4 * 20 + 18, i // 4 * 30 + 25)) for i in range(8)]
+
+
+def said_of(found: list[Thing]) -> Diagnosis:
+    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS, found))
+    return diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
+
+
+def test_a_flip_or_two_are_no_mistake() -> None:
+    flipped = [dataclasses.replace(thing, label=2) if i == 0 else thing for i, thing in enumerate(_THINGS)]
+    found = said_of(flipped)
+    assert (found.kind, found.similarity) == ("unknown", pytest.approx(2 * 7 / 16))
+    three = [dataclasses.replace(thing, label=2) if thing.label == 0 else thing for thing in _THINGS]
+    assert said_of(three).kind == "labels"
+    assert "labels are mixed up: 8 of 8" in said_of(three).sentence
+
+
+def test_one_missed_of_eight() -> None:
+    found = said_of(_THINGS[:-1])
+    assert (found.kind, found.explained) == ("agree", None)
+    assert found.sentence == "the models mostly agree (similarity 0.933); no common mistake explains the rest"
+
+
+def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
+    """Each shifted detection has one of the right class in its place, as real networks do."""
+    shifted = [dataclasses.replace(thing, label=(thing.label + 1) % 3) for thing in _THINGS[:4]]
+    shadows = [dataclasses.replace(thing, score=0.05) for thing in _THINGS[:4]]
+    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS[:4], shifted + shadows))
+    found = diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
+    assert found.sentence.startswith("labels are shifted by one: 4 of 4 detections")
+    assert found.similarity == 0

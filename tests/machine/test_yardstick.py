@@ -1,0 +1,86 @@
+"""The yardstick: what it times, how often, and that it is outside of the measured times."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scripted import SCRIPT, ScriptedBackend, source, write_pictures
+
+from yolact_deploy.benchmarks.measure import run_bench
+from yolact_deploy.benchmarks.result_file import result_from_json
+from yolact_deploy.datasets.image_sets import plain_images
+from yolact_deploy.machine import yardstick as yardstick_module
+from yolact_deploy.machine.cpu_state import usable_cores
+from yolact_deploy.machine.yardstick import VERSION, Yardstick
+
+PARTS = ["one core", "all cores", "memory"]
+
+
+@pytest.mark.parametrize(("steps", "rounds"), [(1, 1), (60, 60), (61, 31), (600, 60), (1000, 59)])
+def test_rounds_are_spread_over_the_run(steps: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Yardstick, "_parts", {name: lambda: None for name in PARTS})
+    with Yardstick(steps) as yardstick:
+        for step in range(steps):
+            yardstick.after(step)
+    assert {name: len(times) for name, times in yardstick.times.samples_ms.items()} == dict.fromkeys(PARTS, rounds)
+
+
+def test_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Yardstick(2) as yardstick:
+        yardstick.after(0)
+        yardstick.after(1)
+        times = yardstick.times
+    assert times.version == VERSION
+    assert list(times.samples_ms) == PARTS
+    assert all(len(samples) == 2 and min(samples) > 0 for samples in times.samples_ms.values())
+    expected = yardstick._factor @ yardstick._factor
+    assert len(yardstick._products) == usable_cores()
+    for product in yardstick._products:
+        np.testing.assert_array_equal(product, expected)
+    assert yardstick._target.all()
+
+
+def test_a_slower_machine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part waits for the same sleep; the sleep is the least it can take."""
+    multiply, copy = np.matmul, np.copyto
+
+    def slowly(function: object) -> object:
+        def call(*args: object, **options: object) -> object:
+            time.sleep(0.02)
+            return function(*args, **options)  # type: ignore[operator]
+
+        return call
+
+    monkeypatch.setattr(yardstick_module.np, "matmul", slowly(multiply))
+    monkeypatch.setattr(yardstick_module.np, "copyto", slowly(copy))
+    with Yardstick(1) as yardstick:
+        yardstick.after(0)
+    one, everywhere, memory = (samples[0] for samples in yardstick.times.samples_ms.values())
+    assert min(one, everywhere) >= 40
+    assert memory >= 20
+
+
+def test_it_is_outside_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def after(self: Yardstick, step: int) -> None:
+        done.append(step)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Yardstick, "after", after)
+    images = plain_images(write_pictures(tmp_path))
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2, quiet=True)
+    assert done == list(range(6))
+    assert np.median(result.rows[0].latency.samples) < 150
+
+
+def test_it_is_in_the_file(tmp_path: Path) -> None:
+    images = plain_images(write_pictures(tmp_path))
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2, quiet=True)
+    content = json.loads(json.dumps(result.to_json()))
+    assert [len(times) for times in content["yardstick"]["samples_ms"].values()] == [6, 6, 6]
+    assert result_from_json(content, "a.json").content["yardstick"]["version"] == VERSION

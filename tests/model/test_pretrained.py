@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from yolact_deploy.errors import CheckpointError, DownloadError, MissingDependencyError
+
+pytest.importorskip("torch")
+
+from yolact_deploy.model.pretrained import OFFICIAL, fetch_weights, resolve_weights
+
+CONTENT = b"some weights"
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Hub(ModuleType):
+    """Stands in for huggingface_hub: one file, kept as the real cache keeps it, a link to a blob named by its etag."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__("huggingface_hub")
+        self.root = root
+        self.etag: str | None = f'"{DIGEST}"'
+        self.blob = DIGEST
+        self.download_error: Exception | None = None
+        self.metadata_error: Exception | None = None
+        self.calls: list[tuple[Any, ...]] = []
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, cache_dir: Any = None) -> str:
+        self.calls.append((repo_id, filename, cache_dir))
+        if self.download_error:
+            raise self.download_error
+        (self.root / self.blob).write_bytes(CONTENT)
+        path = self.root / filename
+        path.unlink(missing_ok=True)
+        path.symlink_to(self.root / self.blob)
+        return str(path)
+
+    def hf_hub_url(self, repo_id: str, filename: str) -> str:
+        return f"https://hub/{repo_id}/{filename}"
+
+    def get_hf_file_metadata(self, url: str) -> Any:
+        if self.metadata_error:
+            raise self.metadata_error
+        return SimpleNamespace(etag=self.etag)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    hub = Hub(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return hub
+
+
+def test_fetching(hub: Hub) -> None:
+    path = fetch_weights("yolact_plus_base", cache_dir="cache", sha256=DIGEST.upper())
+    assert path.read_bytes() == CONTENT
+    assert hub.calls == [("dbolya/yolact-plus-base", "yolact_plus_base_54_800000.pth", "cache")]
+
+
+def test_a_wrong_checksum_of_the_hub(hub: Hub) -> None:
+    hub.etag = "0" * 64
+    with pytest.raises(DownloadError, match=f"{DIGEST}, the hub said {'0' * 64}: delete the file"):
+        fetch_weights("yolact_base")
+
+
+def test_a_wrong_checksum_of_the_user(hub: Hub) -> None:
+    with pytest.raises(DownloadError, match="you said abc"):
+        fetch_weights("yolact_base", sha256="ABC")
+
+
+def test_without_a_connection_the_cache_serves(hub: Hub) -> None:
+    hub.metadata_error = ConnectionError("offline")
+    assert fetch_weights("yolact_base").read_bytes() == CONTENT
+    hub.blob = "0" * 64
+    with pytest.raises(DownloadError, match="the hub said 0000"):
+        fetch_weights("yolact_base")
+
+
+def test_a_file_without_a_declared_checksum(hub: Hub) -> None:
+    hub.etag = None
+    with pytest.raises(DownloadError, match="declares no SHA-256"):
+        fetch_weights("yolact_base")
+    assert fetch_weights("yolact_base", sha256=DIGEST).read_bytes() == CONTENT
+
+
+class RepositoryNotFoundError(Exception):
+    """Named as the error of huggingface_hub."""
+
+
+class EntryNotFoundError(Exception):
+    """Named as the error of huggingface_hub."""
+
+
+class LocalEntryNotFoundError(EntryNotFoundError):
+    """Named as the error of huggingface_hub for: not in the cache, and no connection."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (LocalEntryNotFoundError("not in the cache\nmore"), r"no connection to the hub \(not in the cache\)"),
+        (ConnectionError("name resolution failed"), r"no connection to the hub \(name resolution failed\)"),
+        (OSError(), r"no connection to the hub \(OSError\)"),
+        (RepositoryNotFoundError("404"), "no such file any more"),
+        (EntryNotFoundError("404"), "no such file any more"),
+    ],
+)
+def test_failures_say_how_to_place_the_file(hub: Hub, error: Exception, reason: str) -> None:
+    hub.download_error = error
+    with pytest.raises(DownloadError, match=reason) as caught:
+        fetch_weights("yolact_im700")
+    message = str(caught.value)
+    assert "https://huggingface.co/dbolya/yolact-im700/resolve/main/yolact_im700_54_800000.pth" in message
+    assert "by hand" in message
+    assert "\n" not in message
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingDependencyError, match=r"yolact-deploy\[hub\]"):
+        fetch_weights("yolact_base")
+
+
+def test_fetching_an_unknown_name() -> None:
+    with pytest.raises(DownloadError, match="no weights were published for 'yolact_im400'"):
+        fetch_weights("yolact_im400")
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_path_wins(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("yolact_base").write_bytes(b"mine")
+    assert resolve_weights("yolact_base") == Path("yolact_base")
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_names_are_fetched(hub: Hub, name: str) -> None:
+    assert resolve_weights(name).name == f"{name}_54_800000.pth"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gone.pth", "no such weights file: gone.pth"),
+        ("folder/yolact_base", "no such weights file: folder/yolact_base"),
+        ("yolact_im400", "no weights were published for yolact_im400"),
+        ("yolact_bose", "did you mean yolact_base"),
+    ],
+)
+def test_names_that_are_nothing(hub: Hub, name: str, expected: str) -> None:
+    with pytest.raises(CheckpointError, match=expected):
+        resolve_weights(name)
+    assert hub.calls == []

@@ -1,0 +1,211 @@
+"""Reading ahead and writing videos: order, errors, threads that end, files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from yolact_deploy.errors import InputError, OutputError
+from yolact_deploy.streams import video
+from yolact_deploy.streams.video import VideoInfo, VideoWriter, probe_video, read_ahead
+
+DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
+Image = NDArray[np.uint8]
+
+
+def frame(value: int, width: int = 96, height: int = 64) -> Image:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 24, (96, 64)) as writer:
+        for index in range(10):
+            writer.write(frame(index * 20))
+    return path
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("yolact-")]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    assert threads() == []
+
+
+def test_probe(clip: Path) -> None:
+    assert probe_video(clip) == VideoInfo(96, 64, 24.0, 10)
+
+
+def test_reads_all_frames_in_order(clip: Path) -> None:
+    means = [one.mean() for one in read_ahead(clip)]
+    assert len(means) == 10
+    np.testing.assert_allclose(means, np.arange(10) * 20, atol=6)
+
+
+def test_path_as_text(clip: Path) -> None:
+    assert sum(1 for _ in read_ahead(str(clip), depth=1)) == 10
+
+
+def test_iterable() -> None:
+    assert [int(one[0, 0, 0]) for one in read_ahead(frame(i) for i in range(5))] == list(range(5))
+
+
+def test_reads_ahead_but_not_without_bound() -> None:
+    made: list[int] = []
+
+    def frames() -> Iterator[Image]:
+        for index in range(100):
+            made.append(index)
+            yield frame(index)
+
+    reader = read_ahead(frames(), depth=3)
+    next(reader)
+    deadline = time.monotonic() + 5
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert 4 <= len(made) <= 5  # one taken, three in the queue, one in the thread's hand
+    reader.close()
+
+
+def test_error_of_the_source_reaches_the_consumer() -> None:
+    def frames() -> Iterator[Image]:
+        yield frame(1)
+        raise RuntimeError("camera unplugged")
+
+    reader = read_ahead(frames())
+    next(reader)
+    with pytest.raises(RuntimeError, match="unplugged"):
+        next(reader)
+
+
+def test_stopping_early_ends_the_thread_and_closes_the_source(clip: Path) -> None:
+    closed = threading.Event()
+
+    def frames() -> Iterator[Image]:
+        try:
+            while True:
+                yield frame(0)
+        finally:
+            closed.set()
+
+    reader = read_ahead(frames())
+    next(reader)
+    assert threads() == ["yolact-read-ahead"]
+    reader.close()
+    assert closed.is_set()
+    for _ in read_ahead(clip):
+        break
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video at all" * 50])
+def test_unreadable_video(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot read video"):
+        read_ahead(path)
+    with pytest.raises(InputError, match="cannot read video"):
+        probe_video(path)
+
+
+def test_missing_video_folder_and_camera(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such video"):
+        read_ahead(tmp_path / "none.mp4")
+    with pytest.raises(InputError, match="is a folder"):
+        read_ahead(tmp_path)
+    with pytest.raises(InputError, match="cannot open camera 99"):
+        read_ahead("99")
+    with pytest.raises(InputError, match="got float"):
+        read_ahead(1.5)  # type: ignore[arg-type]
+
+
+def test_cut_short(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Capture:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def read(self) -> tuple[bool, Image]:
+            self.left -= 1
+            return self.left >= 0, frame(0)
+
+        def release(self) -> None:
+            pass
+
+    assert len(list(video._frames(Capture(), "a.mp4", 10))) == 3  # type: ignore[arg-type]
+    assert "a.mp4 ended after 3 of 10 frames" in caplog.text
+
+
+def test_writer_leaves_nothing_after_an_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        with VideoWriter(tmp_path / "out.mp4", 24, (96, 64)) as writer:
+            writer.write(frame(0))
+            raise RuntimeError("network")
+
+    with pytest.raises(RuntimeError, match="network"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_appears_only_when_complete(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with VideoWriter(path, 24, (96, 64)) as writer:
+        writer.write(frame(0))
+        assert not path.exists()
+    assert path.exists()
+    with pytest.raises(OutputError, match="closed"):
+        writer.write(frame(0))
+
+
+def test_wrong_frame(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputError, match=r"expected frames uint8 BGR \[64, 96, 3\]"),
+        VideoWriter(tmp_path / "out.mp4", 24, (96, 64)) as writer,
+    ):
+        writer.write(frame(0, width=95))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_frame(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no frame was written"), VideoWriter(tmp_path / "out.mp4", 24, (96, 64)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lost_frames_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "probe_video", lambda path: VideoInfo(96, 64, 24.0, 1))
+    writer = VideoWriter(tmp_path / "o.mp4", 24, (96, 64))
+    writer.write(frame(0))
+    writer.write(frame(0))
+    with pytest.raises(OutputError, match="has 1 of 2 frames"):
+        writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot write"):
+        VideoWriter(tmp_path / "file" / "out.mp4", 24, (96, 64))
+    with pytest.raises(OutputError, match="no mp4v encoder"):
+        VideoWriter(tmp_path / "out.xyz", 24, (96, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_real_video() -> None:
+    path = DATA / "video" / "street_8frames_1080p.mp4"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    info = probe_video(path)
+    frames = list(read_ahead(path))
+    assert (info.width, info.height, info.frames) == (1920, 1080, 8)
+    assert [one.shape for one in frames] == [(1080, 1920, 3)] * 8

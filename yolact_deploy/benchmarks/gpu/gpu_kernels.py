@@ -1,0 +1,290 @@
+"""Our CUDA kernels on a real GPU: right by NumPy's answer, and how near the memory's limit they run.
+
+Every kernel runs on a batch of different synthetic images (:mod:`yolact_deploy.benchmarks.scenarios.scene`). Its output
+is compared before it is timed. Times are CUDA events around many launches in a row.
+
+Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w prototypes, H x W image, S input side.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from yolact_deploy.benchmarks.scenarios.scene import Scene, make_scene
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.detections import PackedMasks
+from yolact_deploy.evaluation.agreement import mask_iou
+from yolact_deploy.paste import paste_windows
+from yolact_deploy.postprocess import Detected, MaskWindows, assemble_masks, detect
+from yolact_deploy.preprocess import resize_image
+from yolact_deploy.runtime.cuda.driver import Device, Stream
+from yolact_deploy.runtime.cuda.library import KernelLibrary
+from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste, plan_resize
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, joined
+
+HEIGHT, WIDTH = 480, 640
+LEAST_IOU = 0.999
+#: largest difference of a mask probability, by the dtype it is kept in
+MASK_TOLERANCE = {"float32": 1e-3, "float16": 2e-3}
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class KernelCase:
+    """A plan, what goes in, what comes out, and a check that says what is wrong (empty: nothing)."""
+
+    name: str
+    plan: LaunchPlan
+    inputs: Arrays
+    outputs: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+    check: Callable[[Arrays], str]
+
+
+class KernelBench:
+    """Runs plans on one device, on a stream of its own.
+
+    Args:
+        launches: runs of a plan that are timed together, as one graph
+        rounds: of which the median is taken
+    """
+
+    def __init__(self, device: Device, *, launches: int = 50, rounds: int = 7) -> None:
+        device.use()
+        self.device, self.launches, self.rounds = device, launches, rounds
+        self.stream: Stream = device.stream()
+        self.library = KernelLibrary(device)
+
+    def run(self, case: KernelCase, *, timed: bool = True) -> tuple[dict[str, NDArray[Any]], float | None]:
+        """Outputs of a case, and the milliseconds of one run of its plan (None unless ``timed``)."""
+        buffers = {name: self.device.allocate(array.nbytes, "check") for name, array in case.inputs.items()}
+        results = {name: np.zeros(shape, dtype) for name, (shape, dtype) in case.outputs.items()}
+        buffers |= {name: self.device.allocate(array.nbytes, "check") for name, array in results.items()}
+        bound = self.library.bind(case.plan, {name: buffer.pointer for name, buffer in buffers.items()})
+        try:
+            for name, array in case.inputs.items():
+                held = np.ascontiguousarray(array)
+                self.stream.upload(buffers[name].pointer, held.ctypes.data, held.nbytes)
+                self.stream.synchronize()
+            for name, array in results.items():
+                self.stream.fill(buffers[name].pointer, 0, array.nbytes)
+            bound.enqueue(self.stream)
+            for name, array in results.items():
+                self.stream.download(array.ctypes.data, buffers[name].pointer, array.nbytes)
+            self.stream.synchronize()
+            return results, self._time(lambda: bound.enqueue(self.stream)) if timed else None
+        finally:
+            bound.close()
+            for buffer in buffers.values():
+                buffer.free()
+
+    def _time(self, enqueue: Callable[[], None]) -> float:
+        """Milliseconds of one call, the median of some rounds of many calls replayed as one graph."""
+        with self.stream.capture() as graph:
+            for _ in range(self.launches):
+                enqueue()
+        start, end = self.device.event(), self.device.event()
+        rounds = []
+        for _ in range(self.rounds + 2):
+            self.stream.record(start)
+            graph.launch(self.stream)
+            self.stream.record(end)
+            end.synchronize()
+            rounds.append(end.elapsed_since(start) / self.launches)
+        return statistics.median(rounds[2:])  # the first two warm up
+
+    def close(self) -> None:
+        self.library.close()
+        self.stream.close()
+
+
+def kernel_report(bench: KernelBench, case: KernelCase, bandwidth: float | None) -> dict[str, Any]:
+    """Run, check and time one case.
+
+    Args:
+        bandwidth: bytes/s that a copy reaches, for the share of the memory's limit
+    """
+    outputs, milliseconds = bench.run(case)
+    assert milliseconds is not None
+    limit = 1e3 * case.plan.bytes_moved / bandwidth if bandwidth else None
+    return {
+        "kernel": case.name,
+        "wrong": case.check(outputs),
+        "microseconds": 1e3 * milliseconds,
+        "bytes": case.plan.bytes_moved,
+        "operations": case.plan.operations,
+        "memory_limit_microseconds": 1e3 * limit if limit is not None else None,
+        "times_memory_limit": milliseconds / limit if limit else None,
+    }
+
+
+def kernel_cases(
+    config: YolactConfig, batch: int, *, image_size: tuple[int, int] = (HEIGHT, WIDTH)
+) -> list[KernelCase]:
+    """All kernels at the sizes of a configuration, on ``batch`` different scenes."""
+    scenes = [make_scene(config, seed=seed) for seed in range(batch)]
+    found = [_detected(scene, config) for scene in scenes]
+    padded = _padded(found, config)
+    masks = [assemble_masks(scene.proto, one.coeff, one.boxes) for scene, one in zip(scenes, found, strict=True)]
+    return [
+        _resize_case(config, batch, image_size),
+        _nms_case(config, scenes, found),
+        *(_mask_case(config, scenes, padded, masks, dtype) for dtype in ("float32", "float16")),
+        *(_paste_case(config, padded, masks, image_size, dtype) for dtype in ("float32", "float16")),
+    ]
+
+
+def _detected(scene: Scene, config: YolactConfig) -> Detected:
+    return detect(
+        scene.boxes,
+        scene.scores,
+        scene.coeff,
+        score_threshold=config.score_threshold,
+        iou_threshold=config.iou_threshold,
+        top_k=config.top_k,
+        max_detections=config.max_detections,
+    )
+
+
+def _padded(found: list[Detected], config: YolactConfig) -> dict[str, NDArray[Any]]:
+    """Detections of all images in slots: num_detections, boxes, coeff; unused slots are zero."""
+    slots = config.max_detections
+    boxes = np.zeros((len(found), slots, 4), np.float32)
+    coeff = np.zeros((len(found), slots, config.num_prototypes), np.float32)
+    for i, one in enumerate(found):
+        boxes[i, : len(one.boxes)] = one.boxes
+        coeff[i, : len(one.coeff)] = one.coeff
+    return {"num_detections": np.array([len(one.boxes) for one in found], np.int32), "boxes": boxes, "coeff": coeff}
+
+
+def _resize_case(config: YolactConfig, batch: int, image_size: tuple[int, int]) -> KernelCase:
+    height, width = image_size
+    side = config.image_size
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    plan = joined(plan_resize.resize(height, width, 3 * width, side, image_index=i) for i in range(batch))
+    expected = resize_image(frame, side)
+
+    def check(outputs: Arrays) -> str:
+        worst = int(np.abs(outputs["images"].astype(np.int16) - expected).max())
+        return f"grey levels differ from OpenCV's by up to {worst}" if worst > 1 else ""
+
+    return KernelCase("resize", plan, {"frame": frame}, {"images": ((batch, side, side, 3), np.uint8)}, check)
+
+
+def _nms_case(config: YolactConfig, scenes: list[Scene], found: list[Detected]) -> KernelCase:
+    count, slots = len(scenes), config.max_detections
+    boxes, scores, coeff = (np.stack([getattr(s, name) for s in scenes]) for name in ("boxes", "scores", "coeff"))
+    plan = plan_nms.fast_nms(
+        count,
+        boxes.shape[1],
+        scores.shape[2],
+        coeff.shape[2],
+        top_k=config.top_k,
+        max_detections=slots,
+        score_threshold=config.score_threshold,
+        iou_threshold=config.iou_threshold,
+    )
+    outputs: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+        "num_detections": ((count,), np.int32),
+        "out_boxes": ((count, slots, 4), np.float32),
+        "out_scores": ((count, slots), np.float32),
+        "out_labels": ((count, slots), np.int32),
+        "out_coeff": ((count, slots, coeff.shape[2]), np.float32),
+    }
+
+    def check(got: Arrays) -> str:
+        for i, one in enumerate(found):
+            number = int(got["num_detections"][i])
+            if number != len(one.boxes):
+                return f"image {i}: {number} detections instead of {len(one.boxes)}"
+            ours = {
+                (int(label), float(score), *box.tolist())
+                for label, score, box in zip(
+                    got["out_labels"][i, :number], got["out_scores"][i, :number], got["out_boxes"][i], strict=False
+                )
+            }
+            theirs = {
+                (int(label), float(score), *box.tolist())
+                for label, score, box in zip(one.labels, one.scores, one.boxes, strict=True)
+            }
+            if ours != theirs:
+                return f"image {i}: {len(theirs - ours)} detections are not NumPy's"
+        return ""
+
+    return KernelCase("fast_nms", plan, {"boxes": boxes, "scores": scores, "coeff": coeff}, outputs, check)
+
+
+def _mask_case(
+    config: YolactConfig,
+    scenes: list[Scene],
+    padded: dict[str, NDArray[Any]],
+    masks: list[NDArray[np.float32]],
+    dtype: str,
+) -> KernelCase:
+    side, slots = config.prototype_size, config.max_detections
+    proto = np.stack([scene.proto for scene in scenes]).astype(dtype)
+    plan = plan_masks.mask_assembly(
+        len(scenes), slots, side, side, config.num_prototypes, proto_dtype=dtype, mask_dtype=dtype
+    )
+    # Half precision prototypes are other prototypes: the reference takes the same ones.
+    expected = masks
+    if dtype != "float32":
+        expected = [
+            assemble_masks(proto[i].astype(np.float32), padded["coeff"][i], padded["boxes"][i])[: len(mask)]
+            for i, mask in enumerate(masks)
+        ]
+
+    def check(got: Arrays) -> str:
+        worst = max(
+            float(np.abs(got["masks"][i, : len(mask)].astype(np.float32) - mask).max(initial=0))
+            for i, mask in enumerate(expected)
+        )
+        return f"probabilities differ by up to {worst:g}" if not worst <= MASK_TOLERANCE[dtype] else ""
+
+    inputs = {"proto": proto, "coeff": padded["coeff"], "boxes": padded["boxes"]}
+    outputs = {"masks": ((len(scenes), slots, side, side), dtype)}
+    return KernelCase(f"mask_assembly {dtype}", plan, inputs, outputs, check)
+
+
+def _paste_case(
+    config: YolactConfig,
+    padded: dict[str, NDArray[Any]],
+    masks: list[NDArray[np.float32]],
+    image_size: tuple[int, int],
+    dtype: str,
+) -> KernelCase:
+    count, slots, side = len(masks), config.max_detections, config.prototype_size
+    height, width = image_size
+    words = slots * height * -(-width // 32)
+    dense = np.zeros((count, slots, side, side), dtype)
+    for i, mask in enumerate(masks):
+        dense[i, : len(mask)] = mask
+    plan = plan_paste.paste(count, slots, side, side, mask_dtype=dtype, capacity_words=words)
+    inputs = {
+        "masks": dense,
+        "boxes": padded["boxes"],
+        "num_detections": padded["num_detections"],
+        "image_sizes": np.tile(np.array(image_size, np.int32), (count, 1)),
+    }
+    outputs: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
+        "windows": ((count, slots, 6), np.int32),
+        "words_needed": ((count,), np.int32),
+        "bits": ((count, words), np.uint32),
+    }
+
+    def check(got: Arrays) -> str:
+        least = 1.0
+        for i, mask in enumerate(masks):
+            number = len(mask)
+            pasted = PackedMasks(got["windows"][i, :number], got["bits"][i], height, width).crops
+            expected = paste_windows(MaskWindows.from_dense(dense[i, :number].astype(np.float32)), height, width)
+            least = min([least, *(mask_iou(expected, j, pasted, j) for j in range(number))])
+        return f"a mask's IoU with NumPy's is {least:.4f}" if least < LEAST_IOU else ""
+
+    return KernelCase(f"paste {dtype}", plan, inputs, outputs, check)

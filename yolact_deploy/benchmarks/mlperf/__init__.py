@@ -1,0 +1,1 @@
+"""MLPerf scenarios, driven by MLCommons LoadGen."""

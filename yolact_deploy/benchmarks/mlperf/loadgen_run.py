@@ -1,0 +1,250 @@
+"""The scenarios of MLPerf by its own load generator: single-stream, multi-stream, offline, and a server with a bound.
+
+LoadGen chooses the pictures, issues the queries, takes the times and gives the verdict; its logs stay in a folder. The
+same queries are timed here too, so that neither clock has to be believed alone. Measured is from a decoded picture in
+memory (or from its file) to masks pasted at its size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from yolact_deploy.artifact import write_json
+from yolact_deploy.benchmarks.mlperf.loadgen_log import LOG_FILES, LoadgenLog, read_log
+from yolact_deploy.benchmarks.mlperf.loadgen_settings import SCENARIOS, LoadgenOptions, make_settings
+from yolact_deploy.benchmarks.mlperf.loadgen_system import PictureLibrary, SystemUnderTest, images_per_call, time_calls
+from yolact_deploy.console import step_progress
+from yolact_deploy.errors import BackendError, InputError, OutputError, import_optional
+from yolact_deploy.evaluation.engines import EngineSource
+from yolact_deploy.runtime.predictor import Predictor
+
+#: where LoadGen's percentiles and ours differ by more, the figures are doubted
+CLOCK_TOLERANCE = 0.05
+
+# LoadGen has one logger a process.
+_running = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ScenarioResult:
+    """One scenario of one model; times are milliseconds, of a query (multi-stream: of all its images).
+
+    Attributes:
+        valid: LoadGen's verdict
+        reasons: why it is not valid, in LoadGen's words
+        p50_ms, p90_ms, p99_ms: LoadGen's; offline, where one query has all images, of each image since the start
+        images_per_s: LoadGen's; of the server scenario what was completed, which cannot exceed ``target_rate`` by much
+        samples_per_query: images in a query
+        images_per_call: images that were given to the model at once; it splits them into batches of its own
+        target_percentile: on which the verdict stands
+        latency_bound_ms, target_rate: of the server scenario
+        seeds: of LoadGen's random numbers
+        own_p50_ms, own_p90_ms, own_p99_ms: the same queries by our clock, from their issue to their completion
+        logs: folder of LoadGen's logs
+    """
+
+    engine: str
+    scenario: str
+    mode: str
+    valid: bool
+    reasons: tuple[str, ...]
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    queries: int
+    samples_per_query: int
+    images_per_call: int
+    max_batch: int
+    from_files: bool
+    pictures: int
+    min_duration_s: float
+    target_percentile: float | None
+    latency_bound_ms: float | None
+    target_rate: float | None
+    seeds: dict[str, int]
+    own_p50_ms: float
+    own_p90_ms: float
+    own_p99_ms: float
+    loadgen_version: str
+    logs: str
+
+    @property
+    def clock_difference(self) -> float:
+        """The largest relative difference between LoadGen's percentiles and ours, of p50 and p99."""
+        pairs = ((self.p50_ms, self.own_p50_ms), (self.p99_ms, self.own_p99_ms))
+        return max(abs(ours - theirs) / theirs for theirs, ours in pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "reasons": list(self.reasons), "clock_difference": self.clock_difference}
+
+
+def is_running() -> bool:
+    """Whether LoadGen is still at work: it cannot be stopped, and a run that failed goes on to its end without us."""
+    return _running.locked()
+
+
+def run_scenarios(
+    sources: Sequence[EngineSource],
+    pictures: Sequence[Path],
+    logs: Path,
+    *,
+    scenarios: Sequence[str] = tuple(SCENARIOS),
+    options: LoadgenOptions | None = None,
+    quiet: bool = False,
+) -> list[ScenarioResult]:
+    """Run the scenarios on one model after the other.
+
+    Args:
+        logs: folder of the logs, which are in MODEL/SCENARIO/ below it, each with our result.json; older ones are
+            replaced
+
+    Raises:
+        MissingDependencyError: mlcommons-loadgen is not installed.
+        InputError: pictures, models or options that cannot be used.
+        BackendError: a model or LoadGen failed. LoadGen may then still be busy, see :func:`is_running`.
+        OutputError: the logs cannot be written.
+    """
+    import_optional("mlperf_loadgen", "loadgen", "Running MLPerf scenarios")
+    if not sources:
+        raise InputError("nothing to measure: name a model")
+    unknown = [name for name in scenarios if name not in SCENARIOS]
+    if unknown or not scenarios:
+        raise InputError(f"unknown scenario {', '.join(unknown) or 'none'}; known are {', '.join(SCENARIOS)}")
+    options = options or LoadgenOptions()
+    folders = [_file_name(source.name) for source in sources]
+    if len(set(folders)) < len(folders):
+        raise InputError(f"two models have the same name among {', '.join(s.name for s in sources)}: give each once")
+    library = PictureLibrary(pictures, from_files=options.from_files, memory_mib=options.memory_mib)
+    results = []
+    for source, folder in zip(sources, folders, strict=True):
+        with source.load() as predictor:
+            for scenario in scenarios:
+                with step_progress(f"{source.name}: {scenario}", quiet=quiet):
+                    results.append(
+                        run_scenario(source.name, predictor, library, scenario, logs / folder / scenario, options)
+                    )
+    return results
+
+
+def run_scenario(
+    name: str,
+    predictor: Predictor,
+    library: PictureLibrary,
+    scenario: str,
+    logs: Path,
+    options: LoadgenOptions,
+) -> ScenarioResult:
+    """Run one scenario on a loaded model, which pastes its masks in the call; see :func:`run_scenarios`."""
+    loadgen = import_optional("mlperf_loadgen", "loadgen", "Running MLPerf scenarios")
+    if predictor.lazy_masks:
+        raise InputError("lazy masks would leave pasting out of the measurement: load with lazy_masks=False")
+    samples_per_query = loadgen.TestSettings().multi_stream_samples_per_query if scenario == "multi-stream" else 1
+    count = images_per_call(predictor, scenario, samples_per_query)
+    calls, seconds = 20 if scenario == "server" else 3, min(1.0, options.seconds or 1.0)
+    call_ms = time_calls(predictor, library, count, calls=calls, seconds=seconds)
+    settings = make_settings(loadgen, scenario, options, call_ms, count)
+    _prepare(logs)
+    system = SystemUnderTest(loadgen, predictor, library, images_per_call=count, queued=scenario == "server")
+    _run(loadgen, settings, system, library, logs)
+    log = read_log(logs)
+    own_ms = sorted(ns / 1e6 for ns in system.latencies_ns[samples_per_query - 1 :: samples_per_query])
+    kind = "per_query_latency_ns" if scenario == "multi-stream" else "latency_ns"
+    percentiles = {q: log.number(f"result_{q}.00_percentile_{kind}") / 1e6 for q in (50, 90, 99)}
+    # LoadGen takes the value at this place of the sorted list, without interpolation.
+    own = {q: own_ms[len(own_ms) * q // 100] for q in (50, 90, 99)}
+    result = ScenarioResult(
+        engine=name,
+        scenario=scenario,
+        mode=options.mode,
+        valid=log.valid,
+        reasons=log.reasons,
+        p50_ms=percentiles[50],
+        p90_ms=percentiles[90],
+        p99_ms=percentiles[99],
+        images_per_s=_images_per_s(scenario, log, samples_per_query),
+        queries=int(log.number("result_query_count")),
+        samples_per_query=int(log.number("effective_samples_per_query")),
+        images_per_call=count,
+        max_batch=predictor.backend.max_batch,
+        from_files=library.from_files,
+        pictures=len(library),
+        min_duration_s=settings.min_duration_ms / 1e3,
+        target_percentile=None if scenario == "offline" else log.number("effective_target_latency_percentile"),
+        latency_bound_ms=settings.server_target_latency_ns / 1e6 if scenario == "server" else None,
+        target_rate=settings.server_target_qps if scenario == "server" else None,
+        seeds={key: getattr(settings, f"{key}_rng_seed") for key in ("qsl", "sample_index", "schedule")},
+        own_p50_ms=own[50],
+        own_p90_ms=own[90],
+        own_p99_ms=own[99],
+        loadgen_version=str(log.values.get("loadgen_version", "")),
+        logs=str(logs),
+    )
+    write_json(logs / "result.json", result.to_json())
+    return result
+
+
+def _images_per_s(scenario: str, log: LoadgenLog, samples_per_query: int) -> float:
+    if scenario == "multi-stream":  # the only one of which LoadGen does not log it
+        return samples_per_query * 1e9 / log.number("result_mean_query_latency_ns")
+    key = {
+        "single-stream": "result_qps_with_loadgen_overhead",
+        "offline": "result_samples_per_second",
+        "server": "result_completed_samples_per_sec",
+    }[scenario]
+    return log.number(key)
+
+
+def _run(loadgen: ModuleType, settings: Any, system: SystemUnderTest, library: PictureLibrary, logs: Path) -> None:
+    """One run of LoadGen in a thread of its own, as an interrupt must not come up inside its callbacks."""
+    if not _running.acquire(blocking=False):
+        raise BackendError("LoadGen is still ending a run that was broken off: wait, or start another process")
+    log_settings = loadgen.LogSettings()
+    log_settings.log_output.outdir = str(logs)
+    log_settings.log_output.copy_summary_to_stdout = False
+    log_settings.enable_trace = False
+
+    def run() -> None:
+        try:
+            with system:
+                sut = loadgen.ConstructSUT(system.issue, system.flush)
+                qsl = loadgen.ConstructQSL(len(library), len(library), system.load, system.unload)
+                # No audit configuration: one that lies in the working folder would replace the settings.
+                loadgen.StartTestWithLogSettings(sut, qsl, settings, log_settings, "")
+                loadgen.DestroyQSL(qsl)
+                loadgen.DestroySUT(sut)
+        finally:
+            _running.release()
+            system.over.set()
+
+    threading.Thread(target=run, name="yolact-loadgen").start()
+    try:
+        system.over.wait()
+    except BaseException as error:
+        system.fail(error)
+        raise
+    if system.error is not None:
+        raise system.error
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder and remove older logs; LoadGen itself ends the process where it cannot write them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in LOG_FILES:
+            (folder / name).unlink(missing_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OutputError(f"cannot write LoadGen's logs into {folder}: {error.strerror or error}") from error
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.@-]+", "_", name)

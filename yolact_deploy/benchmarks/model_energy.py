@@ -1,0 +1,42 @@
+"""Energy of one model that runs alone, measured by the meters of :mod:`yolact_deploy.machine.energy`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.errors import InputError
+from yolact_deploy.machine.energy import Energy, EnergyMeter
+from yolact_deploy.machine.sysfiles import ROOT
+from yolact_deploy.runtime.predictor import Predictor
+
+
+def measure_energy(
+    predictor: Predictor,
+    images: Sequence[Path],
+    *,
+    seconds: float = 10.0,
+    root: Path = ROOT,
+    nvml: Any = None,
+) -> Energy:
+    """Energy of one model that runs alone, over and over the pictures, for so many seconds.
+
+    In turns with other models it could not be told apart. Nothing runs where the machine has no meter.
+
+    Raises:
+        InputError: no pictures, or a picture that cannot be read.
+    """
+    if not images:
+        raise InputError("nothing to measure: give at least one picture")
+    count = 0
+    with EnergyMeter(root=root, nvml=nvml) as meter:
+        end = time.perf_counter() + seconds
+        for image in itertools.cycle(images) if meter.works else ():
+            predictor(image)
+            count += 1
+            if time.perf_counter() >= end:
+                break
+    return meter.energy(count)

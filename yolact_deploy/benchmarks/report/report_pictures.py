@@ -1,0 +1,88 @@
+"""Pictures of the HTML report: the images on which the models disagree most, the reference's beside each other's."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.benchmarks.measure import WorstImage
+from yolact_deploy.benchmarks.report.report_html import name as broken
+from yolact_deploy.benchmarks.report.report_html import text
+from yolact_deploy.detections import Detections
+from yolact_deploy.preprocess import read_image
+
+PICTURE_WIDTH = 480
+_JPEG_QUALITY = 80
+#: of all pictures together in the file; what else is in it takes some 100 kB
+_PICTURE_BYTES = 2_400_000
+#: class names that a caption tells
+_NAMED = 6
+
+
+def pictures(images: Sequence[WorstImage], reference: str) -> Iterator[str]:
+    """What each model found, drawn over the worst images, as long as there is room."""
+    room = _PICTURE_BYTES
+    for worst in images:
+        figures = list(_figures(worst, reference))
+        room -= sum(len(figure) for figure in figures)
+        if room < 0:
+            yield '<p class="note">Further pictures were left out to keep this file small.</p>'
+            return
+        yield f"<h3>{text(worst.image.path.name)}</h3>"
+        yield f'<div class="pictures">\n{"".join(figures)}</div>'
+
+
+def _figures(worst: WorstImage, reference: str) -> Iterator[str]:
+    picture = read_image(worst.image.path)
+    height, width = _shown_size(picture)
+    for name, detections in worst.detections.items():
+        caption = f"{len(detections)} detection{'s' * (len(detections) != 1)}"
+        if name in worst.agreement:
+            a = worst.agreement[name]
+            counts = ((a.missed, "missed"), (a.extra, "extra"), (a.label_flips, f"of another class than {reference}"))
+            wrong = ", ".join(f"{count} {word}" for count, word in counts if count)
+            caption += f": {wrong or 'none missed, none extra'}{_differences(worst.detections[reference], detections)}"
+        data = base64.b64encode(_jpeg(detections.draw(picture))).decode("ascii")
+        alt = f"{worst.image.path.name}, with what {name} detects: {_counted(detections.names)}"
+        yield (
+            f'<figure><img alt="{text(alt)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
+            f"<figcaption><b>{broken(name)}</b> {text(caption)}</figcaption></figure>\n"
+        )
+
+
+def _differences(reference: Detections, found: Detections) -> str:
+    """Classes of which one side has more; nothing where each has as many."""
+    expected, actual = Counter(reference.names), Counter(found.names)
+    fewer, more = (expected - actual).elements(), (actual - expected).elements()
+    parts = [f"{word} {_counted(list(names))}" for word, names in (("without", fewer), ("with", more))]
+    parts = [part for part in parts if not part.endswith(_NOTHING)]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+_NOTHING = "nothing"
+
+
+def _counted(names: Sequence[str]) -> str:
+    """Such as "2 dog, 1 cat"."""
+    counts = Counter(names).most_common()
+    words = [f"{count} {name}" for name, count in counts[:_NAMED]]
+    return ", ".join(words + ["..."] * (len(counts) > _NAMED)) or _NOTHING
+
+
+def _shown_size(picture: NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width in the report: at most :data:`PICTURE_WIDTH` wide and twice as high."""
+    height, width = picture.shape[:2]
+    scale = min(1.0, PICTURE_WIDTH / width, 2 * PICTURE_WIDTH / height)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _jpeg(picture: NDArray[np.uint8]) -> bytes:
+    height, width = _shown_size(picture)
+    if (height, width) != picture.shape[:2]:
+        picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()

@@ -1,0 +1,149 @@
+"""How many images a second the training loader makes, and where its time goes.
+
+    python -m yolact_deploy.benchmarks.scenarios.loader_speed DATA [--size 550] [--batch 8] [--workers 0 1 2] [--json]
+
+DATA is a dataset file (YAML) or a COCO folder. The steps are timed in one process with one thread, with the draws of
+the first epoch; then the whole loader, for each number of workers, after its first batches have come. What the loader
+made is compared with what the steps made, and the exit code is 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from yolact_deploy.console import print_json, print_table
+from yolact_deploy.machine.environment import environment
+from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, collate, open_dataset, training_loader
+from yolact_deploy.training.data.augment import Colours
+from yolact_deploy.training.data.loader import BatchSampler, Key
+
+T = TypeVar("T")
+
+STEPS = ("decode", "draw", "colours, warp", "masks, boxes", "collate")
+
+
+class _Stopwatch:
+    """Seconds spent in each step."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STEPS, 0.0)
+
+    def time(self, step: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[step] += time.perf_counter() - start
+        return result
+
+
+def time_steps(
+    dataset: CocoDataset, augmentation: Augmentation, batches: Sequence[list[Key]], seed: int
+) -> tuple[dict[str, float], float, Batch]:
+    """Milliseconds an image of each step, objects an image, and the first batch."""
+    watch, first, objects = _Stopwatch(), None, 0
+    for keys in batches:
+        samples = [_sample(watch, dataset, augmentation, key, seed) for key in keys]
+        batch = watch.time("collate", partial(collate, samples))
+        first = first or batch  # to keep all of them would measure the memory's page faults
+        objects += sum(batch.counts)
+    assert first is not None
+    images = sum(map(len, batches))
+    return {step: 1000 * seconds / images for step, seconds in watch.seconds.items()}, objects / images, first
+
+
+def _sample(watch: _Stopwatch, dataset: CocoDataset, augmentation: Augmentation, key: Key, seed: int) -> Any:
+    rng = np.random.default_rng([seed, *key])
+    image = watch.time("decode", lambda: dataset.image(key[1]))
+    objects = dataset.objects(key[1])
+    colours, view = watch.time("draw", lambda: (Colours.draw(augmentation, rng), augmentation.draw_view(objects, rng)))
+    shown = watch.time("colours, warp", lambda: augmentation.show(image, colours, view))
+    target = watch.time("masks, boxes", lambda: augmentation.target(objects, view))
+    return shown, {**target, "image_id": dataset.record(key[1]).image_id}
+
+
+def time_loader(
+    dataset: CocoDataset, augmentation: Augmentation, batch: int, *, workers: int, seconds: float, seed: int
+) -> tuple[float, Batch]:
+    """Images a second after the first batches, and the first batch."""
+    loader = iter(training_loader(dataset, augmentation, batch, seed=seed, workers=workers))
+    first = next(loader)
+    for _ in range(2 * workers):  # what was prepared while the workers started
+        next(loader)
+    images, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        images += len(next(loader))
+    return images / (time.perf_counter() - start), first
+
+
+def run(data: str, args: argparse.Namespace) -> dict[str, Any]:
+    """All measurements, JSON-ready."""
+    dataset = CocoDataset.of_split(open_dataset(data), args.split, keep_empty=False)
+    augmentation = Augmentation(size=args.size)
+    sampler = BatchSampler(len(dataset), args.batch, seed=args.seed)
+    keys = list(itertools.islice(sampler, min(sampler.batches_per_epoch, max(1, 200 // args.batch))))
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    time_steps(dataset, augmentation, keys[:2], args.seed)
+    steps, objects, made = time_steps(dataset, augmentation, keys, args.seed)
+    rates, same = {}, True
+    for workers in args.workers:
+        rate, first = time_loader(
+            dataset, augmentation, args.batch, workers=workers, seconds=args.seconds, seed=args.seed
+        )
+        rates[str(workers)] = rate
+        same &= torch.equal(first.images, made.images) and torch.equal(first.masks, made.masks)
+    return {
+        "images": len(dataset),
+        "objects_per_image": objects,
+        "size": args.size,
+        "batch": args.batch,
+        "steps_ms_per_image": steps,
+        "images_per_second": rates,
+        "same": same,
+        "environment": environment(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--size", type=int, default=550, metavar="S")
+    parser.add_argument("--batch", type=int, default=8, metavar="B")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each number of workers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    args = parser.parse_args(argv)
+    result = run(args.data, args)
+    if args.json:
+        print_json(result)
+    else:
+        _print(result)
+    return 0 if result["same"] else 1
+
+
+def _print(result: dict[str, Any]) -> None:
+    steps = result["steps_ms_per_image"]
+    print(
+        f"{result['images']} images, batches of {result['batch']} at {result['size']}, "
+        f"{result['objects_per_image']:.1f} objects in an image"
+    )
+    rows = [*((step, f"{value:.2f}") for step, value in steps.items()), ("all", f"{sum(steps.values()):.2f}")]
+    print_table(("one thread", "ms an image"), rows)
+    print_table(("workers", "images/s"), [(n, f"{rate:.0f}") for n, rate in result["images_per_second"].items()])
+    if not result["same"]:
+        print("the loader made other batches than its steps", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The options that name a benchmark's images, shared by the commands that measure."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.datasets.image_sets import CocoImages
+
+
+def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("images")
+    group.add_argument("--coco", metavar="DIR", help="folder of pictures, with (annotations/)instances_*.json")
+    group.add_argument("--annotations", metavar="FILE", help="COCO instances file, with --images-dir or --coco")
+    group.add_argument("--images-dir", metavar="DIR", help="folder of the pictures")
+    group.add_argument("--images", type=int, metavar="N", help="only the first N pictures, by image id")
+
+
+def open_dataset(args: argparse.Namespace) -> CocoImages:
+    from yolact_deploy.datasets.image_sets import open_images
+
+    return open_images(coco=args.coco, annotations=args.annotations, images_dir=args.images_dir, limit=args.images)

@@ -1,0 +1,1 @@
+"""Datasets: COCO files and folders read, checked and scanned; results files; the generated shapes."""

@@ -1,0 +1,123 @@
+"""Looks through a whole set before it costs a training: every split, and with ``deep`` every picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.datasets.dataset_file import DatasetSpec, Split
+from yolact_deploy.datasets.file_scan import scan_file
+from yolact_deploy.datasets.findings import Findings, Problem, refuse
+from yolact_deploy.datasets.scan import ImageRecord
+from yolact_deploy.errors import InputError
+from yolact_deploy.preprocess import read_image
+
+_THREADS = 4
+
+#: shows the progress of a loop: (items, description, their number) -> the same items
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split holds, and what is wrong with it."""
+
+    split: Split
+    images: int
+    objects: int  #: that can be trained on, without crowds
+    crowds: int
+    objects_of_class: dict[str, int]
+    problems: tuple[Problem, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "split": self.split.name,
+            "annotations": str(self.split.annotations),
+            "images_dir": str(self.split.images),
+            "images": self.images,
+            "objects": self.objects,
+            "crowds": self.crowds,
+            "objects_of_class": self.objects_of_class,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The reports of all splits of a set."""
+
+    path: Path
+    splits: tuple[SplitReport, ...]
+    deep: bool
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for split in self.splits for problem in split.problems if problem.is_error]
+
+    def raise_errors(self) -> None:
+        """Raises :class:`DatasetError` with the list, where there is something that cannot be trained on."""
+        refuse(self.path, self.errors)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "dataset": str(self.path),
+            "deep": self.deep,
+            "errors": sum(problem.count for problem in self.errors),
+            "splits": [split.to_json() for split in self.splits],
+        }
+
+
+def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress | None = None) -> DataReport:
+    """Look through all splits of a set.
+
+    Args:
+        deep: read every picture, too
+        progress: shows how far the reading is
+
+    Raises:
+        DatasetError: a file that is no COCO file; what is wrong with its records is in the report instead.
+    """
+    reports, seen = [], set[str]()
+    classes = dict(zip(spec.category_ids, spec.names, strict=True))
+    for split in spec.splits.values():
+        found = scan_file(split.annotations, split.images, classes)
+        records, table, findings = found.scan.images, found.scan.table, found.findings
+        if deep:
+            _read_all(split, records, findings, progress)
+        files = {str((split.images / record.file_name).resolve()) for record in records}
+        for file in sorted(files & seen):
+            findings.add("image in several splits", Path(file).name)
+        seen |= files
+        per_class = dict(zip(spec.names, found.scan.objects_of_class.tolist(), strict=True))
+        for name, count in per_class.items():
+            if not count and split.name == "train":
+                findings.add("class without objects", name)
+        crowds = int(table.iscrowd.sum())
+        reports.append(
+            SplitReport(split, len(records), len(table.boxes) - crowds, crowds, per_class, tuple(findings.problems))
+        )
+    return DataReport(spec.path, tuple(reports), deep)
+
+
+def _read_all(split: Split, records: list[ImageRecord], findings: Findings, progress: Progress | None) -> None:
+    """Read the pictures that are there; OpenCV lets other threads run while it decodes."""
+    there = [record for record in records if (split.images / record.file_name).is_file()]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), there)
+        for problem in progress(read, f"reading {split.name}", len(there)) if progress else read:
+            if problem:
+                findings.add(*problem)
+
+
+def _read(folder: Path, record: ImageRecord) -> tuple[str, str] | None:
+    """(kind, example) of what is wrong with a picture; None where nothing is."""
+    try:
+        height, width = read_image(folder / record.file_name).shape[:2]
+    except InputError:
+        return "unreadable image", record.file_name
+    if (height, width) == (record.height, record.width):
+        return None
+    return "image of another size", f"{record.file_name}: {width} x {height}, not {record.width} x {record.height}"

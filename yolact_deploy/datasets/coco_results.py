@@ -1,0 +1,133 @@
+"""Files of COCO results: written, read, and checked before pycocotools sees them, for it trusts what it gets.
+
+Results are a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``. Those of a
+YOLACT++ have ``"mask_score"`` too, by which masks are ranked; ``"score"`` is the box's then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from yolact_deploy.artifact import atomic_write, read_json
+from yolact_deploy.datasets.annotations import is_box, is_whole
+from yolact_deploy.errors import DatasetError
+
+Result = dict[str, Any]
+
+_CURE = "write it again as COCO results"
+
+
+def read_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> list[Result]:
+    """Read and check a results file for the annotations ``content``; raises :class:`DatasetError`."""
+    results = read_json(path, "results file", DatasetError)
+    check_results(results, content, str(path))
+    found: list[Result] = results
+    return found
+
+
+@contextlib.contextmanager
+def results_file(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Result]], None]]:
+    """Give a function that appends results to a file, which is there only when all went well.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        before = "["
+
+        def append(results: Iterable[Result]) -> None:
+            nonlocal before
+            for result in results:
+                file.write(f"{before}\n{json.dumps(result)}")
+                before = ","
+
+        yield append
+        file.write("[]\n" if before == "[" else "\n]\n")
+
+
+def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
+    """Results of boxes ("bbox") or of masks ("segm") alone, each with the score of what it is: for other evaluators."""
+    left_out = {"bbox": ("segmentation", "mask_score"), "segm": ("bbox", "mask_score")}[kind]
+    return [
+        {**{k: v for k, v in result.items() if k not in left_out}, "score": score_of(result, kind)}
+        for result in results
+    ]
+
+
+def score_of(result: Mapping[str, Any], kind: str) -> float:
+    """By what a result is ranked among the boxes ("bbox") or masks ("segm")."""
+    score: float = result.get("mask_score", result["score"]) if kind == "segm" else result["score"]
+    return score
+
+
+def check_results(results: Any, content: Mapping[str, Any], source: str) -> None:
+    """Raises :class:`DatasetError` unless ``results`` are COCO results for the images of ``content``."""
+    if not isinstance(results, list):
+        raise DatasetError(f"{source}: expected a list of results, got a {type(results).__name__}: {_CURE}")
+    sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
+    categories = {category["id"] for category in content["categories"]}
+    kinds = {tuple(k in r for k in ("bbox", "segmentation")) for r in results if isinstance(r, dict)}
+    if (False, False) in kinds or len(kinds) > 1:
+        raise DatasetError(f"{source}: every result needs bbox, segmentation or both, and all the same: {_CURE}")
+    for index, result in enumerate(results):
+        problem = _problem(result, sizes, categories)
+        if problem:
+            raise DatasetError(f"{source}: result number {index} {problem}")
+
+
+def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) -> str | None:
+    if not isinstance(result, dict):
+        return f"is a {type(result).__name__}, expected an object: {_CURE}"
+    missing = [key for key in ("image_id", "category_id", "score") if key not in result]
+    if missing:
+        return f"has no {', '.join(missing)}: {_CURE}"
+    image, category, score = result["image_id"], result["category_id"], result["score"]
+    if not is_whole(image) or image not in sizes:
+        return f"is of image {image!r}, which the annotations do not list: give the annotations of the same images"
+    if not is_whole(category) or category not in categories:
+        return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
+    for name, value in (("score", score), ("mask_score", result.get("mask_score", score))):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"has the {name} {value!r}, expected a number: {_CURE}"
+    if "bbox" in result and not is_box(result["bbox"]):
+        return f"has the bbox {result['bbox']!r}, expected [x, y, width, height]: {_CURE}"
+    if "segmentation" in result:
+        return _rle_problem(result["segmentation"], sizes[image])
+    return None
+
+
+def _rle_problem(rle: Any, size: list[int]) -> str | None:
+    if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
+        return "has a segmentation that is no compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
+    if rle["size"] != size:
+        return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks to the image's size"
+    # pycocotools reads past the end of a broken text, so the runs are added up here.
+    if decompressed_length(rle["counts"]) != size[0] * size[1]:
+        return "has a damaged RLE (its runs do not fill the image): encode it with pycocotools.mask.encode"
+    return None
+
+
+def decompressed_length(counts: str) -> int:
+    """Sum of the run lengths in COCO's compressed text; -1 where the text is not such."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            return -1
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:
+            continue
+        if code & 0x10:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        if runs[-1] < 0:
+            return -1
+        value = shift = 0
+    return sum(runs) if shift == 0 else -1

@@ -1,0 +1,243 @@
+"""The fewest layers to keep in FP32 so that a quantised network loses no more than a limit; few trials for that.
+
+INT8 throughout is measured first: where it does, nothing else is run. Then the noise of each block alone tells in which
+order to keep blocks, and trials find the fewest that must be kept; only the layers in these are measured alone, and the
+fewest of them are found in the same way. Every decision about the limit is a run of the mixed graph itself over the
+judged images, and the last one is the proof.
+
+The judged images choose the layers and prove the result, so the figures of the result are a little too good for other
+images; the less so, the more images there are.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from yolact_deploy.console import progress, step_progress
+from yolact_deploy.errors import GateError
+from yolact_deploy.evaluation.bootstrap import Interval
+from yolact_deploy.export.search.bisect import Target, fewest, keep_order, ranked, worst_drop
+from yolact_deploy.export.search.trials import Measured, Trials, least_decibels
+from yolact_deploy.graph.trunk_graph import layer_blocks
+
+#: images on which the noise of blocks and layers is measured: it varies little from image to image
+RANKING_IMAGES = 4
+#: images on which the limit is
+JUDGED_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What was found.
+
+    Attributes:
+        precision: of the layers that are not kept
+        ranking_images: on which the noise of blocks and layers was measured; judged_images: on which the limit was
+        fp32, lowered, mixed: the FP32 graph, the one with all layers in the precision, and the one that was found
+        signed: the last one as runtimes with signed activations compute it, where that is another matter
+        lowered_intervals, mixed_intervals, signed_intervals: AP less that of the FP32 graph with its 95 % interval;
+            empty without ground truth
+        layers: how many the network has
+        blocks: each block in the precision alone, the most expensive first; empty where ``lowered`` met the target
+        costs: each layer in the blocks that mattered, in the precision alone, the most expensive first
+        keep_fp32: the layers that were found; none of them can be left out
+        always: layers that were to be kept whatever they cost
+        trials: graphs that were run on the judged images and on the others
+    """
+
+    precision: str
+    target: Target
+    ranking_images: int
+    judged_images: int
+    fp32: Measured
+    lowered: Measured
+    mixed: Measured
+    signed: Measured | None
+    lowered_intervals: dict[str, Interval]
+    mixed_intervals: dict[str, Interval]
+    signed_intervals: dict[str, Interval]
+    layers: int
+    blocks: tuple[tuple[str, Measured], ...]
+    costs: tuple[tuple[str, Measured], ...]
+    keep_fp32: tuple[str, ...]
+    always: tuple[str, ...]
+    trials: int
+    seconds: float
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Of each layer that was found: why it is kept."""
+        alone = dict(self.costs)
+        return {
+            layer: f"{self.target}; {self.precision} in this layer alone: {least_decibels(alone[layer])}"
+            for layer in self.keep_fp32
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        def side(measured: Measured, intervals: dict[str, Interval]) -> dict[str, Any]:
+            found = {kind: interval.to_json() for kind, interval in intervals.items()}
+            return {**measured.to_json(), **({"ap_difference": found} if found else {})}
+
+        return {
+            "keep_fp32": [*self.always, *self.keep_fp32],
+            "found": list(self.keep_fp32),
+            "precision": self.precision,
+            "target": self.target.to_json(),
+            "layers": self.layers,
+            "ranking_images": self.ranking_images,
+            "judged_images": self.judged_images,
+            "fp32": side(self.fp32, {}),
+            "lowered": side(self.lowered, self.lowered_intervals),
+            "mixed": side(self.mixed, self.mixed_intervals),
+            "signed": None if self.signed is None else side(self.signed, self.signed_intervals),
+            "blocks": [{"block": block, **cost.to_json()} for block, cost in self.blocks],
+            "costs": [{"layer": layer, **cost.to_json()} for layer, cost in self.costs],
+            "trials": self.trials,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def search_layers(
+    ranking: Trials,
+    judging: Trials,
+    target: Target,
+    *,
+    signed: Trials | None = None,
+    precision: str = "int8",
+    quiet: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> SearchResult:
+    """Find the layers to keep in FP32.
+
+    Args:
+        ranking: with raw outputs, on a few images
+        judging: of the same graph, on the images that the target is about
+        signed: the same as other runtimes compute it, which is slow here: the result must meet the target so, too, and
+            only where it does not, these are run more than once
+        tell: gets a sentence before each long piece of work
+
+    Raises:
+        DatasetError: images on which the target cannot be judged.
+        GateError: no graph with any layer in the precision meets the target; the best one is told.
+    """
+    start = time.perf_counter()
+    target.check_measurable(judging.reference)
+    free = [layer for layer in judging.layers if layer not in judging.always]
+    groups = layer_blocks(free)
+    lowered = judging.run(())
+    blocks: dict[str, Measured] = {}
+    costs: dict[str, Measured] = {}
+
+    def find(judges: Sequence[Trials], loss: Measured) -> list[str]:
+        nonlocal blocks, costs
+        tell(
+            f"{precision} in all {len(free)} layers: {shortfall(loss)}; wanted: {target}. Looking for the layers to "
+            f"keep, about {_estimate(ranking, judges, len(groups), len(free))}"
+        )
+        blocks = _alone(ranking, groups, "measuring blocks", quiet)
+        chosen = _search(keep_order(blocks), groups, judges, target, "looking for blocks", quiet)
+        inside = {layer: [layer] for block in chosen for layer in groups[block]}
+        costs = _alone(ranking, inside, "measuring layers", quiet)
+        return _search(keep_order(costs), inside, judges, target, "looking for layers", quiet)
+
+    keep = [] if target.met_by(lowered) else find((judging,), lowered)
+    if signed is not None and not target.met_by(signed.run(keep)):
+        tell("with signed activations, as in TensorRT and OpenVINO, that is not enough")
+        keep = find((judging, signed), signed.run(()))
+    if len(keep) == len(free) > 0:
+        raise GateError(_unreachable(judging, target, precision))
+    mixed = judging.run(keep)
+    return SearchResult(
+        precision=precision,
+        target=target,
+        ranking_images=len(ranking.images),
+        judged_images=len(judging.images),
+        fp32=judging.reference,
+        lowered=lowered,
+        mixed=mixed,
+        signed=None if signed is None else signed.run(keep),
+        lowered_intervals=judging.intervals(()),
+        mixed_intervals=judging.intervals(keep),
+        signed_intervals={} if signed is None else signed.intervals(keep),
+        layers=len(judging.layers),
+        blocks=ranked(blocks),
+        costs=ranked(costs),
+        keep_fp32=tuple(layer for layer in judging.layers if layer in keep),
+        always=tuple(layer for layer in judging.layers if layer in judging.always),
+        trials=sum(trials.trials for trials in (ranking, judging, signed) if trials is not None),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def shortfall(found: Measured) -> str:
+    """What a graph loses against FP32, in words."""
+    parts = [
+        f"{kind} AP {100 * value:.2f} ({0 - 100 * found.ap_drop[kind]:+.2f})"
+        for kind, value in sorted(found.ap.items())
+    ]
+    if found.agreed is not None:
+        parts.append(f"agrees with FP32 on {100 * found.agreed:.1f} % of the detections")
+    return ", ".join(parts)
+
+
+def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, quiet: bool) -> dict[str, Measured]:
+    """Each group of layers in the precision, all others in FP32."""
+    every = set(ranking.layers)
+    unit = description.rpartition(" ")[2]
+    return {
+        name: ranking.run(every.difference(layers))
+        for name, layers in progress(groups.items(), description, total=len(groups), quiet=quiet, unit=unit)
+    }
+
+
+def _search(
+    order: Sequence[str],
+    groups: dict[str, list[str]],
+    judges: Sequence[Trials],
+    target: Target,
+    description: str,
+    quiet: bool,
+) -> list[str]:
+    """The fewest groups to keep; see :func:`~yolact_deploy.export.search.bisect.fewest`."""
+    most = _most_trials(len(order))
+    with step_progress(f"{description} on {len(judges[0].images)} images", quiet=quiet) as step:
+        done = 0
+
+        def good(names: Sequence[str]) -> bool:
+            nonlocal done
+            step(f"{len(names)} kept", min(done, most), most)
+            done += 1
+            kept = [layer for name in names for layer in groups[name]]
+            return all(target.met_by(trials.run(kept)) for trials in judges)
+
+        return fewest(order, good)
+
+
+def _most_trials(items: int) -> int:
+    """Trials of a search whose result is about a fifth of the items."""
+    return math.ceil(math.log2(items + 1)) + math.ceil(items / 5)
+
+
+def _estimate(ranking: Trials, judges: Sequence[Trials], blocks: int, layers: int) -> str:
+    """Half of the layers are taken to be in blocks that matter."""
+    seconds = (blocks + layers / 2) * ranking.seconds
+    seconds += (_most_trials(blocks) + _most_trials(layers // 2)) * sum(trials.seconds for trials in judges)
+    return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
+
+
+def _unreachable(judging: Trials, target: Target, precision: str) -> str:
+    def loss(measured: Measured) -> tuple[float, float]:
+        return worst_drop(measured), -(measured.agreed or 0.0)
+
+    kept, best = min(judging.tried(), key=lambda trial: loss(trial[1]))
+    left = len(judging.layers) - len(kept)
+    layers = "one layer" if left == 1 else f"{left} layers"
+    return (
+        f"{target}: not reached with any layer in {precision}, so nothing was written. The best that was tried has "
+        f"{layers} of {len(judging.layers)} in {precision}: {shortfall(best)}. Relax the limit, calibrate on more "
+        "images or with another method, or export with --fp16 or --bf16"
+    )

@@ -1,0 +1,1 @@
+"""Reading, cutting, probing and rewriting ONNX graphs."""

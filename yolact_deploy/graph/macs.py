@@ -1,0 +1,241 @@
+"""Multiply-accumulates and bytes of a network, layer by layer, counted from an exported graph.
+
+A multiply-accumulate (MAC) is one multiplication and one addition; GMAC are 10^9 of them. Counted are convolutions and
+products of matrices, as in the tables of papers; biases, activations, resizing and normalisation are left out.
+
+Bytes are those of each product on its own: its inputs, its weights and its outputs, once each. So what follows a
+product (activation, shortcut, resizing) is taken to cost no traffic, and no cache to keep a tensor for the next one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from yolact_deploy.errors import ArtifactError, InputError, import_optional
+from yolact_deploy.graph.onnx_graph import inline_functions, onnx_metadata, read_onnx, use_deform_conv
+from yolact_deploy.graph.trunk_graph import CONVERTING, trunk_nodes
+
+#: bytes of an element, by the precision that a runtime computes in
+ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+#: parts of a network in their order; "other" are layers whose names tell nothing
+PARTS = ("backbone", "fpn", "protonet", "heads", "tail", "other")
+
+#: first word of a layer's name, and the part that it is in
+_MODULES = {"backbone": "backbone", "fpn": "fpn", "proto_net": "protonet", "prediction_layers": "heads"}
+
+_Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerMacs:
+    """One product of a network.
+
+    Attributes:
+        name: of the layer with its weights, ``#2`` and so on where they are used again; in the tail, of the node
+        part: one of :data:`PARTS`
+        op_type: of ONNX
+        macs: multiply-accumulates
+        inputs: elements read that are not weights
+        weights: elements of weights and biases
+        outputs: elements written
+    """
+
+    name: str
+    part: str
+    op_type: str
+    macs: int
+    inputs: int
+    weights: int
+    outputs: int
+
+    @property
+    def elements(self) -> int:
+        """Elements read and written."""
+        return self.inputs + self.weights + self.outputs
+
+
+@dataclass(frozen=True)
+class Macs:
+    """What one call of a network multiplies and moves.
+
+    Attributes:
+        images: of a call
+        precision: of the trunk as the file or the model has it, a key of :data:`ELEMENT_BYTES`
+        layers: in the order in which they run
+    """
+
+    images: int
+    precision: str
+    layers: tuple[LayerMacs, ...]
+
+    @property
+    def gmac(self) -> float:
+        """GMAC of a call without the tail (NMS and masks); for one image, what the tables of papers tell."""
+        return sum(layer.macs for layer in self.layers if layer.part != "tail") / 1e9
+
+    def part_gmac(self) -> dict[str, float]:
+        """GMAC of a call by part; parts without products are left out."""
+        return {part: sum(layer.macs for layer in layers) / 1e9 for part, layers in self._parts().items()}
+
+    def part_bytes(self, precision: str | None = None) -> dict[str, int]:
+        """Bytes that a call moves by part; arguments and errors as in :meth:`moved_bytes`."""
+        size = element_bytes(precision or self.precision)
+        return {part: size * sum(layer.elements for layer in layers) for part, layers in self._parts().items()}
+
+    def moved_bytes(self, precision: str | None = None) -> int:
+        """Bytes that a call moves, without the tail.
+
+        Args:
+            precision: that the runtime computes in; by default :attr:`precision`
+
+        Raises:
+            InputError: a precision that is not in :data:`ELEMENT_BYTES`.
+        """
+        return sum(size for part, size in self.part_bytes(precision).items() if part != "tail")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "images": self.images,
+            "precision": self.precision,
+            "gmac": self.gmac,
+            "bytes": self.moved_bytes(),
+            "part_gmac": self.part_gmac(),
+            "part_bytes": self.part_bytes(),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+    def _parts(self) -> dict[str, list[LayerMacs]]:
+        layers = {part: [layer for layer in self.layers if layer.part == part] for part in PARTS}
+        return {part: found for part, found in layers.items() if found}
+
+
+def element_bytes(precision: str) -> int:
+    """Bytes of an element; raises :class:`InputError` for a precision that is not in :data:`ELEMENT_BYTES`."""
+    if precision not in ELEMENT_BYTES:
+        raise InputError(f"unknown precision {precision!r}: expected one of {', '.join(ELEMENT_BYTES)}")
+    return ELEMENT_BYTES[precision]
+
+
+def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
+    """Count an exported ONNX file, its functions (Fast NMS, masks) included.
+
+    Args:
+        batch: images of a call, where the file leaves it open
+
+    Raises:
+        ArtifactError: not a file of ours, or a product that cannot be counted since shapes are not known.
+    """
+    inference = import_optional("onnx.shape_inference", "onnx", "Counting an ONNX file")
+    model = read_onnx(path)
+    precision = onnx_metadata(model, path).precision
+    images = _fix_batch(model.graph, batch)
+    use_deform_conv(model)
+    graph = inference.infer_shapes(inline_functions(model), data_prop=True).graph
+    return Macs(images, precision, tuple(_graph_layers(graph, os.fspath(path))))
+
+
+def _fix_batch(graph: Any, batch: int) -> int:
+    """Write ``batch`` where the graph leaves the number of images open; gives the number of images of a call."""
+    first = graph.input[0].type.tensor_type.shape.dim[0]
+    if first.WhichOneof("value") == "dim_value":
+        return int(first.dim_value)
+    name = first.dim_param
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == name:
+                dim.dim_value = batch  # takes the place of dim_param
+    return batch
+
+
+def _graph_layers(graph: Any, path: str) -> Iterator[LayerMacs]:
+    shapes = _shapes(graph)
+    fixed = _fixed(graph)
+    names = {node.index: node.name for node in trunk_nodes(graph)}
+    for index, node in enumerate(graph.node):
+        if node.op_type not in _COUNTERS or node.domain:
+            continue
+        try:
+            macs = _COUNTERS[node.op_type](node, shapes)
+            sizes = {name: math.prod(shapes[name]) for name in (*node.input, *node.output) if name}
+        except KeyError as error:
+            raise ArtifactError(
+                f"{path}: {node.op_type} cannot be counted, the shape of {error} is not known: export the file again"
+            ) from error
+        yield LayerMacs(
+            name=names.get(index) or node.name or node.output[0],
+            part=part_of(names[index]) if index in names else "tail",
+            op_type=node.op_type,
+            macs=macs,
+            inputs=sum(sizes[name] for name in node.input if name and name not in fixed),
+            weights=sum(sizes[name] for name in node.input if name in fixed),
+            outputs=sum(sizes[name] for name in node.output),
+        )
+
+
+def _shapes(graph: Any) -> dict[str, _Shape]:
+    """Shapes of the tensors all of whose dimensions are known."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shape = value.type.tensor_type.shape
+        if value.type.tensor_type.HasField("shape") and all(d.WhichOneof("value") == "dim_value" for d in shape.dim):
+            shapes[value.name] = tuple(d.dim_value for d in shape.dim)
+    return shapes
+
+
+def _fixed(graph: Any) -> set[str]:
+    """Tensors that are weights, whatever converts or transposes them first."""
+    fixed = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        moves = node.op_type in (*CONVERTING, "Transpose") and node.input[0] in fixed
+        if moves or node.op_type == "Constant":
+            fixed.update(node.output)
+    return fixed
+
+
+def part_of(name: str) -> str:
+    return _MODULES.get(name.partition(".")[0], "other")
+
+
+def _convolution(node: Any, shapes: dict[str, _Shape]) -> int:
+    """Weights [out, in / groups, ...]: each output element takes one kernel."""
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _transposed_convolution(node: Any, shapes: dict[str, _Shape]) -> int:
+    """Weights [in, out / groups, ...]: each input element gives one kernel."""
+    return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _gemm(node: Any, shapes: dict[str, _Shape]) -> int:
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
+
+
+def _matmul(node: Any, shapes: dict[str, _Shape]) -> int:
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
+
+
+def _einsum(node: Any, shapes: dict[str, _Shape]) -> int:
+    """All operands multiplied at once, over all indices: a single operand takes nothing."""
+    equation = next(attribute.s for attribute in node.attribute if attribute.name == "equation").decode()
+    sizes: dict[str, int] = {}
+    for term, name in zip(equation.replace(" ", "").partition("->")[0].split(","), node.input, strict=True):
+        shape = shapes[name]
+        spread = range(len(shape) - len(term.replace("...", "")))  # dimensions of the ellipsis, told by digits
+        for index, size in zip(term.replace("...", "".join(map(str, reversed(spread)))), shape, strict=True):
+            sizes[index] = max(size, sizes.get(index, 1))  # one of 1 is repeated
+    return math.prod(sizes.values()) * (len(node.input) - 1)
+
+
+_COUNTERS: dict[str, Callable[[Any, dict[str, _Shape]], int]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
+    "DeformConv": _convolution,
+    "Einsum": _einsum,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+}

@@ -1,0 +1,171 @@
+"""Reading exported ONNX files and fitting them to a CPU runtime in memory: cutting the tail off, inlining functions.
+
+Fast NMS and mask assembly have static shapes in the graph, as GPUs want them. On a CPU, NumPy does the same work only
+where there is something to do, in a few milliseconds; so the CPU backends cut the graph before FastNMS by default. What
+follows the masks of a YOLACT++, its mask-IoU network, is NumPy's then, too.
+
+The deformable convolutions of a YOLACT++ are functions in the file, for TensorRT; ONNX Runtime on a CPU and OpenVINO
+get the operator itself, which is several times as fast.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_deploy.artifact import METADATA_KEY, Metadata
+from yolact_deploy.errors import ArtifactError, import_optional
+from yolact_deploy.graph.half_precision import HALF_TYPES, widen
+from yolact_deploy.graph.onnx_int8 import use_unsigned
+from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
+from yolact_deploy.ops import DEFORM_CONV, DOMAIN
+
+_EXPORT_AGAIN = "make it with: yolact-deploy export --weights WEIGHTS"
+
+
+def read_onnx(path: str | os.PathLike[str]) -> Any:
+    """The ``onnx.ModelProto`` of a file; raises :class:`ArtifactError` when it is not ONNX."""
+    onnx = import_optional("onnx", "onnx", "Reading an ONNX file")
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(os.fspath(path))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"no such ONNX file: {path}") from error
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+    except (DecodeError, ValueError) as error:
+        raise ArtifactError(f"{path} is not an ONNX file, or a truncated one: {_EXPORT_AGAIN}") from error
+    if not model.graph.node or not model.graph.output:
+        raise ArtifactError(f"{path} is not an ONNX file, or an empty one: {_EXPORT_AGAIN}")
+    return model
+
+
+def onnx_metadata(model: Any, path: str | os.PathLike[str]) -> Metadata:
+    """Our metadata in a ``ModelProto``; raises :class:`ArtifactError` when there is none."""
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            return Metadata.from_json(entry.value, str(path))
+    raise ArtifactError(f"{path} was not exported by yolact-deploy (no {METADATA_KEY!r} metadata): {_EXPORT_AGAIN}")
+
+
+def cut_tail(model: Any) -> None:
+    """End the graph before FastNMS, in place: its outputs become boxes, scores, coeff and proto."""
+    onnx = import_optional("onnx", "onnx", "Cutting the tail off an ONNX file")
+    graph = model.graph
+    nms = _only(graph, "FastNMS")
+    assembly = _only(graph, "MaskAssembly")
+    ends = [*nms.input, assembly.input[0]]
+    needed, kept = set(ends), []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:], graph.output[:]
+    graph.node.extend(reversed(kept))
+    _drop_functions(model)
+    for name in ends:
+        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+
+
+def _drop_functions(model: Any) -> None:
+    """Drop the bodies that no node of the graph uses."""
+    used = {(node.domain, node.op_type) for node in model.graph.node}
+    for function in [f for f in model.functions if (f.domain, f.name) not in used]:
+        model.functions.remove(function)
+
+
+def use_deform_conv(model: Any) -> None:
+    """Put ONNX's operator in place of our function of the same name, for runtimes that have it; in place."""
+    for node in model.graph.node:
+        if node.domain == DOMAIN and node.op_type == DEFORM_CONV:
+            node.domain = ""
+    _drop_functions(model)
+
+
+def fit_trunk(model: Any) -> None:
+    """Leave the trunk alone, with deformable convolutions as CPU runtimes have them; in place."""
+    if any(node.op_type == "FastNMS" and node.domain == DOMAIN for node in model.graph.node):
+        cut_tail(model)
+    use_deform_conv(model)
+
+
+def mask_iou_net(model: Any) -> HostMaskIouNet | None:
+    """The mask-IoU network of a file that ends in detections, before its tail is cut; None where it has none."""
+    numpy_helper = import_optional("onnx.numpy_helper", "onnx", "Reading an ONNX file")
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type != "Conv" or (name := node.input[1].removeprefix("model.")) not in PARAMETERS:
+            continue
+        weight, *bias = (numpy_helper.to_array(tensors[value]) for value in node.input[1:])
+        # The exporter leaves out a bias of zeros, and keeps equal ones once.
+        found[name] = weight
+        found[name.removesuffix("weight") + "bias"] = bias[0] if bias else np.zeros(len(weight), np.float32)
+    if not found:
+        return None
+    missing = [name for name in PARAMETERS if name not in found]
+    if missing:
+        raise ArtifactError(f"the file has no {', '.join(missing)}: export it again")
+    return HostMaskIouNet(found)
+
+
+def _only(graph: Any, op: str) -> Any:
+    found = [node for node in graph.node if node.op_type == op and node.domain == "yolact"]
+    if len(found) != 1:
+        raise ArtifactError(f"expected one yolact::{op} node in the graph, found {len(found)}: export the file again")
+    return found[0]
+
+
+def inline_functions(model: Any) -> Any:
+    """A model without local functions, for runtimes that do not know them."""
+    if not model.functions:
+        return model
+    inliner = import_optional("onnx.inliner", "onnx", "Inlining ONNX functions")
+    return inliner.inline_local_functions(model)
+
+
+@dataclass(frozen=True)
+class LoadedGraph:
+    """An exported file as a runtime should get it.
+
+    Attributes:
+        data: the model's bytes
+        on_host: whether Fast NMS and masks run on the host
+        mask_iou: rescores masks there; None where the graph does so, or nothing does
+    """
+
+    data: bytes
+    metadata: Metadata
+    on_host: bool
+    mask_iou: HostMaskIouNet | None = None
+
+
+def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", unsigned: bool = False) -> LoadedGraph:
+    """Read an exported file and fit it to a runtime.
+
+    Args:
+        tail: "graph" leaves Fast NMS and masks in the graph, where they are; all else cuts them off
+        gpu: leaves deformable convolutions as the functions that the file has
+        half: what becomes of a trunk in FP16 or BF16: "keep" it, or "round" or "fp32" for runtimes that compute in
+            FP32, where what operators put out is rounded to it or not
+        unsigned: fits a trunk in INT8 to ONNX Runtime on x86, see :mod:`yolact_deploy.graph.onnx_int8`
+    """
+    model = read_onnx(path)
+    metadata = onnx_metadata(model, path)
+    on_host = metadata.tail == "heads" or tail != "graph"
+    mask_iou = None
+    if not gpu:
+        use_deform_conv(model)
+    if metadata.tail == "functions" and on_host:
+        mask_iou = mask_iou_net(model)
+        cut_tail(model)
+    if half != "keep" and metadata.precision in HALF_TYPES:
+        widen(model, metadata.precision, rounding=half == "round")
+    if unsigned and metadata.precision == "int8":
+        use_unsigned(model)
+    return LoadedGraph(inline_functions(model).SerializeToString(), metadata, on_host, mask_iou)

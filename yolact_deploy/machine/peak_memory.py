@@ -1,0 +1,157 @@
+"""The most memory that a piece of work took: of this process, and of the GPUs.
+
+On Linux the kernel itself keeps the highest resident memory, which is set back at the beginning, so that nothing runs
+beside the work; elsewhere samples are taken. A GPU's memory can be sampled only.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from yolact_deploy.errors import import_optional
+from yolact_deploy.machine.nvml import Nvml
+from yolact_deploy.machine.sysfiles import ROOT, first_line_int
+
+_MEBIBYTE = 1 << 20
+_SAMPLE_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of one GPU in MiB, used by whatever process: before the work, and at most during it."""
+
+    name: str
+    before_mib: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Memory in MiB.
+
+    Attributes:
+        host_before_mib: resident memory of this process at the beginning
+        host_peak_mib: its highest during the work
+        host_method: "kernel" (exact) or "samples"
+        devices: GPUs, sampled; empty where NVML tells nothing
+        torch_peak_mib: most that torch's allocator held on a GPU; None without torch on a GPU
+        reasons: why there is no figure for GPUs
+    """
+
+    host_before_mib: float
+    host_peak_mib: float
+    host_method: str
+    devices: tuple[DeviceMemory, ...]
+    torch_peak_mib: float | None
+    reasons: tuple[str, ...]
+
+    @property
+    def host_growth_mib(self) -> float:
+        return self.host_peak_mib - self.host_before_mib
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "host_growth_mib": self.host_growth_mib}
+
+
+class PeakMemoryMeter:
+    """Watches memory in a ``with`` block; ``peak`` holds it afterwards. Blocks must not lie within each other.
+
+    Args:
+        root: the folder that stands for /
+        nvml: stands for the module ``pynvml``
+        modules: loaded modules, of which torch is asked
+
+    Raises:
+        MissingDependencyError: psutil is missing where the kernel does not tell, from ``__enter__``.
+    """
+
+    peak: PeakMemory
+
+    def __init__(self, *, root: Path = ROOT, nvml: Any = None, modules: Mapping[str, Any] = sys.modules) -> None:
+        self._root, self._module, self._modules = root, nvml, modules
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="yolact-peak-memory", daemon=True)
+
+    def __enter__(self) -> PeakMemoryMeter:
+        gc.collect()
+        self._nvml = Nvml(self._module, root=self._root)
+        self._kernel = self._reset()
+        # Only where it is needed: psutil belongs to an extra.
+        self._process = None if self._kernel else import_optional("psutil", "bench", "Measuring memory").Process()
+        if (cuda := self._cuda()) is not None:
+            for index in range(cuda.device_count()):
+                cuda.reset_peak_memory_stats(index)
+        self._host_before = self._host_peak = self._resident()
+        self._before = self._used()
+        self._highest = dict(self._before)
+        if self._before or not self._kernel:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._sample()
+        high = first_line_int(self._status, "VmHWM") if self._kernel else None
+        silent = [f"{gpu.name}: does not tell its memory" for gpu in self._nvml.gpus if gpu.name not in self._before]
+        cuda = self._cuda()
+        self.peak = PeakMemory(
+            host_before_mib=self._host_before / _MEBIBYTE,
+            host_peak_mib=(high * 1024 if high is not None else self._host_peak) / _MEBIBYTE,
+            host_method="kernel" if high is not None else "samples",
+            devices=tuple(
+                DeviceMemory(name, used / _MEBIBYTE, self._highest[name] / _MEBIBYTE)
+                for name, used in self._before.items()
+            ),
+            torch_peak_mib=None
+            if cuda is None
+            else sum(cuda.max_memory_reserved(i) for i in range(cuda.device_count())) / _MEBIBYTE,
+            reasons=tuple(silent) or ((self._nvml.reason,) if self._nvml.reason else ()),
+        )
+        self._nvml.close()
+
+    @property
+    def _status(self) -> Path:
+        return self._root / "proc/self/status"
+
+    def _reset(self) -> bool:
+        """Have the kernel begin anew with the highest resident memory; False where it cannot."""
+        if first_line_int(self._status, "VmHWM") is None or first_line_int(self._status, "VmRSS") is None:
+            return False
+        try:
+            (self._root / "proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            return False
+        return True
+
+    def _resident(self) -> int:
+        if self._process is not None:
+            return int(self._process.memory_info().rss)
+        return (first_line_int(self._status, "VmRSS") or 0) * 1024
+
+    def _used(self) -> dict[str, int]:
+        return {gpu.name: memory[0] for gpu in self._nvml.gpus if (memory := gpu.memory()) is not None}
+
+    def _cuda(self) -> Any:
+        """``torch.cuda``, if something in this process uses it."""
+        cuda = getattr(self._modules.get("torch"), "cuda", None)
+        return cuda if cuda is not None and cuda.is_initialized() else None
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        self._host_peak = max(self._host_peak, self._resident())
+        for name, used in self._used().items():
+            self._highest[name] = max(self._highest.get(name, 0), used)

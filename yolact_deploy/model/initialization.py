@@ -1,0 +1,234 @@
+"""Weights to begin a training with: of a backbone trained on ImageNet, or of a whole YOLACT for other classes.
+
+Read are
+
+- state dicts of torchvision's ResNets and MobileNetV2, also the original's initial weights (resnet101_reducedfc.pth,
+  resnet50-19c8e357.pth, darknet53.pth, mobilenet_v2-b0353104.pth)
+- ``.npz`` files of an 8-bit MobileNetV2 with folded batch normalisation, see `quantized`
+- checkpoints of YOLACT, ours and the original's: what fits is kept, and of the layers that tell classes apart the
+  background and the classes of the same name
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolact_deploy import samples
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.checkpoint import StateDict, infer_config, read_state_dict
+from yolact_deploy.model.deformable import DeformableConv
+from yolact_deploy.model.mobilenet import STAGES
+from yolact_deploy.model.pretrained import resolve_weights
+from yolact_deploy.model.quantized import read_quantized
+
+_HEAD = "prediction_layers.0"
+_TORCHVISION = {
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
+    "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
+    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
+}
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What a training begins with."""
+
+    source: str
+    kept: int = 0  #: tensors taken as they are
+    total: int = 0  #: tensors of the model
+    reset: tuple[str, ...] = ()  #: tensors that keep their random values
+    #: tensors of which the rows of some classes were taken, and which classes
+    partly: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    #: the batch normalisations of the backbone came folded into its convolutions
+    folded: bool = False
+
+    def __str__(self) -> str:
+        if not self.kept:
+            return "random weights"
+        text = f"{self.kept} of {self.total} tensors from {self.source}"
+        if self.partly:
+            text += f"; of {_some(self.partly)} the rows of {_some(self.classes)}"
+        return f"{text}; random: {_some(self.reset)}" if self.reset else text
+
+
+def initialise(model: YolactModel, source: str) -> InitReport:
+    """Fill a model with the weights that ``source`` names, as far as they fit, and tell what was not.
+
+    Args:
+        source: "" or "none" leaves the random weights; "imagenet" has torchvision download those of the backbone;
+            "imagenet-int8" takes the MobileNetV2 that comes with this package; a file, or the name of published YOLACT
+            weights
+
+    Raises:
+        CheckpointError: no such file, or not the weights of this backbone or of a YOLACT.
+        DownloadError: no connection.
+    """
+    if source in ("", "none"):
+        return InitReport("", total=len(model.state_dict()))
+    if source == "imagenet":
+        return _fill_backbone(model, _download(model.config.backbone), "torchvision's ImageNet weights")
+    if source == "imagenet-int8":
+        source = str(samples.MOBILENET_V2)
+    if Path(source).suffix == ".npz":
+        report = _fill_backbone(model, read_quantized(Path(source), model.config), source)
+        return replace(report, folded=True)
+    state, config = read_state_dict(_existing(source))
+    if f"{_HEAD}.conf_layer.weight" in state:
+        return _transfer(model, state, config, source)
+    return _fill_backbone(model, state, source)
+
+
+def _existing(source: str) -> Path:
+    if Path(source).name == source and source == "darknet53.pth" and not Path(source).exists():
+        raise CheckpointError(
+            "this recipe begins with darknet53.pth, the weights of YOLOv3's authors that the original YOLACT links to: "
+            "get that file and give its path with --weights, or --weights none"
+        )
+    return resolve_weights(source)
+
+
+def _download(backbone: str) -> StateDict:
+    if backbone not in _TORCHVISION:
+        raise CheckpointError(f"torchvision has no ImageNet weights of {backbone}: give a file with --weights, or none")
+    models = import_optional("torchvision.models", extra="train", purpose="initial weights")
+    try:
+        state: StateDict = models.get_weight(_TORCHVISION[backbone]).get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # urllib's errors, or a wrong checksum
+        raise DownloadError(
+            f"cannot download torchvision's weights of {backbone} ({' '.join(str(error).split())[:160]}): give a file "
+            "with --weights FILE, or begin with random weights by --weights none"
+        ) from error
+    return state
+
+
+# -- backbones ------------------------------------------------------------------------------------------------------
+
+
+def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
+    own = model.state_dict()
+    named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
+    # Deformable convolutions begin as plain ones: what is theirs alone keeps its zeros.
+    zeros = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, DeformableConv)
+        for part in ("bias", "conv_offset_mask.weight", "conv_offset_mask.bias")
+    }
+    own = {key: value for key, value in own.items() if key not in zeros}
+    wanted = [k for k in own if k.startswith("backbone.") and not k.endswith("num_batches_tracked")]
+    missing = [key for key in wanted if key not in named or named[key].shape != own[key].shape]
+    if missing:
+        raise CheckpointError(
+            f"{source} is not the initial weights of {model.config.backbone}: {len(missing)} of {len(wanted)} tensors "
+            f"are missing or of another shape ({_some(missing)}). Give those of this backbone, or a YOLACT checkpoint"
+        )
+    model.load_state_dict({key: named[key] for key in wanted}, strict=False)
+    reset = tuple(k for k in own if k not in wanted and not k.endswith("num_batches_tracked"))
+    return InitReport(source, len(wanted), len(wanted) + len(reset), _folded(reset))
+
+
+def backbone_name(key: str) -> str | None:
+    """Our name, within the backbone, of a tensor of torchvision's or the original's; None for what is not used.
+
+    >>> backbone_name("layer4.2.conv3.weight"), backbone_name("features.4.conv.0.0.weight"), backbone_name("fc.bias")
+    ('layers.3.2.conv3.weight', 'layers.3.0.conv.0.0.weight', None)
+    """
+    key = key.removeprefix("backbone.")
+    if match := re.match(r"layer(\d)\.(.*)", key):
+        return f"layers.{int(match[1]) - 1}.{match[2]}"
+    if match := re.match(r"features\.(\d+)\.(.*)", key):
+        return _mobilenet_name(int(match[1]), match[2])
+    return key if key.startswith(("layers.", "conv1.", "bn1.", "_preconv.")) else None
+
+
+def _mobilenet_name(number: int, rest: str) -> str | None:
+    if number == 0:
+        return f"layers.0.{rest}"
+    first = 1
+    for stage, (_, _, blocks, _) in enumerate(STAGES, 1):
+        if number < first + blocks:
+            return f"layers.{stage}.{number - first}.{rest}"
+        first += blocks
+    return None
+
+
+# -- another YOLACT -------------------------------------------------------------------------------------------------
+
+
+def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None, source: str) -> InitReport:
+    """Take the tensors of another YOLACT that fit, and the rows of classes that both have."""
+    own = model.state_dict()
+    names = _class_names(state, config)
+    same = names == model.config.class_names
+    by_class = () if same else tuple(k for k in own if k.startswith((f"{_HEAD}.conf_layer.", "semantic_seg_conv.")))
+    counted = [key for key in own if not key.endswith("num_batches_tracked")]
+    fitting = [k for k in counted if k not in by_class and k in state and state[k].shape == own[k].shape]
+    if not any(key.startswith("backbone.") for key in fitting):
+        raise CheckpointError(
+            f"{source} has another backbone than {model.config.name} ({model.config.backbone}): nothing of it fits. "
+            "Give a checkpoint with this backbone, or another recipe"
+        )
+    taken = {key: state[key] for key in fitting}
+    pairs = _shared(names, model.config.class_names)
+    partly = []
+    for key in by_class:
+        rows = _class_rows(own[key], state.get(key), model.config, len(names), pairs)
+        if rows is not None:
+            taken[key] = rows
+            partly.append(key)
+    model.load_state_dict(taken, strict=False)
+    reset = tuple(key for key in counted if key not in taken)
+    shared = ("the background", *(model.config.class_names[new] for _, new in pairs)) if partly else ()
+    return InitReport(source, len(fitting), len(counted), reset, tuple(partly), shared)
+
+
+def _class_names(state: StateDict, config: YolactConfig | None) -> tuple[str, ...]:
+    """Names of the checkpoint's classes; none where they cannot be told."""
+    try:
+        return (config or infer_config(state)).class_names
+    except CheckpointError:
+        return ()
+
+
+def _shared(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
+    place = {name: index for index, name in enumerate(old)}
+    return [(place[name], index) for index, name in enumerate(new) if name in place]
+
+
+def _class_rows(
+    fresh: Tensor, old: Tensor | None, config: YolactConfig, classes: int, pairs: list[tuple[int, int]]
+) -> Tensor | None:
+    """``fresh`` with the rows of shared classes from ``old``; None where nothing can be taken.
+
+    The class head has a row for the background and each class, of each prior of a cell; the semantic branch has one of
+    each class.
+    """
+    background = int(fresh.shape[0] != config.num_classes)
+    groups = config.priors_per_cell if background else 1
+    taken = [(0, 0)] * background + [(a + background, b + background) for a, b in pairs]
+    if old is None or not taken or old.shape[0] != groups * (classes + background) or old.shape[1:] != fresh.shape[1:]:
+        return None
+    rows = fresh.clone().view(groups, -1, *fresh.shape[1:])
+    sources, targets = (torch.tensor(side) for side in zip(*taken, strict=True))
+    rows[:, targets] = old.view(groups, -1, *old.shape[1:])[:, sources].to(rows.dtype)
+    return rows.view_as(fresh)
+
+
+def _folded(keys: Sequence[str]) -> tuple[str, ...]:
+    """The modules of tensors, once each."""
+    return tuple(dict.fromkeys(key.partition(".")[0] for key in keys))
+
+
+def _some(names: Sequence[Any] | Mapping[str, Any]) -> str:
+    listed = list(names)
+    return ", ".join(map(str, listed[:6])) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")

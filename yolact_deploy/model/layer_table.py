@@ -1,0 +1,97 @@
+"""Layer table and key figures of a network, without running it: shapes are propagated on torch's meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import import_optional
+from yolact_deploy.model import YolactModel
+
+
+def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> str:
+    """Table of layers with output shapes, parameters and multiply-adds for one image, and the totals.
+
+    Args:
+        config_or_model: what to describe.
+        depth: how many levels of nested modules to list.
+
+    Raises:
+        ConfigError: a configuration that cannot be built.
+        MissingDependencyError: torchinfo is not installed.
+    """
+    torchinfo = import_optional("torchinfo", extra="train", purpose="the layer table")
+    figures = summary_dict(config_or_model)
+    side = figures["image_size"]
+    model = _on_meta(config_or_model)
+    model.forward = model.heads  # type: ignore[method-assign, assignment]  # the rest needs values, not shapes
+    table = torchinfo.summary(
+        model,
+        input_size=(1, 3, side, side),
+        device="meta",
+        depth=depth,
+        col_names=("output_size", "num_params", "mult_adds"),
+        row_settings=("depth", "var_names"),
+        mode="eval",
+        verbose=0,
+    )
+    levels = " ".join(str(level) for level in figures["level_sizes"])
+    return (
+        f"{figures['name']}: {figures['backbone']}, input {side}x{side}, {figures['classes']} classes\n"
+        f"{str(table).replace('Units.GIGABYTES', 'G')}\n"
+        f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable), "
+        f"convolutions {figures['gmac']:.2f} GMAC\n"
+        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {figures['prototype_size']}"
+    )
+
+
+def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
+    """The key figures, ready for JSON: ``parameters``, ``trainable``, ``gmac``, ``priors``, ``level_sizes`` and more.
+
+    ``gmac`` counts the multiply-adds of the convolutions for one image in evaluation, in units of 10^9. ``parameters``
+    include the semantic branch, which only training runs.
+    """
+    meta = _on_meta(config_or_model)
+    model = config_or_model if isinstance(config_or_model, YolactModel) else meta
+    config = model.config
+    return {
+        "name": config.name,
+        "backbone": config.backbone,
+        "image_size": config.image_size,
+        "classes": config.num_classes,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "gmac": _count_macs(meta) / 1e9,
+        "priors": config.num_priors,
+        "level_sizes": list(config.level_sizes),
+        "prototype_size": config.prototype_size,
+    }
+
+
+def _on_meta(config_or_model: YolactConfig | YolactModel) -> YolactModel:
+    """A model of the same configuration without memory or values."""
+    config = config_or_model.config if isinstance(config_or_model, YolactModel) else config_or_model
+    with torch.device("meta"):
+        return YolactModel(config).eval()
+
+
+def _count_macs(model: YolactModel) -> int:
+    """Multiply-adds of the convolutions that inference runs, biases left out."""
+    total = 0
+
+    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        assert isinstance(module, nn.Conv2d)
+        total += output.numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    side = model.config.image_size
+    try:
+        model.heads(torch.empty(1, 3, side, side, device="meta"))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

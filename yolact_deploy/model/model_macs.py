@@ -1,0 +1,60 @@
+"""Multiply-accumulates of a network in PyTorch, for checkpoints, which have no graph."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.graph.macs import LayerMacs, Macs, part_of
+from yolact_deploy.model import YolactModel
+from yolact_deploy.model.deformable import DeformableConv
+from yolact_deploy.model.fuse import fuse_batch_norm
+
+
+def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int = 1) -> Macs:
+    """Count the trunk of a network in PyTorch without running it: for checkpoints, which have no graph.
+
+    Layers are named as in an exported file, and batch normalisations count as folded, as they are there.
+
+    Args:
+        batch: images of a call
+
+    Raises:
+        ConfigError: a configuration that cannot be built.
+    """
+    config = config_or_model if isinstance(config_or_model, YolactConfig) else config_or_model.config
+    with torch.device("meta"):
+        model = fuse_batch_norm(YolactModel(config))
+    layers: list[LayerMacs] = []
+    uses: Counter[str] = Counter()
+
+    def watch(name: str) -> Callable[[Any, Any, Any], None]:
+        def after(module: Any, inputs: Any, output: Any) -> None:
+            uses[name] += 1
+            deformable = isinstance(module, DeformableConv)
+            moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets, weights
+            layers.append(
+                LayerMacs(
+                    name=name + (f"#{uses[name]}" if uses[name] > 1 else ""),
+                    part=part_of(name),
+                    op_type="DeformConv" if deformable else "Conv",
+                    macs=output.numel() * module.weight[0].numel(),
+                    inputs=inputs[0].numel() + moved,
+                    weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+                    outputs=output.numel(),
+                )
+            )
+
+        return after
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(watch(name))
+    side = config.image_size
+    model.heads(torch.empty(batch, 3, side, side, device="meta"))
+    return Macs(batch, "fp32", tuple(layers))

@@ -1,0 +1,223 @@
+"""`YolactModel`: the whole network, for training, eager inference and export alike.
+
+It knows nothing about image files, losses or engines. Images come in normalised RGB (see `yolact_deploy.preprocess`).
+
+Legend: N images, S input side, P priors, C foreground classes, K prototypes, h and w of the prototypes, n detections.
+
+Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ConfigError, InputError
+from yolact_deploy.model import resnet
+from yolact_deploy.model import torch_ops as ops
+from yolact_deploy.model.darknet import DarknetBackbone
+from yolact_deploy.model.deformable import DeformableConv
+from yolact_deploy.model.fpn import FeaturePyramid
+from yolact_deploy.model.mask_iou_net import MaskIouNet
+from yolact_deploy.model.mobilenet import MobileNetBackbone
+from yolact_deploy.model.prediction_head import PredictionHead
+from yolact_deploy.model.protonet import make_protonet
+from yolact_deploy.priors import make_priors
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
+
+
+#: with fewer images for each device, batch normalisations are better frozen
+BATCH_NORM_IMAGES = 6
+
+
+class RawHeads(NamedTuple):
+    """What the trunk computes, before anything that is not a convolution."""
+
+    #: box regression relative to the priors, float [N, P, 4]
+    loc: Tensor
+    #: class logits, background first, float [N, P, C + 1]
+    logits: Tensor
+    #: mask coefficients after tanh, float [N, P, K]
+    coeff: Tensor
+    #: prototype masks after ReLU, float [N, h, w, K]
+    proto: Tensor
+
+
+class YolactModel(nn.Module):
+    """A YOLACT network with fresh weights; `yolact_deploy.training.load_model` makes one from a file.
+
+    >>> sum(p.numel() for p in YolactModel(YolactConfig(num_classes=80)).parameters())
+    50157071
+
+    Raises:
+        ConfigError: deformable convolutions in another backbone than a ResNet.
+    """
+
+    priors: Tensor
+
+    def __init__(self, config: YolactConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = _make_backbone(config)
+        channels = config.fpn_channels
+        self.proto_net = make_protonet(channels, config.num_prototypes)
+        self.maskiou_net = MaskIouNet(config.num_classes) if config.mask_iou else None
+        self.fpn = FeaturePyramid(self.backbone.out_channels, channels)
+        head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
+        self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
+        self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
+        self._frozen_batch_norm = False
+        self._frozen_stages: list[nn.Module] = []
+        self._held: list[nn.Parameter] = []  # what freeze_batch_norm has frozen
+        self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """He's initialisation in the backbone, Glorot's elsewhere, no biases."""
+        backbone = set(self.backbone.modules())
+        for module in self.modules():
+            if not isinstance(module, nn.Conv2d):
+                continue
+            if module in backbone:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, DeformableConv):  # no offsets to begin with
+                nn.init.zeros_(module.conv_offset_mask.weight)
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Keep the statistics and parameters of all batch normalisations as they are while training, or release them.
+
+        Frozen, they use the stored statistics in training mode too, and get no gradient. The original does so with
+        fewer than :data:`BATCH_NORM_IMAGES` images for each device, of which the statistics would be too noisy.
+        """
+        if frozen:
+            # What was without a gradient before, since nothing uses it, is not released later either.
+            self._held += [p for module in self._batch_norms() for p in module.parameters() if p.requires_grad]
+        for parameter in self._held:
+            parameter.requires_grad_(not frozen)
+        if not frozen:
+            self._held = []
+        self._frozen_batch_norm = frozen
+        self.train(self.training)
+
+    def freeze_stages(self, count: int) -> None:
+        """Keep the stem and the first stages of the backbone as they are; their gradients are not computed.
+
+        Raises:
+            ConfigError: the backbone has fewer stages.
+        """
+        stages = list(self.backbone.layers)
+        if not 0 <= count <= len(stages):
+            raise ConfigError(f"freeze_stages: {self.config.backbone} has {len(stages)} stages, got {count}")
+        if count:
+            stem = [module for name, module in self.backbone.named_children() if name != "layers"]
+            self._frozen_stages = [*stem, *stages[:count]]
+        for module in self._frozen_stages:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; stages and batch normalisations that are frozen stay in the latter."""
+        super().train(mode)
+        for module in self._frozen_stages:
+            module.eval()
+        if self._frozen_batch_norm:
+            for module in self._batch_norms():
+                module.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Pyramid maps P3..P7, float [N, channels, side, side] with the sides of ``config.level_sizes``.
+
+        Raises:
+            InputError: images of another shape or of whole numbers.
+        """
+        side = self.config.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not images.is_floating_point():
+            raise InputError(
+                f"expected normalised float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
+                "resize and normalise them, or build the model with another image_size"
+            )
+        levels: tuple[Tensor, ...] = self.fpn(*self.backbone(images))
+        return levels
+
+    def predict(self, levels: tuple[Tensor, ...]) -> RawHeads:
+        """Raw predictions from the pyramid maps of :meth:`features`."""
+        head = self.prediction_layers[0]
+        loc, logits, coeff = (torch.cat(parts, dim=1) for parts in zip(*map(head, levels), strict=True))
+        return RawHeads(loc, logits, coeff, self.proto_net(levels[0]).permute(0, 2, 3, 1))
+
+    def heads(self, images: Tensor) -> RawHeads:
+        """The trunk: raw predictions for normalised RGB images, float [N, 3, S, S]."""
+        return self.predict(self.features(images))
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        """Raw predictions for a loss while training, detections by Fast NMS otherwise.
+
+        Training, as `yolact_deploy.training.YolactLoss` takes it: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
+        coefficients, ``scores`` [N, P, C + 1] logits, ``prior_boxes`` [P, 4] as (cx, cy, w, h), ``proto_masks``
+        [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
+        from masks [m, 1, h, w] to their IoUs [m, C].
+
+        Evaluation, lists with one tensor an image: ``boxes`` [n, 4] xyxy normalised, ``masks`` [n, h, w] probabilities
+        cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first. YOLACT++ adds ``mask_scores``
+        [n]: scores times the IoUs that the masks are told to have.
+        """
+        levels = self.features(images)
+        raw = self.predict(levels)
+        return self._training_outputs(raw, levels[0]) if self.training else self._detections(raw)
+
+    def _training_outputs(self, raw: RawHeads, p3: Tensor) -> dict[str, Any]:
+        return {
+            "boxes": raw.loc,
+            "masks": raw.coeff,
+            "scores": raw.logits,
+            "prior_boxes": self.priors,
+            "proto_masks": raw.proto,
+            "semantic_masks": self.semantic_seg_conv(p3),
+            **({} if self.maskiou_net is None else {"mask_iou_net": self.maskiou_net}),
+        }
+
+    def _detections(self, raw: RawHeads) -> dict[str, Any]:
+        config = self.config
+        found: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
+        for loc, logits, coeff, proto in zip(*raw, strict=True):
+            detected = ops.detect(
+                ops.decode_boxes(loc, self.priors),
+                logits.softmax(dim=-1)[:, 1:],
+                coeff,
+                score_threshold=config.score_threshold,
+                iou_threshold=config.iou_threshold,
+                top_k=config.top_k,
+                max_detections=config.max_detections,
+            )
+            found["boxes"].append(detected.boxes)
+            masks = ops.assemble_masks(proto, detected.coeff, detected.boxes)
+            found["masks"].append(masks)
+            found["scores"].append(detected.scores)
+            found["labels"].append(detected.labels)
+            if self.maskiou_net is not None:
+                rescored = ops.rescore_masks(self.maskiou_net, masks, detected.scores, detected.labels)
+                found.setdefault("mask_scores", []).append(rescored)
+        return found
+
+
+def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
+    blocks = resnet.STAGE_BLOCKS.get(config.backbone)
+    if blocks is not None:
+        return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval)
+    if any(config.deformable_blocks):
+        raise ConfigError(f"deformable_blocks: {config.backbone} has no such blocks, only a ResNet has them")
+    return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

@@ -1,0 +1,80 @@
+"""A network on the GPU as a backend: frames through the pipeline, and resized images in and out for comparisons.
+
+Legend: N images, S input side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.errors import InputError
+from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
+from yolact_deploy.runtime.cuda.driver import Device
+from yolact_deploy.runtime.cuda.frame_pipeline import FramePipeline
+from yolact_deploy.runtime.stage_timer import StageTimer
+
+
+class CudaBackend(Backend):
+    """Any network whose tensors are in device memory.
+
+    Args:
+        network: closed together with the backend, and when the backend cannot be made
+        device: where the network is
+        graphs: False uses no CUDA graphs, for comparison and for finding errors
+
+    Raises:
+        BackendError: too little memory, or a failure of CUDA.
+    """
+
+    def __init__(self, network: DeviceNetwork, device: Device, *, graphs: bool = True) -> None:
+        self.network, self.device = network, device
+        self.name, self.precision, self.metadata = network.name, network.precision, network.metadata
+        self.max_batch, self.fixed_batch = network.max_batch, network.fixed_batch
+        try:
+            self.frames: FramePipeline = FramePipeline(device, network, graphs=graphs)
+        except BaseException:
+            network.close()
+            raise
+
+    @property
+    def run_stages(self) -> tuple[str, ...]:
+        return self.frames.infer_stages
+
+    def run(self, images: NDArray[Any]) -> Outputs:
+        return self.run_timed(images, StageTimer())
+
+    def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:
+        found = self.frames.infer(self._checked(images), timer)
+        if self.metadata.tail == "heads":
+            names = HeadOutputs._fields
+            return HeadOutputs(*(found[name].astype(np.float32, copy=False) for name in names))
+        return detection_outputs(found[name] for name in self.metadata.outputs)
+
+    def _checked(self, images: NDArray[Any]) -> NDArray[Any]:
+        most, *shape = self.network.input.shape
+        fits = len(images) == most if self.fixed_batch else 1 <= len(images) <= most
+        if not fits or list(images.shape[1:]) != shape or images.dtype != self.network.input.dtype:
+            batch = most if self.fixed_batch else f"1..{most}"
+            raise InputError(
+                f"expected images {self.network.input.dtype} [{batch}, {', '.join(map(str, shape))}], "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+        return np.ascontiguousarray(images)
+
+    def describe(self) -> dict[str, Any]:
+        major, minor = self.device.compute_capability
+        return {
+            "backend": self.name,
+            **self.network.describe(),
+            "device": f"cuda:{self.device.index}",
+            "gpu": self.device.name,
+            "compute_capability": f"{major}.{minor}",
+            **self.frames.describe(),
+        }
+
+    def close(self) -> None:
+        self.frames.close()

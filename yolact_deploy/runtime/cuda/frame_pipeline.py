@@ -1,0 +1,271 @@
+"""From frames to pasted detections on the GPU, with one launch and one wait a batch where that is possible.
+
+A batch takes one of two slots. Its frames are copied into pinned memory, and the stream does the rest up to the packed
+masks in host memory. So one batch is put together by the CPU while the one before it is on the GPU.
+
+Several threads may use a pipeline: each slot has a lock, and what goes onto the stream has another, which is always
+taken last. Nothing here knows which runtime the network comes from.
+
+Legend: N images, D detection slots, H x W a frame.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.detections import PackedMasks
+from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.preprocess import check_image
+from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
+from yolact_deploy.runtime.cuda.arrays import DeviceArray, SharedArray, is_device_array
+from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
+from yolact_deploy.runtime.cuda.driver import Device
+from yolact_deploy.runtime.cuda.frame_work import Frame, FrameJob, FrameWork
+from yolact_deploy.runtime.cuda.results import DeviceDetections
+from yolact_deploy.runtime.cuda.slot import Slot, detection_slots, network_stage, stream_stages
+from yolact_deploy.runtime.stage_timer import StageTimer
+
+#: packed masks have room for so many that cover a whole frame, until more are needed
+_FULL_MASKS = 8
+
+
+class FramePipeline(FrameHook):
+    """The frame hook of a network on a GPU.
+
+    Args:
+        device: where it runs
+        network: closed together with the pipeline
+        graphs: False enqueues everything directly, for comparison and for finding errors
+    """
+
+    depth = 2
+
+    def __init__(self, device: Device, network: DeviceNetwork, *, graphs: bool = True) -> None:
+        self.device, self.network = device, network
+        self.stream_stages = stream_stages(network)
+        #: "copy" is the host's: frames into pinned memory; the others are the GPU's
+        self.stages = ("copy", *self.stream_stages)
+        #: of :meth:`infer`
+        self.infer_stages = ("upload", network_stage(network), "download")
+        self._lock = threading.Lock()
+        self._turn = itertools.count()
+        self._closed = False
+        with device:
+            self.stream = device.stream()
+            self._work = FrameWork(device, network, self.stream, graphs=graphs)
+            self._slots = [Slot(device, network, index) for index in range(self.depth)]
+
+    # -- the hook ---------------------------------------------------------------------------------------------------
+
+    def serves(self, settings: DetectSettings) -> bool:
+        return self.network.metadata.tail != "heads" or settings.nms in ("fast", "cross-class")
+
+    def is_device_array(self, value: object) -> bool:
+        return is_device_array(value)
+
+    def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> Ticket:
+        if not 1 <= len(frames) <= self.network.max_batch:
+            raise InputError(f"expected 1 to {self.network.max_batch} frames, got {len(frames)}")
+        images = {i: check_image(frame) for i, frame in enumerate(frames) if not is_device_array(frame)}
+        slot = self._slots[next(self._turn) % self.depth]
+        with slot.lock:
+            self._vacate(slot)
+            start = time.perf_counter()
+            pointers, upload = self._stage(slot, list(images.values()))
+            copy_ms = (time.perf_counter() - start) * 1e3
+            with self._lock, self.device:
+                placed = self._place(frames, images, pointers)
+                slot.set_sizes([(frame.height, frame.width) for frame in placed])
+                self._reserve(slot, detection_slots(self.network, settings.nms))
+                if not for_device:
+                    self._reserve_bits(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
+                job = FrameJob(slot.index, len(placed), settings, for_device)
+                ticket = Ticket(self, slot, job, placed, copy_ms)
+                slot.occupy(tuple(frames))
+                try:
+                    self._work.enqueue(slot, job, placed, upload)
+                finally:  # what got onto the stream before an error uses the slot as well
+                    self.stream.record(slot.done)
+            slot.ticket = None if for_device else ticket
+        return ticket
+
+    def infer(self, images: NDArray[Any], timer: StageTimer | None = None) -> dict[str, NDArray[Any]]:
+        """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`.
+
+        Args:
+            timer: gets the time of each of :attr:`infer_stages`
+        """
+        slot = self._slots[next(self._turn) % self.depth]
+        with slot.lock:
+            self._vacate(slot)
+            with self._lock, self.device:
+                outputs = self._work.infer(images, slot)
+                if timer is not None:
+                    timer.add(slot.timings(self.infer_stages))
+                return outputs
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts: how graphs are used, and bytes of device and pinned memory by label, of all pipelines."""
+        memory = {"device_bytes": self.device.usage(), "pinned_bytes": self.device.pinned_usage()}
+        return {**self._work.describe(), **memory}
+
+    def close(self) -> None:
+        """Free everything, after what is under way. Results that were not asked for yet can still be."""
+        for slot in self._slots:
+            slot.lock.acquire()
+        try:
+            if self._closed:
+                return
+            for slot in self._slots:
+                self._vacate(slot)
+            self._closed = True
+            with self._lock, self.device:
+                self.stream.synchronize()
+                self._work.close()
+                for slot in self._slots:
+                    slot.close()
+                self.network.close()
+                self.stream.close()
+        finally:
+            for slot in self._slots:
+                slot.lock.release()
+
+    # -- before the stream ------------------------------------------------------------------------------------------
+
+    def _vacate(self, slot: Slot) -> None:
+        """Make a slot free: what it holds for others is taken out, or waited for."""
+        if self._closed:
+            raise BackendError("this model is closed: load it again")
+        if slot.ticket is not None:
+            slot.ticket.collect(copy=True)
+        elif slot.busy:
+            slot.done.synchronize()
+            slot.release()
+
+    def _stage(self, slot: Slot, images: list[NDArray[np.uint8]]) -> tuple[list[int], int]:
+        sizes = [image.nbytes for image in images]
+        if not slot.fits(sizes):
+            with self._lock, self.device:
+                self._work.forget(slot)
+                slot.make_room(sizes)
+        return slot.stage(images)
+
+    def _place(
+        self, frames: Sequence[Any], images: dict[int, NDArray[np.uint8]], pointers: list[int]
+    ) -> tuple[Frame, ...]:
+        """Where the GPU finds each frame; our stream waits for those that are still being made."""
+        staged = {
+            index: Frame(pointer, image.shape[0], image.shape[1], 3 * image.shape[1])
+            for pointer, (index, image) in zip(pointers, images.items(), strict=True)
+        }
+        return tuple(staged[i] if i in staged else self._take(frame) for i, frame in enumerate(frames))
+
+    def _take(self, frame: Any) -> Frame:
+        array = DeviceArray.from_any(frame, self.stream)
+        images = array.as_images()
+        if len(array.shape) != 3:
+            raise InputError(f"expected frames [H, W, 3], got {list(array.shape)}: give a list of its images")
+        return Frame(images.pointers[0], images.height, images.width, images.pitch)
+
+    def _reserve(self, slot: Slot, detections: int) -> None:
+        """Room for so many detections of an image."""
+        if detections != slot.detections:
+            self._work.forget(slot)
+            slot.make_results(detections)
+
+    def _reserve_bits(self, slot: Slot, words: int) -> None:
+        """Room for so many words of packed masks an image."""
+        if words > slot.capacity:
+            self._work.forget(slot)
+            slot.make_bits(words)
+
+    # -- after the stream -------------------------------------------------------------------------------------------
+
+    def wait(self, slot: Slot, job: FrameJob) -> None:
+        """Wait for the one mark at a batch's end; masks that found no room are pasted once more, with enough of it."""
+        slot.done.synchronize()
+        needed = int(slot.host["words_needed"][: job.batch].max())
+        if needed > slot.capacity:
+            with self._lock, self.device:
+                self._reserve_bits(slot, needed * 5 // 4)
+                self._work.paste(slot, job)
+                self.stream.record(slot.done)
+            slot.done.synchronize()
+
+
+class Ticket(FrameTicket):
+    """A batch in a slot."""
+
+    def __init__(
+        self, pipeline: FramePipeline, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], copy_ms: float
+    ) -> None:
+        self._pipeline, self._slot, self._job, self._frames = pipeline, slot, job, frames
+        self._found: list[PastedDetections] | None = None
+        self._error: BackendError | None = None
+        self.timings = dict.fromkeys(pipeline.stages, 0.0)
+        self.timings["copy"] = copy_ms
+
+    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+        if self._job.for_device:
+            raise BackendError("this batch was submitted for results on the device: see device_result()")
+        if self._found is None and self._error is None:
+            with self._slot.lock:
+                if self._slot.ticket is self:  # otherwise another thread was faster
+                    self.collect(copy=copy)
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None
+        return self._found
+
+    def collect(self, *, copy: bool) -> None:
+        """Take the results out of the slot, whose lock must be held, and free it."""
+        slot = self._slot
+        try:
+            self._pipeline.wait(slot, self._job)
+            self._found = [self._read(index, frame, copy) for index, frame in enumerate(self._frames)]
+            self.timings.update(slot.timings(self._pipeline.stream_stages))
+        except BackendError as error:  # for him who asks for the result, not for him who needs the slot
+            self._error = error
+        finally:
+            slot.release()
+
+    def _read(self, index: int, frame: Frame, copy: bool) -> PastedDetections:
+        host = self._slot.host
+        count = host["wanted"][index]
+        # Of what was pasted, which is what is wanted.
+        bits = self._slot.bits[index, : host["words_needed"][index]]
+        mask_scores = host.get("mask_scores")
+        return PastedDetections(
+            host["boxes"][index, :count].copy(),
+            host["scores"][index, :count].copy(),
+            host["labels"][index, :count].astype(np.int64),
+            PackedMasks(
+                host["windows"][index, :count].copy(), bits.copy() if copy else bits, frame.height, frame.width
+            ),
+            None if mask_scores is None else mask_scores[index, :count].copy(),
+        )
+
+    def device_result(self) -> list[DeviceDetections]:
+        if not self._job.for_device:
+            raise BackendError("this batch was submitted for results in host memory: see result()")
+        return [self._shared(index, frame) for index, frame in enumerate(self._frames)]
+
+    def _shared(self, index: int, frame: Frame) -> DeviceDetections:
+        slot, pipeline = self._slot, self._pipeline
+
+        def share(name: str) -> SharedArray:
+            shape, dtype = slot.arrays[name][0][1:] or (1,), np.dtype(slot.arrays[name][1])
+            pointer = slot.pointers[name] + index * math.prod(shape) * dtype.itemsize
+            return SharedArray(slot.memory, pointer, shape, dtype, pipeline.device, pipeline.stream, slot.done)
+
+        names = ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores")
+        shared = {name: share(name) for name in names if name in slot.arrays}
+        return DeviceDetections(**shared, height=frame.height, width=frame.width)

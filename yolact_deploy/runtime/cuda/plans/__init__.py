@@ -1,0 +1,1 @@
+"""Launch plans: grid, arguments and scratch memory of each kernel, computed from sizes alone."""

@@ -1,0 +1,187 @@
+"""Launch plan of Fast NMS (kernels/fast_nms.cu): sizes, grids, arguments and scratch.
+
+Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, L = entries kept of a list.
+
+Three kernels, each of which is also a plugin node on its own. Buffers, float32 unless told:
+
+    prior_best      scores [N,P,C]
+                    -> candidates int32 [N, ceil(P/32)]: bit p%32 of word p//32 says that the best score of prior p is
+                       above the threshold; cross-class also best_scores [N,P] and best_classes int32 [N,P], which are
+                       defined for candidates only
+    select_entries  candidates, values, boxes [N,P,4]
+                    -> entry_scores [N,lists,L], entry_priors int32 [N,lists,L]: the survivors of each list, best first,
+                       then -1. Per class: values = scores, lists = C. Cross-class: values = best_scores, lists = 1
+    merge_entries   entry_scores, entry_priors, boxes, coeff [N,P,K]; cross-class also best_classes
+                    -> num_detections int32 [N], out_boxes [N,D,4], out_scores [N,D], out_labels int32 [N,D],
+                       out_coeff [N,D,K]; slots past num_detections are 0
+"""
+
+from __future__ import annotations
+
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, ceil_div, float_bits, int32s
+
+SOURCE = "fast_nms.cu"
+
+#: threads of a block of select_entries and merge_entries
+THREADS = 512
+#: warps of a block of prior_best; few, so that the warps of a single image spread evenly over the multiprocessors
+PRIOR_WARPS = 2
+#: loads that a lane of prior_best has in flight at most
+MAX_DEPTH = 20
+#: entries that a block can keep in shared memory at most, next to those that it is offered
+MAX_KEPT = 1536
+
+_WINDOW = 2048  # as in the source
+_KEY_BYTES = 8
+_BOX_BYTES = 16
+_OVERLAP_OPERATIONS = 15
+
+Defines = tuple[tuple[str, str | int], ...]
+
+
+def fast_nms(
+    batch: int,
+    priors: int,
+    classes: int,
+    coefficients: int,
+    *,
+    top_k: int,
+    max_detections: int,
+    score_threshold: float,
+    iou_threshold: float,
+    cross_class: bool = False,
+) -> LaunchPlan:
+    """The three launches of Fast NMS: prior_best, select_entries and merge_entries, in this order.
+
+    Buffers in: boxes, scores, coeff; out: num_detections, out_boxes, out_scores, out_labels, out_coeff (shapes above).
+    Of the launches only grids depend on the batch: grid y of the first two, grid x of the last.
+
+    Args:
+        top_k: entries of each list that take part, at most `MAX_KEPT`
+        max_detections: slots of the outputs, D
+        cross_class: one list for all classes, each prior standing for its best class
+
+    Raises:
+        ConfigError: sizes that the kernels cannot take.
+    """
+    lists = 1 if cross_class else classes
+    _check(batch, priors, classes, coefficients, top_k, max_detections)
+    length = min(top_k, max_detections)
+    defines = kernel_defines(classes, cross_class=cross_class)
+    words = ceil_div(priors, 32)
+    entries = batch * lists * length * 4
+    scratch = {"candidates": batch * words * 4, "entry_scores": entries, "entry_priors": entries}
+    if cross_class:
+        scratch |= {"best_scores": batch * priors * 4, "best_classes": batch * priors * 4}
+    return LaunchPlan(
+        launches=(
+            _prior_best(batch, priors, classes, score_threshold, defines, cross_class),
+            _select_entries(batch, priors, lists, top_k, length, iou_threshold, defines, cross_class),
+            _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
+        ),
+        scratch=scratch,
+        bytes_moved=batch * _bytes(priors, classes, coefficients, max_detections),
+        operations=batch * (priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2),
+    )
+
+
+def kernel_defines(classes: int, *, cross_class: bool) -> Defines:
+    """What the three kernels are compiled with: the width of a load, how many are in flight, and the variant."""
+    vector = next(width for width in (4, 2, 1) if classes % width == 0)
+    loads = classes // vector  # a lane's, for its warp's 32 priors
+    depth = ceil_div(loads, ceil_div(loads, MAX_DEPTH))
+    return (("THREADS", THREADS), ("VECTOR", vector), ("DEPTH", depth), ("CROSS_CLASS", int(cross_class)))
+
+
+def _prior_best(batch: int, priors: int, classes: int, threshold: float, defines: Defines, cross_class: bool) -> Launch:
+    best = ("best_scores", "best_classes") if cross_class else ()
+    return Launch(
+        source=SOURCE,
+        kernel="prior_best",
+        grid=(ceil_div(ceil_div(priors, 32), PRIOR_WARPS), batch, 1),
+        block=(32 * PRIOR_WARPS, 1, 1),
+        shared_bytes=0,
+        arguments=("scores", *int32s(priors, classes), float_bits(threshold), "candidates", *best),
+        defines=defines,
+    )
+
+
+def _select_entries(
+    batch: int,
+    priors: int,
+    lists: int,
+    top_k: int,
+    length: int,
+    iou_threshold: float,
+    defines: Defines,
+    cross_class: bool,
+) -> Launch:
+    capacity = _capacity(top_k)
+    return Launch(
+        source=SOURCE,
+        kernel="select_entries",
+        grid=(lists, batch, 1),
+        block=(THREADS, 1, 1),
+        shared_bytes=capacity * _KEY_BYTES + max(_WINDOW * 4, top_k * _BOX_BYTES),
+        arguments=(
+            *("candidates", "best_scores" if cross_class else "scores", "boxes"),
+            *int32s(priors, top_k, length),
+            *(float_bits(iou_threshold), *int32s(capacity)),
+            *("entry_scores", "entry_priors"),
+        ),
+        defines=defines,
+    )
+
+
+def _merge_entries(
+    batch: int,
+    priors: int,
+    lists: int,
+    length: int,
+    coefficients: int,
+    detections: int,
+    defines: Defines,
+    cross_class: bool,
+) -> Launch:
+    page = min(detections, MAX_KEPT)
+    capacity = _capacity(page)
+    return Launch(
+        source=SOURCE,
+        kernel="merge_entries",
+        grid=(batch, 1, 1),
+        block=(THREADS, 1, 1),
+        shared_bytes=capacity * _KEY_BYTES + page * 4,
+        arguments=(
+            *("entry_scores", "entry_priors", "boxes", "coeff", *(("best_classes",) if cross_class else ())),
+            *int32s(priors, lists, length, coefficients, detections, page, capacity),
+            *("num_detections", "out_boxes", "out_scores", "out_labels", "out_coeff"),
+        ),
+        defines=defines,
+    )
+
+
+def _capacity(kept: int) -> int:
+    """Keys in shared memory: a power of two with room for one offer of the whole block beside those that are kept."""
+    return 1 << (kept + THREADS - 1).bit_length()
+
+
+def _bytes(priors: int, classes: int, coefficients: int, detections: int) -> int:
+    """Least traffic of one image: all scores, and what belongs to the detections, once in and once out."""
+    gathered = detections * 4 * (4 + coefficients)
+    written = 4 + detections * 4 * (4 + 1 + 1 + coefficients)
+    return priors * classes * 4 + gathered + written
+
+
+def _check(batch: int, priors: int, classes: int, coefficients: int, top_k: int, max_detections: int) -> None:
+    sizes = {
+        "batch": (batch, 65535),
+        "priors": (priors, 2**30),
+        "classes": (classes, 2**20),
+        "coefficients": (coefficients, 2**20),
+        "top_k": (top_k, MAX_KEPT),
+        "max_detections": (max_detections, 2**30 // max(coefficients, 1)),
+    }
+    for name, (size, most) in sizes.items():
+        if not 1 <= size <= most:
+            raise ConfigError(f"{name}: the CUDA kernels of Fast NMS take 1 to {most}, got {size}")

@@ -1,0 +1,1 @@
+"""Sources of pictures and video frames, and video files to write. Knows no network."""

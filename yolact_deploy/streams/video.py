@@ -1,0 +1,292 @@
+"""Videos and cameras: frames decoded a few ahead in a thread, and written in a thread, atomically.
+
+Frames are uint8 BGR [H, W, 3].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.artifact import atomic_write
+from yolact_deploy.errors import InputError, OutputError
+
+_log = logging.getLogger(__name__)
+
+Image = NDArray[np.uint8]
+VideoSource = str | os.PathLike[str] | int | Iterable[Image]
+
+#: taken where a camera or a file does not tell its own
+DEFAULT_FPS = 30.0
+#: how often a thread that waits looks whether it is still wanted, in seconds
+_POLL = 0.05
+_END = object()
+
+
+class VideoInfo(NamedTuple):
+    """What the header of a video says."""
+
+    width: int
+    height: int
+    fps: float  #: :data:`DEFAULT_FPS` where the header has none
+    frames: int | None  #: None where the header has none
+
+
+def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
+    """Size, rate and number of frames of a video file, from its header.
+
+    Raises:
+        InputError: no such file, or not a video that OpenCV can read.
+    """
+    capture = _open_file(Path(path))
+    try:
+        return _info(capture)
+    finally:
+        capture.release()
+
+
+def is_camera(source: object) -> bool:
+    """True for a camera's number: an int, or digits that are no file's name."""
+    if isinstance(source, str):
+        return source.isdecimal() and not Path(source).exists()
+    return isinstance(source, int)
+
+
+def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, None]:
+    """Frames of a video file, a camera or an iterable, decoded in a thread up to ``depth`` frames ahead.
+
+    Closing the iterator (leaving the loop, ``close()``) ends the thread. What goes wrong in the thread is raised here.
+
+    Raises:
+        InputError: a video or camera that cannot be opened (at the call), or without a frame that can be decoded.
+    """
+    if is_camera(source):
+        number = int(source)  # type: ignore[arg-type]  # is_camera has checked it
+        return _read_in_thread(_frames(_open_camera(number), f"camera {number}", None), depth)
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        capture = _open_file(path)
+        return _read_in_thread(_frames(capture, str(path), _info(capture).frames), depth)
+    if isinstance(source, Iterable):
+        return _read_in_thread(iter(source), depth)
+    raise InputError(f"expected a video's path, a camera's number or frames, got {type(source).__name__}")
+
+
+def _open_file(path: Path) -> cv2.VideoCapture:
+    if not path.exists():
+        raise InputError(f"no such video: {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, expected a video file")
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise InputError(f"cannot read video {path}: it is damaged, incomplete or of a kind that OpenCV cannot decode")
+    return capture
+
+
+def _open_camera(number: int) -> cv2.VideoCapture:
+    capture = cv2.VideoCapture(number)
+    if not capture.isOpened():
+        raise InputError(
+            f"cannot open camera {number}: check that it is plugged in, not in use by another program, "
+            f"and that you may read /dev/video{number}"
+        )
+    return capture
+
+
+def _info(capture: cv2.VideoCapture) -> VideoInfo:
+    fps, frames = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    return VideoInfo(
+        int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+        int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+        fps if 0 < fps < 1000 else DEFAULT_FPS,
+        int(frames) if 0 < frames < 1e9 else None,
+    )
+
+
+def _frames(capture: cv2.VideoCapture, name: str, expected: int | None) -> Iterator[Image]:
+    count = 0
+    try:
+        while True:
+            ok, frame = capture.read()
+            if not ok:
+                break
+            count += 1
+            yield frame  # type: ignore[misc]  # VideoCapture gives uint8
+    finally:
+        capture.release()
+    if count == 0:
+        raise InputError(f"{name} gave no frame that can be decoded: it is damaged or empty")
+    # OpenCV tells the end and an error alike; headers are off by a few frames in sound files, too.
+    if expected is not None and count < 0.9 * expected:
+        _log.warning("%s ended after %d of %d frames: the file is damaged or incomplete", name, count, expected)
+
+
+def _read_in_thread(frames: Iterator[Image], depth: int) -> Generator[Image, None, None]:
+    ahead: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            for frame in frames:
+                if not _put(ahead, frame, stop):
+                    return
+            _put(ahead, _END, stop)
+        except BaseException as error:  # it belongs to the consumer
+            _put(ahead, _ReadFailure(error), stop)
+        finally:
+            close = getattr(frames, "close", None)
+            if close is not None:
+                close()
+
+    thread = threading.Thread(target=read, name="yolact-read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ahead.get()) is not _END:
+            if isinstance(item, _ReadFailure):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+        # An iterable of the caller may block for ever; a file or a camera answers soon.
+        thread.join(timeout=10)
+
+
+class _ReadFailure(NamedTuple):
+    error: BaseException
+
+
+def _put(target: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
+    """Put into a bounded queue unless the other side has stopped; tells whether it was put."""
+    while not stop.is_set():
+        with contextlib.suppress(queue.Full):
+            target.put(item, timeout=_POLL)
+            return True
+    return False
+
+
+class VideoWriter:
+    """Writes an MP4 in a thread of its own; the file appears under its name only when it is complete.
+
+    >>> with VideoWriter("out.mp4", 30, (1280, 720)) as writer:      # doctest: +SKIP
+    ...     writer.write(frame)
+
+    Args:
+        fps: frames a second of the file
+        size: width and height of every frame, in pixels
+        depth: frames that wait for the encoder before :meth:`write` blocks
+
+    Raises:
+        OutputError: the place cannot be written, OpenCV has no encoder, or not every frame arrived in the file.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float, size: tuple[int, int], *, codec: str = "mp4v", depth: int = 4
+    ) -> None:
+        self.path = Path(path)
+        self.frames = 0
+        self._size = size
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._resources = contextlib.ExitStack()
+        self._temporary = self._resources.enter_context(atomic_write(self.path, suffix=self.path.suffix or ".mp4"))
+        self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*codec), fps, size)
+        if not self._writer.isOpened():
+            error = OutputError(
+                f"cannot write video {self.path}: OpenCV has no {codec} encoder for {self.path.suffix} files; use .mp4"
+            )
+            self._discard(error)
+            raise error
+        self._thread = threading.Thread(target=self._work, name="yolact-video-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, frame: Image) -> None:
+        """Queue a frame, which must not be changed afterwards.
+
+        Raises:
+            InputError: a frame of another size, or not uint8 BGR.
+            OutputError: encoding an earlier frame failed.
+        """
+        width, height = self._size
+        if frame.dtype != np.uint8 or frame.shape != (height, width, 3):
+            raise InputError(
+                f"{self.path}: expected frames uint8 BGR [{height}, {width}, 3], got {frame.dtype} {list(frame.shape)}"
+            )
+        if not _put(self._queue, frame, self._stop):
+            raise self._error()
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name; closing again does nothing."""
+        if not self._writer.isOpened():
+            return
+        _put(self._queue, _END, self._stop)
+        self._thread.join()
+        self._stop.set()  # a later write is refused
+        self._writer.release()
+        error = self._error() if self._failure else self._incomplete()
+        if error:
+            self._discard(error)
+            raise error
+        self._resources.close()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        self._stop.set()
+        self._thread.join()
+        self._writer.release()
+        self._discard(error)
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    frame = self._queue.get(timeout=_POLL)
+                except queue.Empty:
+                    continue
+                if frame is _END:
+                    return
+                self._writer.write(frame)
+        except BaseException as error:  # raised at the next write
+            self._failure = error
+            self._stop.set()
+
+    def _error(self) -> OutputError:
+        return OutputError(f"cannot write video {self.path}: {self._failure or 'it is closed already'}")
+
+    def _incomplete(self) -> OutputError | None:
+        """OpenCV's writer never says that the disk is full, so the finished file is asked how long it is."""
+        if self.frames == 0:
+            return OutputError(f"no frame was written to {self.path}, so there is no file")
+        try:
+            found = probe_video(self._temporary).frames
+        except InputError:
+            found = 0
+        if found is not None and found < self.frames:
+            return OutputError(
+                f"video {self.path} has {found} of {self.frames} frames: is the disk full? Free some space"
+            )
+        return None
+
+    def _discard(self, error: BaseException) -> None:
+        """Remove the temporary file by letting the error pass through :func:`atomic_write`."""
+        with contextlib.suppress(Exception):
+            self._resources.__exit__(type(error), error, error.__traceback__)

@@ -1,8 +1,0 @@
-"""The YOLACT network: backbones, feature pyramid, protonet and prediction head, and `YolactModel` around them."""
-
-from __future__ import annotations
-
-from yolact_deploy.training.model.fuse import fuse_batch_norm
-from yolact_deploy.training.model.yolact import RawHeads, YolactModel
-
-__all__ = ["RawHeads", "YolactModel", "fuse_batch_norm"]

@@ -1,0 +1,89 @@
+"""COCO AP of a model while it is trained, its images divided among the processes.
+
+The model is scored as `yolact-deploy eval` scores it: eager, by the predictor, with pycocotools.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from yolact_deploy.console import progress
+from yolact_deploy.datasets.dataset_file import DatasetSpec
+from yolact_deploy.datasets.image_sets import CocoImages, open_images
+from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy
+from yolact_deploy.model import YolactModel
+from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.torch.torch_backend import TorchBackend
+from yolact_deploy.training.distributed import World
+
+_AT_ONCE = 8
+
+
+class Evaluator:
+    """Scores weights on the held-out images of a set.
+
+    Args:
+        model: of which copies are scored; it is not changed
+        spec: the set, which has a split "val"
+        limit: only its first so many images; 0 is all
+
+    Raises:
+        DatasetError: the split cannot be used.
+    """
+
+    def __init__(
+        self, model: YolactModel, spec: DatasetSpec, world: World, *, limit: int = 0, quiet: bool = False
+    ) -> None:
+        self.model, self.world, self.quiet = model, world, quiet
+        split = spec.split("val")
+        found = open_images(annotations=split.annotations, images_dir=split.images, limit=limit or None)
+        self.images = _of_classes(found, set(spec.category_ids))
+
+    def __call__(self, weights: Mapping[str, Tensor]) -> Accuracy | None:
+        """The accuracy of weights, in the main process; None in the others. All processes call.
+
+        Nothing random is drawn.
+        """
+        mine = self.images.images[self.world.rank :: self.world.size]
+        chunks = [mine[i : i + _AT_ONCE] for i in range(0, len(mine), _AT_ONCE)]
+        results: list[Result] = []
+        with self._predictor(weights) as predictor:
+            ids = predictor.config.category_ids
+            shown = progress(chunks, "evaluating", unit="batches", quiet=self.quiet or not self.world.is_main)
+            for chunk in shown:
+                found = predictor([image.path for image in chunk])
+                for image, detections in zip(chunk, found, strict=True):
+                    results += detections.to_coco(image.image_id, ids)
+        gathered = self.world.gather(results)
+        if not self.world.is_main:
+            return None
+        assert self.images.content is not None  # _of_classes made it
+        return accuracy(self.images.content, [r for part in gathered for r in part], self.images.image_ids)
+
+    def _predictor(self, weights: Mapping[str, Tensor]) -> Predictor:
+        model = with_weights(self.model, weights)
+        device = self.world.device
+        backend = TorchBackend(model, device=device.index if device.type == "cuda" else None)
+        return Predictor(backend, score_threshold=0)
+
+
+def with_weights(model: YolactModel, weights: Mapping[str, Tensor]) -> YolactModel:
+    """A copy of a model with other weights; a new one would draw random numbers."""
+    other = copy.deepcopy(model)
+    other.load_state_dict(dict(weights))
+    return other
+
+
+def _of_classes(images: CocoImages, categories: set[int]) -> CocoImages:
+    """The same images with the annotations of the trained classes alone."""
+    content = images.content or {}
+    kept = {
+        **content,
+        "annotations": [a for a in content.get("annotations", []) if a["category_id"] in categories],
+        "categories": [c for c in content.get("categories", []) if c["id"] in categories],
+    }
+    return dataclasses.replace(images, content=kept)

@@ -38,3 +38,16 @@ def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from deterministic import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("weights") / "yolact_resnet50_54_800000.pth", "yolact_resnet50")
+
+
+@pytest.fixture(scope="session")
+def demo_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that ships with the package, exported in FP32. Shared: copy it before you change it."""
+    for module in ("torch", "torchvision", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from yolact_deploy import samples
+    from yolact_deploy.cli.main import main
+
+    stem = tmp_path_factory.mktemp("demo") / "shapes_demo"
+    assert main(["export", "--weights", str(samples.DEMO_MODEL), "--engine", "none", "--quiet", "-o", str(stem)]) == 0
+    return stem.with_suffix(".onnx")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from scripted import SCRIPT, ScriptedBackend, bench, predictor, source, write_pictures
 
-from yolact_deploy.benchmarks.gates import Check, Limits, baseline_warnings, judge, raise_missed
+from yolact_deploy.benchmarks.gates import GateCheck, Limits, baseline_warnings, judge, raise_missed
 from yolact_deploy.benchmarks.junit import junit_xml, write_junit
 from yolact_deploy.benchmarks.measure import BenchResult, run_bench
 from yolact_deploy.benchmarks.result_file import result_from_json, stored
@@ -317,7 +317,10 @@ def test_another_environment_than_the_baselines_is_told(result: BenchResult) -> 
 
 
 def test_junit(tmp_path: Path) -> None:
-    checks = [Check("a.onnx", "min-fps", True, "a.onnx is fast"), Check("b <&>", "baseline", False, 'b <&> is "slow"')]
+    checks = [
+        GateCheck("a.onnx", "min-fps", True, "a.onnx is fast"),
+        GateCheck("b <&>", "baseline", False, 'b <&> is "slow"'),
+    ]
     write_junit(checks, tmp_path / "junit.xml")
     suites = ET.parse(tmp_path / "junit.xml").getroot()  # written by us
     assert (suites.tag, suites.attrib) == ("testsuites", {"tests": "2", "failures": "1", "errors": "0"})
@@ -333,6 +336,6 @@ def test_junit(tmp_path: Path) -> None:
 
 
 def test_junit_without_failures() -> None:
-    suites = ET.fromstring(junit_xml([Check("a", "min-fps", True, "a is fast")]))
+    suites = ET.fromstring(junit_xml([GateCheck("a", "min-fps", True, "a is fast")]))
     assert suites.get("failures") == "0"
     assert suites.findtext("testsuite/testcase/system-out") == "a is fast"

@@ -17,8 +17,8 @@ from yolact_deploy.benchmarks.gates import GateCheck
 from yolact_deploy.benchmarks.latency import Latency
 from yolact_deploy.benchmarks.measure import run_bench
 from yolact_deploy.benchmarks.published import PUBLISHED
-from yolact_deploy.benchmarks.report.report_page import report_accuracy, report_pictures
-from yolact_deploy.benchmarks.report.report_page import report_page as report
+from yolact_deploy.benchmarks.report import report_accuracy, report_pictures
+from yolact_deploy.benchmarks.report import report_page as report
 from yolact_deploy.datasets.image_sets import open_images, plain_images
 from yolact_deploy.errors import OutputError
 from yolact_deploy.evaluation.bootstrap import Interval

@@ -10,7 +10,7 @@ import chromium
 import pytest
 from scripted import bench
 
-from yolact_deploy.benchmarks.gates import Check
+from yolact_deploy.benchmarks.gates import GateCheck
 from yolact_deploy.benchmarks.report.report_page import write_report
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium here: apt-get install chromium")
@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     result = bench(folder)
     long = dataclasses.replace(result.rows[1], name="a_very_long_name_of_a_model_file.onnx@openvino-bf16:threads=2")
-    checks = [Check("fast", "min-fps", False, "fast makes 1 images/s (limit 2)")]
+    checks = [GateCheck("fast", "min-fps", False, "fast makes 1 images/s (limit 2)")]
     data = {**result.dataset, "annotations": "instances_val2017.json", "images": 5000}
     rows = (*result.rows, long)
     write_report(dataclasses.replace(result, rows=rows, dataset=data), folder / "report.html", checks=checks)

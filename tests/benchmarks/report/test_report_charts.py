@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from yolact_deploy.benchmarks.report.report_page import report_charts as charts
-from yolact_deploy.benchmarks.report.report_page import report_style as style
+from yolact_deploy.benchmarks.report import report_charts as charts
+from yolact_deploy.benchmarks.report import report_style as style
 
 
 def test_ticks() -> None:

@@ -10,18 +10,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test lint gpu-check clean distclean
+.PHONY: help setup demo demo-model test lint docs gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       export the model that comes with the package, run it on each engine of this machine, print AP and speed"
-	@echo "make test       linters, type checks and all tests"
-	@echo "make lint       linters and type checks only"
-	@echo "make gpu-check  on a machine with an NVIDIA GPU: check and measure everything, into $(DEMO)/gpu.json"
-	@echo "make demo-model train that model again, into $(RUNS)/shapes_320"
-	@echo "make setup      the virtual environment only ($(VENV))"
+	@echo "make demo       export the demo model, run it in every runtime of this machine, print AP and speed"
+	@echo "make test       run the linters, the type checker, and all tests"
+	@echo "make lint       run the linters and the type checker only"
+	@echo "make docs       build the documentation into site/"
+	@echo "make gpu-check  check and measure everything on a machine with an NVIDIA GPU, into $(DEMO)/gpu.json"
+	@echo "make demo-model train the demo model again, into $(RUNS)/shapes_320"
+	@echo "make setup      create the virtual environment only ($(VENV))"
 	@echo "make clean      remove caches and build products"
-	@echo "make distclean  and the virtual environment too"
+	@echo "make distclean  also remove the virtual environment"
 	@echo
 	@echo "Settings: VENV=$(VENV) PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
 
@@ -58,6 +59,11 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# The variable silences an advertisement of the theme, which would look like a warning.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html"
+
 $(STAMP): setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
@@ -69,7 +75,7 @@ $(STAMP): setup.cfg
 	@touch $@
 
 clean:
-	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	@find cli.py yolact_deploy tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean

@@ -23,8 +23,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         "# Engine builds of every configuration",
         "",
-        "TensorRT for RTX built these engines on a machine without a GPU: each configuration at its own size, in each precision,",
-        "with each tail, for a batch of "
+        "TensorRT for RTX built these engines on a machine without a GPU: each configuration at its own size, in each",
+        "precision, with each tail, for a batch of "
         f"{batch['static'][0]} (static) and of {':'.join(map(str, batch['dynamic']))} (dynamic).",
         "None of them has run on a GPU for this page. A cell shows the size of the engine and the build time.",
         "",

@@ -96,15 +96,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     try:
         with _terminate_as_interrupt():
             module = importlib.import_module(f"yolact_deploy.cli.{name}")
-            parser = argparse.ArgumentParser(
-                prog=f"{PROGRAM} {name}",
-                description=module.__doc__ or module.HELP,
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                # A command may give a global flag a meaning of its own, such as bench's --json FILE.
-                conflict_handler="resolve",
-            )
-            _add_global_flags(parser)
-            module.add_arguments(parser)
+            parser = command_parser(name)
             args = parser.parse_args(arguments)
             debug = args.debug
             with _warnings_on_stderr(args.quiet):
@@ -131,6 +123,21 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         hint = "please report it" if debug else "run again with --debug and report what it prints"
         _complain(f"internal error: {type(error).__name__}: {_one_line(error)}; {hint}")
         return 2
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one of :data:`COMMANDS`."""
+    module = importlib.import_module(f"yolact_deploy.cli.{name}")
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}",
+        description=module.__doc__ or module.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        # A command may give a global flag a meaning of its own, such as bench's --json FILE.
+        conflict_handler="resolve",
+    )
+    _add_global_flags(parser)
+    module.add_arguments(parser)
+    return parser
 
 
 def _add_global_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,143 @@
+"""MkDocs hooks: the command-line reference comes from the parsers, and links to files of the repository work.
+
+A page may link to any file of the repository as ``../path``, which GitHub understands. The site carries a copy of each
+such file as text under ``source/``, so that it needs no repository host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from yolact_deploy.cli.main import COMMANDS, PROGRAM, command_parser
+
+ROOT = Path(__file__).resolve().parents[2]
+_REPOSITORY_LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
+_GLOBAL_GROUP = "everywhere"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the command-line reference and the files of the repository that pages link to."""
+    files.append(File.generated(config, "cli.md", content=cli_reference()))
+    pages = [file.content_string for file in files.documentation_pages()]
+    for path in sorted({path for page in pages for path in _REPOSITORY_LINK.findall(page)}):
+        files.append(File.generated(config, f"source/{path}.txt", content=(ROOT / path).read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links to files of the repository to their copies."""
+    return _REPOSITORY_LINK.sub(r"](source/\1.txt)", markdown)
+
+
+# -- command-line reference -----------------------------------------------------------------------------------------
+
+
+def cli_reference() -> str:
+    """The page ``cli.md``, in Markdown."""
+    overview = "\n".join(f"| [`{name}`](#{name}) | {_inline(line)} |" for name, line in COMMANDS.items())
+    parsers = {name: command_parser(name) for name in COMMANDS}
+    lines = [
+        "# Command line",
+        f"`{PROGRAM} COMMAND --help` prints the same information. [Naming an engine](engine-names.md) explains the "
+        "values of options that take a model.",
+        f"| command | purpose |\n| --- | --- |\n{overview}",
+        "Exit codes: 0 done, 1 a gate failed (such as `--min-fps`), 2 any other failure.",
+        "Every command accepts:",
+        *(_table(group) for group in next(iter(parsers.values()))._action_groups if group.title == _GLOBAL_GROUP),
+    ]
+    for name, parser in parsers.items():
+        lines += [f"## {name}", *_command(parser, level=3)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
+    yield from _text(parser.description or "")
+    yield f"```text\n{_usage(parser)}\n```"
+    for group in parser._action_groups:
+        if group.title == _GLOBAL_GROUP or not _shown(group):
+            continue
+        if group.title not in ("options", "positional arguments"):
+            yield f"**{group.title.capitalize()}**" if group.title else ""
+        yield from _text(group.description or "")
+        yield _table(group)
+    yield from _text(parser.epilog or "")
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                yield f"{'#' * level} {parser.prog.removeprefix(PROGRAM).strip()} {name}"
+                yield from _command(child, level + 1)
+
+
+def _usage(parser: argparse.ArgumentParser) -> str:
+    """One line: what is required; the table lists the rest."""
+    words = [parser.prog]
+    exclusive = {id(action) for group in parser._mutually_exclusive_groups for action in group._group_actions}
+    choices = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
+    words += [f"({' | '.join(_spelling(action, longest=True) for action in choice)})" for choice in choices]
+    options = [action for action in parser._actions if action.option_strings and id(action) not in exclusive]
+    words += [_spelling(action, longest=True) for action in options if action.required]
+    words.append("[options]")
+    words += [_argument(action, parser) for action in parser._actions if not action.option_strings]
+    return " ".join(words)
+
+
+def _shown(group: argparse._ArgumentGroup) -> list[argparse.Action]:
+    hidden = (argparse._HelpAction, argparse._SubParsersAction)
+    return [a for a in group._group_actions if not isinstance(a, hidden) and a.help != argparse.SUPPRESS]
+
+
+def _table(group: argparse._ArgumentGroup) -> str:
+    formatter = argparse.HelpFormatter("")
+    rows = [
+        f"| {_code(_spelling(action))} | {_inline(formatter._expand_help(action) if action.help else '')} |"
+        for action in _shown(group)
+    ]
+    return "\n".join(["| option | description |", "| --- | --- |", *rows])
+
+
+def _spelling(action: argparse.Action, *, longest: bool = False) -> str:
+    """The option or argument as a user types it."""
+    if not action.option_strings:
+        return _argument(action)
+    names = [max(action.option_strings, key=len)] if longest else sorted(action.option_strings, key=len, reverse=True)
+    value = "" if action.nargs == 0 else f" {_argument(action)}"
+    return ", ".join(names) + value
+
+
+def _argument(action: argparse.Action, parser: argparse.ArgumentParser | None = None) -> str:
+    formatter = parser._get_formatter() if parser else argparse.HelpFormatter("")
+    default = action.option_strings[-1].lstrip("-").upper() if action.option_strings else action.dest
+    return formatter._format_args(action, default)
+
+
+# -- Markdown -------------------------------------------------------------------------------------------------------
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("|", "\\|") + "`"
+
+
+def _inline(text: str) -> str:
+    """Help text as Markdown: options and quoted words as code."""
+    text = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
+    return re.sub(r"(?<![\w`-])--?[a-z][\w-]*", lambda match: f"`{match[0]}`", text.replace("``", "`"))
+
+
+def _text(text: str) -> Iterator[str]:
+    """Paragraphs of a description; what follows a line such as ``examples:`` is shown as it is."""
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        lines = block.split("\n")
+        start = next((i for i, line in enumerate(lines) if line.startswith("  ")), len(lines))
+        if lines[:start]:
+            paragraph = _inline(" ".join(lines[:start]))
+            yield paragraph[0].upper() + paragraph[1:] if paragraph else ""
+        if lines[start:]:
+            yield "```text\n" + "\n".join(line.removeprefix("  ") for line in lines[start:]) + "\n```"

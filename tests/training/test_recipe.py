@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -13,17 +15,18 @@ pytest.importorskip("torch")
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.model import YolactModel
+from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.overrides import keys, override
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.recipes import RECIPES, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_recipe_says_where_it_comes_from(name: str) -> None:
+def test_each_recipe_states_its_source(name: str) -> None:
     recipe = get_recipe(name)
     assert recipe.name == recipe.config.name == name
-    text = importlib.import_module(f"yolact_deploy.training.recipes.{name}").__doc__ or ""
-    for part in (recipe.paper, recipe.expected, recipe.duration, recipe.command, f"train --recipe {name}"):
+    text = Path(importlib.import_module(f"yolact_deploy.training.recipes.{name}").__file__ or "").read_text()
+    for part in (recipe.paper, recipe.expected, recipe.command, f"train --recipe {name}"):
         assert part
         assert part in text
     assert recipe.augmentation.size == recipe.config.image_size
@@ -41,8 +44,22 @@ def test_the_originals_numbers(name: str) -> None:
     assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 1e-3, 0.9, 5e-4)
     assert (recipe.batch, recipe.iterations) == (8, 120_000 if pascal else 800_000)
     assert recipe.milestones == ((60_000, 100_000) if pascal else (280_000, 600_000, 700_000, 750_000))
-    assert (recipe.warmup_iterations, recipe.warmup_lr) == (500, 1e-4)
+    assert (recipe.gamma, recipe.warmup_iterations, recipe.warmup_lr) == (0.1, 500, 1e-4)
+    assert (recipe.clip, recipe.ema_decay, recipe.freeze_batch_norm, recipe.freeze_stages) == (0, 0, "auto", 0)
+    assert (recipe.amp, recipe.channels_last, recipe.compile, recipe.keep_empty) == ("fp32", False, False, False)
+    assert recipe.weights == ("darknet53.pth" if name == "yolact_darknet53" else "imagenet")
+    assert recipe.augmentation == Augmentation(size=recipe.config.image_size)
+    assert (recipe.eval_interval, recipe.save_interval, recipe.seed) == (20_000, 2_000, 0)
     assert recipe.config == get_config(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("shapes_demo", "2ac13186eb5b0b6d"), ("sixteen_images", "db325119e6b459d2")],
+)
+def test_recipes_whose_scores_were_measured_stay_as_they_were(name: str, digest: str) -> None:
+    text = json.dumps(get_recipe(name).identity(), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, text
 
 
 def test_the_demo_fits_into_the_repository() -> None:

@@ -60,14 +60,6 @@ class World:
         distributed.gather_object(value, found, group=self.control)
         return found or []
 
-    def from_main(self, value: Any) -> Any:
-        """What the main process has."""
-        if self.size == 1:
-            return value
-        box = [value]
-        distributed.broadcast_object_list(box, group=self.control)
-        return box[0]
-
     def share(self, batch: int) -> int:
         """Images of this process in a batch of all.
 

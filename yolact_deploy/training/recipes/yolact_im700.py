@@ -1,10 +1,4 @@
-"""YOLACT, ResNet-101 at 700, as the original; up to 300 masks an image take part in the loss.
-
-Paper:     YOLACT (arXiv:1904.02689)
-Expected:  mask AP 31.2 on COCO test-dev (published)
-Duration:  not measured
-Command:   yolact-deploy train --recipe yolact_im700 --data coco/
-"""
+"""YOLACT, ResNet-101 at 700 pixels, as the original; up to 300 masks per image take part in the loss."""
 
 from __future__ import annotations
 
@@ -17,19 +11,4 @@ RECIPE = Recipe(
     paper="YOLACT (arXiv:1904.02689)",
     expected="mask AP 31.2 on COCO test-dev (published)",
     command="yolact-deploy train --recipe yolact_im700 --data coco/",
-    weights="imagenet",
-    batch=8,
-    iterations=800_000,
-    optimizer="sgd",
-    lr=1e-3,
-    momentum=0.9,
-    weight_decay=5e-4,
-    milestones=(280_000, 600_000, 700_000, 750_000),
-    gamma=0.1,
-    warmup_iterations=500,
-    warmup_lr=1e-4,
-    clip=0.0,
-    ema_decay=0.0,
-    freeze_batch_norm="auto",
-    amp="fp32",
 )

@@ -417,7 +417,7 @@ def test_ctrl_c_ends_the_command_at_once(tiny: Path, pictures: list[Path], tmp_p
     pytest.importorskip("onnxruntime")
     command = [sys.executable, "-m", "yolact_deploy", "loadgen", str(tiny), "--images", str(pictures[0].parent)]
     command += ["--logs", str(tmp_path), "--scenario", "server", "--rate", "0.01", "--latency-ms", "1000"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
         assert process.stderr is not None
         assert "server" in process.stderr.readline()
         log = tmp_path / "tiny.onnx" / "server" / DETAIL

@@ -27,7 +27,7 @@ _SLOW_EVAL = """\
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from scripted import SCRIPT, ScriptedBackend, predictor
-from yolact_deploy.benchmarks import engines
+from yolact_deploy.evaluation import engines
 from yolact_deploy.cli.main import main
 engines.load = lambda model, **options: predictor(ScriptedBackend(SCRIPT, delay=0.3))
 sys.exit(main(["eval", "--quiet", "--json", *sys.argv[1:]]))
@@ -41,7 +41,7 @@ def command(tmp_path: Path) -> list[str]:
     (tmp_path / "m.onnx").write_bytes(b"model")
     script = tmp_path / "slow_eval.py"
     here = Path(__file__).resolve()
-    script.write_text(_SLOW_EVAL.format(tests=str(here.parent), root=str(here.parents[2])))
+    script.write_text(_SLOW_EVAL.format(tests=str(here.parents[2] / "helpers"), root=str(here.parents[3])))
     return [sys.executable, str(script), "--engine", str(tmp_path / "m.onnx"), "--coco", str(tmp_path / "coco")]
 
 
@@ -79,7 +79,7 @@ print(*(run_child([sys.executable, "-c", take.format(mib)], Path({work!r})).peak
 
 def test_memory_of_a_child(tmp_path: Path) -> None:
     """100 MiB more are seen as 100 MiB more: by a process as small as the real one, for its own memory is the least."""
-    script = _TWO_CHILDREN.format(root=str(Path(__file__).resolve().parents[2]), work=str(tmp_path))
+    script = _TWO_CHILDREN.format(root=str(Path(__file__).resolve().parents[3]), work=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     little, much = map(float, done.stdout.split())
     assert little == pytest.approx(210, abs=15)

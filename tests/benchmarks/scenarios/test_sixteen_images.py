@@ -62,7 +62,7 @@ def test_too_few_images_are_told_plainly(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_the_committed_result() -> None:
     """What the README says of it."""
-    path = Path(__file__).parents[2] / "benchmarks" / "results" / "sixteen_images.json"
+    path = Path(__file__).parents[3] / "benchmarks" / "results" / "sixteen_images.json"
     result = json.loads(path.read_text())
     assert len(result["images"]) == 16
     assert result["recipe"]["name"] == "sixteen_images"

@@ -90,7 +90,7 @@ def test_an_old_driver() -> None:
 @needs_fake
 def test_a_function_that_the_driver_lacks() -> None:
     code = """
-from yolact_deploy.runtime.cuda import calls
+from yolact_deploy.runtime.cuda.driver import calls
 try:
     calls.call("cuMemPoolTrimTo", 0, 0)
 except calls.CudaError as error:
@@ -162,7 +162,7 @@ def test_the_end_of_the_program_frees_everything() -> None:
 @needs_fake
 def test_the_fake_sees_leaks_and_overruns() -> None:
     leak = """
-from yolact_deploy.runtime.cuda import calls as c
+from yolact_deploy.runtime.cuda.driver import calls as c
 c.call('cuCtxPushCurrent', c.call('cuDevicePrimaryCtxRetain', 0))
 """
     done = fake_cuda.run_python(leak + "c.call('cuMemAlloc', 10)")

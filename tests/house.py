@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "yolact_deploy"
 
 #: the rooms from the ground up: a root module or folder imports only rooms above it in this list
 ROOMS = (
-    "version", "errors", "moved", "class_names", "ops", "console", "config", "artifact", "cache", "engine_file",
+    "version", "errors", "moved", "class_names", "ops", "progress", "config", "artifact", "cache", "engine_file",
     "samples", "priors", "mask_iou", "preprocess", "postprocess", "paste", "draw", "detections",
     "machine", "graph", "datasets", "model", "streams", "runtime", "loading", "inspection",
-    "evaluation", "training", "export", "benchmarks", "cli", "__init__", "__main__",
+    "evaluation", "training", "export", "console", "benchmarks", "cli", "__init__", "__main__",
 )  # fmt: skip
 
 #: most .py files directly in a folder, and most of the product's lines in it

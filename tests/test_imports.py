@@ -17,6 +17,7 @@ from house import (
     imports,
     module_graph,
     modules,
+    own_imports,
     parsed,
     room,
     room_graph,
@@ -39,7 +40,7 @@ TORCH_PLACES = (
 TORCH_MARKER = "needs torch"
 
 #: rooms that may need more than NumPy and OpenCV to be imported
-HEAVY_ROOMS = ("datasets", "model", "evaluation", "training", "export", "benchmarks", "cli", "console", "__main__")
+HEAVY_ROOMS = ("datasets", "model", "evaluation", "training", "export", "console", "benchmarks", "cli", "__main__")
 
 OPTIONAL = ("torch", "cuda", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx",
             "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "faster_coco_eval",
@@ -113,6 +114,20 @@ def test_torch_stays_in_its_places() -> None:
         if name.partition(".")[0] in ("torch", "torchvision", "torchinfo")
     ]
     assert not wrong
+
+
+def prints(module: str) -> bool:
+    calls = (node.func for node in ast.walk(parsed(modules()[module])) if isinstance(node, ast.Call))
+    return "console" in own_imports(module) or any(isinstance(f, ast.Name) and f.id == "print" for f in calls)
+
+
+def is_command(module: str) -> bool:
+    return room(module) == "cli" or 'if __name__ == "__main__"' in modules()[module].read_text()
+
+
+def test_only_commands_print() -> None:
+    """The library uses ``logging`` and the progress that is passed in."""
+    assert [module for module in modules() if prints(module) and not is_command(module)] == ["console"]
 
 
 def runtime_side() -> list[str]:

@@ -1,6 +1,7 @@
-"""What commands print: a progress bar on stderr, tables and JSON on stdout.
+"""What commands print: progress and notes on stderr, tables and JSON on stdout.
 
-Uses ``rich`` where it is installed, plain text where it is not.
+Uses ``rich`` if it is installed, plain text otherwise. Only commands import this module; the library reports through
+:mod:`yolact_deploy.progress` and :mod:`logging`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from yolact_deploy.progress import SILENT, Progress, ReportStep
 
 T = TypeVar("T")
+
+#: shows (done, total, state)
+_Update = Callable[[int, int | None, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
 _PLAIN_WIDTH = 120
@@ -28,83 +34,93 @@ def _rich() -> ModuleType | None:
     return rich
 
 
-def progress(
-    iterable: Iterable[T], description: str, total: int | None = None, quiet: bool = False, unit: str = "images"
-) -> Iterator[T]:
-    """Pass the items on and show how many are done and how fast, on stderr.
+def console_progress(quiet: bool = False) -> Progress:
+    """Progress on stderr, or none with ``quiet``."""
+    return SILENT if quiet else ConsoleProgress()
 
-    A bar on a terminal; elsewhere a line every few seconds and one at the end.
 
-    Args:
-        total: number of items; by default the iterable's length where it has one
+class ConsoleProgress(Progress):
+    """Progress on stderr: bars on a terminal, elsewhere a line every few seconds.
+
+    Work inside other work, such as an evaluation during training, gets a bar below the first one.
     """
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    if quiet:
-        return iter(iterable)
-    if sys.stderr.isatty() and _rich():
-        return _bar(iterable, description, total, unit)
-    return _lines(iterable, description, total, unit)
 
+    def __init__(self) -> None:
+        self._bars: Any = None  # rich's display, while a task runs
 
-def _bar(iterable: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def track(
+        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "images"
+    ) -> Iterator[T]:
+        if total is None and isinstance(items, Sized):
+            total = len(items)
+        start, done = time.perf_counter(), 0
+        with self._task(description, total) as update:
+            for item in items:
+                yield item
+                done += 1
+                update(done, total, f"{unit} ({done / (time.perf_counter() - start):.1f} {unit}/s)")
+            if not done:
+                update(done, total, unit)
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    start, done = time.perf_counter(), 0
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, rate="")
-        for item in iterable:
-            yield item
-            done += 1
-            bar.update(task, completed=done, rate=f"{done / (time.perf_counter() - start):.1f} {unit}/s")
+    @contextmanager
+    def steps(self, description: str) -> Iterator[ReportStep]:
+        if not self._draws_bars():
+            self.note(f"{description} ...")
+        with self._task(description, None) as update:
+            yield lambda phase, done, total: update(done, total, phase)
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
-def _lines(iterable: Iterable[T], description: str, total: int | None, unit: str) -> Iterator[T]:
-    start = told = time.perf_counter()
-    done = shown = 0
-    of_total = f"/{total}" if total is not None else ""
+    def _draws_bars(self) -> bool:
+        return self._bars is not None or (sys.stderr.isatty() and _rich() is not None)
 
-    def tell() -> None:
-        nonlocal shown, told
-        shown, told = done, time.perf_counter()
-        rate = done / max(time.perf_counter() - start, 1e-9)
-        print(f"{description}: {done}{of_total} {unit} ({rate:.1f} {unit}/s)", file=sys.stderr)
+    def _task(self, description: str, total: int | None) -> AbstractContextManager[_Update]:
+        return self._bar(description, total) if self._draws_bars() else _lines(description)
 
-    for item in iterable:
-        yield item
-        done += 1
-        if time.perf_counter() - told > _SECONDS_BETWEEN_LINES:
-            tell()
-    if shown != done or not done:
-        tell()
+    @contextmanager
+    def _bar(self, description: str, total: int | None) -> Iterator[_Update]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        outermost = self._bars is None
+        if outermost:
+            text, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+            columns = (text, BarColumn(20), MofNCompleteColumn(), state, TimeRemainingColumn())
+            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._bars.start()
+        bars = self._bars
+        task = bars.add_task(description, total=total, state="")
+        try:
+            yield lambda done, total, state: bars.update(task, completed=done, total=total, state=state)
+        finally:
+            if outermost:
+                bars.stop()
+                self._bars = None
+            else:
+                bars.remove_task(task)
 
 
 @contextmanager
-def step_progress(description: str, quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function (phase, steps done, steps in all) that shows the phases of a long piece of work on stderr.
+def _lines(description: str) -> Iterator[_Update]:
+    """Print the state every few seconds and at the end."""
+    shown, shown_at, latest = "", time.perf_counter(), ""
 
-    A bar on a terminal; elsewhere one line when the work begins.
-    """
-    if quiet or not sys.stderr.isatty() or not _rich():
-        if not quiet:
-            print(f"{description} ...", file=sys.stderr)
-        yield lambda phase, done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    def show() -> None:
+        nonlocal shown, shown_at
+        shown, shown_at = latest, time.perf_counter()
+        print(latest, file=sys.stderr, flush=True)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[phase]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=None, phase="")
-        yield lambda phase, done, total: bar.update(task, completed=done, total=total, phase=phase)
+    def update(done: int, total: int | None, state: str) -> None:
+        nonlocal latest
+        latest = f"{description}: {done}{'' if total is None else f'/{total}'} {state}"
+        if time.perf_counter() - shown_at > _SECONDS_BETWEEN_LINES:
+            show()
+
+    yield update
+    if latest != shown:
+        show()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:

@@ -89,7 +89,7 @@ def test_what_cannot_be_judged_is_told_before(result: BenchResult) -> None:
 
 def test_nothing_to_agree_on(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
-    silent = run_bench([source("a", ScriptedBackend({})), source("b", ScriptedBackend({}))], images, quiet=True)
+    silent = run_bench([source("a", ScriptedBackend({})), source("b", ScriptedBackend({}))], images)
     with pytest.raises(DatasetError, match="neither a nor b detects anything: give images with objects"):
         judge(silent, Limits(min_agreement=0.9))
 
@@ -171,7 +171,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> BenchRe
         EngineSource(mistake, lambda mistake=mistake: predictor(TinyBackend(model, mistake)))  # type: ignore[misc]
         for mistake in ("none", "labels", "masks", "channels", "right")
     ]
-    return run_bench(sources, open_images(coco=folder), warmup=1, find_mistakes=True, quiet=True)
+    return run_bench(sources, open_images(coco=folder), warmup=1, find_mistakes=True)
 
 
 def test_wrong_engines_are_caught_and_a_right_one_is_not(wrong: BenchResult) -> None:
@@ -244,7 +244,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Benc
     def run(slower: float = 0.0, repeats: int = 8, machine: float = 1.0) -> BenchResult:
         clock.machine = machine
         sources = [source("eager", TimedBackend(clock)), source("fast", TimedBackend(clock, slower))]
-        result = run_bench(sources, images, repeats=repeats, quiet=True)
+        result = run_bench(sources, images, repeats=repeats)
         # By this clock, nobody can say how busy the machine was.
         return dataclasses.replace(result, conditions=None, settings={**result.settings, "cores_used_by_others": 0.0})
 

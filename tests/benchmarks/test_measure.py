@@ -70,7 +70,7 @@ def test_the_reference_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(PairedBootstrap, "__init__", counted)
     write_coco(tmp_path)
     sources = [source(name, ScriptedBackend(script)) for name, script in (("a", SCRIPT), ("b", WORSE), ("c", WORSE))]
-    result = run_bench(sources, open_images(coco=tmp_path), quiet=True)
+    result = run_bench(sources, open_images(coco=tmp_path))
     assert len(made) == 2
     assert result.rows[1].ap_difference == result.rows[2].ap_difference
     assert result.rows[1].ap_difference["box"].difference < 0
@@ -114,7 +114,7 @@ def test_keep_worst(tmp_path: Path) -> None:
 def test_plain_pictures_have_agreement_only(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     sources = [source("eager", ScriptedBackend(SCRIPT)), source("e", ScriptedBackend(SCRIPT))]
-    result = run_bench(sources, images, quiet=True)
+    result = run_bench(sources, images)
     assert [row.accuracy for row in result.rows] == [None, None]
     assert result.rows[1].agreement is not None
     assert result.rows[1].agreement.box_ap == pytest.approx(1)
@@ -130,7 +130,7 @@ def test_unfair_comparisons_are_told(tmp_path: Path) -> None:
         source("silent", ScriptedBackend(SCRIPT)),
         source("large", ScriptedBackend(SCRIPT, sha="aaaa", config=smaller)),
     ]
-    _, other, silent, large = run_bench(sources, images, quiet=True).rows
+    _, other, silent, large = run_bench(sources, images).rows
     assert other.warnings == ("made from other weights (bbbb) than eager (aaaa)",)
     assert silent.warnings == ("does not tell which weights it was made from",)
     assert large.warnings == ("input size 128, eager has 64",)
@@ -200,7 +200,7 @@ def test_models_of_other_classes_are_refused(tmp_path: Path) -> None:
     backend = ScriptedBackend(SCRIPT)
     sources = [source("a", backend), source("b", ScriptedBackend(SCRIPT, config=other))]
     with pytest.raises(InputError, match="'dog' and 'fox'"):
-        run_bench(sources, images, quiet=True)
+        run_bench(sources, images)
     assert backend.closed, "what was loaded is freed"
 
 
@@ -229,7 +229,7 @@ def test_sources_from_specs(tmp_path: Path) -> None:
 def test_compare(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     a, b = predictor(ScriptedBackend(SCRIPT)), predictor(ScriptedBackend(WORSE))
-    result = compare_models(("a", a), ("b", b), images, quiet=True)
+    result = compare_models(("a", a), ("b", b), images)
     assert result.tensors is None, "these models give detections, not heads"
     assert (result.agreement.reference_detections, result.agreement.missed) == (3, 1)
     assert result.images[0].file_name == "000001.png"
@@ -239,7 +239,7 @@ def test_compare(tmp_path: Path) -> None:
 def test_compare_raw_outputs(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     models = ("a", predictor(HeadsBackend())), ("b", predictor(HeadsBackend(shift=0.25)))
-    result = compare_models(*models, images, quiet=True)
+    result = compare_models(*models, images)
     assert result.tensors is not None
     assert set(result.tensors) == {"boxes", "scores", "coeff", "proto"}
     assert result.tensors["scores"].max == pytest.approx(0.25)

@@ -190,7 +190,7 @@ def test_hashes_of_model_and_weights(tmp_path: Path) -> None:
     weights = "a" * 64
     file = dataclasses.replace(source("file", ScriptedBackend(SCRIPT, sha=weights)), path=model)
     unknown = source("unknown", ScriptedBackend(SCRIPT))
-    rows = run_bench([file, unknown], plain_images(write_pictures(tmp_path)), quiet=True).rows
+    rows = run_bench([file, unknown], plain_images(write_pictures(tmp_path))).rows
     assert (rows[0].file_sha256, rows[0].weights_sha256) == (sha256_file(model), weights)
     assert (rows[1].file_sha256, rows[1].weights_sha256) == (None, None)
     assert EngineSource.from_spec(f"{model}@openvino").path == model

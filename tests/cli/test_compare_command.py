@@ -160,7 +160,7 @@ def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
 def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """The precision is the engine's, and its file says for which runtime it was made."""
     model = make_model()
-    calibration = calibrate(model, sorted((folder / "pictures").iterdir()), method="minmax", quiet=True)
+    calibration = calibrate(model, sorted((folder / "pictures").iterdir()), method="minmax")
     quantize_trunk(model, calibration, target="onnxruntime")
     about = {"target": "onnxruntime", "method": "minmax", "images": 3, "images_sha256": calibration.images_sha256}
     metadata = Metadata(config=CONFIG, tail="heads", precision="int8", quantization=about).to_json()

@@ -66,7 +66,7 @@ def export(place: Path, output: Path, *more: str) -> int:
 
 def scores(model: Path, images: CocoImages) -> tuple[float, float]:
     with load(model, score_threshold=0.0, lazy_masks=False) as predictor:
-        accuracy = evaluate(predictor, images, quiet=True).accuracy
+        accuracy = evaluate(predictor, images).accuracy
     assert accuracy.box is not None
     assert accuracy.mask is not None
     return accuracy.box.ap or 0.0, accuracy.mask.ap or 0.0

@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> CocoImages:
 
 def test_accuracy_and_results(images: CocoImages) -> None:
     results: list[Any] = []
-    done = evaluate(predictor(ScriptedBackend(FOUND)), images, on_results=results.extend, quiet=True)
+    done = evaluate(predictor(ScriptedBackend(FOUND)), images, on_results=results.extend)
     assert images.content is not None
     assert done.accuracy == accuracy(images.content, results, images.image_ids)
     assert done.accuracy.detections == len(results) == 4
@@ -60,7 +60,7 @@ def test_accuracy_and_results(images: CocoImages) -> None:
 def test_time_says_where_it_went(images: CocoImages, tmp_path: Path) -> None:
     model = predictor(ScriptedBackend(FOUND, delay=0.02))
     with DetectionCache(tmp_path / "d", {}, images.image_ids) as cache:
-        time = evaluate(model, images, cache=cache, quiet=True).time
+        time = evaluate(model, images, cache=cache).time
     assert list(time.stages_s) == [*model.stages, *(stage for stage in EVAL_STAGES if stage != "read")]
     assert all(seconds > 0 for seconds in time.stages_s.values())
     assert 0 <= time.unaccounted_s < 0.5 * time.whole_s
@@ -74,17 +74,17 @@ def test_time_says_where_it_went(images: CocoImages, tmp_path: Path) -> None:
 
 def interrupted(images: CocoImages, path: Path, at: int) -> None:
     with DetectionCache(path, {}, images.image_ids) as cache, pytest.raises(KeyboardInterrupt):
-        evaluate(predictor(Interrupted(at)), images, cache=cache, quiet=True)
+        evaluate(predictor(Interrupted(at)), images, cache=cache)
 
 
 def resumed(images: CocoImages, path: Path, backend: ScriptedBackend) -> Evaluation:
     with DetectionCache(path, {}, images.image_ids, resume=True) as cache:
-        return evaluate(source("m", backend), images, cache=cache, quiet=True)
+        return evaluate(source("m", backend), images, cache=cache)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_and_resumed(images: CocoImages, tmp_path: Path, at: int) -> None:
-    once = evaluate(predictor(ScriptedBackend(FOUND)), images, quiet=True)
+    once = evaluate(predictor(ScriptedBackend(FOUND)), images)
     interrupted(images, tmp_path / "d", at)
     assert [stored.image_id for stored in read_detections(tmp_path / "d")] == list(range(1, at))
     backend = ScriptedBackend(FOUND)
@@ -103,7 +103,7 @@ def test_a_whole_file_needs_no_model(images: CocoImages, tmp_path: Path) -> None
         raise AssertionError("the model is loaded")
 
     with DetectionCache(tmp_path / "d", {}, images.image_ids, resume=True) as cache:
-        again = evaluate(EngineSource("m", load), images, cache=cache, quiet=True)
+        again = evaluate(EngineSource("m", load), images, cache=cache)
     assert again.accuracy == first.accuracy
     assert again.time.network_stage is None
     assert again.time.outside_network is None
@@ -112,8 +112,8 @@ def test_a_whole_file_needs_no_model(images: CocoImages, tmp_path: Path) -> None
 
 def test_faster_coco_eval(images: CocoImages) -> None:
     pytest.importorskip("faster_coco_eval")
-    slow = evaluate(predictor(ScriptedBackend(FOUND)), images, quiet=True)
-    fast = evaluate(predictor(ScriptedBackend(FOUND)), images, evaluator="faster-coco-eval", quiet=True)
+    slow = evaluate(predictor(ScriptedBackend(FOUND)), images)
+    fast = evaluate(predictor(ScriptedBackend(FOUND)), images, evaluator="faster-coco-eval")
     assert fast.accuracy.mask is not None
     assert slow.accuracy.mask is not None
     assert fast.accuracy.mask.ap == pytest.approx(slow.accuracy.mask.ap, abs=1e-9)
@@ -137,7 +137,7 @@ def test_the_key_tells_models_options_and_images_apart(tmp_path: Path, images: C
 def test_images_without_annotations(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     with pytest.raises(DatasetError, match="have no annotations"):
-        evaluate(predictor(ScriptedBackend(FOUND)), open_images(coco=tmp_path), quiet=True)
+        evaluate(predictor(ScriptedBackend(FOUND)), open_images(coco=tmp_path))
 
 
 def test_an_unknown_evaluator() -> None:

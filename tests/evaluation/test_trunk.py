@@ -40,7 +40,7 @@ def tap(path: Path, runtime: str = "onnxruntime", **options: Any) -> OnnxTap:
 
 def compare(a: Tap, b: Tap, **options: Any) -> TrunkComparison:
     images = [(picture[None], picture[None]) for picture in pictures(2)]
-    return compare_trunks(a, b, images, quiet=True, **options)
+    return compare_trunks(a, b, images, **options)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_int8(small: Path, tmp_path: Path, runtime: str) -> None:
     pytest.importorskip(runtime)
     model = make_model()
     pictures_of_it = sorted(write_blobs(tmp_path / "pictures").iterdir())
-    quantize_trunk(model, calibrate(model, pictures_of_it, method="minmax", quiet=True))
+    quantize_trunk(model, calibrate(model, pictures_of_it, method="minmax"))
     metadata = dataclasses.replace(onnx_metadata(model, "small"), precision="int8")
     model.metadata_props[0].value = metadata.to_json()
     onnx.save(model, str(tmp_path / "int8.onnx"))

@@ -190,7 +190,7 @@ def test_layer_by_layer(export: Export, images: Any, runtime: str, precision: st
         pytest.skip("no OpenVINO, or a CPU without BF16")
     full = OnnxTap(export(NAME, SMALL), runtime="onnxruntime")
     path = export(NAME, SMALL, precision="bf16", keep_fp32=KEPT)
-    result = compare_trunks(full, OnnxTap(path, runtime=runtime, precision=precision), [(images, images)], quiet=True)
+    result = compare_trunks(full, OnnxTap(path, runtime=runtime, precision=precision), [(images, images)])
     found = {layer.name: layer.sqnr_db for layer in result.layers[1:]}
     kept = [value for name, value in found.items() if name.startswith(KEPT)]
     others = [value for name, value in found.items() if not name.startswith(KEPT)]

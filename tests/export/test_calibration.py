@@ -61,7 +61,7 @@ def activations(model: Any, paths: list[Path]) -> dict[str, Any]:
 def test_minmax_is_the_largest_and_the_smallest(export: Export, pictures: list[Path]) -> None:
     model = read_onnx(export(NAME, SMALL))
     before = model.SerializeToString()
-    found = calibrate(model, pictures, method="minmax", quiet=True)
+    found = calibrate(model, pictures, method="minmax")
     assert model.SerializeToString() == before
     assert (found.method, found.images, len(found.images_sha256)) == ("minmax", 10, 64)
     assert "only 10 pictures" in found.notes[0]
@@ -92,9 +92,9 @@ def test_other_methods_stay_inside(
 ) -> None:
     """They choose from what one run has gathered."""
     model = read_onnx(export(NAME, SMALL))
-    widest = calibrate(model, pictures, method="minmax", state=tmp_path, quiet=True).ranges
+    widest = calibrate(model, pictures, method="minmax", state=tmp_path).ranges
     monkeypatch.setattr(calibration, "open_cpu_session", lambda *args: pytest.fail("nothing is left to run"))
-    ranges = calibrate(model, pictures, method=method, state=tmp_path, quiet=True).ranges
+    ranges = calibrate(model, pictures, method=method, state=tmp_path).ranges
     assert ranges.keys() == widest.keys()
     narrower = 0
     for name, (low, high) in ranges.items():
@@ -111,8 +111,8 @@ def test_batches_and_tails_change_nothing(
     export: Export, pictures: list[Path], batch: tuple[int, int, int], tail: str
 ) -> None:
     """Ten pictures are two and a half batches of four: what fills up the last one does not count."""
-    one = calibrate(read_onnx(export(NAME, SMALL)), pictures, quiet=True)
-    other = calibrate(read_onnx(export(NAME, SMALL, batch=batch, tail=tail)), pictures, quiet=True)
+    one = calibrate(read_onnx(export(NAME, SMALL)), pictures)
+    other = calibrate(read_onnx(export(NAME, SMALL, batch=batch, tail=tail)), pictures)
     assert len(one.ranges) == len(other.ranges)
     np.testing.assert_allclose(sorted(one.ranges.values()), sorted(other.ranges.values()), rtol=1e-3, atol=1e-4)
 
@@ -132,7 +132,7 @@ def read_image(path):
     return read(path)
 calibration.read_image = read_image
 model, state, *pictures = map(Path, sys.argv[1:])
-calibration.calibrate(read_onnx(model), pictures, state=state, quiet=True)
+calibration.calibrate(read_onnx(model), pictures, state=state)
 """
 
 
@@ -147,14 +147,14 @@ def test_a_killed_run_goes_on(
     (state,) = tmp_path.glob("*.npz")
     again = calibrate(read_onnx(path), pictures, state=tmp_path)
     assert "calibrating (6 known already): 4/4 images" in capsys.readouterr().err
-    assert again == calibrate(read_onnx(path), pictures, quiet=True)
+    assert again == calibrate(read_onnx(path), pictures)
     for other in (pictures[1:], pictures[::-1]):
-        calibrate(read_onnx(path), other, state=tmp_path, quiet=True)
+        calibrate(read_onnx(path), other, state=tmp_path)
     assert len(list(tmp_path.glob("*.npz"))) == 3, "other pictures, another state"
 
     for damage in (b"", b"PK no state", state.read_bytes()[:-100]):
         state.write_bytes(damage)
-        assert calibrate(read_onnx(path), pictures, state=tmp_path, quiet=True) == again
+        assert calibrate(read_onnx(path), pictures, state=tmp_path) == again
 
 
 def test_values_that_are_not_finite(export: Export, pictures: list[Path]) -> None:
@@ -166,7 +166,7 @@ def test_values_that_are_not_finite(export: Export, pictures: list[Path]) -> Non
             values[3] = np.inf
             constant.CopyFrom(onnx.numpy_helper.from_array(values, constant.name))
     with pytest.raises(ExportError, match=r"proto_net\.2 has values that are not finite in FP32: the checkpoint is"):
-        calibrate(model, pictures[:1], quiet=True)
+        calibrate(model, pictures[:1])
 
 
 def test_wrong_arguments(export: Export, pictures: list[Path]) -> None:

@@ -66,7 +66,7 @@ def record() -> Iterator[dict[str, Any]]:
 
 def _quantize(model: Any, metadata: Metadata) -> Metadata:
     """INT8 for TensorRT; with pseudo-random weights the ranges of three pictures are as good as any."""
-    found = calibrate(model, sample_images(), quiet=True)
+    found = calibrate(model, sample_images())
     quantize_trunk(model, found)
     how = {"target": "symmetric", "method": found.method, "images": found.images}
     return replace(metadata, quantization={**how, "images_sha256": found.images_sha256})

@@ -42,7 +42,7 @@ needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not i
 def quantized(source: Path, target: Path, *, form: str = "symmetric", keep_fp32: tuple[str, ...] = ()) -> Path:
     """The INT8 file of one in FP32, with ranges from the sample pictures."""
     model = read_onnx(source)
-    found = calibrate(model, sample_images(), quiet=True)
+    found = calibrate(model, sample_images())
     quantize_trunk(model, found, target=form, keep_fp32=keep_fp32)
     how = {"target": form, "method": found.method, "images": found.images, "images_sha256": found.images_sha256}
     metadata = dataclasses.replace(

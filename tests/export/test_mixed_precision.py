@@ -198,7 +198,7 @@ def test_a_checkpoint_and_its_export_have_the_same_layers(
     eager = TorchTap(tmp_path / "w.safetensors")
     for precision, least, most in (("fp32", 90, 200), ("fp16", 30, 90)):
         file = OnnxTap(export(NAME, SMALL, precision=precision), runtime="onnxruntime", threads=1)
-        result = compare_trunks(eager, file, [(images(), images())], quiet=True)
+        result = compare_trunks(eager, file, [(images(), images())])
         layers = layer_names(trunk_nodes(read_onnx(export(NAME, SMALL)).graph))
         assert {layer.name.partition("#")[0] for layer in result.layers} == {"input", *layers}
         found = [layer.sqnr_db for layer in result.layers[1:]]

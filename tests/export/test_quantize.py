@@ -39,7 +39,7 @@ _calibrations: dict[Path, Calibration] = {}
 
 def calibrated(path: Path) -> Calibration:
     if path not in _calibrations:
-        _calibrations[path] = calibrate(read_onnx(path), sample_images(), quiet=True)
+        _calibrations[path] = calibrate(read_onnx(path), sample_images())
     return _calibrations[path]
 
 
@@ -317,7 +317,7 @@ from yolact_deploy.graph.onnx_graph import read_onnx
 from yolact_deploy.samples import sample_images
 for target in ("symmetric", "onnxruntime"):
     model = read_onnx(sys.argv[1])
-    quantize_trunk(model, calibrate(model, sample_images(), quiet=True), target=target, keep_fp32=["proto_net.8"])
+    quantize_trunk(model, calibrate(model, sample_images()), target=target, keep_fp32=["proto_net.8"])
     print(hashlib.sha256(model.SerializeToString()).hexdigest())
 """
 

@@ -179,4 +179,4 @@ def bench(tmp_path: Path, **options: object) -> BenchResult:
     write_coco(tmp_path)
     eager = ScriptedBackend(SCRIPT, name="torch", delay=0.02)
     sources = [source("eager", eager, SHA), source("fast", ScriptedBackend(WORSE, sha=SHA))]
-    return run_bench(sources, open_images(coco=tmp_path), quiet=True, **options)  # type: ignore[arg-type]
+    return run_bench(sources, open_images(coco=tmp_path), **options)  # type: ignore[arg-type]

@@ -73,14 +73,14 @@ def test_it_is_outside_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Yardstick, "after", after)
     images = plain_images(write_pictures(tmp_path))
-    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2, quiet=True)
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2)
     assert done == list(range(6))
     assert np.median(result.rows[0].latency.samples) < 150
 
 
 def test_it_is_in_the_file(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
-    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2, quiet=True)
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2)
     content = json.loads(json.dumps(result.to_json()))
     assert [len(times) for times in content["yardstick"]["samples_ms"].values()] == [6, 6, 6]
     assert result_from_json(content, "a.json").content["yardstick"]["version"] == VERSION

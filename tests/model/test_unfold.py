@@ -83,7 +83,7 @@ def test_a_training_does_so_unless_frozen(
     monkeypatch.setattr(module, "initialise", initialise)
     monkeypatch.setattr(module, "unfold_batch_norms", lambda network, images: called.append((network, list(images))))
     recipe = tiny_recipe("iterations=1", f"freeze_batch_norm={setting}", "eval_interval=0")
-    module.fit(recipe, tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, quiet=True)  # type: ignore[operator]
+    module.fit(recipe, tiny_set(tmp_path / "set"), tmp_path / "run", workers=0)  # type: ignore[operator]
     assert bool(called) is moves
     for _, images in called:
         assert images[0].shape == (8, 3, 64, 64)  # all there are

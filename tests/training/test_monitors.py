@@ -25,7 +25,7 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_the_curves_of_a_training(tmp_path: Path) -> None:
     recipe = tiny.tiny_recipe("iterations=3", "eval_interval=2")
-    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, quiet=True, device="cpu")
+    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu")
     curves = _curves(tmp_path / "run")
     assert [step for step, _ in curves["loss/box"]] == [1, 2, 3]
     assert [step for step, _ in curves["mask/ap"]] == [2, 3]

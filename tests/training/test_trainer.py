@@ -56,7 +56,7 @@ def undisturbed(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> FitRe
 
 
 def train(recipe: Recipe, data: Path, output: Path, **options: Any) -> FitResult:
-    return fit(recipe, data, output, device="cpu", quiet=True, **{"workers": 0, **options})
+    return fit(recipe, data, output, device="cpu", **{"workers": 0, **options})
 
 
 def curve(folder: Path) -> list[tuple[int, dict[str, float], float, float]]:
@@ -87,7 +87,7 @@ def step(self, batch, number):
         os.kill(os.getpid(), signal.SIGKILL)
     make(self, batch, number)
 TrainStep.__call__ = step
-fit(tiny.tiny_recipe(), {str(shapes)!r}, {str(run)!r}, device="cpu", workers=0, quiet=True)
+fit(tiny.tiny_recipe(), {str(shapes)!r}, {str(run)!r}, device="cpu", workers=0)
 """
     assert tiny.run_python("-c", code).returncode == -signal.SIGKILL
     assert [path.name for path in run.glob("*.pt")] == ["state_00000004.pt"]

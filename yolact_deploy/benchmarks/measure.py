@@ -17,7 +17,6 @@ from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, measure_interlea
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline, roofline
 from yolact_deploy.benchmarks.machine_limits import machine_limits
 from yolact_deploy.benchmarks.model_energy import measure_energy
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.image_sets import CocoImage, CocoImages, fingerprint
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, import_optional
@@ -34,6 +33,7 @@ from yolact_deploy.machine.environment import environment
 from yolact_deploy.machine.peak_memory import PeakMemory, PeakMemoryMeter
 from yolact_deploy.machine.yardstick import Yardstick, YardstickTimes
 from yolact_deploy.preprocess import read_image
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import stage_with
 
@@ -153,7 +153,7 @@ def run_bench(
     energy_seconds: float | None = None,
     find_mistakes: bool = False,
     with_roofline: bool = False,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> BenchResult:
     """Measure models on the same images, in turns; the first is the reference (the eager model, if there is one).
 
@@ -194,7 +194,7 @@ def run_bench(
                 repeats=repeats,
                 on_result=collector.add,
                 after_step=yardstick.after,
-                each=lambda steps: progress(steps, "measuring", quiet=quiet),
+                each=lambda steps: progress.track(steps, "measuring"),
             )
         energy = {
             name: measure_energy(predictor, images.paths, seconds=energy_seconds)

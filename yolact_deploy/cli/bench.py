@@ -143,7 +143,7 @@ def _measure(args: argparse.Namespace) -> int:
         energy_seconds=args.energy,
         find_mistakes=limits.of_detections,
         with_roofline=args.roofline,
-        quiet=args.quiet,
+        progress=args.progress,
     )
     if args.json:
         print_json(result.to_json())

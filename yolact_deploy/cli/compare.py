@@ -125,7 +125,9 @@ def run(args: argparse.Namespace) -> int:
             bisect_file, precision = _bisect_file(args, a, b), _bisect_precision(args, b)
             change = _bisect_change(args, bisect_file, precision, b, images)
         trunk, why_not = _compare_layers(args, a, b, images)
-        result = compare_models(reference, engine, images, score_threshold=args.score, trunk=trunk, quiet=args.quiet)
+        result = compare_models(
+            reference, engine, images, score_threshold=args.score, trunk=trunk, progress=args.progress
+        )
         written = []
         if args.pictures:
             worst = result.images[: args.worst]
@@ -224,7 +226,7 @@ def _compare_layers(
         return None, str(error)
     inputs = [(reference.preprocess([picture]), engine.preprocess([picture])) for picture in _pictures(args, images)]
     threshold, memory = args.layer_threshold, args.layer_memory << 20
-    return compare_trunks(a, b, inputs, threshold=threshold, memory_bytes=memory, quiet=args.quiet), ""
+    return compare_trunks(a, b, inputs, threshold=threshold, memory_bytes=memory, progress=args.progress), ""
 
 
 def _pictures(args: argparse.Namespace, images: CocoImages) -> list[Any]:
@@ -279,7 +281,7 @@ def _bisect_change(
 
     paths, note = calibration_apart(args.calibration, args.calibration_images, images)
     method = args.calibration_method or DEFAULT_METHOD
-    calibration = calibrate(read_onnx(path), paths, method=method, quiet=args.quiet)
+    calibration = calibrate(read_onnx(path), paths, method=method, progress=args.progress)
     if not args.quiet:
         for text in filter(None, (note, *calibration.notes)):
             print(f"note: {text}", file=sys.stderr)
@@ -308,7 +310,7 @@ def _bisect(
         judged=images if args.target_ap_drop is not None else None,
         score_threshold=args.score,
         threads=args.threads,
-        quiet=args.quiet,
+        progress=args.progress,
     )
 
 

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from yolact_deploy.console import print_json, progress
+    from yolact_deploy.console import print_json
     from yolact_deploy.errors import import_optional
 
     for module in ("torch", "pycocotools"):
@@ -59,7 +59,7 @@ def _check(args: argparse.Namespace) -> int:
     report = check_dataset(
         open_dataset(args.data),
         deep=args.deep,
-        progress=lambda items, what, total: progress(items, what, total, quiet=args.quiet),
+        progress=args.progress,
     )
     if args.json:
         print_json(report.to_json())
@@ -93,7 +93,7 @@ def _print_report(report: DataReport) -> None:
 def _shapes(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from yolact_deploy.console import print_json, progress
+    from yolact_deploy.console import print_json
     from yolact_deploy.datasets.shapes import write_shapes
     from yolact_deploy.errors import InputError
 
@@ -103,7 +103,7 @@ def _shapes(args: argparse.Namespace) -> int:
     folder = Path(args.output)
     counts = {"train": args.train, "val": args.val}
     images = write_shapes(folder, counts, seed=args.seed, height=height, width=width)
-    for _ in progress(images, "shapes", sum(counts.values()), quiet=args.quiet):
+    for _ in args.progress.track(images, "shapes", sum(counts.values())):
         pass
     description = folder / "shapes.yaml"
     if args.json:

@@ -148,7 +148,7 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             cache = stack.enter_context(DetectionCache(args.cache, key, images.image_ids, resume=args.resume))
             stack.enter_context(_tell_where_to_go_on(args))
         save = stack.enter_context(results_file(args.save_results)) if args.save_results else None
-        done = evaluate(source, images, evaluator=args.evaluator, cache=cache, on_results=save, quiet=args.quiet)
+        done = evaluate(source, images, evaluator=args.evaluator, cache=cache, on_results=save, progress=args.progress)
     assert images.content is not None  # evaluate refuses such images
     difference = _differences(args, images.content, images.image_ids, done.matches)
     return source.name, done.accuracy, done.time, difference

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from yolact_deploy.export.overflow import RangeReport
     from yolact_deploy.export.parity import ParityReport
     from yolact_deploy.export.pipeline import Int8Options
+    from yolact_deploy.progress import Progress
 
 #: the default first; the same as in export.calibration, which needs more than this module may
 CALIBRATION_METHODS = ("percentile", "minmax", "entropy", "mse")
@@ -273,16 +274,16 @@ def run(args: argparse.Namespace) -> int:
 
 def build(args: argparse.Namespace, onnx_path: Path, engine_path: Path, flavour: str) -> EngineReport:
     """Build the engine with a progress bar, and say what was made."""
-    from yolact_deploy.console import step_progress
     from yolact_deploy.export.engine import build_engine
 
-    def tell(text: str) -> None:
-        if not args.quiet:
-            print(text, file=sys.stderr)
-
-    with step_progress(f"building {engine_path.name}", quiet=args.quiet) as progress:
+    with args.progress.steps(f"building {engine_path.name}") as report_step:
         report = build_engine(
-            onnx_path, engine_path, flavour=flavour, options=engine_options(args), progress=progress, tell=tell
+            onnx_path,
+            engine_path,
+            flavour=flavour,
+            options=engine_options(args),
+            progress=report_step,
+            tell=args.progress.note,
         )
     name = "TensorRT for RTX" if report.flavour == "rtx" else "TensorRT"
     how = "taken from the cache" if report.cached else "wrote"
@@ -331,13 +332,12 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
         method=args.calibration_method or CALIBRATION_METHODS[0],
         target=TARGETS[args.target or "auto"],
         state=cache_folder("calibration"),
-        quiet=args.quiet,
+        progress=args.progress,
     )
 
 
 def _overflow_images(args: argparse.Namespace) -> Iterable[Path] | None:
     """The pictures on which FP16 must not overflow, where --calibration gives some: the samples, too."""
-    from yolact_deploy.console import progress
     from yolact_deploy.datasets.calibration_images import calibration_images, usable_images
     from yolact_deploy.errors import InputError
     from yolact_deploy.samples import sample_images
@@ -352,7 +352,8 @@ def _overflow_images(args: argparse.Namespace) -> Iterable[Path] | None:
                 raise InputError(f"--{name} is of --int8, and of --fp16 where it looks for overflows: {cure}")
         return None
     usable = usable_images(calibration_images(args.calibration, args.images or CALIBRATION_IMAGES))
-    return progress([*sample_images(), *usable.paths], "looking for overflows", quiet=args.quiet)
+    progress: Progress = args.progress
+    return progress.track([*sample_images(), *usable.paths], "looking for overflows")
 
 
 def _print_calibration(calibration: Calibration) -> None:

@@ -92,6 +92,7 @@ def _measure(args: argparse.Namespace, options: LoadgenOptions) -> list[Scenario
     from yolact_deploy.datasets.image_sets import plain_images
     from yolact_deploy.errors import InputError
     from yolact_deploy.evaluation.engines import EngineSource
+    from yolact_deploy.progress import SILENT
 
     for name in ("threads", "limit"):
         value = getattr(args, name)
@@ -100,9 +101,10 @@ def _measure(args: argparse.Namespace, options: LoadgenOptions) -> list[Scenario
     sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in args.engine]
     pictures = plain_images(args.images, args.limit).paths
     scenarios = list(dict.fromkeys(args.scenario or SCENARIOS))
+    progress = SILENT if args.json else args.progress
     try:
         return run_scenarios(
-            sources, pictures, Path(args.logs), scenarios=scenarios, options=options, quiet=args.quiet or args.json
+            sources, pictures, Path(args.logs), scenarios=scenarios, options=options, progress=progress
         )
     except BaseException as error:
         if is_running():

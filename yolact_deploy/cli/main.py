@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from yolact_deploy.console import console_progress
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.version import __version__
 
@@ -99,6 +100,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             parser = command_parser(name)
             args = parser.parse_args(arguments)
             debug = args.debug
+            args.progress = console_progress(args.quiet)
             with _warnings_on_stderr(args.quiet):
                 code: int = module.run(args)
             sys.stdout.flush()  # so that a closed pipe is met here and not at exit

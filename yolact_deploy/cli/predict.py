@@ -49,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
     from yolact_deploy.cli.prediction import PredictionJob, output_folder, select_classes
+    from yolact_deploy.progress import SILENT
     from yolact_deploy.streams.sources import find_sources
 
     found = find_sources(args.sources, recursive=args.recursive)
+    progress = SILENT if args.json else args.progress
     found.check_formats(args.format)
     with output_folder(args.output) as folder:
         model = loading.load(
@@ -65,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
         )
         with model:
             labels = select_classes(model.config, args.classes)
-            job = PredictionJob(
-                model, folder, args.format, labels, quiet=args.quiet or args.json, max_frames=args.max_frames
-            )
+            job = PredictionJob(model, folder, args.format, labels, progress=progress, max_frames=args.max_frames)
             summary = job.run(found)
     _tell(summary, args)
     return 2 if summary.failed else 0

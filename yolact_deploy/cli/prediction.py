@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write, write_bytes, write_json
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.console import progress
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import draw_detections
 from yolact_deploy.errors import InputError, OutputError
 from yolact_deploy.preprocess import read_image
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.streams.sources import Sources, UniqueNames, image_ids
 from yolact_deploy.streams.video import DEFAULT_FPS, VideoWriter, probe_video, read_ahead
@@ -116,7 +116,7 @@ class PredictionJob:
         folder: where outputs go
         formats: of "overlay", "json", "coco"
         labels: class indices to keep, None for all
-        quiet: no progress
+        progress: counts pictures and frames
         max_frames: of each video, None for all
     """
 
@@ -127,14 +127,14 @@ class PredictionJob:
         formats: Sequence[str],
         labels: frozenset[int] | None = None,
         *,
-        quiet: bool = False,
+        progress: Progress = SILENT,
         max_frames: int | None = None,
     ) -> None:
         self.model = model
         self.folder = folder
         self.formats = formats
         self.labels = labels
-        self.quiet = quiet
+        self.progress = progress
         self.max_frames = max_frames
         self.summary = Summary()
         self._names = UniqueNames()
@@ -165,7 +165,7 @@ class PredictionJob:
         images: list[dict[str, Any]] = []
         work = list(zip(pictures, image_ids(pictures), strict=True))
         batch: list[tuple[Path, int, Image]] = []
-        for index, (path, image_id) in enumerate(progress(work, "predict", quiet=self.quiet), start=1):
+        for index, (path, image_id) in enumerate(self.progress.track(work, "predict"), start=1):
             with self._reported(path, alone), self._timed("decode"):
                 batch.append((path, image_id, read_image(path)))
             if batch and (len(batch) == self.model.backend.max_batch or index == len(work)):
@@ -218,7 +218,7 @@ class PredictionJob:
             outputs = _VideoOutputs(stack, self.folder / name, self.formats, fps, first)
             stopped = stack.enter_context(_interrupt_stops()) if info is None else threading.Event()
             wanted = itertools.islice(itertools.chain([first], frames), self.max_frames)
-            for number, frame in enumerate(progress(wanted, "predict", total, self.quiet, "frames")):
+            for number, frame in enumerate(self.progress.track(wanted, "predict", total, "frames")):
                 (found,) = self._detect([frame])
                 outputs.write_line(number, found)
                 if outputs.video is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from yolact_deploy.export.pipeline import Int8Options
     from yolact_deploy.export.search.bisect import Target
     from yolact_deploy.export.search.layer_search import SearchResult
+    from yolact_deploy.progress import Progress
 
 _MOST_LISTED = 8
 
@@ -65,7 +65,7 @@ class LayerSearch:
 
     target: Target
     judged: CocoImages
-    quiet: bool
+    progress: Progress
     result: SearchResult | None = None
 
     def options(self, options: Int8Options, source: str, count: int) -> Int8Options:
@@ -83,7 +83,7 @@ class LayerSearch:
 
         pictures, note = calibration_apart(source, count, self.judged)
         if note:
-            self._tell(f"note: {note}")
+            self.progress.note(f"note: {note}")
         found = partial(self.find, pictures=pictures, target=options.target)
         return replace(options, images=pictures, find_layers=found)
 
@@ -113,12 +113,8 @@ class LayerSearch:
         signed = None
         if target == "symmetric" and wants_unsigned():
             signed = judging.changed_by(int8(calibration, target, unsigned=False))
-        self.result = search_layers(ranking, judging, self.target, signed=signed, quiet=self.quiet, tell=self._tell)
+        self.result = search_layers(ranking, judging, self.target, signed=signed, progress=self.progress)
         return self.result.reasons
-
-    def _tell(self, text: str) -> None:
-        if not self.quiet:
-            print(text, file=sys.stderr)
 
 
 def _readable(pictures: Sequence[Path], count: int) -> list[Path]:
@@ -161,7 +157,7 @@ def prepare_search(args: argparse.Namespace) -> LayerSearch | None:
     if args.search_images < 1:
         raise InputError(f"--search-images: expected 1 or more, got {args.search_images}")
     target = Target(max_ap_drop=args.max_ap_drop, min_agreement=args.min_agreement)
-    return LayerSearch(target, _judged(args), args.quiet)
+    return LayerSearch(target, _judged(args), args.progress)
 
 
 def _judged(args: argparse.Namespace) -> CocoImages:

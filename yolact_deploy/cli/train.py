@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         device=args.device,
         workers=args.workers,
-        quiet=args.quiet,
+        progress=args.progress,
     )
     if result.is_main:
         _print_result(args, result)

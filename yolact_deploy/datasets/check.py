@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,9 @@ from yolact_deploy.datasets.findings import Findings, Problem, refuse
 from yolact_deploy.datasets.scan import ImageRecord
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import read_image
+from yolact_deploy.progress import SILENT, Progress
 
 _THREADS = 4
-
-#: shows the progress of a loop: (items, description, their number) -> the same items
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class DataReport:
         }
 
 
-def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress | None = None) -> DataReport:
+def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress = SILENT) -> DataReport:
     """Look through all splits of a set.
 
     Args:
@@ -102,12 +100,12 @@ def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress |
     return DataReport(spec.path, tuple(reports), deep)
 
 
-def _read_all(split: Split, records: list[ImageRecord], findings: Findings, progress: Progress | None) -> None:
+def _read_all(split: Split, records: list[ImageRecord], findings: Findings, progress: Progress) -> None:
     """Read the pictures that are there; OpenCV lets other threads run while it decodes."""
     there = [record for record in records if (split.images / record.file_name).is_file()]
     with ThreadPoolExecutor(_THREADS) as pool:
         read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), there)
-        for problem in progress(read, f"reading {split.name}", len(there)) if progress else read:
+        for problem in progress.track(read, f"reading {split.name}", len(there)):
             if problem:
                 findings.add(*problem)
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.image_sets import CocoImages
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.accuracy import Result
@@ -26,6 +25,7 @@ from yolact_deploy.evaluation.engines import check_same_classes
 from yolact_deploy.evaluation.mistakes import Explained, alike
 from yolact_deploy.evaluation.trunk_comparison import TrunkComparison
 from yolact_deploy.preprocess import read_image
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
 
@@ -108,7 +108,7 @@ def compare_models(
     *,
     score_threshold: float = SCORE_THRESHOLD,
     trunk: TrunkComparison | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> CompareResult:
     """Compare two named predictors, both with score threshold 0.
 
@@ -123,7 +123,7 @@ def compare_models(
     tensors = _TensorMeter()
     results: tuple[list[Result], list[Result]] = ([], [])
     compared, similar = [], []
-    for image in progress(images.images, "comparing", quiet=quiet):
+    for image in progress.track(images.images, "comparing"):
         picture = read_image(image.path)
         (raw_a, found_a), (raw_b, found_b) = (_run(predictor, picture) for _, predictor in (reference, engine))
         tensors.add(raw_a, raw_b)

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolact_deploy.artifact import sha256_file
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import EVALUATORS, Accuracy, AccuracyMeter, Result
 from yolact_deploy.evaluation.detection_cache import DetectionCache
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.matches import Matches
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
 from yolact_deploy.version import __version__
@@ -100,7 +100,7 @@ def evaluate(
     evaluator: str = EVALUATORS[0],
     cache: DetectionCache | None = None,
     on_results: Callable[[Sequence[Result]], None] | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> Evaluation:
     """Run a model with score threshold 0 over annotated images, and score what it finds.
 
@@ -118,7 +118,7 @@ def evaluate(
     stored = cache.stored if cache else 0
     start = time.perf_counter()
     if cache and stored:
-        run.read(cache, quiet)
+        run.read(cache, progress)
     load_s = 0.0
     if stored < len(images):
         loading = time.perf_counter()
@@ -126,7 +126,7 @@ def evaluate(
         load_s = time.perf_counter() - loading
         try:
             images.check_classes(predictor.config)
-            run.predict(predictor, images, stored, cache, quiet)
+            run.predict(predictor, images, stored, cache, progress)
         finally:
             if isinstance(model, EngineSource):
                 predictor.close()
@@ -143,20 +143,20 @@ class _Run:
         self.timer = StageTimer()
         self._meter, self._on_results = meter, on_results
 
-    def read(self, cache: DetectionCache, quiet: bool) -> None:
+    def read(self, cache: DetectionCache, progress: Progress) -> None:
         """Take the detections that were there already."""
         stored = iter(cache)
-        for _ in progress(range(cache.stored), f"reading {cache.path.name}", quiet=quiet):
+        for _ in progress.track(range(cache.stored), f"reading {cache.path.name}"):
             with self.timer.stage("read"):
                 image_id, results = next(stored)
             self._take(image_id, results)
 
     def predict(
-        self, predictor: Predictor, images: CocoImages, first: int, cache: DetectionCache | None, quiet: bool
+        self, predictor: Predictor, images: CocoImages, first: int, cache: DetectionCache | None, progress: Progress
     ) -> None:
         """Run the images from number ``first`` on."""
         ids = predictor.config.category_ids
-        for image in progress(images.images[first:], "evaluating", quiet=quiet):
+        for image in progress.track(images.images[first:], "evaluating"):
             found = predictor(image.path)
             self.timer.add(predictor.timings)
             with self.timer.stage("encode"):

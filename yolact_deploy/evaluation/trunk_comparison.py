@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.console import progress
 from yolact_deploy.errors import InputError
 from yolact_deploy.evaluation.taps import INPUT, Tap
+from yolact_deploy.progress import SILENT, Progress
 
 #: relative RMS error that a layer may have; 34 dB. Rounding gives up to 1e-5 in FP32 and 1e-2 in FP16
 LAYER_THRESHOLD = 0.02
@@ -133,7 +133,7 @@ def compare_trunks(
     *,
     threshold: float = LAYER_THRESHOLD,
     memory_bytes: int = MEMORY_BYTES,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> TrunkComparison:
     """Compare the tensors that both have.
 
@@ -147,7 +147,7 @@ def compare_trunks(
     pairs = _aligned(reference, engine)
     meters = {name: ErrorMeter() for name, _ in pairs}
     portions = list(_portions(pairs, reference, engine, memory_bytes))
-    for portion in progress(portions, "comparing layers", quiet=quiet, unit="portions"):
+    for portion in progress.track(portions, "comparing layers", unit="portions"):
         ours, theirs = zip(*portion, strict=True)
         with reference.open(ours) as read_reference, engine.open(theirs) as read_engine:
             for a, b in images:

@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.calibration_images import usable_images
 from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.export.ranges import METHODS, Histograms
 from yolact_deploy.graph.onnx_graph import fit_trunk
 from yolact_deploy.graph.trunk_graph import data_inputs, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 __all__ = ["DEFAULT_METHOD", "METHODS", "Calibration", "calibrate"]
@@ -68,7 +68,7 @@ def calibrate(
     *,
     method: str = DEFAULT_METHOD,
     state: Path | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> Calibration:
     """Run an FP32 graph over pictures and choose the range of each activation.
 
@@ -77,7 +77,7 @@ def calibrate(
         images: pictures like those that the network will see, not those that its accuracy is measured on
         method: "minmax" keeps everything; "percentile", "entropy" and "mse" clip rare large values
         state: folder in which what was gathered is kept: a second run goes on from there
-        quiet: show no progress
+        progress: counts the images
 
     Raises:
         InputError: too many pictures are of no use, see :func:`usable_images`.
@@ -96,7 +96,7 @@ def calibrate(
     if gathered.done < len(usable.paths):
         known = f" ({gathered.done} known already)" if gathered.done else ""
         steps = _gather(watched, usable.paths, gathered, file)
-        for _ in progress(steps, f"calibrating{known}", len(usable.paths) - gathered.done, quiet):
+        for _ in progress.track(steps, f"calibrating{known}", len(usable.paths) - gathered.done):
             pass
     ranges = {name: gathered.histograms.range(i, method) for i, name in enumerate(watched.tensors)}
     return Calibration(

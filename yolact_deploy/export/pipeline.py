@@ -17,6 +17,7 @@ from yolact_deploy.export.parity import ParityReport, check_parity, run_heads
 from yolact_deploy.export.quantization_noise import TensorNoise, quantization_noise
 from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.model import YolactModel
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.backend import HeadOutputs
 from yolact_deploy.samples import sample_images
 
@@ -31,7 +32,7 @@ class Int8Options:
     Attributes:
         images: pictures to calibrate on
         state: folder in which an interrupted calibration is kept
-        quiet: show no progress
+        progress: of the calibration
         find_layers: told the graph in FP32, its metadata and the ranges, names layers to keep in FP32 with the reasons
     """
 
@@ -39,7 +40,7 @@ class Int8Options:
     method: str = DEFAULT_METHOD
     target: str = "symmetric"
     state: Path | None = None
-    quiet: bool = False
+    progress: Progress = SILENT
     find_layers: Callable[[Any, Metadata, Calibration], Mapping[str, str]] | None = None
 
 
@@ -157,7 +158,7 @@ class _Tracing:
         """Turn the graph to INT8 in place; gives the metadata that says so."""
         options = self._options.int8
         assert options is not None  # export_onnx asks only then
-        found = calibrate(graph, options.images, method=options.method, state=options.state, quiet=options.quiet)
+        found = calibrate(graph, options.images, method=options.method, state=options.state, progress=options.progress)
         if options.find_layers is not None:
             more = options.find_layers(graph, metadata, found)
             reasons = {**metadata.keep_reasons, **more}

@@ -113,7 +113,8 @@ def _describe_crash(code: int, stderr: str) -> str:
 
 def _answer(name: str) -> None:
     """What a child does: try one runtime and print the finding."""
-    print(_MARK + json.dumps(dataclasses.asdict(try_here(name))), flush=True)
+    sys.stdout.write(f"{_MARK}{json.dumps(dataclasses.asdict(try_here(name)))}\n")
+    sys.stdout.flush()
 
 
 def try_here(name: str) -> Finding:

@@ -20,11 +20,12 @@ from yolact_deploy.machine.environment import environment
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.initialization import InitReport, initialise
 from yolact_deploy.model.unfold import unfold_batch_norms
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, plain_loader, training_loader
 from yolact_deploy.training.data.batch import Normalizer
 from yolact_deploy.training.distributed import World, processes
 from yolact_deploy.training.interrupt import spare_workers
-from yolact_deploy.training.monitors import JsonLog, Terminal, TrainingMonitor, closing, read_log, tensorboard
+from yolact_deploy.training.monitors import JsonLog, ProgressMonitor, TrainingMonitor, closing, read_log, tensorboard
 from yolact_deploy.training.plot import draw_curves
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.state import StateFolder, set_seed
@@ -70,7 +71,7 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> FitResult:
     """Train a network for the classes of a set, and write states, logs and weights into a folder.
 
@@ -83,7 +84,7 @@ def fit(
         resume: go on from the last saved state of the folder; from the beginning where there is none
         device: "auto", "cpu", "cuda" or "cuda:N"
         workers: processes that prepare images, of each training process
-        quiet: nothing on the terminal
+        progress: shows losses, speed and evaluations
 
     Raises:
         YolactDeployError: whatever is wrong with recipe, data, weights, device or folder, before the first step.
@@ -91,7 +92,7 @@ def fit(
     started, folder = time.perf_counter(), Path(output)
     with processes(device) as world, _settings(recipe):
         _check_folder(folder, resume)
-        trainer = _prepare(recipe, open_dataset(data), folder, world, weights, resume, workers, quiet)
+        trainer = _prepare(recipe, open_dataset(data), folder, world, weights, resume, workers, progress)
         with closing(trainer.monitors):
             outcome = trainer.run()
             seconds = time.perf_counter() - started
@@ -111,14 +112,14 @@ def _prepare(
     weights: str | None,
     resume: bool,
     workers: int | None,
-    quiet: bool,
+    progress: Progress,
 ) -> Trainer:
     """All that is needed for the first step, checked."""
     dataset = _training_set(recipe, spec)
     recipe = replace(recipe, config=spec.configure(recipe.config))
     set_seed(recipe.seed)
     model = YolactModel(recipe.config)
-    evaluator = _evaluator(model, recipe, spec, world, quiet)
+    evaluator = _evaluator(model, recipe, spec, world, progress)
     going_on = resume and bool(StateFolder(folder).states())
     initial = None if going_on else initialise(model, recipe.weights if weights is None else weights)
     if initial is not None and initial.folded and not freezes_batch_norm(recipe, world.share(recipe.batch)):
@@ -144,7 +145,7 @@ def _prepare(
     if resume:
         trainer.resume()
     if world.is_main:
-        trainer.monitors = _monitors(folder, trainer.done if resume else None, quiet)
+        trainer.monitors = _monitors(folder, trainer.done if resume else None, progress)
     _tell_start(trainer, initial, len(dataset))
     return trainer
 
@@ -164,21 +165,23 @@ def _training_set(recipe: Recipe, spec: DatasetSpec) -> CocoDataset:
     return dataset
 
 
-def _evaluator(model: YolactModel, recipe: Recipe, spec: DatasetSpec, world: World, quiet: bool) -> Evaluator | None:
+def _evaluator(
+    model: YolactModel, recipe: Recipe, spec: DatasetSpec, world: World, progress: Progress
+) -> Evaluator | None:
     if "val" not in spec.splits:
         if world.is_main:
             _log.warning("%s has no split 'val': the model is not evaluated", spec.path)
         return None
     CocoDataset.of_split(spec, "val")  # refuses what is wrong with it before hours of training
-    return Evaluator(model, spec, world, limit=recipe.eval_images, quiet=quiet)
+    return Evaluator(model, spec, world, limit=recipe.eval_images, progress=progress)
 
 
-def _monitors(folder: Path, resume_at: int | None, quiet: bool) -> list[TrainingMonitor]:
+def _monitors(folder: Path, resume_at: int | None, progress: Progress) -> list[TrainingMonitor]:
     found: list[TrainingMonitor] = [JsonLog(folder / LOG, resume_at)]
     board = tensorboard(folder)
     if board is not None:
         found.append(board)
-    return found if quiet else [*found, Terminal()]
+    return [*found, ProgressMonitor(progress)]
 
 
 def _tell_start(trainer: Trainer, initial: InitReport | None, images: int) -> None:

@@ -16,18 +16,15 @@ import contextlib
 import datetime
 import json
 import math
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.errors import OutputError
+from yolact_deploy.progress import Progress, ReportStep
 
 Record = Mapping[str, Any]
-
-_SECONDS_BETWEEN_LINES = 5.0
 
 
 class TrainingMonitor(Protocol):
@@ -84,58 +81,30 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Terminal:
-    """A line with the losses, the speed and the time that is left, on stderr.
+class ProgressMonitor:
+    """Shows the losses, the speed and the time that is left on a :class:`Progress`."""
 
-    Redrawn in place on a terminal; elsewhere a new line every few seconds.
-    """
-
-    def __init__(self) -> None:
-        self._total, self._told, self._bar, self._task = 0, 0.0, None, None
-        self._bar = _bar() if sys.stderr.isatty() else None
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._stack, self._total = progress, contextlib.ExitStack(), 0
+        self._report: ReportStep = lambda phase, done, total: None
 
     def tell(self, record: Record) -> None:
         if record["event"] == "start":
             self._total = record["iterations"]
-            self._say(f"{record['recipe']['name']}: {record['images']} images, {record['initial']}")
-            if self._bar is not None:
-                self._bar.start()
-                self._task = self._bar.add_task("", total=self._total, completed=record["step"], text="")
+            self._progress.note(f"{record['recipe']['name']}: {record['images']} images, {record['initial']}")
+            self._report = self._stack.enter_context(self._progress.steps("training"))
         elif record["event"] == "step":
-            self._step(record)
+            self._report(describe_step(record), record["step"], self._total)
+            if record["skipped"]:
+                self._progress.note(
+                    f"iteration {record['step']}: skipped {record['skipped']} steps that were not finite"
+                )
         elif record["event"] == "evaluation":
-            self._say(f"iteration {record['step']}: {describe_accuracy(record)}{' (best)' * record['is_best']}")
-
-    def _step(self, record: Record) -> None:
-        text = describe_step(record)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=record["step"], text=text)
-        elif time.monotonic() - self._told > _SECONDS_BETWEEN_LINES or record["step"] == self._total:
-            self._told = time.monotonic()
-            self._say(f"{record['step']}/{self._total} {text}")
-        if record["skipped"]:
-            self._say(f"iteration {record['step']}: {record['skipped']} steps were not finite and skipped")
-
-    def _say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
-        else:
-            print(text, file=sys.stderr, flush=True)
+            best = " (best)" * record["is_best"]
+            self._progress.note(f"iteration {record['step']}: {describe_accuracy(record)}{best}")
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-def _bar() -> Any:
-    """rich's progress bar; None without rich."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    except ImportError:
-        return None
-    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-    return Progress(*columns, console=Console(stderr=True))
+        self._stack.close()
 
 
 def describe_step(record: Record) -> str:

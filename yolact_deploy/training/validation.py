@@ -11,11 +11,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.dataset_file import DatasetSpec
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy
 from yolact_deploy.model import YolactModel
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.training.distributed import World
@@ -36,9 +36,10 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: YolactModel, spec: DatasetSpec, world: World, *, limit: int = 0, quiet: bool = False
+        self, model: YolactModel, spec: DatasetSpec, world: World, *, limit: int = 0, progress: Progress = SILENT
     ) -> None:
-        self.model, self.world, self.quiet = model, world, quiet
+        self.model, self.world = model, world
+        self.progress = progress if world.is_main else SILENT
         split = spec.split("val")
         found = open_images(annotations=split.annotations, images_dir=split.images, limit=limit or None)
         self.images = _of_classes(found, set(spec.category_ids))
@@ -53,7 +54,7 @@ class Evaluator:
         results: list[Result] = []
         with self._predictor(weights) as predictor:
             ids = predictor.config.category_ids
-            shown = progress(chunks, "evaluating", unit="batches", quiet=self.quiet or not self.world.is_main)
+            shown = self.progress.track(chunks, "evaluating", unit="batches")
             for chunk in shown:
                 found = predictor([image.path for image in chunk])
                 for image, detections in zip(chunk, found, strict=True):

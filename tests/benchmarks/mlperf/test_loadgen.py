@@ -65,7 +65,7 @@ def run_one(backend: Any, pictures: list[Path], logs: Path, scenario: str, optio
 def test_all_scenarios_are_valid(tiny: Path, pictures: list[Path], tmp_path: Path, backend: str) -> None:
     pytest.importorskip(backend)
     engine = EngineSource.from_spec(f"{tiny}@{backend}", threads=1)
-    results = run_scenarios([engine], pictures, tmp_path, options=EASY, quiet=True)
+    results = run_scenarios([engine], pictures, tmp_path, options=EASY)
     assert [result.scenario for result in results] == list(SCENARIOS)
     for result in results:
         assert result.valid, (result.scenario, result.reasons)
@@ -148,7 +148,7 @@ def test_the_demo_model_in_all_scenarios(tmp_path: Path, backend: str) -> None:
     export = ["export", "--weights", str(samples.DEMO_MODEL), "--engine", "none", "-o", str(model), "--quiet"]
     assert main(export) == 0
     engine = EngineSource.from_spec(f"{model}.onnx@{backend}")
-    results = run_scenarios([engine], samples.sample_images(), tmp_path / "logs", quiet=True)
+    results = run_scenarios([engine], samples.sample_images(), tmp_path / "logs")
     assert [result.scenario for result in results] == list(SCENARIOS)
     for result in results:
         assert result.valid, (result.scenario, result.reasons)

@@ -159,7 +159,7 @@ def test_published_figures_are_never_taken_for_ours(
 def test_without_ground_truth(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     sources = [source("eager", ScriptedBackend(SCRIPT)), source("other", ScriptedBackend(SCRIPT))]
-    page = checked(report.render(run_bench(sources, images, quiet=True)))
+    page = checked(report.render(run_bench(sources, images)))
     assert "mask AP is" not in page.text
     assert "RTMDet" not in page.text
 
@@ -222,7 +222,7 @@ def test_many_calls_and_models_stay_below_three_megabytes(tmp_path: Path) -> Non
 
 def test_one_model_alone(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    result = run_bench([source("only", ScriptedBackend(SCRIPT))], open_images(coco=tmp_path), quiet=True)
+    result = run_bench([source("only", ScriptedBackend(SCRIPT))], open_images(coco=tmp_path))
     page = checked(report.render(result))
     assert "disagree" not in page.text
 

@@ -49,7 +49,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(path: Path, target: Target | None = None, precision: str = "fp16") -> BisectResult:
     images = plain_images([path.parent / "blobs"])
-    return bisect_precision(path, images, precision=precision, target=target, threads=1, quiet=True)
+    return bisect_precision(path, images, precision=precision, target=target, threads=1)
 
 
 def test_the_fragile_layer_costs_most(fragile: Path) -> None:

@@ -33,7 +33,7 @@ def images() -> CocoImages:
 
 def make_trials(path: Path, images: CocoImages) -> Trials:
     model = read_onnx(path)
-    change = int8(calibrate(model, images.paths, method="minmax", quiet=True))
+    change = int8(calibrate(model, images.paths, method="minmax"))
     return Trials(model, onnx_metadata(model, path), images, change, threads=2)
 
 

@@ -29,6 +29,7 @@ from yolact_deploy.export.search.changes import int8
 from yolact_deploy.export.search.layer_search import SearchResult, search_layers
 from yolact_deploy.export.search.trials import HEADS, Measured, Trials
 from yolact_deploy.graph.trunk_graph import layer_blocks, select_layers
+from yolact_deploy.progress import Progress
 
 METADATA = Metadata(config=CONFIG, tail="heads")
 BLOCKS = ("backbone.layers.0.0", "backbone.layers.0.1", "fpn", "prediction_layers.0", "proto_net")
@@ -69,11 +70,19 @@ class Scripted:
         return {}
 
 
+class Notes(Progress):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
 def search(points: dict[str, float], target: Target, **more: Any) -> tuple[SearchResult, Scripted, Scripted]:
     ranking, judging = Scripted(points, **more), Scripted(points, **more)
-    told: list[str] = []
-    found = search_layers(ranking, judging, target, quiet=True, tell=told.append)  # type: ignore[arg-type]
-    assert bool(told) == bool(found.blocks), "who waits is told why and how long"
+    notes = Notes()
+    found = search_layers(ranking, judging, target, progress=notes)  # type: ignore[arg-type]
+    assert bool(notes.texts) == bool(found.blocks), "a note says why and for how long to wait"
     return found, ranking, judging
 
 
@@ -127,19 +136,20 @@ def test_other_runtimes_must_keep_the_limit_too() -> None:
     for factor, wanted in ((1.1, {"fpn.c"}), (1.5, {"fpn.c", "proto_net.a"})):
         signed = Scripted({layer: factor * value for layer, value in points.items()})
         ranking, judging = Scripted(points), Scripted(points)
-        told: list[str] = []
+        notes = Notes()
         found = search_layers(
             ranking,  # type: ignore[arg-type]
             judging,  # type: ignore[arg-type]
             Target(max_ap_drop=1),
             signed=signed,  # type: ignore[arg-type]
-            quiet=True,
-            tell=told.append,
+            progress=notes,
         )
         assert set(found.keep_fp32) == wanted
         assert found.signed == signed.run(wanted)
         assert (signed.trials == 1) == (factor == 1.1)
-        assert ("with signed activations, as in TensorRT and OpenVINO, that is not enough" in told) == (factor > 1.1)
+        assert ("with signed activations, as in TensorRT and OpenVINO, that is not enough" in notes.texts) == (
+            factor > 1.1
+        )
         assert found.trials == ranking.trials + judging.trials + signed.trials
 
 
@@ -165,9 +175,9 @@ def test_what_cannot_be_judged() -> None:
     nothing = Scripted({})
     nothing.reference = Measured({}, None, None, {"box": 0.0, "mask": 0.0}, {"box": 0.0, "mask": 0.0})
     with pytest.raises(DatasetError, match="finds none of the annotated objects"):
-        search_layers(nothing, nothing, Target(max_ap_drop=1), quiet=True)  # type: ignore[arg-type]
+        search_layers(nothing, nothing, Target(max_ap_drop=1))  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match="detects nothing in these images"):
-        search_layers(nothing, nothing, Target(min_agreement=0.9), quiet=True)  # type: ignore[arg-type]
+        search_layers(nothing, nothing, Target(min_agreement=0.9))  # type: ignore[arg-type]
 
 
 # -- a network with a channel that is out of proportion ---------------------------------------------------------------
@@ -197,11 +207,11 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
 def test_the_layer_that_an_outlier_ruins_is_found(truth: CocoImages, tmp_path: Path) -> None:
     plain = Trials(make_model(), METADATA, truth, _never, threads=1, raw_outputs=False).reference
     model = make_model(make_outlier)
-    change = int8(calibrate(model, truth.paths, method="minmax", quiet=True))
+    change = int8(calibrate(model, truth.paths, method="minmax"))
     ranking = Trials(model, METADATA, plain_images(truth.paths[:2]), change, threads=1)
     judging = Trials(model, METADATA, truth, change, threads=1, raw_outputs=False)
     assert judging.reference.ap["mask"] == pytest.approx(plain.ap["mask"], abs=0.02), "in FP32 nothing has changed"
-    found = search_layers(ranking, judging, Target(max_ap_drop=8), quiet=True)
+    found = search_layers(ranking, judging, Target(max_ap_drop=8))
     assert found.lowered.ap_drop["mask"] > 0.1
     assert found.keep_fp32 == (HURT,)
     assert found.costs[0][0] == HURT

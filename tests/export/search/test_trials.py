@@ -51,12 +51,12 @@ def count_calls(change: Change) -> tuple[Change, list[Sequence[str]]]:
 
 @pytest.fixture(scope="module")
 def quantized(images: CocoImages) -> Change:
-    return int8(calibrate(make_model(), images.paths, method="minmax", quiet=True))
+    return int8(calibrate(make_model(), images.paths, method="minmax"))
 
 
 def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp_path: Path) -> None:
     """AP, its interval, agreement and noise, each as the other commands compute it of two files."""
-    calibration = calibrate(make_model(), images.paths, method="minmax", quiet=True)
+    calibration = calibrate(make_model(), images.paths, method="minmax")
     trials = Trials(make_model(), METADATA, images, int8(calibration), threads=1)
     measured = trials.run(["proto_net.0"])
 
@@ -70,7 +70,7 @@ def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp
         load(tmp_path / "fp32.onnx", score_threshold=0.0, threads=1) as a,
         load(tmp_path / "int8.onnx", score_threshold=0.0, threads=1) as b,
     ):
-        ap = [evaluate(predictor, images, quiet=True).accuracy for predictor in (a, b)]
+        ap = [evaluate(predictor, images).accuracy for predictor in (a, b)]
         for image in images.images:
             found = [predictor(image.path) for predictor in (a, b)]
             meter.add(*found)
@@ -120,7 +120,7 @@ def test_a_graph_is_run_once_and_fp32_never_again(images: CocoImages, quantized:
 def test_another_change_of_the_same_graph(images: CocoImages, quantized: Change) -> None:
     """The FP32 graph is not run again, and what each change gave is kept apart."""
     trials = Trials(make_model(), METADATA, images, quantized, threads=1, raw_outputs=False)
-    calibration = calibrate(make_model(), images.paths, method="minmax", quiet=True)
+    calibration = calibrate(make_model(), images.paths, method="minmax")
     signed = trials.changed_by(int8(calibration, unsigned=False))
     assert signed.reference is trials.reference
     assert (signed.trials, trials.trials) == (0, 0)

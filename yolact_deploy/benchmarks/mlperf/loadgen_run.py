@@ -21,9 +21,9 @@ from yolact_deploy.artifact import write_json
 from yolact_deploy.benchmarks.mlperf.loadgen_log import LOG_FILES, LoadgenLog, read_log
 from yolact_deploy.benchmarks.mlperf.loadgen_settings import SCENARIOS, LoadgenOptions, make_settings
 from yolact_deploy.benchmarks.mlperf.loadgen_system import PictureLibrary, SystemUnderTest, images_per_call, time_calls
-from yolact_deploy.console import step_progress
 from yolact_deploy.errors import BackendError, InputError, OutputError, import_optional
 from yolact_deploy.evaluation.engines import EngineSource
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 
 #: where LoadGen's percentiles and ours differ by more, the figures are doubted
@@ -99,7 +99,7 @@ def run_scenarios(
     *,
     scenarios: Sequence[str] = tuple(SCENARIOS),
     options: LoadgenOptions | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> list[ScenarioResult]:
     """Run the scenarios on one model after the other.
 
@@ -128,7 +128,7 @@ def run_scenarios(
     for source, folder in zip(sources, folders, strict=True):
         with source.load() as predictor:
             for scenario in scenarios:
-                with step_progress(f"{source.name}: {scenario}", quiet=quiet):
+                with progress.steps(f"{source.name}: {scenario}"):
                     results.append(
                         run_scenario(source.name, predictor, library, scenario, logs / folder / scenario, options)
                     )

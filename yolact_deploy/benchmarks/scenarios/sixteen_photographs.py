@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import write_json
-from yolact_deploy.console import print_json
+from yolact_deploy.console import console_progress, print_json
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.errors import DatasetError, YolactDeployError
 from yolact_deploy.evaluation.evaluate import evaluate
@@ -26,6 +26,7 @@ from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
 from yolact_deploy.loading import load
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.model.checkpoint import load_model
+from yolact_deploy.progress import Progress
 from yolact_deploy.training.fit import fit
 from yolact_deploy.training.overrides import override
 from yolact_deploy.training.recipes import get_recipe
@@ -81,20 +82,22 @@ def write_subset(images: CocoImages, chosen: Sequence[int], folder: Path) -> Pat
     return spec
 
 
-def run(images: CocoImages, weights: str | None, work: Path, settings: Sequence[str], *, quiet: bool) -> dict[str, Any]:
+def run(
+    images: CocoImages, weights: str | None, work: Path, settings: Sequence[str], *, progress: Progress
+) -> dict[str, Any]:
     """Choose, train, export and score; a JSON-ready result."""
     if images.content is None:
         raise DatasetError("these images have no annotations: give a COCO folder")
     recipe = override(get_recipe("sixteen_images"), settings)
     chosen = choose(images.content, images.image_ids)
     data = write_subset(images, chosen, work)
-    trained = fit(recipe, data, work / "run", weights=weights, workers=1, quiet=quiet)
+    trained = fit(recipe, data, work / "run", weights=weights, workers=1, progress=progress)
     checkpoint = work / "run" / "last.safetensors"
     scores = {}
     subset = open_images(annotations=work / "instances.json", images_dir=images.paths[0].parent)
     for name, model in (("eager", checkpoint), ("onnx fp16", _exported(checkpoint, work))):
         with load(str(model), score_threshold=0.0, lazy_masks=False) as predictor:
-            scores[name] = evaluate(predictor, subset, quiet=quiet).accuracy.to_json()
+            scores[name] = evaluate(predictor, subset, progress=progress).accuracy.to_json()
     licences = {image["id"]: image.get("license") for image in images.content["images"]}
     return {
         "images": [{"id": number, "license": licences[number]} for number in chosen],
@@ -129,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(args.work or folder)
             work.mkdir(parents=True, exist_ok=True)
-            result = run(images, args.weights, work, args.settings, quiet=args.quiet)
+            result = run(images, args.weights, work, args.settings, progress=console_progress(args.quiet))
     except YolactDeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

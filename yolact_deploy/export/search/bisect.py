@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.console import progress
 from yolact_deploy.datasets.image_sets import CocoImages
 from yolact_deploy.errors import ArtifactError, DatasetError, InputError
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD
@@ -22,6 +21,7 @@ from yolact_deploy.export.search.trials import HEADS, Change, Measured, Trials
 from yolact_deploy.graph.half_precision import HALF_TYPES
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_blocks
+from yolact_deploy.progress import SILENT, Progress
 
 #: relative noise that stands for values that are not finite; larger than any that is
 _BROKEN = 1e12
@@ -159,7 +159,7 @@ def bisect_precision(
     judged: CocoImages | None = None,
     score_threshold: float = SCORE_THRESHOLD,
     threads: int | None = None,
-    quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> BisectResult:
     """Measure what each layer of an FP32 file costs in ``precision``, and find the layers to keep.
 
@@ -198,11 +198,11 @@ def bisect_precision(
     blocks = layer_blocks(ranking.layers)
     block_costs = {
         block: ranking.run(every.difference(layers))
-        for block, layers in progress(blocks.items(), "measuring blocks", total=len(blocks), quiet=quiet, unit="blocks")
+        for block, layers in progress.track(blocks.items(), "measuring blocks", unit="blocks")
     }
     costs = {
         layer: ranking.run(every - {layer})
-        for layer in progress(ranking.layers, "measuring layers", quiet=quiet, unit="layers")
+        for layer in progress.track(ranking.layers, "measuring layers", unit="layers")
     }
     lowered = ranking.run(())
     keep: list[str] = []

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolact_deploy.console import progress, step_progress
 from yolact_deploy.errors import GateError
 from yolact_deploy.evaluation.bootstrap import Interval
 from yolact_deploy.export.search.bisect import Target, fewest, keep_order, ranked, worst_drop
 from yolact_deploy.export.search.trials import Measured, Trials, least_decibels
 from yolact_deploy.graph.trunk_graph import layer_blocks
+from yolact_deploy.progress import SILENT, Progress
 
 #: images on which the noise of blocks and layers is measured: it varies little from image to image
 RANKING_IMAGES = 4
@@ -108,8 +108,7 @@ def search_layers(
     *,
     signed: Trials | None = None,
     precision: str = "int8",
-    quiet: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    progress: Progress = SILENT,
 ) -> SearchResult:
     """Find the layers to keep in FP32.
 
@@ -118,7 +117,7 @@ def search_layers(
         judging: of the same graph, on the images that the target is about
         signed: the same as other runtimes compute it, which is slow here: the result must meet the target so, too, and
             only where it does not, these are run more than once
-        tell: gets a sentence before each long piece of work
+        progress: also gets a sentence before each long piece of work
 
     Raises:
         DatasetError: images on which the target cannot be judged.
@@ -134,19 +133,19 @@ def search_layers(
 
     def find(judges: Sequence[Trials], loss: Measured) -> list[str]:
         nonlocal blocks, costs
-        tell(
+        progress.note(
             f"{precision} in all {len(free)} layers: {shortfall(loss)}; wanted: {target}. Looking for the layers to "
             f"keep, about {_estimate(ranking, judges, len(groups), len(free))}"
         )
-        blocks = _alone(ranking, groups, "measuring blocks", quiet)
-        chosen = _search(keep_order(blocks), groups, judges, target, "looking for blocks", quiet)
+        blocks = _alone(ranking, groups, "measuring blocks", progress)
+        chosen = _search(keep_order(blocks), groups, judges, target, "looking for blocks", progress)
         inside = {layer: [layer] for block in chosen for layer in groups[block]}
-        costs = _alone(ranking, inside, "measuring layers", quiet)
-        return _search(keep_order(costs), inside, judges, target, "looking for layers", quiet)
+        costs = _alone(ranking, inside, "measuring layers", progress)
+        return _search(keep_order(costs), inside, judges, target, "looking for layers", progress)
 
     keep = [] if target.met_by(lowered) else find((judging,), lowered)
     if signed is not None and not target.met_by(signed.run(keep)):
-        tell("with signed activations, as in TensorRT and OpenVINO, that is not enough")
+        progress.note("with signed activations, as in TensorRT and OpenVINO, that is not enough")
         keep = find((judging, signed), signed.run(()))
     if len(keep) == len(free) > 0:
         raise GateError(_unreachable(judging, target, precision))
@@ -184,13 +183,13 @@ def shortfall(found: Measured) -> str:
     return ", ".join(parts)
 
 
-def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, quiet: bool) -> dict[str, Measured]:
+def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, progress: Progress) -> dict[str, Measured]:
     """Each group of layers in the precision, all others in FP32."""
     every = set(ranking.layers)
     unit = description.rpartition(" ")[2]
     return {
         name: ranking.run(every.difference(layers))
-        for name, layers in progress(groups.items(), description, total=len(groups), quiet=quiet, unit=unit)
+        for name, layers in progress.track(groups.items(), description, unit=unit)
     }
 
 
@@ -200,11 +199,11 @@ def _search(
     judges: Sequence[Trials],
     target: Target,
     description: str,
-    quiet: bool,
+    progress: Progress,
 ) -> list[str]:
     """The fewest groups to keep; see :func:`~yolact_deploy.export.search.bisect.fewest`."""
     most = _most_trials(len(order))
-    with step_progress(f"{description} on {len(judges[0].images)} images", quiet=quiet) as step:
+    with progress.steps(f"{description} on {len(judges[0].images)} images") as step:
         done = 0
 
         def good(names: Sequence[str]) -> bool:

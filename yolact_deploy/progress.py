@@ -1,0 +1,40 @@
+"""How the library reports the progress of long work: through a :class:`Progress` that the caller passes in.
+
+The library never prints. :data:`SILENT` is the default; the command line passes one that draws on the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: reports (phase, steps done, steps in all)
+ReportStep = Callable[[str, int, int], None]
+
+
+class Progress:
+    """Reports nothing. Subclasses show what they are given."""
+
+    def track(
+        self, items: Iterable[T], description: str, total: int | None = None, unit: str = "images"
+    ) -> Iterator[T]:
+        """Yield the items and report how many are done.
+
+        Args:
+            total: number of items; by default the length of ``items``, if it has one
+            unit: what the items are, in the plural
+        """
+        return iter(items)
+
+    def steps(self, description: str) -> AbstractContextManager[ReportStep]:
+        """A context for work that is not a loop; inside, call the function it gives after each step."""
+        return nullcontext(lambda phase, done, total: None)
+
+    def note(self, text: str) -> None:
+        """Report one sentence."""
+
+
+SILENT = Progress()

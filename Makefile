@@ -57,6 +57,7 @@ test: lint
 lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/codespell
 	@$(BIN)/mypy
 
 # The variable silences an advertisement of the theme, which would look like a warning.

@@ -47,13 +47,13 @@ def test_tables(folder: Path, capsys: Capture) -> None:
     assert compare(folder) == 0
     out = capsys.readouterr().out
     assert "tensors on 2 images" in out
-    assert "no layer is over a relative RMS error of 0.02" in out
+    assert "no layer exceeds a relative RMS error of 0.02" in out
     assert "Raw outputs: half.onnx against full.onnx" in out
     assert "score drift" in out
     assert "verdict: the models agree (similarity " in out
     assert max(map(len, out.splitlines())) <= 120
     assert compare(folder, "--layer-threshold", "1e-6", "--layer-memory", "1") == 0
-    assert "the first over a relative RMS error of 1e-06 is backbone.conv1 (" in capsys.readouterr().out
+    assert "first to exceed a relative RMS error of 1e-06: backbone.conv1 (" in capsys.readouterr().out
 
 
 def test_without_layers(folder: Path, capsys: Capture) -> None:
@@ -170,35 +170,38 @@ def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture)
     arguments = ["--reference", f"{folder}/full.onnx", "--engine", f"{tmp_path}/eight.onnx", "--layer-images", "3"]
     assert main(["compare", *arguments, "--images", str(folder / "pictures"), "--threads", "1", *more]) == 0
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert found["bisect"]["precision"] == "int8"
-    lowered = found["bisect"]["lowered"]
-    assert lowered["agreed_share"] == found["agreement"]["agreed_share"], "the graph of the file, on the same pictures"
-    assert lowered["agreement"] == found["agreement"]["matched_share"]
+    printed = json.loads(out)
+    assert printed["bisect"]["precision"] == "int8"
+    lowered = printed["bisect"]["lowered"]
+    assert lowered["agreed_share"] == printed["agreement"]["agreed_share"], "same graph, same pictures"
+    assert lowered["agreement"] == printed["agreement"]["matched_share"]
     assert "note: only 0 pictures of the calibration are not those that the result is judged by" in err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--bisect", "int8"], "--bisect int8 needs pictures for the ranges: give --calibration DIR"),
-        (["--bisect", "bf16", "--calibration", "."], "--calibration is of --bisect int8"),
+        (["--bisect", "int8"], "--bisect int8 requires pictures for the ranges: add --calibration DIR"),
+        (["--bisect", "bf16", "--calibration", "."], "--calibration requires --bisect int8"),
         (
             ["--bisect", "--calibration", "."],
-            "--bisect in fp16 has pictures for ranges (--calibration DIR): leave it out",
+            "--bisect in fp16 does not use --calibration: leave it out",
         ),
-        (["--bisect", "--target-ap-drop", "1"], "--target-ap-drop needs ground truth: give --annotations FILE"),
+        (["--bisect", "--target-ap-drop", "1"], "--target-ap-drop requires --annotations FILE"),
         (["--bisect", "int8", "--calibration", "none"], "--calibration: expected a folder with pictures"),
         (["--bisect", "int8", "--calibration", ".", "--calibration-images", "0"], "--calibration-images: expected 1"),
-        (["--annotations", "a.json", "--images", "a.png", "b.png"], "--annotations needs the pictures in one folder"),
+        (
+            ["--annotations", "a.json", "--images", "a.png", "b.png"],
+            "--annotations requires all pictures in one",
+        ),
         (["--layer-images", "-1"], "--layer-images: expected 0 or more, got -1"),
         (["--layer-memory", "0"], "--layer-memory: expected 1 or more, got 0"),
         (["--limit", "0"], "--limit: expected 1 or more, got 0"),
         (["--score", "1"], "--score: expected 0 <= value < 1"),
         (["--layer-threshold", "0"], "--layer-threshold: expected more than 0"),
         (["--min-agreement", "2"], "--min-agreement: expected 0 < share <= 1"),
-        (["--target-sqnr", "40"], "are of --bisect: give it, too"),
-        (["--bisect", "--keep-list", "k.json"], "--keep-list needs --bisect with a target"),
+        (["--target-sqnr", "40"], "or --target-ap-drop requires --bisect"),
+        (["--bisect", "--keep-list", "k.json"], "--keep-list requires --bisect with a target"),
         (["--bisect", "--target-agreement", "3"], "--target-agreement: expected 0 < share <= 1"),
         (["--bisect", "--layer-images", "0"], "--bisect needs a picture at least: raise --layer-images"),
     ],

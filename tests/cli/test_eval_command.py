@@ -23,7 +23,7 @@ WORSE = {**SCRIPT, 1: (Thing(0, 0.9, (12, 15, 44, 45)), Thing(1, 0.6, (50, 15, 7
 
 
 class Turns:
-    """What happens when a model is loaded."""
+    """Counts the loads of models, and interrupts a run."""
 
     def __init__(self) -> None:
         self.loads = 0
@@ -71,11 +71,11 @@ def test_interrupted_and_resumed(turns: Turns, capsys: pytest.CaptureFixture[str
     turns.interrupt_at = 2
     assert main(["eval", "--engine", "worse.onnx", "--coco", "coco", "--cache", "d.jsonl"]) == 2
     error = capsys.readouterr().err
-    assert "what was found is in d.jsonl: the same command with --resume goes on" in error
+    assert "the detections so far are in d.jsonl: run the same command with --resume to continue" in error
     assert "interrupted" in error
     turns.interrupt_at = None
     assert main(["eval", "--engine", "worse.onnx", "--coco", "coco", "--cache", "d.jsonl"]) == 2
-    assert "d.jsonl exists: go on with it by --resume" in capsys.readouterr().err
+    assert "d.jsonl exists: continue it with --resume" in capsys.readouterr().err
     again = evaluated(capsys, "--cache", "d.jsonl", "--resume")
     assert (again["time"]["images_run"], again["time"]["images_stored"]) == (2, 1)
     assert figures(again) == figures(once)
@@ -172,11 +172,14 @@ def test_the_evaluator_is_not_installed(
     ("more", "message"),
     [
         (["--resume"], "name it with --cache FILE"),
-        (["--reference", "x", "--evaluator", "faster-coco-eval"], "does not tell what --reference needs"),
+        (
+            ["--reference", "x", "--evaluator", "faster-coco-eval"],
+            "--reference does not work with --evaluator",
+        ),
         (["--reference", "absent.json"], "cannot read absent.json"),
         (["--samples", "1"], "--samples: expected 2 or more, got 1"),
-        (["--image-ids", "1"], "--image-ids is for --results"),
-        (["--cache", "coco/images/000001.png", "--resume"], "is no file of detections"),
+        (["--image-ids", "1"], "--image-ids requires --results"),
+        (["--cache", "coco/images/000001.png", "--resume"], "was not written by eval --cache"),
     ],
 )
 def test_errors(turns: Turns, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
@@ -190,9 +193,9 @@ def test_errors(turns: Turns, capsys: pytest.CaptureFixture[str], more: list[str
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--image-ids", "1,x"], "--image-ids: expected numbers with commas between"),
+        (["--image-ids", "1,x"], "--image-ids: expected numbers separated by commas"),
         (["--image-ids", "1,9"], "has no image 9"),
-        (["--cache", "d.jsonl"], "--cache has no use with --results"),
+        (["--cache", "d.jsonl"], "--cache has no effect with --results"),
     ],
 )
 def test_errors_of_results(turns: Turns, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
@@ -226,9 +229,9 @@ def test_dumps_of_the_original(
         pytest.importorskip("faster_coco_eval")
     file, annotations = data_dir("yolact_dets", f"{dump}.json"), data_dir("coco_mini", "instances_val_mini.json")
     assert yolact_dets.main([str(file), "--annotations", str(annotations), "-o", str(tmp_path / "r.json")]) == 0
-    told = capsys.readouterr()
-    assert f"{count} detections of 4 of the 100 images" in told.err
-    command = told.out.split()
+    captured = capsys.readouterr()
+    assert f"{count} detections of 4 of the 100 images" in captured.err
+    command = captured.out.split()
     assert command[0] == "yolact-deploy"
     assert command[-1] == "239627,261712,368212,403385"
     assert main([*command[1:], "--evaluator", evaluator, "--json"]) == 0

@@ -219,4 +219,3 @@ def test_every_command_is_listed_with_its_own_help() -> None:
             text = path.read_text(encoding="utf-8")
             assert "def add_arguments(" in text, path
             assert "def run(" in text, path
-            assert "HELP" in text, path

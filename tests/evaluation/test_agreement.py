@@ -17,9 +17,9 @@ from yolact_deploy.paste import MaskCrops
 THINGS = (Thing(0, 0.9, (10, 15, 40, 45)), Thing(0, 0.7, (50, 15, 75, 45)), Thing(1, 0.5, (0, 0, 20, 15)))
 
 
-def agree(reference: Sequence[Thing], found: Sequence[Thing]) -> Agreement:
+def agree(reference: Sequence[Thing], engine: Sequence[Thing]) -> Agreement:
     meter = AgreementMeter()
-    a, b = detections(reference), detections(found)
+    a, b = detections(reference), detections(engine)
     meter.add(a, b)
     return meter.result(a.to_coco(1, CONFIG.category_ids), b.to_coco(1, CONFIG.category_ids))
 
@@ -41,17 +41,17 @@ def test_identical() -> None:
 
 
 def test_mask_scores_that_rank_otherwise() -> None:
-    """What scores low as a box and high as a mask is not judged, and takes nothing from the others."""
+    """A detection with a low box score and a high mask score is not judged and does not affect the others."""
     things = (*THINGS, Thing(0, 0.1, (60, 50, 90, 60)))
-    found = dataclasses.replace(detections(things), mask_scores=np.float32([0.1, 0.2, 0.3, 0.9]))
-    other = dataclasses.replace(found, mask_scores=np.float32([0.1, 0.25, 0.3, 0.9]))
+    ours = dataclasses.replace(detections(things), mask_scores=np.float32([0.1, 0.2, 0.3, 0.9]))
+    other = dataclasses.replace(ours, mask_scores=np.float32([0.1, 0.25, 0.3, 0.9]))
     meter = AgreementMeter()
-    image = meter.add(found, other)
+    image = meter.add(ours, other)
     assert image.mask_score_differences == pytest.approx([0, 0.05, 0])
-    results = [side.to_coco(1, CONFIG.category_ids) for side in (found, other)]
+    results = [side.to_coco(1, CONFIG.category_ids) for side in (ours, other)]
     a = meter.result(*results)
     assert (a.box_ap, a.mask_ap) == (pytest.approx(1), pytest.approx(1))
-    assert compare_detections(found, detections(things)).mask_score_differences == []
+    assert compare_detections(ours, detections(things)).mask_score_differences == []
 
 
 def test_shifted_boxes() -> None:
@@ -143,10 +143,10 @@ def test_a_box_beside_the_image_agrees_with_itself() -> None:
     # The original's clamping leaves such boxes with their ends swapped, so that their IoU with themselves is 0.
     boxes = np.array([[0.2, -0.3, 0.9, -0.1]], dtype=np.float32)
     masks = np.zeros((1, 8, 8), dtype=np.float32)
-    found = Detections.from_normalized(
+    ours = Detections.from_normalized(
         boxes, np.ones(1, np.float32), np.zeros(1, np.int64), masks, class_names=("a",), height=40, width=60
     )
-    assert found.boxes[0, 3] < found.boxes[0, 1]
-    agreement = compare_detections(found, found)
+    assert ours.boxes[0, 3] < ours.boxes[0, 1]
+    agreement = compare_detections(ours, ours)
     assert (agreement.missed, agreement.extra) == (0, 0)
     assert agreement.box_ious == [1.0]

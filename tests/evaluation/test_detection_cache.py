@@ -87,7 +87,7 @@ def test_resume_without_a_file_makes_one(tmp_path: Path) -> None:
 
 def test_an_existing_file_is_not_touched_unasked(half: Path) -> None:
     before = half.read_bytes()
-    with pytest.raises(InputError, match="exists: go on with it by --resume, remove it"):
+    with pytest.raises(InputError, match="exists: continue it with --resume, remove it"):
         DetectionCache(half, KEY, IDS)
     assert half.read_bytes() == before
 
@@ -112,7 +112,7 @@ def test_files_of_others_stay_as_they_are(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(text)
     assert not is_detection_cache(path)
-    with pytest.raises(DatasetError, match="is no file of detections that eval --cache wrote: name another file"):
+    with pytest.raises(DatasetError, match="was not written by eval --cache: choose another file"):
         DetectionCache(path, KEY, IDS, resume=True)
     assert path.read_text() == text
 
@@ -151,7 +151,7 @@ def test_damaged_lines(half: Path, edit: Any, message: str) -> None:
 
 
 def test_more_lines_than_images(half: Path) -> None:
-    with pytest.raises(DatasetError, match="more than the 1 images"):
+    with pytest.raises(DatasetError, match="more than 1 images"):
         DetectionCache(half, KEY, IDS[:1], resume=True)
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with DetectionCache(half, KEY, IDS, resume=True) as cache:
         cache._file.close()
         monkeypatch.setattr(cache, "_file", FullDisk(half))
-        with pytest.raises(OutputError, match=r"No space left on device\. Free some space and go on with --resume"):
+        with pytest.raises(OutputError, match=r"No space left on device\. Free some space and continue with --resume"):
             fill(cache, IDS[2:])
     assert not half.read_bytes().endswith(b"\n")
     with DetectionCache(half, KEY, IDS, resume=True) as cache:

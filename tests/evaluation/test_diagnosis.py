@@ -91,7 +91,7 @@ DOCTORED = [
     ),
     (mix_labels, "labels", rf"labels are mixed up: {_COUNTS} .*\(cat becomes dog, dog becomes cat\)"),
     (flip_masks, "masks", f"masks are mirrored left to right, as a whole; boxes and classes are right: .*?{_COUNTS}"),
-    (swap_red_and_blue, "channels", f"{_SWAPPED}reads BGR where RGB is meant.*after normalisation.*?{_COUNTS}"),
+    (swap_red_and_blue, "channels", f"{_SWAPPED}reads BGR as RGB.*after normalization.*?{_COUNTS}"),
     (swap_one_channel, "channels", f"{_SWAPPED}takes blue for green.*?{_COUNTS}"),
 ]
 
@@ -106,9 +106,9 @@ def open_model(path: Path) -> Predictor:
 
 
 def check_counts(pattern: str, sentence: str) -> None:
-    found = re.search(pattern, sentence)
-    assert found, sentence
-    same, all_of_them = (int(group) for group in found.groups())
+    match = re.search(pattern, sentence)
+    assert match, sentence
+    same, all_of_them = (int(group) for group in match.groups())
     assert all_of_them > 10, "the network finds something"
     assert 0.9 * all_of_them < same <= all_of_them
 
@@ -116,16 +116,16 @@ def check_counts(pattern: str, sentence: str) -> None:
 @pytest.mark.parametrize(("doctor", "kind", "words"), DOCTORED)
 def test_doctored_files(small: Path, tmp_path: Path, doctor: Callable[[Any], None], kind: str, words: str) -> None:
     wrong = write_model(tmp_path / "wrong.onnx", doctor)
-    found = diagnose(open_model(small), open_model(wrong), pictures())
-    assert found.kind == kind
-    check_counts(words, found.sentence)
-    assert found.similarity < 0.9
-    assert found.explained is not None
-    assert found.explained > 0.9
+    diagnosis = diagnose(open_model(small), open_model(wrong), pictures())
+    assert diagnosis.kind == kind
+    check_counts(words, diagnosis.sentence)
+    assert diagnosis.similarity < 0.9
+    assert diagnosis.explained is not None
+    assert diagnosis.explained > 0.9
 
 
 @pytest.mark.parametrize(("doctor", "kind", "words"), [DOCTORED[0], DOCTORED[2], DOCTORED[3]])
-def test_the_command_tells(
+def test_the_command_prints_the_diagnosis(
     small: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -146,18 +146,18 @@ def test_the_command_tells(
 
 
 def test_a_good_engine(small: Path) -> None:
-    found = diagnose(open_model(small), open_model(small), pictures())
-    assert found == Diagnosis("agree", "the models agree (similarity 1.000)", 1.0)
+    diagnosis = diagnose(open_model(small), open_model(small), pictures())
+    assert diagnosis == Diagnosis("agree", "the models agree (similarity 1.000)", 1.0)
 
 
 @pytest.mark.parametrize(
     ("doctor", "kind", "words"),
     [
-        (spoil_a_layer, "layer", "the first layer that is off is backbone.layers.0.conv1 (relative RMS error "),
-        (forget_the_mean, "input", "the input of the first layer is off already (relative RMS error "),
+        (spoil_a_layer, "layer", "the first layer to deviate is backbone.layers.0.conv1 (relative RMS error "),
+        (forget_the_mean, "input", "the first layer's input already deviates (relative RMS error "),
     ],
 )
-def test_where_no_mistake_explains_it_the_layers_tell(
+def test_layers_explain_what_no_mistake_explains(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], doctor: Any, kind: str, words: str
 ) -> None:
     import json
@@ -211,11 +211,11 @@ def centres(boxes: Any) -> Any:
         ({"change": lambda h: swapped(h, proto=h.proto[:, ::-1])}, "masks", "mirrored upside down, as a whole"),
         ({"change": lambda h: swapped(h, proto=h.proto.swapaxes(1, 2))}, "masks", "masks have x and y exchanged"),
         ({"change": lambda h: swapped(h, boxes=h.boxes[..., [1, 0, 3, 2]])}, "boxes", "boxes have x and y exchanged"),
-        ({"change": lambda h: swapped(h, boxes=centres(h.boxes))}, "boxes", "centre and size where corners are meant"),
+        ({"change": lambda h: swapped(h, boxes=centres(h.boxes))}, "boxes", "center and size instead of corners"),
         (
             {"change": lambda h: swapped(h, scores=h.scores * 0)},
             "nothing found",
-            "finds nothing that scores above 0.15",
+            "detects nothing that scores above 0.15",
         ),
         ({"change": lambda h: swapped(h, coeff=h.coeff * np.nan)}, "not finite", "coeff of the engine has values that"),
         ({"enter": lambda images: images[..., [1, 2, 0]]}, "channels", "takes green for blue, red for green and blue"),
@@ -225,21 +225,21 @@ def centres(boxes: Any) -> Any:
 )
 def test_doctored_outputs(small: Path, changes: Any, kind: str, words: str) -> None:
     right = open_model(small)
-    found = diagnose(right, doctored(right, **changes), pictures(2))
-    assert found.kind == kind, found.sentence
-    assert words in found.sentence
-    assert found.similarity < 0.9
+    diagnosis = diagnose(right, doctored(right, **changes), pictures(2))
+    assert diagnosis.kind == kind, diagnosis.sentence
+    assert words in diagnosis.sentence
+    assert diagnosis.similarity < 0.9
 
 
 def test_errors_that_are_no_known_mistake(small: Path) -> None:
     right = open_model(small)
     noise = np.random.default_rng(0).random
     wrong = doctored(right, change=lambda h: swapped(h, scores=noise(h.scores.shape, np.float32)))
-    found = diagnose(right, wrong, pictures(2))
-    assert (found.kind, found.explained) == ("unknown", None)
-    assert found.sentence.endswith("compare layers to see where it begins")
+    diagnosis = diagnose(right, wrong, pictures(2))
+    assert (diagnosis.kind, diagnosis.explained) == ("unknown", None)
+    assert diagnosis.sentence.endswith("compare layers to see where it starts")
     clean = TrunkComparison(1, 0.02, (LayerError("stem", 0.0, 0.0),), 0)
-    assert "no layer is off: look at what follows" in diagnose(right, wrong, pictures(2), trunk=clean).sentence
+    assert "no layer deviates: check what follows" in diagnose(right, wrong, pictures(2), trunk=clean).sentence
 
 
 class DetectionsBackend(Backend):
@@ -279,10 +279,10 @@ def inside_the_box(masks: Any) -> Any:
 def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None:
     """Their prototypes are not seen, but pasted masks can be mirrored as well."""
     right, wrong = (Predictor(DetectionsBackend(*given), score_threshold=0.0) for given in ((), (change,)))
-    found = diagnose(right, wrong, pictures(1))
-    assert found.kind == "masks"
-    assert words in found.sentence
-    assert found.sentence.endswith("that explains 1 of 1 detections")
+    diagnosis = diagnose(right, wrong, pictures(1))
+    assert diagnosis.kind == "masks"
+    assert words in diagnosis.sentence
+    assert diagnosis.sentence.endswith("that explains 1 of 1 detections")
 
 
 # -- what is no mistake ---------------------------------------------------------------------------------------------
@@ -290,24 +290,24 @@ def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None
 _THINGS = [Thing(i % 3, 0.9 - i / 20, (i % 4 * 20, i // 4 * 30, i % 4 * 20 + 18, i // 4 * 30 + 25)) for i in range(8)]
 
 
-def said_of(found: list[Thing]) -> Diagnosis:
-    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS, found))
+def diagnosis_of(engine_things: list[Thing]) -> Diagnosis:
+    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS, engine_things))
     return diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
 
 
 def test_a_flip_or_two_are_no_mistake() -> None:
     flipped = [dataclasses.replace(thing, label=2) if i == 0 else thing for i, thing in enumerate(_THINGS)]
-    found = said_of(flipped)
-    assert (found.kind, found.similarity) == ("unknown", pytest.approx(2 * 7 / 16))
+    diagnosis = diagnosis_of(flipped)
+    assert (diagnosis.kind, diagnosis.similarity) == ("unknown", pytest.approx(2 * 7 / 16))
     three = [dataclasses.replace(thing, label=2) if thing.label == 0 else thing for thing in _THINGS]
-    assert said_of(three).kind == "labels"
-    assert "labels are mixed up: 8 of 8" in said_of(three).sentence
+    assert diagnosis_of(three).kind == "labels"
+    assert "labels are mixed up: 8 of 8" in diagnosis_of(three).sentence
 
 
 def test_one_missed_of_eight() -> None:
-    found = said_of(_THINGS[:-1])
-    assert (found.kind, found.explained) == ("agree", None)
-    assert found.sentence == "the models mostly agree (similarity 0.933); no common mistake explains the rest"
+    diagnosis = diagnosis_of(_THINGS[:-1])
+    assert (diagnosis.kind, diagnosis.explained) == ("agree", None)
+    assert diagnosis.sentence == "the models mostly agree (similarity 0.933); no common mistake explains the rest"
 
 
 def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
@@ -315,6 +315,6 @@ def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
     shifted = [dataclasses.replace(thing, label=(thing.label + 1) % 3) for thing in _THINGS[:4]]
     shadows = [dataclasses.replace(thing, score=0.05) for thing in _THINGS[:4]]
     right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS[:4], shifted + shadows))
-    found = diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
-    assert found.sentence.startswith("labels are shifted by one: 4 of 4 detections")
-    assert found.similarity == 0
+    diagnosis = diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
+    assert diagnosis.sentence.startswith("labels are shifted by one: 4 of 4 detections")
+    assert diagnosis.similarity == 0

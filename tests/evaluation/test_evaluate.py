@@ -20,15 +20,15 @@ from yolact_deploy.evaluation.detection_cache import DetectionCache, read_detect
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.evaluate import EVAL_STAGES, Evaluation, cache_key, evaluate
 
-# One of three objects is found as another class, so that the figures are neither 0 nor 1.
-FOUND = {**SCRIPT, 2: (Thing(0, 0.8, (20, 10, 60, 50)),)}
+# One of three objects is detected as another class, so that the figures are neither 0 nor 1.
+SCRIPTED = {**SCRIPT, 2: (Thing(0, 0.8, (20, 10, 60, 50)),)}
 
 
 class Interrupted(ScriptedBackend):
     """Ctrl-C is pressed while it works on an image."""
 
     def __init__(self, at: int) -> None:
-        super().__init__(FOUND)
+        super().__init__(SCRIPTED)
         self.at = at
 
     def run(self, images: Any) -> Any:
@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> CocoImages:
 
 def test_accuracy_and_results(images: CocoImages) -> None:
     results: list[Any] = []
-    done = evaluate(predictor(ScriptedBackend(FOUND)), images, on_results=results.extend)
+    done = evaluate(predictor(ScriptedBackend(SCRIPTED)), images, on_results=results.extend)
     assert images.content is not None
     assert done.accuracy == accuracy(images.content, results, images.image_ids)
     assert done.accuracy.detections == len(results) == 4
@@ -58,7 +58,7 @@ def test_accuracy_and_results(images: CocoImages) -> None:
 
 
 def test_time_says_where_it_went(images: CocoImages, tmp_path: Path) -> None:
-    model = predictor(ScriptedBackend(FOUND, delay=0.02))
+    model = predictor(ScriptedBackend(SCRIPTED, delay=0.02))
     with DetectionCache(tmp_path / "d", {}, images.image_ids) as cache:
         time = evaluate(model, images, cache=cache).time
     assert list(time.stages_s) == [*model.stages, *(stage for stage in EVAL_STAGES if stage != "read")]
@@ -84,10 +84,10 @@ def resumed(images: CocoImages, path: Path, backend: ScriptedBackend) -> Evaluat
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_interrupted_and_resumed(images: CocoImages, tmp_path: Path, at: int) -> None:
-    once = evaluate(predictor(ScriptedBackend(FOUND)), images)
+    once = evaluate(predictor(ScriptedBackend(SCRIPTED)), images)
     interrupted(images, tmp_path / "d", at)
     assert [stored.image_id for stored in read_detections(tmp_path / "d")] == list(range(1, at))
-    backend = ScriptedBackend(FOUND)
+    backend = ScriptedBackend(SCRIPTED)
     again = resumed(images, tmp_path / "d", backend)
     assert backend.seen == list(range(at, 4)), "what was done is not done again"
     assert backend.closed
@@ -97,7 +97,7 @@ def test_interrupted_and_resumed(images: CocoImages, tmp_path: Path, at: int) ->
 
 
 def test_a_whole_file_needs_no_model(images: CocoImages, tmp_path: Path) -> None:
-    first = resumed(images, tmp_path / "d", ScriptedBackend(FOUND))
+    first = resumed(images, tmp_path / "d", ScriptedBackend(SCRIPTED))
 
     def load() -> Any:
         raise AssertionError("the model is loaded")
@@ -112,18 +112,18 @@ def test_a_whole_file_needs_no_model(images: CocoImages, tmp_path: Path) -> None
 
 def test_faster_coco_eval(images: CocoImages) -> None:
     pytest.importorskip("faster_coco_eval")
-    slow = evaluate(predictor(ScriptedBackend(FOUND)), images)
-    fast = evaluate(predictor(ScriptedBackend(FOUND)), images, evaluator="faster-coco-eval")
+    slow = evaluate(predictor(ScriptedBackend(SCRIPTED)), images)
+    fast = evaluate(predictor(ScriptedBackend(SCRIPTED)), images, evaluator="faster-coco-eval")
     assert fast.accuracy.mask is not None
     assert slow.accuracy.mask is not None
     assert fast.accuracy.mask.ap == pytest.approx(slow.accuracy.mask.ap, abs=1e-9)
     assert fast.matches == {}
 
 
-def test_the_key_tells_models_options_and_images_apart(tmp_path: Path, images: CocoImages) -> None:
+def test_the_key_distinguishes_models_options_and_images(tmp_path: Path, images: CocoImages) -> None:
     file = tmp_path / "m.onnx"
     file.write_bytes(b"one")
-    model = EngineSource("m", lambda: predictor(ScriptedBackend(FOUND)), path=file)
+    model = EngineSource("m", lambda: predictor(ScriptedBackend(SCRIPTED)), path=file)
     keys = [cache_key(model, {"threads": 2}, images), cache_key(model, {"threads": 1}, images)]
     keys.append(cache_key(model, {"threads": 2}, dataclasses.replace(images, images=images.images[:2])))
     file.write_bytes(b"two")
@@ -137,7 +137,7 @@ def test_the_key_tells_models_options_and_images_apart(tmp_path: Path, images: C
 def test_images_without_annotations(tmp_path: Path) -> None:
     write_pictures(tmp_path)
     with pytest.raises(DatasetError, match="have no annotations"):
-        evaluate(predictor(ScriptedBackend(FOUND)), open_images(coco=tmp_path))
+        evaluate(predictor(ScriptedBackend(SCRIPTED)), open_images(coco=tmp_path))
 
 
 def test_an_unknown_evaluator() -> None:

@@ -1,4 +1,4 @@
-"""Precision from kept matches: that of COCOeval to the last bit, also of images that count several times."""
+"""Precision from kept matches: equal to COCOeval bit for bit, even if images count several times."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from random_coco import make_content, make_results
 
 from yolact_deploy.datasets.coco_results import of_kind
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.evaluation.accuracy import EVALUATORS, AccuracyMeter, accuracy, average_precision, by_image, coco_ap
+from yolact_deploy.evaluation.accuracy import EVALUATORS, KINDS, AccuracyMeter, accuracy, average_precision, by_image
 from yolact_deploy.evaluation.matches import Matcher, Matches
 
 
 def cocoeval(content: dict[str, Any], results: list[Any], ids: list[int], kind: str) -> Any:
     """pycocotools alone, from annotations to figures."""
-    truth, found = COCO(), COCO()
+    truth, detected = COCO(), COCO()
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = {**content, "annotations": [{**a, "id": i} for i, a in enumerate(content["annotations"], 1)]}
         truth.createIndex()
         numbered = [{**r, "id": i, "iscrowd": 0, "area": area(r, kind)} for i, r in enumerate(results, 1)]
-        found.dataset = {**content, "annotations": numbered}
-        found.createIndex()
-        evaluation = COCOeval(truth, found, kind)
+        detected.dataset = {**content, "annotations": numbered}
+        detected.createIndex()
+        evaluation = COCOeval(truth, detected, kind)
         evaluation.params.imgIds = ids
         evaluation.evaluate()
         evaluation.accumulate()
@@ -46,10 +46,10 @@ def area(result: Any, kind: str) -> float:
 
 
 def match(content: dict[str, Any], results: list[Any], ids: list[int], kind: str, at_once: int = 5) -> Matches:
-    matcher, found = Matcher(content, ids, kind), by_image(results)
+    matcher, of_image = Matcher(content, ids, kind), by_image(results)
     order = np.random.default_rng(0).permutation(ids).tolist()  # images may come in any order
     for first in range(0, len(order), at_once):
-        matcher.add({image_id: found.get(image_id, []) for image_id in order[first : first + at_once]})
+        matcher.add({image_id: of_image.get(image_id, []) for image_id in order[first : first + at_once]})
     return matcher.matches()
 
 
@@ -62,11 +62,11 @@ def test_identical_with_cocoeval(kind: str, seed: int) -> None:
     expected = cocoeval(content, results, ids, kind)
     precision = match(content, results, ids, kind).precision()
     assert np.array_equal(precision, expected.eval["precision"][..., -1])
-    assert 0 < expected.stats[0] < 0.9, "neither nothing nor all is found"
+    assert 0 < expected.stats[0] < 0.9, "some objects are hit and some are missed"
     figures = average_precision(precision)
     given = (figures.ap, figures.ap50, figures.ap75, figures.small, figures.medium, figures.large)
     assert given == tuple(expected.stats[:6])
-    assert coco_ap(content, results, ids, kind).ap == expected.stats[0]
+    assert getattr(accuracy(content, results, ids, kinds=(kind,)), KINDS[kind]).ap == expected.stats[0]
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
@@ -78,19 +78,19 @@ def test_masks_are_ranked_by_scores_of_their_own(evaluator: str) -> None:
     rng = np.random.default_rng(3)
     results = [{**result, "mask_score": float(rng.random())} for result in plain]
     ids = [image["id"] for image in content["images"]]
-    found = accuracy(content, results, ids, evaluator)
-    assert found.box == accuracy(content, plain, ids, evaluator).box
+    scored = accuracy(content, results, ids, evaluator)
+    assert scored.box == accuracy(content, plain, ids, evaluator).box
     masks = of_kind(results, "segm")
     assert [set(mask) for mask in masks] == [set(plain[0]) - {"bbox"}] * len(plain)
-    assert found.mask is not None
-    assert found.mask.ap == pytest.approx(float(cocoeval(content, with_boxes(masks, plain), ids, "segm").stats[0]))
-    assert found.mask.ap != accuracy(content, plain, ids, evaluator).mask.ap
+    assert scored.mask is not None
+    assert scored.mask.ap == pytest.approx(float(cocoeval(content, with_boxes(masks, plain), ids, "segm").stats[0]))
+    assert scored.mask.ap != accuracy(content, plain, ids, evaluator).mask.ap
     boxes = of_kind(results, "bbox")
     assert boxes == [{k: v for k, v in result.items() if k != "segmentation"} for result in plain]
 
 
 def with_boxes(masks: list[Any], plain: list[Any]) -> list[Any]:
-    """What :func:`cocoeval` of this file wants, which also reads boxes."""
+    """Results as :func:`cocoeval` of this file expects them: it also reads boxes."""
     return [{**mask, "bbox": result["bbox"]} for mask, result in zip(masks, plain, strict=True)]
 
 
@@ -98,7 +98,7 @@ def test_more_than_100_detections_of_an_image() -> None:
     content = make_content(3, 5)
     results = [{**r, "category_id": 3} for seed in range(120) for r in make_results(content, seed, decimals=6)]
     ids = [10, 11, 12]
-    assert min(len(found) for found in by_image(results).values()) > 100
+    assert min(len(of_image) for of_image in by_image(results).values()) > 100
     expected = cocoeval(content, results, ids, "bbox")
     assert np.array_equal(match(content, results, ids, "bbox").precision(), expected.eval["precision"][..., -1])
 
@@ -113,7 +113,7 @@ def test_equal_weights_change_nothing(kind: str) -> None:
 
 
 def test_weights_are_copies_of_images() -> None:
-    """With no equal scores, an image of weight 3 is an image that is there three times."""
+    """With no equal scores, an image of weight 3 counts like three copies of the image."""
     content = make_content(16, 4)
     results = make_results(content, 4, decimals=12)
     ids = list(range(10, 26))
@@ -123,7 +123,7 @@ def test_weights_are_copies_of_images() -> None:
         assert 0 in row
         assert max(row) > 1
         copied: dict[str, Any] = {"categories": content["categories"], "images": [], "annotations": []}
-        found = []
+        copied_results = []
         for number, (old, count) in enumerate(zip(ids, row, strict=True)):
             for copy in range(count):
                 new = 1000 * copy + number
@@ -131,9 +131,9 @@ def test_weights_are_copies_of_images() -> None:
                 copied["annotations"] += [
                     {**a, "image_id": new} for a in content["annotations"] if a["image_id"] == old
                 ]
-                found += [{**r, "image_id": new} for r in results if r["image_id"] == old]
+                copied_results += [{**r, "image_id": new} for r in results if r["image_id"] == old]
         new_ids = [image["id"] for image in copied["images"]]
-        assert ap == pytest.approx(cocoeval(copied, found, new_ids, "bbox").stats[0], abs=1e-12)
+        assert ap == pytest.approx(cocoeval(copied, copied_results, new_ids, "bbox").stats[0], abs=1e-12)
 
 
 def test_images_without_objects_have_no_figure() -> None:
@@ -163,13 +163,13 @@ def test_faster_coco_eval_gives_the_same(seed: int) -> None:
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)
-def test_a_result_can_be_asked_for_again(evaluator: str) -> None:
+def test_a_result_can_be_computed_again(evaluator: str) -> None:
     if evaluator != EVALUATORS[0]:
         pytest.importorskip("faster_coco_eval")
     content = make_content(6, 1)
     meter = AccuracyMeter(content, range(10, 16), evaluator=evaluator)
-    for image_id, found in by_image(make_results(content, 1)).items():
-        meter.add(image_id, found)
+    for image_id, of_image in by_image(make_results(content, 1)).items():
+        meter.add(image_id, of_image)
     first = meter.result()
     assert first.box is not None
     assert first.box.ap

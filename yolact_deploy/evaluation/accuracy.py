@@ -1,7 +1,7 @@
 """COCO average precision of boxes and masks, by pycocotools or faster-coco-eval.
 
-Results are in COCO's form: a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``.
-Average precisions are 0..1, averaged over IoU 0.50:0.95 unless their name says otherwise.
+Results have COCO's form: a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``.
+Average precisions are 0..1, averaged over IoU 0.50:0.95 unless the name says otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from yolact_deploy.evaluation.faster_eval import FasterMatcher
 from yolact_deploy.evaluation.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
 
 EVALUATORS = ("pycocotools", "faster-coco-eval")
-#: what COCO calls the kinds, and how they are called here
+#: COCO's names of the kinds, and ours
 KINDS = {"bbox": "box", "segm": "mask"}
 
 _IMAGES_AT_ONCE = 64
@@ -31,10 +31,10 @@ _CURVE_DECIMALS = 5
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """COCO's figures, 0..1; None where there is no ground truth (of that size).
+    """COCO's figures, 0..1; None without ground truth (of that size).
 
     Attributes:
-        per_class: ``ap`` of each category, by name (by id where two have the same name)
+        per_class: ``ap`` of each category by name
     """
 
     ap: float | None
@@ -48,23 +48,18 @@ class AveragePrecision:
 
 @dataclass(frozen=True)
 class Curves:
-    """Precision at recall 0, 0.01, ... 1: the mean over the classes with ground truth; 101 values for drawing.
+    """Precision at recall 0, 0.01, ... 1 for drawing: 101 values, averaged over the classes with ground truth."""
 
-    Attributes:
-        iou50: where an IoU of 0.5 makes a hit
-        iou75: where it takes 0.75
-    """
-
-    iou50: tuple[float, ...]
-    iou75: tuple[float, ...]
+    iou50: tuple[float, ...]  #: at an IoU threshold of 0.5
+    iou75: tuple[float, ...]  #: at 0.75
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Average precisions over ``images`` images; None for a kind that the results do not have.
+    """Average precisions over ``images`` images; None for a kind missing from the results.
 
     Attributes:
-        curves: of "box" and "mask", where they have ground truth
+        curves: for "box" and "mask", if there is ground truth
     """
 
     box: AveragePrecision | None
@@ -78,13 +73,13 @@ class Accuracy:
 
 
 class AccuracyMeter:
-    """Accuracy of results that come image by image; by pycocotools, only a few bytes of each detection are kept.
+    """Accuracy of results that arrive image by image. With pycocotools, only a few bytes per detection are kept.
 
     Args:
-        content: a COCO instances file's checked content; it is not changed
-        image_ids: the images to score; those that are not added count as without detections
+        content: checked content of a COCO instances file; not modified
+        image_ids: the images to score; images that are never added count as having no detections
         evaluator: one of :data:`EVALUATORS`
-        kinds: of :data:`KINDS`, those that the results have
+        kinds: keys of :data:`KINDS` that the results have
 
     Raises:
         InputError: an unknown evaluator.
@@ -103,20 +98,16 @@ class AccuracyMeter:
             raise InputError(f"evaluator: expected one of {', '.join(EVALUATORS)}, got {evaluator!r}")
         self._image_ids = frozenset(image_ids)
         self._names = _class_names(content["categories"])
-        self._matchers: dict[str, Matcher | FasterMatcher] = {
-            kind: Matcher(content, self._image_ids, kind)
-            if evaluator == EVALUATORS[0]
-            else FasterMatcher(content, self._image_ids, kind)
-            for kind in kinds
-        }
+        matcher: type[Matcher | FasterMatcher] = Matcher if evaluator == EVALUATORS[0] else FasterMatcher
+        self._matchers = {kind: matcher(content, self._image_ids, kind) for kind in kinds}
         self._waiting: dict[int, Sequence[Result]] = {}
         self._detections = 0
 
     def add(self, image_id: int, results: Sequence[Result]) -> None:
-        """All results of one of the images.
+        """Add all results of one image.
 
         Raises:
-            DatasetError: a segmentation of the annotations that cannot be read.
+            DatasetError: the annotations have an unreadable segmentation.
         """
         self._waiting[image_id] = results
         self._detections += len(results)
@@ -130,34 +121,34 @@ class AccuracyMeter:
         self._waiting = {}
 
     def matches(self) -> dict[str, Matches]:
-        """What hit what, of "box" and "mask"; empty with faster-coco-eval, which does not tell."""
+        """Matches of "box" and "mask"; empty with faster-coco-eval, which does not expose them."""
         self._match()
         return {KINDS[k]: matcher.matches() for k, matcher in self._matchers.items() if isinstance(matcher, Matcher)}
 
     def result(self) -> Accuracy:
-        """The accuracy of all that was added."""
+        """The accuracy of everything added so far."""
         self._match()
         figures: dict[str, AveragePrecision] = {}
         curves: dict[str, Curves] = {}
         for kind, matcher in self._matchers.items():
             precision = matcher.precision()
             figures[KINDS[kind]] = average_precision(precision, self._names)
-            drawn = precision_curves(precision)
-            if drawn:
-                curves[KINDS[kind]] = drawn
+            kind_curves = precision_curves(precision)
+            if kind_curves:
+                curves[KINDS[kind]] = kind_curves
         return Accuracy(figures.get("box"), figures.get("mask"), len(self._image_ids), self._detections, curves)
 
 
 def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePrecision:
-    """COCO's figures of interpolated precision [T, R, K, A], as ``COCOeval.summarize`` takes them.
+    """COCO's figures from interpolated precision [T, R, K, A], as ``COCOeval.summarize`` computes them.
 
     Args:
-        names: of the K categories, where figures of each are wanted
+        names: of the K categories; if given, the result has figures per class
     """
 
     def mean(values: NDArray[np.float64]) -> float | None:
-        there = values[values > -1]
-        return float(np.mean(there)) if there.size else None
+        valid = values[values > -1]
+        return float(np.mean(valid)) if valid.size else None
 
     small, medium, large = (mean(precision[..., area]) for area in range(1, len(AREAS)))
     return AveragePrecision(
@@ -172,49 +163,43 @@ def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePr
 
 
 def precision_curves(precision: Floats) -> Curves | None:
-    """Precision at each recall of interpolated precision [T, R, K, A]; None without ground truth."""
-    there = precision[0, 0, :, 0] > -1
-    if not there.any():
+    """Precision at each recall from interpolated precision [T, R, K, A]; None without ground truth."""
+    has_truth = precision[0, 0, :, 0] > -1
+    if not has_truth.any():
         return None
     iou50, iou75 = (
-        tuple(precision[_at_iou(iou)][:, there, 0].mean(axis=1).round(_CURVE_DECIMALS).tolist()) for iou in (0.5, 0.75)
+        tuple(precision[_at_iou(iou)][:, has_truth, 0].mean(axis=1).round(_CURVE_DECIMALS).tolist())
+        for iou in (0.5, 0.75)
     )
     return Curves(iou50, iou75)
 
 
-def coco_ap(
+def accuracy(
     content: Mapping[str, Any],
-    results: Sequence[Result],
+    results: Iterable[Result],
     image_ids: Iterable[int],
-    kind: str,
     evaluator: str = EVALUATORS[0],
-) -> AveragePrecision:
-    """COCO AP of checked results against checked annotations.
+    kinds: Sequence[str] | None = None,
+) -> Accuracy:
+    """Score checked results against checked annotations; see :class:`AccuracyMeter`.
 
     Args:
-        content: a COCO instances file's content; it is not changed
-        results: may be empty (AP 0) or speak of other images (left out)
-        kind: "bbox" or "segm"
-        evaluator: one of :data:`EVALUATORS`
+        results: may be empty (AP 0); those of other images are ignored
+        kinds: by default those that all results have
 
     Raises:
-        DatasetError: a segmentation of the annotations that cannot be read.
+        DatasetError: the annotations have an unreadable segmentation.
     """
-    scored = _score(content, results, image_ids, evaluator, (kind,))
-    figures = scored.box or scored.mask
-    assert figures is not None
-    return figures
-
-
-def accuracy(
-    content: Mapping[str, Any], results: Sequence[Result], image_ids: Iterable[int], evaluator: str = EVALUATORS[0]
-) -> Accuracy:
-    """Box and mask AP of results that have both (as ``Detections.to_coco`` gives them) or are empty."""
-    return _score(content, results, image_ids, evaluator, result_kinds(results))
+    results, ids = list(results), set(image_ids)
+    meter = AccuracyMeter(content, ids, evaluator=evaluator, kinds=result_kinds(results) if kinds is None else kinds)
+    for image_id, of_image in by_image(results).items():
+        if image_id in ids:
+            meter.add(image_id, of_image)
+    return meter.result()
 
 
 def result_kinds(results: Sequence[Result]) -> tuple[str, ...]:
-    """Which of :data:`KINDS` can be told of the results."""
+    """Keys of :data:`KINDS` that all results have."""
     keys = {"bbox": "bbox", "segm": "segmentation"}
     return tuple(kind for kind, key in keys.items() if all(key in result for result in results))
 
@@ -228,39 +213,24 @@ def score_results(
     """Score a COCO results file.
 
     Args:
-        image_ids: images to score; by default all of the annotations, also those without results
+        image_ids: images to score; by default all annotated ones, including those without results
 
     Raises:
-        DatasetError: either file is malformed, or they do not fit each other.
+        DatasetError: either file is malformed, or the two do not match.
     """
     content = read_annotations(annotations)
     known = [image["id"] for image in content["images"]]
-    if image_ids is not None and (strange := sorted(set(image_ids) - set(known))):
-        raise DatasetError(f"{annotations} has no image {strange[0]}: score images of that file only")
+    if image_ids is not None and (unknown := sorted(set(image_ids) - set(known))):
+        raise DatasetError(f"{annotations} has no image {unknown[0]}: score only images of that file")
     return accuracy(content, read_results(results, content), known if image_ids is None else image_ids, evaluator)
 
 
 def by_image(results: Iterable[Result]) -> dict[int, list[Result]]:
-    """Results of each image, in their order."""
-    found: dict[int, list[Result]] = {}
+    """Results grouped by image, in their order."""
+    grouped: dict[int, list[Result]] = {}
     for result in results:
-        found.setdefault(result["image_id"], []).append(result)
-    return found
-
-
-def _score(
-    content: Mapping[str, Any],
-    results: Sequence[Result],
-    image_ids: Iterable[int],
-    evaluator: str,
-    kinds: Sequence[str],
-) -> Accuracy:
-    ids = set(image_ids)
-    meter = AccuracyMeter(content, ids, evaluator=evaluator, kinds=kinds)
-    for image_id, found in by_image(results).items():
-        if image_id in ids:
-            meter.add(image_id, found)
-    return meter.result()
+        grouped.setdefault(result["image_id"], []).append(result)
+    return grouped
 
 
 def _at_iou(threshold: float) -> int:
@@ -268,7 +238,7 @@ def _at_iou(threshold: float) -> int:
 
 
 def _class_names(categories: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names in the order of the ids; a name that is there twice, or not at all, is told by its id."""
+    """Names in the order of the ids; the id replaces a missing name and is appended to a repeated one."""
     given = [str(category.get("name", category["id"])) for category in categories]
     unique = {
         c["id"]: name if given.count(name) == 1 else f"{name} ({c['id']})"

@@ -1,7 +1,7 @@
-"""How far an engine's detections are those of a reference model: matched one to one, and as an average precision.
+"""How well an engine's detections agree with a reference model's: matched one to one, and as an average precision.
 
-Both sides should hold all their detections (score threshold 0); those above ``score_threshold`` are judged, the rest
-only serve as partners, so that a score that slips over the threshold is no miss.
+Both sides should have all their detections (score threshold 0). Those above ``score_threshold`` are judged; the rest
+only serve as partners, so that a score that drops just below the threshold does not count as a miss.
 
 Legend: n reference detections, m of the engine. Boxes are xyxy in pixels.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.evaluation.accuracy import Result, coco_ap
+from yolact_deploy.evaluation.accuracy import KINDS, AveragePrecision, Result, accuracy
 from yolact_deploy.paste import MaskCrops, compress_counts
 from yolact_deploy.postprocess import box_iou
 
@@ -28,34 +28,33 @@ _SAME_PIXEL = 1.0
 
 @dataclass(frozen=True)
 class ImageAgreement:
-    """One image: a list has an entry for each matched reference detection above the score threshold."""
+    """One image. Each list has one entry per matched reference detection above the score threshold."""
 
     reference: int  #: reference detections above the score threshold
-    missed: int  #: of those, without a partner of their class
+    missed: int  #: of those, the ones without a partner of their class
     extra: int  #: engine detections above the score threshold without a partner
-    label_flips: int  #: missed ones in whose place the engine sees another class
+    label_flips: int  #: missed detections where the engine detects another class
     box_ious: list[float]
     mask_ious: list[float]
     score_differences: list[float]  #: absolute
-    mask_score_differences: list[float] = field(default_factory=list)  #: where both sides have such scores
+    mask_score_differences: list[float] = field(default_factory=list)  #: if both sides have such scores
 
     @property
     def badness(self) -> float:
-        """Orders images from the best (0) to the worst: wrong detections count 1, lost overlap a fraction."""
+        """Sort key from the best image (0) to the worst: a wrong detection counts 1, lost overlap a fraction."""
         return self.missed + self.extra + max((1 - iou for iou in self.box_ious + self.mask_ious), default=0.0)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """All images together; shares and IoUs are 0..1, None where nothing was matched or nothing is there.
+    """All images together. Shares and IoUs are 0..1, or None without matches or detections.
 
     Attributes:
-        matched_share: reference detections (above the score threshold) with a partner of the same class whose box IoU
-            is at least ``iou_threshold``; ``matched_share_90`` at least 0.9
-        agreed_share: detections on which both agree (same class, IoU of the box and of the mask at least 0.9) among
-            all that either has above the score threshold: what is missed and what is extra lowers it, and so do masks
-            in the wrong place
-        label_flips: missed detections in whose place the engine sees another class (counted as missed and extra, too)
+        matched_share: reference detections (above the score threshold) with a partner of the same class and a box IoU
+            of at least ``iou_threshold``; ``matched_share_90``: of at least 0.9
+        agreed_share: detections on which both agree (same class, box and mask IoU of at least 0.9) among all that
+            either has above the score threshold; missed and extra detections lower it, and so do misplaced masks
+        label_flips: missed detections where the engine detects another class (also counted as missed and extra)
         box_ap: COCO AP of the engine's detections with the reference's (above the score threshold) as ground truth
         mask_ap: the same for masks
     """
@@ -85,19 +84,19 @@ class Agreement:
 
 def compare_detections(
     reference: Detections,
-    found: Detections,
+    detections: Detections,
     *,
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> ImageAgreement:
-    """Match the detections of one image: the reference's, best first, each take the nearest free one of their class."""
-    iou = _overlap(reference.boxes, found.boxes)
-    same = reference.labels[:, None] == found.labels[None, :]
+    """Match one image: the reference's detections, best first, each take the nearest free one of their class."""
+    iou = _overlap(reference.boxes, detections.boxes)
+    same = reference.labels[:, None] == detections.labels[None, :]
     partner = _match(np.where(same, iou, 0.0), reference.scores, iou_threshold)
-    free = np.ones(len(found), dtype=np.bool_)
+    free = np.ones(len(detections), dtype=np.bool_)
     free[partner[partner >= 0]] = False
     judged = reference.scores > score_threshold
-    extra = free & (found.scores > score_threshold)
+    extra = free & (detections.scores > score_threshold)
 
     left = np.flatnonzero(judged & (partner < 0))
     flips = _match(iou[left][:, extra], reference.scores[left], iou_threshold)
@@ -108,9 +107,9 @@ def compare_detections(
         extra=int(extra.sum()),
         label_flips=int((flips >= 0).sum()),
         box_ious=[float(iou[i, j]) for i, j in pairs],
-        mask_ious=[mask_iou(reference.crops, i, found.crops, j) for i, j in pairs],
-        score_differences=_differences(reference.scores, found.scores, pairs),
-        mask_score_differences=_differences(reference.mask_scores, found.mask_scores, pairs),
+        mask_ious=[mask_iou(reference.crops, i, detections.crops, j) for i, j in pairs],
+        score_differences=_differences(reference.scores, detections.scores, pairs),
+        mask_score_differences=_differences(reference.mask_scores, detections.mask_scores, pairs),
     )
 
 
@@ -121,7 +120,7 @@ def _differences(
 
 
 def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Box IoU [n, m]; boxes without an inside (they lie beside the image) overlap fully where they are equal."""
+    """Box IoU [n, m]; boxes without area (they lie outside the image) overlap fully if they are equal."""
     iou = np.nan_to_num(box_iou(a, b), nan=0.0)
     flat_a, flat_b = (np.any(boxes[:, 2:] <= boxes[:, :2], axis=1) for boxes in (a, b))
     both = np.logical_and.outer(flat_a, flat_b)
@@ -132,7 +131,7 @@ def _overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
 
 
 def _match(iou: NDArray[Any], scores: NDArray[np.float32], threshold: float) -> NDArray[np.intp]:
-    """Partner of each row of iou [n, m], -1 for none; rows choose in falling order of score [n]."""
+    """Partner of each row of iou [n, m], -1 for none; rows choose in descending order of score [n]."""
     partner = np.full(len(iou), -1, dtype=np.intp)
     if iou.size:
         open_iou = iou.copy()
@@ -161,22 +160,22 @@ def mask_iou(a: MaskCrops, i: int, b: MaskCrops, j: int) -> float:
 
 @dataclass
 class AgreementMeter:
-    """Adds up images, so that no detections need to be kept but those of the average precision, as RLE."""
+    """Accumulates images, so that detections need not be kept (except as RLE, for the average precision)."""
 
     score_threshold: float = SCORE_THRESHOLD
     iou_threshold: float = IOU_THRESHOLD
     images: list[ImageAgreement] = field(default_factory=list)
 
-    def add(self, reference: Detections, found: Detections) -> ImageAgreement:
+    def add(self, reference: Detections, detections: Detections) -> ImageAgreement:
         """Compare one more image."""
         image = compare_detections(
-            reference, found, score_threshold=self.score_threshold, iou_threshold=self.iou_threshold
+            reference, detections, score_threshold=self.score_threshold, iou_threshold=self.iou_threshold
         )
         self.images.append(image)
         return image
 
-    def result(self, reference: Sequence[Result] = (), found: Sequence[Result] = ()) -> Agreement:
-        """The totals; the average precisions, too, where the COCO results of both sides are given."""
+    def result(self, reference: Sequence[Result] = (), results: Sequence[Result] = ()) -> Agreement:
+        """The totals, with average precisions if the COCO results of both sides are given."""
         box_ious, mask_ious, differences = (
             [value for image in self.images for value in getattr(image, name)]
             for name in ("box_ious", "mask_ious", "score_differences")
@@ -200,19 +199,19 @@ class AgreementMeter:
             min_mask_iou=min(mask_ious, default=None),
             mean_score_difference=_mean(differences),
             max_score_difference=max(differences, default=None),
-            box_ap=agreement_ap(reference, found, self.score_threshold, "bbox"),
-            mask_ap=agreement_ap(reference, found, self.score_threshold, "segm"),
+            box_ap=agreement_ap(reference, results, self.score_threshold, "bbox"),
+            mask_ap=agreement_ap(reference, results, self.score_threshold, "segm"),
             agreed_share=agreed / (total + extra) if total + extra else None,
         )
 
 
 def agreement_ap(
-    reference: Sequence[Result], found: Sequence[Result], score_threshold: float, kind: str
+    reference: Sequence[Result], results: Sequence[Result], score_threshold: float, kind: str
 ) -> float | None:
-    """COCO AP of ``found`` with the reference results above the threshold as ground truth; None without any.
+    """COCO AP of ``results`` with the reference's above the threshold as ground truth; None without any.
 
-    Boxes and masks without a pixel are left out on both sides: COCO's IoU of two such is 0, not 1. Masks, too, are
-    ranked by the scores of boxes, by which the ground truth was chosen: what is the same gives 1.
+    Empty boxes and masks are left out on both sides: COCO's IoU of two empty ones is 0, not 1. Masks are ranked by box
+    scores as well, because these choose the ground truth: identical results give 1.
     """
     truth = [
         {"bbox": r["bbox"], "segmentation": r["segmentation"], "image_id": r["image_id"]}
@@ -222,13 +221,14 @@ def agreement_ap(
     ]
     if not truth:
         return None
-    images = {r["image_id"]: {"id": r["image_id"]} for r in (*reference, *found)}
-    for r in (*reference, *found):  # COCO wants the sizes of masks in the image records
+    images = {r["image_id"]: {"id": r["image_id"]} for r in (*reference, *results)}
+    for r in (*reference, *results):  # COCO wants the sizes of masks in the image records
         images[r["image_id"]].update(height=r["segmentation"]["size"][0], width=r["segmentation"]["size"][1])
-    categories = [{"id": c} for c in sorted({r["category_id"] for r in (*reference, *found)})]
+    categories = [{"id": c} for c in sorted({r["category_id"] for r in (*reference, *results)})]
     content = {"images": list(images.values()), "categories": categories, "annotations": truth}
-    ranked = [{k: v for k, v in r.items() if k != "mask_score"} for r in found if not _is_empty(r, kind)]
-    return coco_ap(content, ranked, images, kind).ap
+    ranked = [{k: v for k, v in r.items() if k != "mask_score"} for r in results if not _is_empty(r, kind)]
+    figures: AveragePrecision = getattr(accuracy(content, ranked, images, kinds=(kind,)), KINDS[kind])
+    return figures.ap
 
 
 def _is_empty(result: Result, kind: str) -> bool:

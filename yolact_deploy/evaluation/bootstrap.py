@@ -1,27 +1,27 @@
-"""How sure is a difference in AP? A paired bootstrap over the images.
+"""How certain is a difference in AP? A paired bootstrap over the images.
 
-Images are drawn with replacement, as many as there are, and both models are scored on the same draw; the 2.5 % and the
-97.5 % quantile of the difference are the limits of the interval (the percentile bootstrap of Efron, 1979). Pairing
-takes out what is easy or hard about the images, so that small differences can be told.
+As many images as there are get drawn with replacement, and both models are scored on the same draw. The 2.5 % and
+97.5 % quantiles of the difference are the limits of the interval (the percentile bootstrap of Efron, 1979). Pairing
+cancels out how easy or hard the images are, so that small differences become visible.
 
-The interval speaks of the images only, not of how a training's outcome varies. With few images it is too narrow: COCO
-AP needs objects of every class, and no draw has more of them than the set.
+The interval covers the choice of images only, not how training runs vary. With few images it is too narrow: COCO AP
+needs objects of every class, and no draw has more of them than the set.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from yolact_deploy.datasets.coco_results import Result, read_results
+from yolact_deploy.datasets.coco_results import read_results
 from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.evaluation.accuracy import AccuracyMeter, by_image, result_kinds
 from yolact_deploy.evaluation.detection_cache import is_detection_cache, read_detections
-from yolact_deploy.evaluation.matches import Matcher, Matches
+from yolact_deploy.evaluation.matches import Matches
 
 SAMPLES = 1000
 _LIMITS = (2.5, 97.5)
@@ -32,11 +32,11 @@ class Interval:
     """AP of one model minus that of a reference, 0..1.
 
     Attributes:
-        difference: on the images as they are
+        difference: on all images, each once
         mean: over the draws
         low, high: limits of the 95 % interval
-        images: how many there are
-        samples: draws
+        images: number of images
+        samples: number of draws
         seed: of the draws
     """
 
@@ -50,54 +50,22 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval says that the two differ at all."""
+        """Whether the two models differ significantly."""
         return not self.low <= 0 <= self.high
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "excludes_zero": self.excludes_zero}
 
 
-def ap_difference(
-    content: Mapping[str, Any],
-    a: Sequence[Result],
-    b: Sequence[Result],
-    image_ids: Iterable[int],
-    kind: str,
-    samples: int = SAMPLES,
-    seed: int = 0,
-) -> Interval:
-    """COCO AP of the results ``b`` minus that of the reference's results ``a``, with its interval.
-
-    Args:
-        content: a COCO instances file's checked content; it is not changed
-        a, b: checked COCO results; of other images they are left out
-        image_ids: the images to draw from
-        kind: "bbox" or "segm"
-        samples: draws
-
-    Raises:
-        DatasetError: the images have no object, or a segmentation cannot be read.
-        InputError: too few samples.
-    """
-    ids = set(image_ids)
-    matched = []
-    for results in (a, b):
-        matcher = Matcher(content, ids, kind)
-        matcher.add({image_id: found for image_id, found in by_image(results).items() if image_id in ids})
-        matched.append(matcher.matches())
-    reference, found = matched
-    return PairedBootstrap(reference, samples=samples, seed=seed).difference(found)
-
-
 class PairedBootstrap:
-    """Draws of images, scored for the reference once, however many models are compared with it.
+    """Draws of images. The reference is scored on them once, however many models are compared with it.
 
     Args:
-        reference: what hit what, of the model with which others are compared
-        samples: draws
+        reference: matches of the model with which others are compared
+        samples: number of draws
 
     Raises:
-        DatasetError: the images have no object.
+        DatasetError: the images have no objects.
         InputError: too few samples.
     """
 
@@ -113,19 +81,19 @@ class PairedBootstrap:
         self._weights = once, draws.astype(np.int32)
         self._before = [reference.average_precision(weights) for weights in self._weights]
 
-    def difference(self, found: Matches) -> Interval:
+    def difference(self, matches: Matches) -> Interval:
         """AP of a model, matched with the same annotations on the same images, minus the reference's.
 
         Raises:
             InputError: it was matched on other images or categories.
         """
-        a, b = self._reference, found
+        a, b = self._reference, matches
         if (a.image_ids, a.category_ids) != (b.image_ids, b.category_ids):
-            raise InputError("AP can be compared on the same images and categories only")
+            raise InputError("AP can only be compared on the same images and categories")
         observed, drawn = (
             b.average_precision(weights) - before for weights, before in zip(self._weights, self._before, strict=True)
         )
-        drawn = drawn[~np.isnan(drawn)]  # of few images, a draw may have no object at all
+        drawn = drawn[~np.isnan(drawn)]  # with few images, a draw may have no object at all
         low, high = np.percentile(drawn, _LIMITS)
         images = len(a.image_ids)
         return Interval(
@@ -136,20 +104,20 @@ class PairedBootstrap:
 def read_matches(
     path: str | os.PathLike[str], content: Mapping[str, Any], image_ids: Sequence[int]
 ) -> dict[str, Matches]:
-    """What hit what, of "box" and "mask", of a file of detections (``eval --cache``) or of COCO results.
+    """Matches of "box" and "mask" from a file of detections (``eval --cache``) or COCO results.
 
     Args:
-        content: a COCO instances file's checked content
-        image_ids: the images that are scored
+        content: checked content of a COCO instances file
+        image_ids: the images to score
 
     Raises:
-        DatasetError: the file is malformed, does not fit the annotations, or lacks images.
+        DatasetError: the file is malformed, does not match the annotations, or lacks images.
     """
     if not is_detection_cache(path):
         results = read_results(path, content)
-        meter, found = AccuracyMeter(content, image_ids, kinds=result_kinds(results)), by_image(results)
+        meter, of_image = AccuracyMeter(content, image_ids, kinds=result_kinds(results)), by_image(results)
         for image_id in image_ids:
-            meter.add(image_id, found.get(image_id, []))
+            meter.add(image_id, of_image.get(image_id, []))
         return meter.matches()
     meter, left = AccuracyMeter(content, image_ids), set(image_ids)
     for stored in read_detections(path):
@@ -159,3 +127,28 @@ def read_matches(
     if left:
         raise DatasetError(f"{path} lacks {len(left)} of the {len(image_ids)} images: finish it with --resume")
     return meter.matches()
+
+
+def differences(
+    reference: str | os.PathLike[str],
+    matches: Mapping[str, Matches],
+    content: Mapping[str, Any],
+    image_ids: Sequence[int],
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """AP of ``matches`` minus that of a file of detections or results, for each of "box" and "mask" that both have.
+
+    Raises:
+        DatasetError: see :func:`read_matches`.
+        InputError: they have no kind in common, or too few samples.
+    """
+    of_reference = read_matches(reference, content, image_ids)
+    shared = [kind for kind in matches if kind in of_reference]
+    if not shared:
+        raise InputError(f"{reference} has neither boxes nor masks in common with the scored results")
+    return {
+        kind: PairedBootstrap(of_reference[kind], samples=samples, seed=seed).difference(matches[kind])
+        for kind in shared
+    }

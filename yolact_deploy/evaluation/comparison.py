@@ -1,12 +1,12 @@
 """`compare_models`: two models on the same pictures, output by output and detection by detection.
 
-Speed is no question here, so each network runs once a picture and its raw outputs are looked at as well. Where the two
-disagree, the worst pictures are looked at again to say why, and can be drawn.
+Speed does not matter here: each network runs once per picture, and its raw outputs are compared as well. If the models
+disagree, the worst pictures are analyzed again to explain why, and can be drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
 
-#: pictures on which known mistakes are tried
+#: number of pictures on which known mistakes are tried
 _DIAGNOSED = 4
 _BAR, _GAP, _INK = 34, 6, (255, 255, 255)
 _JPEG_QUALITY = 90
@@ -37,7 +37,7 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """Absolute differences of one output of the heads over all pictures."""
+    """Absolute differences of one head output over all pictures."""
 
     max: float
     mean: float
@@ -47,7 +47,7 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class ComparedImage:
-    """One picture and how its detections agree."""
+    """One picture and the agreement of its detections."""
 
     path: Path
     agreement: ImageAgreement
@@ -75,10 +75,10 @@ class CompareResult:
     """Two models side by side.
 
     Attributes:
-        tensors: None where one of them does not give its raw heads
+        tensors: None if one of them does not expose its raw heads
         images: the worst first
-        diagnosis: what is probably wrong with the engine, or that nothing is
-        trunk: layer by layer, where that was asked for
+        diagnosis: what is probably wrong with the engine, if anything
+        trunk: layer by layer, if requested
     """
 
     reference: str
@@ -113,10 +113,10 @@ def compare_models(
     """Compare two named predictors, both with score threshold 0.
 
     Args:
-        trunk: the two compared layer by layer, see :func:`~yolact_deploy.evaluation.trunk_comparison.compare_trunks`
+        trunk: result of :func:`~yolact_deploy.evaluation.trunk_comparison.compare_trunks` for the two models
 
     Raises:
-        InputError: models of different classes, or a picture that cannot be read.
+        InputError: the models have different classes, or a picture cannot be read.
     """
     check_same_classes(*reference, *engine)
     meter = AgreementMeter(score_threshold)
@@ -125,12 +125,12 @@ def compare_models(
     compared, similar = [], []
     for image in progress.track(images.images, "comparing"):
         picture = read_image(image.path)
-        (raw_a, found_a), (raw_b, found_b) = (_run(predictor, picture) for _, predictor in (reference, engine))
+        (raw_a, a), (raw_b, b) = (_run(predictor, picture) for _, predictor in (reference, engine))
         tensors.add(raw_a, raw_b)
-        compared.append(ComparedImage(image.path, meter.add(found_a, found_b)))
-        similar.append(alike(found_a, found_b, score_threshold))
-        for kept, found in zip(results, (found_a, found_b), strict=True):
-            kept += found.to_coco(image.image_id, reference[1].config.category_ids)
+        compared.append(ComparedImage(image.path, meter.add(a, b)))
+        similar.append(alike(a, b, score_threshold))
+        for of_model, detections in zip(results, (a, b), strict=True):
+            of_model += detections.to_coco(image.image_id, reference[1].config.category_ids)
     compared.sort(key=lambda one: -one.agreement.badness)
     agreement = meter.result(*results)
     similarity = Explained(tuple(similar)).similarity
@@ -149,11 +149,10 @@ def draw_pair(
     *,
     score_threshold: float = SCORE_THRESHOLD,
 ) -> NDArray[np.uint8]:
-    """What both models find in a BGR picture, side by side under their names, the reference on the left."""
+    """Detections of both models in a BGR picture, side by side under their names, the reference on the left."""
     halves = []
     for name, predictor in (reference, engine):
-        _, found = _run(predictor, picture)
-        shown = found.above(score_threshold)
+        shown = _run(predictor, picture)[1].above(score_threshold)
         drawn = cv2.copyMakeBorder(shown.draw(picture), _BAR, 0, 0, 0, cv2.BORDER_CONSTANT)
         text = f"{name}: {len(shown)} detections"
         cv2.putText(drawn, text, (_GAP, _BAR - 12), cv2.FONT_HERSHEY_SIMPLEX, 0.6, _INK, 1, cv2.LINE_AA)
@@ -170,10 +169,10 @@ def write_pairs(
     *,
     score_threshold: float = SCORE_THRESHOLD,
 ) -> list[Path]:
-    """Write :func:`draw_pair` of each picture as JPEG, named by its place in the list: the worst first.
+    """Write :func:`draw_pair` of each picture as JPEG, numbered in the order of the list: the worst first.
 
     Raises:
-        OutputError: the folder cannot be made or written.
+        OutputError: the folder cannot be created or written to.
     """
     paths = []
     for place, image in enumerate(images, 1):
@@ -190,7 +189,7 @@ def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[Outputs, Det
 
 class _TensorMeter:
     def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
+        self._sums: dict[str, list[float]] = {}  # largest difference, sum, count, largest value
         self._comparable = True
 
     def add(self, a: Outputs, b: Outputs) -> None:
@@ -201,7 +200,7 @@ class _TensorMeter:
         if not self._comparable:
             return
         for name, x, y in zip(HeadOutputs._fields, a, b, strict=True):
-            difference = np.abs(x[:1].astype(np.float64) - y[:1])  # slots past the picture only fill a fixed batch
+            difference = np.abs(x[:1].astype(np.float64) - y[:1])  # further slots only fill up a fixed batch
             sums = self._sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
             sums[0] = max(sums[0], float(difference.max()))
             sums[1] += float(difference.sum())
@@ -212,8 +211,3 @@ class _TensorMeter:
         if not self._comparable or not self._sums:
             return None
         return {name: TensorDifference(s[0], s[1] / s[2], s[3]) for name, s in self._sums.items()}
-
-
-def tensor_rows(tensors: Mapping[str, TensorDifference]) -> list[tuple[str, str, str, str]]:
-    """Rows of text: output, largest and mean difference, largest value."""
-    return [(name, f"{d.max:.2e}", f"{d.mean:.2e}", f"{d.largest:.3g}") for name, d in tensors.items()]

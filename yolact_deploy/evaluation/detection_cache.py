@@ -1,8 +1,8 @@
-"""Detections of many images on disk, so that an interrupted evaluation goes on where it stopped.
+"""Detections of many images on disk, so that an interrupted evaluation can continue where it stopped.
 
-A file of JSON lines. The first says of which model, options and images the detections are; each further one has those
-of one image, in the order of the images: ``{"image_id", "detections": [COCO results without image_id]}``. A line is
-handed to the system in one piece. One that was torn all the same (a full disk, a power cut) is the last; it is dropped.
+The file has JSON lines. The first identifies the model, options and images; each further line has the detections of one
+image, in the order of the images: ``{"image_id", "detections": [COCO results without image_id]}``. Each line is one
+write to the operating system. A line that is torn nevertheless (full disk, power cut) is the last one; it is dropped.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from yolact_deploy.errors import DatasetError, InputError, OutputError
 
 _FORMAT = "yolact-deploy detections"
 _VERSION = 1
-#: how each file begins
+#: first bytes of each file
 _MAGIC = b'{"format":"' + _FORMAT.encode() + b'"'
-_CURE = "remove it, or name another file"
+_CURE = "remove it or choose another file"
 
 
 class StoredImage(NamedTuple):
-    """What was found in one image."""
+    """The detections of one image, as COCO results."""
 
     image_id: int
-    results: list[Result]  #: COCO results
+    results: list[Result]
 
 
 class DetectionCache:
     """The detections of one model on some images; a context manager.
 
     Args:
-        path: file to make, or to go on with
-        key: what the detections depend on, as JSON-ready values: model file's hash, options, images
-        image_ids: all images, in the order in which they are added
-        resume: an existing file may be gone on with
+        path: file to create or to continue
+        key: everything the detections depend on, as JSON-ready values: hash of the model file, options, images
+        image_ids: all images, in the order in which they will be added
+        resume: whether to continue an existing file
 
     Raises:
-        InputError: there is a file already and ``resume`` is False.
-        DatasetError: the file is not of this key, or damaged.
-        OutputError: it cannot be written.
+        InputError: the file exists and ``resume`` is False.
+        DatasetError: the file has another key or is damaged.
+        OutputError: the file cannot be written.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class DetectionCache:
     ) -> None:
         self.path = Path(path)
         self._image_ids = image_ids
-        #: how many images are in the file
+        #: number of images in the file
         self.stored = 0
         header = {"format": _FORMAT, "version": _VERSION, "key": json.loads(json.dumps(key))}
         if self.path.exists() and not resume:
-            raise InputError(f"{self.path} exists: go on with it by --resume, {_CURE}")
+            raise InputError(f"{self.path} exists: continue it with --resume, {_CURE}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered, so that a line goes to the system in one piece. Reading and writing, wherever the end is.
+            # Unbuffered, so that each line is a single write.
             self._file = io.FileIO(self.path, "r+" if self.path.exists() else "x+")
         except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror}. Choose another place") from error
+            raise OutputError(f"cannot write {self.path}: {error.strerror}. Choose another location") from error
         try:
             self._open(header)
         except BaseException:
@@ -70,13 +70,13 @@ class DetectionCache:
             raise
 
     def _open(self, header: dict[str, Any]) -> None:
-        """Check the header, count the images, and cut off what comes after the last whole line."""
+        """Check the header, count the images, and cut off everything after the last complete line."""
         reader = io.BufferedReader(self._file)
         whole = 0
         for line in reader:
             if not line.endswith(b"\n"):
                 if whole == 0 and not _MAGIC.startswith(line[: len(_MAGIC)]):
-                    raise _foreign(self.path)  # nothing of ours, so nothing to cut
+                    raise _foreign(self.path)  # not our file: do not truncate it
                 break
             if whole == 0:
                 self._check_header(line, header)
@@ -85,33 +85,33 @@ class DetectionCache:
             whole += len(line)
         reader.detach()
         if self.stored > len(self._image_ids):
-            raise DatasetError(f"{self.path} has more than the {len(self._image_ids)} images: {_CURE}")
+            raise DatasetError(f"{self.path} has more than {len(self._image_ids)} images: {_CURE}")
         self._file.truncate(whole)
         self._file.seek(whole)
         if whole == 0:
             self._write(header)
 
     def _check_header(self, line: bytes, expected: dict[str, Any]) -> None:
-        found = _header(line, self.path)
-        for name in {**expected["key"], **found["key"]}:
-            ours, theirs = expected["key"].get(name), found["key"].get(name)
+        stored = _header(line, self.path)
+        for name in {**expected["key"], **stored["key"]}:
+            ours, theirs = expected["key"].get(name), stored["key"].get(name)
             if ours != theirs:
                 raise DatasetError(
                     f"{self.path} has other detections: {name} is {theirs!r} there and {ours!r} now: {_CURE}"
                 )
 
     def __iter__(self) -> Iterator[StoredImage]:
-        """What the file had when it was opened, image by image."""
+        """The images that were in the file when it was opened."""
         return _images(self.path, self._image_ids[: self.stored])
 
     def add(self, image_id: int, results: Sequence[Result]) -> None:
-        """Append the next image's detections; they are with the system when this returns.
+        """Append the next image's detections; on return, the operating system has them.
 
         Raises:
-            OutputError: the disk is full, or fails.
+            OutputError: the disk is full or fails.
         """
-        found = [{key: value for key, value in result.items() if key != "image_id"} for result in results]
-        self._write({"image_id": image_id, "detections": found})
+        detections = [{key: value for key, value in result.items() if key != "image_id"} for result in results]
+        self._write({"image_id": image_id, "detections": detections})
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = memoryview(json.dumps(record, separators=(",", ":")).encode() + b"\n")
@@ -120,7 +120,7 @@ class DetectionCache:
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise OutputError(
-                f"cannot write {self.path}: {error.strerror}. Free some space and go on with --resume"
+                f"cannot write {self.path}: {error.strerror}. Free some space and continue with --resume"
             ) from error
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class DetectionCache:
 
 
 def is_detection_cache(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as those of this module do."""
+    """Whether a file was written by :class:`DetectionCache`, judging by its first bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(len(_MAGIC)) == _MAGIC
@@ -145,7 +145,7 @@ def is_detection_cache(path: str | os.PathLike[str]) -> bool:
 
 
 def read_detections(path: str | os.PathLike[str]) -> Iterator[StoredImage]:
-    """All whole lines of a file, whatever model they are of.
+    """All complete lines of a file, from whatever model.
 
     Raises:
         DatasetError: the file is damaged.
@@ -169,29 +169,29 @@ def _images(path: Path, expected: Sequence[int] | None) -> Iterator[StoredImage]
 
 def _header(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(line)
-        ours = found["format"] == _FORMAT and isinstance(found["key"], dict)
+        header = json.loads(line)
+        ours = header["format"] == _FORMAT and isinstance(header["key"], dict)
     except (ValueError, TypeError, KeyError):
         ours = False
     if not ours:
         raise _foreign(path)
-    if found["version"] != _VERSION:
+    if header["version"] != _VERSION:
         raise DatasetError(
-            f"{path} has detections of format {found['version']}, this version reads {_VERSION}: {_CURE}"
+            f"{path} has detections of format {header['version']}, this version reads {_VERSION}: {_CURE}"
         )
-    return dict(found)
+    return dict(header)
 
 
 def _foreign(path: Path) -> DatasetError:
-    return DatasetError(f"{path} is no file of detections that eval --cache wrote: name another file")
+    return DatasetError(f"{path} was not written by eval --cache: choose another file")
 
 
 def _image(line: bytes, where: str) -> StoredImage:
     try:
         record = json.loads(line)
-        image_id, found = record["image_id"], record["detections"]
-        results = [{"image_id": image_id, **result} for result in found]
-        # Masks have the picture's size, which is the same for all of an image.
+        image_id = record["image_id"]
+        results = [{"image_id": image_id, **detection} for detection in record["detections"]]
+        # All masks of an image have the size of the picture.
         height, width = results[0]["segmentation"]["size"] if results else (0, 0)
         content = {
             "images": [{"id": image_id, "height": height, "width": width}],

@@ -1,7 +1,7 @@
-"""What is probably wrong with an engine that finds other things than its reference, in a sentence.
+"""One sentence that says what is probably wrong with an engine whose detections differ from its reference's.
 
-Known mistakes are tried out on the reference (see :mod:`yolact_deploy.evaluation.mistakes`). Where none explains the
-difference, the figures of the tensors have to tell.
+Known mistakes are tried on the reference (see :mod:`yolact_deploy.evaluation.mistakes`). If none explains the
+difference, the layer-by-layer comparison narrows it down.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from yolact_deploy.evaluation.taps import INPUT
 from yolact_deploy.evaluation.trunk_comparison import TrunkComparison
 from yolact_deploy.runtime.predictor import Predictor
 
-#: similarity from which nothing is looked for, and from which what is left is not called a mistake
+#: similarity above which no mistake is searched for; above which an unexplained rest is not called a mistake
 AGREE, _MOSTLY = 0.95, 0.9
-#: a mistake explains the difference when with it the models are this similar, and at least this share of it is gone
+#: a mistake explains the difference if it makes the models this similar and removes at least this share of it
 _EXPLAINS, _SHARE = 0.8, 0.5
-#: of two mistakes that explain as much, the first is taken
+#: of two mistakes that explain equally much, the first wins
 _TIE = 1e-9
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The probable cause of a difference.
 
     Attributes:
         kind: "agree", "labels", "masks", "channels", "picture", "boxes", "nothing found", "not finite", "input",
             "layer" or "unknown"
-        sentence: in words
+        sentence: the diagnosis in words
         similarity: of the two models, see :attr:`~yolact_deploy.evaluation.mistakes.Explained.similarity`
-        explained: similarity once the reference makes the same mistake; None where none was found
+        explained: similarity once the reference makes the same mistake; None if no mistake was identified
     """
 
     kind: str
@@ -57,16 +57,16 @@ def diagnose(
     score_threshold: float = SCORE_THRESHOLD,
     trunk: TrunkComparison | None = None,
 ) -> Diagnosis:
-    """Say what is probably wrong with ``engine``, by trying mistakes on ``reference``.
+    """Diagnose what is probably wrong with ``engine`` by trying mistakes on ``reference``.
 
     Args:
-        reference, engine: of the same classes, both with score threshold 0
+        reference, engine: models of the same classes, both with score threshold 0
         pictures: a few BGR images on which they differ; each is run about ten times
-        trunk: the two compared layer by layer, where that could be done
+        trunk: layer-by-layer comparison of the two, if available
     """
     cases = [Case(reference, engine, picture) for picture in pictures]
     plain = _explained(cases, lambda case: case.expected, score_threshold)
-    assert plain is not None  # no mistake, nothing that may be missing
+    assert plain is not None
     if not is_suspicious(plain.similarity, trunk):
         return agreeing(plain.similarity)
     broken = _broken(cases, score_threshold)
@@ -86,13 +86,13 @@ def diagnose(
 
 
 def is_suspicious(similarity: float, trunk: TrunkComparison | None) -> bool:
-    """Whether to look for a mistake: detections differ, or what enters the networks does."""
+    """Whether to search for a mistake: the detections differ, or the network inputs do."""
     first = None if trunk is None else trunk.first_over
     return similarity < AGREE or (first is not None and first.name == INPUT)
 
 
 def agreeing(similarity: float) -> Diagnosis:
-    """That nothing is wrong."""
+    """The diagnosis that nothing is wrong."""
     return Diagnosis("agree", f"the models agree (similarity {similarity:.3f})", similarity)
 
 
@@ -104,36 +104,39 @@ def _explained(
         expected = detect(case)
         if expected is None:
             return None
-        images.append(alike(expected, case.found, score_threshold))
+        images.append(alike(expected, case.detections, score_threshold))
     return Explained(tuple(images))
 
 
 def _broken(cases: Sequence[Case], score_threshold: float) -> tuple[str, str] | None:
-    """Engines whose output is none."""
+    """A diagnosis for outputs that are not finite or detect nothing."""
     for case in cases:
         for name, value in case.engine_outputs._asdict().items():
             if not np.isfinite(value).all():
                 return "not finite", (
-                    f"{name} of the engine has values that are not finite (NaN or infinity): something overflows, in "
-                    "FP16 beyond 65504; compare layers to see where, and keep those in FP32"
+                    f"{name} of the engine has values that are not finite (NaN or infinity): a layer overflows (FP16 "
+                    "ends at 65504); compare layers to see which, and keep it in FP32"
                 )
-    if not any((case.found.scores > score_threshold).any() for case in cases):
+    if not any((case.detections.scores > score_threshold).any() for case in cases):
         return "nothing found", (
-            f"the engine finds nothing that scores above {score_threshold:g}: are its weights loaded, its input in "
+            f"the engine detects nothing that scores above {score_threshold:g}: are its weights loaded, its input in "
             "0..255, and its scores after softmax?"
         )
     return None
 
 
 def _by_layers(trunk: TrunkComparison | None) -> tuple[str, str]:
-    """What the layers tell where no known mistake explains the difference."""
+    """A diagnosis from the layers, for differences that no known mistake explains."""
     nothing = "no common mistake (labels, masks, boxes, channels, mirrored pictures) explains the difference"
     if trunk is None:
-        return "unknown", f"{nothing}; compare layers to see where it begins"
+        return "unknown", f"{nothing}; compare layers to see where it starts"
     first = trunk.first_over
     if first is None:
-        return "unknown", f"{nothing}, and no layer is off: look at what follows the trunk (box decoding, NMS, masks)"
-    how = f"relative RMS error {first.relative_rms:.2g}"
+        return "unknown", f"{nothing}, and no layer deviates: check what follows the trunk (box decoding, NMS, masks)"
+    error = f"relative RMS error {first.relative_rms:.2g}"
     if first.name == INPUT:
-        return "input", f"{nothing}; the input of the first layer is off already ({how}): normalisation or resizing"
-    return "layer", f"{nothing}; the first layer that is off is {first.name} ({how}): its weights or its precision"
+        return (
+            "input",
+            f"{nothing}; the first layer's input already deviates ({error}): check normalization and resizing",
+        )
+    return "layer", f"{nothing}; the first layer to deviate is {first.name} ({error}): check its weights and precision"

@@ -1,4 +1,4 @@
-"""The models of a benchmark before they are loaded, and whether two loaded ones can be compared."""
+"""Models to measure, before they are loaded, and a check that two loaded ones can be compared."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class EngineSource:
     """A model to measure, not loaded yet.
 
     Attributes:
-        load: gives a predictor with ``score_threshold=0`` and ``lazy_masks=False``
+        load: returns a predictor with ``score_threshold=0`` and ``lazy_masks=False``
         file_bytes: size of the model's file
-        weights_sha256: of the file itself where it is a checkpoint; else the engine's metadata is asked
+        weights_sha256: of a checkpoint file; empty for other files, whose metadata has it
         path: the model's file
     """
 
@@ -38,7 +38,7 @@ class EngineSource:
         """From ``FILE[@BACKEND...]`` and further arguments of :func:`yolact_deploy.loading.load`.
 
         Raises:
-            InputError: no such file, or a spelling that means nothing.
+            InputError: there is no such file, or the specification is invalid.
         """
         spec = ModelSpec.parse(text)
         if not spec.path.is_file():
@@ -55,12 +55,12 @@ class EngineSource:
 
 
 def check_same_classes(reference_name: str, reference: Predictor, name: str, other: Predictor) -> None:
-    """Raises :class:`InputError` where two models do not have the same classes in the same order."""
+    """Raise :class:`InputError` unless two models have the same classes in the same order."""
     a, b = reference.config, other.config
     if a.class_names != b.class_names or a.category_ids != b.category_ids:
         differ = next((f"{x!r} and {y!r}" for x, y in zip(a.class_names, b.class_names, strict=False) if x != y), "")
         raise InputError(
             f"{name} has {b.num_classes} classes and {reference_name} has {a.num_classes}"
             + (f" (the first that differ: {differ})" if differ else " or other category ids")
-            + ": only models of the same classes can be compared"
+            + ": only models with the same classes can be compared"
         )

@@ -1,7 +1,7 @@
 """`evaluate`: the COCO average precision of one model, image by image, and where the time goes.
 
-Of each image, the detections are put into the cache file where there is one, matched with the ground truth, and
-forgotten, so that thousands of images need no more memory than a few (faster-coco-eval keeps them).
+The detections of each image are written to the cache file (if any), matched with the ground truth, and dropped, so that
+thousands of images need no more memory than a few. Only faster-coco-eval keeps them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
 from yolact_deploy.version import __version__
 
-#: what an evaluation does beside the predictor's own stages
+#: stages of an evaluation in addition to the predictor's
 EVAL_STAGES = {
     "encode": "masks to COCO RLE",
     "store": "detections into the cache file",
@@ -38,11 +38,11 @@ class EvalTime:
     """Where the time went, in seconds.
 
     Attributes:
-        ran: images that went through the model
-        stored: images whose detections were there already
-        load_s: to load the model, not in ``whole_s``
-        whole_s: from the first image to the figures
-        stages_s: of the predictor's stages and :data:`EVAL_STAGES`
+        ran: number of images run through the model
+        stored: number of images whose detections came from the cache
+        load_s: time to load the model, not part of ``whole_s``
+        whole_s: time from the first image to the figures
+        stages_s: time of the predictor's stages and of :data:`EVAL_STAGES`
     """
 
     ran: int
@@ -53,17 +53,17 @@ class EvalTime:
 
     @property
     def unaccounted_s(self) -> float:
-        """What no stage accounts for."""
+        """Time outside all stages."""
         return self.whole_s - sum(self.stages_s.values())
 
     @property
     def network_stage(self) -> str | None:
-        """The stage that the network is in, maybe together with others; None where nothing was run."""
+        """The stage that includes the network, possibly with other work; None if no image was run."""
         return stage_with("network", self.stages_s)
 
     @property
     def outside_network(self) -> float | None:
-        """Share of the whole, 0..1, that is not in :attr:`network_stage`; None where no image was run."""
+        """Share of the time, 0..1, outside :attr:`network_stage`; None if no image was run."""
         stage = self.network_stage
         return 1 - self.stages_s[stage] / self.whole_s if stage and self.ran else None
 
@@ -82,10 +82,10 @@ class EvalTime:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate` found.
+    """Result of :func:`evaluate`.
 
     Attributes:
-        matches: what hit what, of "box" and "mask", for ``bootstrap.PairedBootstrap``; empty with faster-coco-eval
+        matches: of "box" and "mask", for ``bootstrap.PairedBootstrap``; empty with faster-coco-eval
     """
 
     accuracy: Accuracy
@@ -102,18 +102,18 @@ def evaluate(
     on_results: Callable[[Sequence[Result]], None] | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Run a model with score threshold 0 over annotated images, and score what it finds.
+    """Run a model with score threshold 0 over annotated images, and score its detections.
 
     Args:
-        model: a source is loaded when there are images left to run, and closed afterwards
-        cache: has the detections of the first images, and gets those of the others
-        on_results: gets the COCO results of each image
+        model: a source is loaded only if there are images left to run, and closed afterwards
+        cache: has the detections of the first images and receives those of the others
+        on_results: called with the COCO results of each image
 
     Raises:
-        DatasetError: images without annotations, or of classes that the model does not have.
+        DatasetError: the images have no annotations, or classes that the model does not have.
     """
     if images.content is None:
-        raise DatasetError("these images have no annotations: give --coco DIR with instances_*.json, or --annotations")
+        raise DatasetError("these images have no annotations: use --coco DIR with instances_*.json, or --annotations")
     run = _Run(AccuracyMeter(images.content, images.image_ids, evaluator=evaluator), on_results)
     stored = cache.stored if cache else 0
     start = time.perf_counter()
@@ -137,14 +137,14 @@ def evaluate(
 
 
 class _Run:
-    """One evaluation under way."""
+    """One evaluation in progress."""
 
     def __init__(self, meter: AccuracyMeter, on_results: Callable[[Sequence[Result]], None] | None) -> None:
         self.timer = StageTimer()
         self._meter, self._on_results = meter, on_results
 
     def read(self, cache: DetectionCache, progress: Progress) -> None:
-        """Take the detections that were there already."""
+        """Score the detections that are already in the cache."""
         stored = iter(cache)
         for _ in progress.track(range(cache.stored), f"reading {cache.path.name}"):
             with self.timer.stage("read"):
@@ -154,13 +154,13 @@ class _Run:
     def predict(
         self, predictor: Predictor, images: CocoImages, first: int, cache: DetectionCache | None, progress: Progress
     ) -> None:
-        """Run the images from number ``first`` on."""
+        """Run and score the images from index ``first`` on."""
         ids = predictor.config.category_ids
         for image in progress.track(images.images[first:], "evaluating"):
-            found = predictor(image.path)
+            detections = predictor(image.path)
             self.timer.add(predictor.timings)
             with self.timer.stage("encode"):
-                results = found.to_coco(image.image_id, ids)
+                results = detections.to_coco(image.image_id, ids)
             if cache:
                 with self.timer.stage("store"):
                     cache.add(image.image_id, results)
@@ -180,10 +180,10 @@ class _Run:
 
 
 def cache_key(source: EngineSource, choice: Mapping[str, Any], images: CocoImages) -> dict[str, Any]:
-    """What the detections of a model file depend on, for :class:`DetectionCache`.
+    """Everything the detections of a model file depend on, for :class:`DetectionCache`.
 
     Args:
-        choice: how the file is run: backend and its options
+        choice: how the file is run: backend and options
     """
     assert source.path is not None
     return {

@@ -1,6 +1,6 @@
-"""Average precision by faster-coco-eval: the same figures as by pycocotools, sooner, of results that fit into memory.
+"""Average precision by faster-coco-eval: the figures of pycocotools, faster, for results that fit into memory.
 
-It does not tell what hit what, so there is no bootstrap of it.
+It does not expose the matches, so bootstrap intervals are not available.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ _EXTRA = "faster-eval"
 
 
 class FasterMatcher:
-    """Collects detections, and has them scored at the end; see :class:`~yolact_deploy.evaluation.matches.Matcher`."""
+    """Collects detections and scores them at the end; see :class:`~yolact_deploy.evaluation.matches.Matcher`."""
 
     def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str) -> None:
         self._tools = import_optional("faster_coco_eval", _EXTRA, "The evaluator faster-coco-eval")
         self._kind = kind
         self._truth = Truth(content, image_ids)
-        self._found: list[Result] = []
+        self._detections: list[Result] = []
         self._precision: Floats | None = None
 
     def add(self, results: Mapping[int, Sequence[Result]]) -> None:
         assert self._precision is None
-        self._found += [detection(result, self._kind) for found in results.values() for result in found]
+        self._detections += [detection(result, self._kind) for of_image in results.values() for result in of_image]
 
     def precision(self) -> Floats:
-        """Interpolated precision [T, R, K, A], -1 where there is no object; nothing can be added afterwards.
+        """Interpolated precision [T, R, K, A], -1 without objects; nothing can be added afterwards.
 
         Raises:
-            DatasetError: a segmentation of the annotations that cannot be read.
+            DatasetError: the annotations have an unreadable segmentation.
         """
         if self._precision is None:
             self._precision = self._score()
         return self._precision
 
     def _score(self) -> Floats:
-        truth, found = self._truth.parts(self._truth.image_ids, self._found)
-        self._found = []  # of many images, this is most of the memory, and there may be another kind to score
+        truth, detections = self._truth.parts(self._truth.image_ids, self._detections)
+        self._detections = []  # frees most of the memory before the next kind is scored
         with scoring("faster-coco-eval"):
             evaluation = self._tools.COCOeval_faster(
-                coco_index(self._tools.COCO, truth), coco_index(self._tools.COCO, found), iouType=self._kind
+                coco_index(self._tools.COCO, truth), coco_index(self._tools.COCO, detections), iouType=self._kind
             )
             evaluation.params.imgIds = list(self._truth.image_ids)
             evaluation.params.catIds = list(self._truth.category_ids)

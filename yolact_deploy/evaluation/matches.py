@@ -1,11 +1,11 @@
-"""Which detections hit which objects, told image by image, and the precision that follows from it.
+"""Matches of detections with objects, image by image, and the precision that follows from them.
 
-Matching is pycocotools' own (`COCOeval.evaluateImg`). It is done once per image, for some images at a time, and only a
-few bytes of each detection are kept, so that thousands of images need little memory. `Matches.precision` then does what
-`COCOeval.accumulate` does, to the last bit. It can also weigh the images: one of weight 2 counts as if it were there
-twice, one of weight 0 not at all, which is what a bootstrap over images needs.
+Matching is pycocotools' own (`COCOeval.evaluateImg`). It runs once per image, for a few images at a time, and keeps
+only a few bytes per detection, so that thousands of images need little memory. `Matches.precision` then equals
+`COCOeval.accumulate` bit for bit. It can also weight the images, as a bootstrap over images requires: weight 2 counts
+an image twice, weight 0 not at all.
 
-Legend: T IoU thresholds (10), R recall thresholds (101), K categories, A ranges of area (all, small, medium, large),
+Legend: T IoU thresholds (10), R recall thresholds (101), K categories, A area ranges (all, small, medium, large),
 I images, n detections, S weightings.
 """
 
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from yolact_deploy.datasets.coco_results import Result, score_of
 from yolact_deploy.errors import DatasetError, import_optional
 
-#: ranges of area, in the order of their axis
+#: area ranges, in the order of their axis
 AREAS = ("all", "small", "medium", "large")
-#: COCO's IoU thresholds, as pycocotools makes them
+#: COCO's IoU thresholds, computed as pycocotools does
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
 _EVERY_THRESHOLD = (1 << len(IOU_THRESHOLDS)) - 1
@@ -38,16 +38,16 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """What detections hit, those of each category and range of area in falling order of their scores.
+    """Hits and misses, sorted by category and area range and then by descending score.
 
     Attributes:
-        image_ids: the images, in rising order [I]
-        category_ids: the categories, in rising order [K]
-        objects: int32 [K, A, I] objects to find in each image
-        starts: int64 [K * A + 1] where the detections of each category and range begin in the following three
-        images: int32 [n] number of the image of each detection
-        hits: uint16 [n], bit t is set where the detection hits an object at IoU threshold t
-        misses: uint16 [n], bit t is set where it hits nothing; neither is set where it is to be ignored
+        image_ids: the images, in ascending order [I]
+        category_ids: the categories, in ascending order [K]
+        objects: int32 [K, A, I] number of objects to detect in each image
+        starts: int64 [K * A + 1] first index of each category and area range in the following three arrays
+        images: int32 [n] index of each detection's image
+        hits: uint16 [n], bit t is set if the detection hits an object at IoU threshold t
+        misses: uint16 [n], bit t is set if it hits none; neither bit is set if COCO ignores the detection
     """
 
     image_ids: tuple[int, ...]
@@ -59,19 +59,19 @@ class Matches:
     misses: NDArray[np.uint16]
 
     def precision(self) -> Floats:
-        """Interpolated precision [T, R, K, A], -1 where there is no object: ``COCOeval.eval["precision"]`` for at most
-        100 detections an image."""
+        """Interpolated precision [T, R, K, A], -1 without objects: ``COCOeval.eval["precision"]`` for at most 100
+        detections per image."""
         shape = (len(IOU_THRESHOLDS), len(RECALLS), len(self.category_ids), len(AREAS))
-        found = np.full(shape, -1.0)
+        precision = np.full(shape, -1.0)
         once = np.ones((1, len(self.image_ids)), np.int32)
         for category in range(shape[2]):
             for area in range(shape[3]):
                 if self.objects[category, area].any():
-                    found[:, :, category, area] = self._interpolated(category, area, once)[0]
-        return found
+                    precision[:, :, category, area] = self._interpolated(category, area, once)[0]
+        return precision
 
     def average_precision(self, weights: NDArray[np.int32]) -> Floats:
-        """AP over all thresholds, categories and areas [S]; NaN where no object is left.
+        """AP over all thresholds and categories, of all areas [S]; NaN if no object is left.
 
         Args:
             weights: int32 [S, I], how many times each image counts
@@ -82,55 +82,55 @@ class Matches:
             step = max(1, _VALUES_AT_ONCE // max(1, int(count)))
             for first in range(0, len(weights), step):
                 part = slice(first, first + step)
-                there = weights[part] @ self.objects[category, 0] > 0
-                if not there.any():
+                has_objects = weights[part] @ self.objects[category, 0] > 0
+                if not has_objects.any():
                     continue
-                precision = self._interpolated(category, 0, weights[part][there])
-                total[part][there] += precision.mean(axis=(1, 2))
-                categories[part] += there
+                precision = self._interpolated(category, 0, weights[part][has_objects])
+                total[part][has_objects] += precision.mean(axis=(1, 2))
+                categories[part] += has_objects
         with np.errstate(invalid="ignore"):
             mean: Floats = total / categories  # 0 / 0 is NaN
         return mean
 
     def _interpolated(self, category: int, area: int, weights: NDArray[np.int32]) -> Floats:
-        """Interpolated precision [S, T, R] of weightings [S, I] that leave some object.
+        """Interpolated precision [S, T, R] for weightings [S, I] that leave at least one object.
 
-        Between two hits precision only falls and recall stays, so that hits alone need to be looked at; and what misses
-        at every threshold, which is most, is counted once for all of them.
+        Between two hits, precision only falls and recall is constant, so it suffices to evaluate it at the hits.
+        Detections that miss at every threshold (most do) are counted once for all thresholds.
         """
         cell = category * len(AREAS) + area
         part = slice(self.starts[cell], self.starts[cell + 1])
         hits, misses, images = self.hits[part], self.misses[part], self.images[part]
-        found = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
-        looked_at = np.flatnonzero(misses != _EVERY_THRESHOLD)
-        if not looked_at.size:
-            return found
-        hits, misses = hits[looked_at], misses[looked_at]
-        weight = weights[:, images[: int(looked_at[-1]) + 1]]
-        own = weight[:, looked_at]
-        weight[:, looked_at] = 0
-        missed = np.cumsum(weight, axis=1, dtype=np.int32)[:, looked_at]
+        interpolated = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
+        relevant = np.flatnonzero(misses != _EVERY_THRESHOLD)
+        if not relevant.size:
+            return interpolated
+        hits, misses = hits[relevant], misses[relevant]
+        weight = weights[:, images[: int(relevant[-1]) + 1]]
+        own = weight[:, relevant]
+        weight[:, relevant] = 0
+        missed = np.cumsum(weight, axis=1, dtype=np.int32)[:, relevant]
         needed = _needed(weights @ self.objects[category, area])
         for threshold in range(len(IOU_THRESHOLDS)):
             hit, counted = (bits >> threshold & 1 for bits in (hits, hits | misses))
             places = np.flatnonzero(hit)
             if not places.size:
                 continue
-            told = (missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32))[:, places]
+            reported = (missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32))[:, places]
             right = np.cumsum(own[:, places], axis=1, dtype=np.int64)
-            precision = right / (told + np.spacing(1))
+            precision = right / (reported + np.spacing(1))
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
             reached = _first_at_least(right, needed)
             inside = reached < places.size
             values = np.take_along_axis(envelope, np.minimum(reached, places.size - 1), axis=1)
-            found[:, threshold] = np.where(inside, values, 0.0)
-        return found
+            interpolated[:, threshold] = np.where(inside, values, 0.0)
+        return interpolated
 
 
 def _needed(objects: Integers) -> Integers:
-    """How many hits reach each recall [S, R], of so many objects [S]: the least h with h / objects >= recall.
+    """Hits needed to reach each recall [S, R] given the number of objects [S]: the least h with h / objects >= recall.
 
-    The division decides, as it does in pycocotools, not the product.
+    As in pycocotools, the rounding of the quotient decides, not that of the product.
     """
     total = objects[:, None].astype(np.float64)
     needed = np.ceil(RECALLS * total)
@@ -140,7 +140,7 @@ def _needed(objects: Integers) -> Integers:
 
 
 def _first_at_least(rows: Integers, wanted: Integers) -> Integers:
-    """Of rising rows [S, m], the first place with a value of at least each one that is wanted [S, R]; m if none."""
+    """First index in each ascending row [S, m] whose value is at least the wanted one [S, R]; m if there is none."""
     apart = (np.arange(len(rows)) * (max(int(rows.max()), int(wanted.max())) + 1))[:, None]
     places = np.searchsorted((rows + apart).ravel(), (wanted + apart).ravel()).reshape(wanted.shape)
     first: Integers = places - np.arange(len(rows))[:, None] * rows.shape[1]
@@ -151,11 +151,11 @@ _KEPT = np.dtype([("cell", "i4"), ("image", "i4"), ("score", "f8"), ("hits", "u2
 
 
 class Matcher:
-    """Matches detections with objects, some images at a time.
+    """Matches detections with objects, a few images at a time.
 
     Args:
-        content: a COCO instances file's checked content; it is not changed
-        image_ids: all images that will be scored
+        content: checked content of a COCO instances file; not modified
+        image_ids: all images to score
         kind: "bbox" or "segm"
     """
 
@@ -170,28 +170,27 @@ class Matcher:
         self._matches: Matches | None = None
 
     def add(self, results: Mapping[int, Sequence[Result]]) -> None:
-        """Match the results of some images, told by the images' ids; each image is added at most once.
+        """Match the results of some images, by image id; each image is added at most once.
 
         Raises:
-            DatasetError: a segmentation of the annotations that cannot be read.
+            DatasetError: the annotations have an unreadable segmentation.
         """
         assert not self._added.intersection(results)
         self._added.update(results)
         self._matches = None
-        found = [detection(result, self.kind) for image_id in results for result in results[image_id]]
+        detections = [detection(result, self.kind) for of_image in results.values() for result in of_image]
         with scoring("pycocotools"), contextlib.redirect_stdout(io.StringIO()):
             tools = cocotools("pycocotools.cocoeval")
             coco = cocotools("pycocotools.coco").COCO
-            evaluation = tools.COCOeval(
-                *(coco_index(coco, part) for part in self._truth.parts(results, found)), self.kind
-            )
+            parts = (coco_index(coco, part) for part in self._truth.parts(results, detections))
+            evaluation = tools.COCOeval(*parts, self.kind)
             evaluation.params.imgIds = list(results)
             evaluation.params.catIds = list(self._truth.category_ids)
             evaluation.evaluate()
         self._keep(evaluation.evalImgs, len(results))
 
     def _keep(self, evaluated: Sequence[dict[str, Any] | None], images: int) -> None:
-        """Take what is needed of COCOeval's records, which lie in the order of category, area and image."""
+        """Extract hits and misses from COCOeval's records, which are in the order of category, area and image."""
         rows, hits, ignored = [], [], []
         for place, record in enumerate(evaluated):
             if record is None:
@@ -210,7 +209,7 @@ class Matcher:
         self._kept.append(kept[(kept["hits"] | kept["misses"]) != 0])
 
     def matches(self) -> Matches:
-        """Of all that was added; images that were not are taken as without detections, but their objects count."""
+        """Matches of everything added; other images count as having no detections, but their objects count."""
         left = [image_id for image_id in self._truth.image_ids if image_id not in self._added]
         if left:
             self.add({image_id: [] for image_id in left})
@@ -219,7 +218,7 @@ class Matcher:
         return self._matches
 
     def _sorted(self, kept: NDArray[Any]) -> Matches:
-        # As COCOeval does: equal scores in the order of the images, and in an image as they were.
+        # As in COCOeval, equal scores stay in the order of the images and of the detections within an image.
         kept = kept[np.lexsort((kept["image"], -kept["score"], kept["cell"]))]
         cells = np.arange(len(self._truth.category_ids) * len(AREAS) + 1)
         return Matches(
@@ -233,16 +232,16 @@ class Matcher:
         )
 
     def precision(self) -> Floats:
-        """:meth:`Matches.precision` of all that was added."""
+        """:meth:`Matches.precision` of everything added."""
         return self.matches().precision()
 
 
 class Truth:
-    """Annotations by image, and what COCO's tools want of them.
+    """Annotations by image, in the form COCO's tools expect.
 
     Attributes:
-        image_ids: the images to score, in rising order
-        category_ids: of all categories, in rising order
+        image_ids: the images to score, in ascending order
+        category_ids: of all categories, in ascending order
     """
 
     def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int]) -> None:
@@ -255,22 +254,22 @@ class Truth:
             if annotation["image_id"] in self._annotations:
                 self._annotations[annotation["image_id"]].append(annotation)
 
-    def parts(self, image_ids: Iterable[int], found: list[Result]) -> Iterator[dict[str, Any]]:
-        """Two COCO datasets of some images: of the objects, and of detections.
+    def parts(self, image_ids: Iterable[int], detections: list[Result]) -> Iterator[dict[str, Any]]:
+        """Two COCO datasets of some images: the objects and the detections.
 
-        Ids are given anew, to ``found`` in place: COCO's tools take id 0 for "not matched".
+        New ids are assigned (to ``detections`` in place), because COCO's tools read id 0 as "not matched".
         """
         ids = list(image_ids)
         images = [self._records[image_id] for image_id in ids if image_id in self._records]
         truth = [dict(annotation) for image_id in ids for annotation in self._annotations[image_id]]
-        for records in (truth, found):
+        for records in (truth, detections):
             for number, record in enumerate(records, 1):
                 record["id"] = number
             yield {"images": images, "categories": self._categories, "annotations": records}
 
 
 def detection(result: Result, kind: str) -> Result:
-    """A result as COCO's tools keep it; sizes are told by what is scored, so for masks by their pixels."""
+    """A result in the form COCO's tools expect; the area is that of the scored kind, so for masks their pixels."""
     common = {key: result[key] for key in ("image_id", "category_id")}
     common |= {"score": score_of(result, kind), "iscrowd": 0}
     if kind == "bbox":
@@ -289,7 +288,7 @@ def coco_index(coco: Any, dataset: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def scoring(tool: str) -> Iterator[None]:
-    """What COCO's tools raise at a segmentation they cannot read has no common base: make it a DatasetError."""
+    """Turn whatever COCO's tools raise at an unreadable segmentation (no common base class) into a DatasetError."""
     try:
         yield
     except (ImportError, DatasetError):

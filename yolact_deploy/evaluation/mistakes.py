@@ -1,7 +1,7 @@
-"""Mistakes that engines make, tried out on a model that is right.
+"""Mistakes that engines make, tried on a model that is correct.
 
-Each is a change of what the reference gets or gives: its labels are moved, its masks mirrored, its input gets the
-channels in another order. The mistake after which it finds what the engine finds is the one that the engine makes.
+Each mistake changes the reference's input or output: it shifts labels, mirrors masks, or reorders the input channels.
+If the changed reference detects what the engine detects, the engine makes that mistake.
 
 Legend: N images, P priors, K coefficients, h x w prototypes, n detections.
 """
@@ -24,15 +24,15 @@ from yolact_deploy.postprocess import MaskWindows, box_iou
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
 
-#: IoU from which two boxes or masks are said to be the same
+#: IoU from which two boxes or masks count as the same
 SAME_PLACE = 0.5
-#: least share of the detections whose class must be another, so that a few flips are no mistake
+#: smallest share of detections with another class, so that a few flips do not count as a mistake
 _RELABELLED = 0.25
 
 Image = NDArray[np.uint8]
-#: channels of BGR in the order in which the engine seems to read them
+#: order in which the engine seems to read the channels of BGR
 _CHANNELS = {
-    (2, 1, 0): "input channels are swapped: the engine reads BGR where RGB is meant, or the other way round",
+    (2, 1, 0): "input channels are swapped: the engine reads BGR as RGB, or the other way round",
     (1, 0, 2): "input channels are swapped: the engine takes blue for green and green for blue",
     (0, 2, 1): "input channels are swapped: the engine takes green for red and red for green",
     (1, 2, 0): "input channels are rotated: the engine takes green for blue, red for green and blue for red",
@@ -43,58 +43,58 @@ _MIRRORED = {"left to right": 1, "upside down": 0}
 
 @dataclass(frozen=True)
 class Explained:
-    """How the engine agrees with the reference, mostly one that makes a mistake."""
+    """How well the engine agrees with the reference, usually one that makes a mistake."""
 
     images: tuple[ImageAgreement, ...]
 
     @property
     def similarity(self) -> float:
-        """Twice the mask IoU of matched detections over all detections of both, 0..1; 1 where there are none.
+        """Twice the summed mask IoU of matched detections, divided by the detections of both, 0..1; 1 without any.
 
-        A wrong class, box, mask and count lower it alike.
+        Wrong classes, boxes, masks and counts all lower it.
         """
         overlap = sum(sum(image.mask_ious) for image in self.images)
         detections = sum(image.reference + len(image.mask_ious) + image.extra for image in self.images)
         return 2 * overlap / detections if detections else 1.0
 
     def __str__(self) -> str:
-        """How many of the reference's detections have a partner with the same mask."""
+        """The number of the reference's detections that have a partner with the same mask."""
         same = sum(iou >= SAME_PLACE for image in self.images for iou in image.mask_ious)
         return f"{same} of {sum(image.reference for image in self.images)} detections"
 
 
-def alike(expected: Detections, found: Detections, score_threshold: float) -> ImageAgreement:
-    """As :func:`compare_detections`, but a partner must reach half the threshold.
+def alike(expected: Detections, detections: Detections, score_threshold: float) -> ImageAgreement:
+    """Like :func:`compare_detections`, but a partner must reach half the threshold.
 
-    Of all that scores more than 0 some box of any class is in nearly every place, so a detection whose class is another
-    now would find a partner there.
+    Among all detections that score above 0 there is a box of any class in nearly every place, so a detection whose
+    class changed would always get a partner.
     """
     half = score_threshold / 2
-    return compare_detections(expected.above(half), found.above(half), score_threshold=score_threshold)
+    return compare_detections(expected.above(half), detections.above(half), score_threshold=score_threshold)
 
 
 class Case:
-    """One picture, and what both models make of it."""
+    """One picture with the outputs and detections of both models."""
 
     def __init__(self, reference: Predictor, engine: Predictor, picture: Image) -> None:
         self.reference, self.picture = reference, picture
         self.outputs = run(reference, picture)
         self.expected = reference.postprocess(self.outputs, 0, picture.shape)
         self.engine_outputs = run(engine, picture)
-        self.found = engine.postprocess(self.engine_outputs, 0, picture.shape)
+        self.detections = engine.postprocess(self.engine_outputs, 0, picture.shape)
 
     def with_outputs(self, change: Callable[[HeadOutputs], HeadOutputs]) -> Detections | None:
-        """What the reference finds with its raw heads changed; None where it does not give them."""
+        """The reference's detections from changed raw heads; None if it does not expose them."""
         if not isinstance(self.outputs, HeadOutputs):
             return None
         return self.reference.postprocess(change(self.outputs), 0, self.picture.shape)
 
     def with_picture(self, picture: Image) -> Detections:
-        """What the reference finds in another picture of the same size."""
+        """The reference's detections in another picture of the same size."""
         return self.reference.postprocess(run(self.reference, picture), 0, picture.shape)
 
 
-#: a mistake: its kind, what to say of it given how far it explains the engine, and the reference's detections with it
+#: a mistake: its kind, its description given how well it explains the engine, and the reference's detections with it
 Mistake = tuple[str, Callable[[Explained], str], Callable[[Case], Detections | None]]
 
 
@@ -104,7 +104,7 @@ def run(predictor: Predictor, picture: Image) -> Outputs:
 
 
 def mistakes(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]:
-    """What may be wrong, the cheapest to try first."""
+    """Possible mistakes, the cheapest to try first."""
     yield from _relabelled(cases, score_threshold)
     for way, axis in _MIRRORED.items():
         where: dict[str, Callable[[Case], Detections | None]] = {
@@ -116,12 +116,12 @@ def mistakes(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]
             yield "masks", _saying(f"masks are mirrored {way}, {part}; boxes and classes are right"), change
     yield "masks", _saying("masks have x and y exchanged; boxes and classes are right"), _transposed_proto
     yield "boxes", _saying("boxes have x and y exchanged (y first?)"), _yx_boxes
-    yield "boxes", _saying("boxes are centre and size where corners are meant"), _centre_boxes
+    yield "boxes", _saying("boxes are center and size instead of corners"), _center_boxes
     for order, text in _CHANNELS.items():
         yield "channels", _saying(text), partial(_with_channels, order=order)
-    yield "channels", _saying(f"{_CHANNELS[2, 1, 0]}, after normalisation"), _with_channels_after_normalisation
+    yield "channels", _saying(f"{_CHANNELS[2, 1, 0]}, after normalization"), _with_channels_after_normalization
     for way, axis in _MIRRORED.items():
-        text = f"the whole picture is mirrored {way} before the engine sees it"
+        text = f"the whole picture is mirrored {way} before it enters the engine"
         yield "picture", _saying(text), partial(_with_mirrored_picture, axis=axis)
 
 
@@ -130,10 +130,10 @@ def _saying(text: str) -> Callable[[Explained], str]:
 
 
 def _relabelled(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]:
-    """All labels moved by as much, or each class become what the engine mostly sees in its place."""
+    """All labels shifted by the same amount, or each class replaced by the one the engine mostly reports instead."""
     seen: Counter[tuple[int, int]] = Counter()
     for case in cases:
-        mine, theirs = (found.above(score_threshold) for found in (case.expected, case.found))
+        mine, theirs = (side.above(score_threshold) for side in (case.expected, case.detections))
         if len(mine) and len(theirs):
             iou = np.nan_to_num(box_iou(mine.boxes, theirs.boxes))
             partner = iou.argmax(axis=1)
@@ -183,7 +183,7 @@ def _with_labels(case: Case, table: NDArray[np.int64]) -> Detections:
 
 
 def _mirrored_proto(case: Case, axis: int) -> Detections | None:
-    """Axis 0 is that of the rows, here and below."""
+    """Axis 0 is the rows, here and below."""
     return case.with_outputs(lambda heads: heads._replace(proto=np.ascontiguousarray(np.flip(heads.proto, axis + 1))))
 
 
@@ -195,7 +195,7 @@ def _yx_boxes(case: Case) -> Detections | None:
     return case.with_outputs(lambda heads: heads._replace(boxes=heads.boxes[..., [1, 0, 3, 2]]))
 
 
-def _centre_boxes(case: Case) -> Detections | None:
+def _center_boxes(case: Case) -> Detections | None:
     def change(heads: HeadOutputs) -> HeadOutputs:
         low, high = heads.boxes[..., :2], heads.boxes[..., 2:]
         return heads._replace(boxes=np.concatenate([(low + high) / 2, high - low], axis=-1))
@@ -207,8 +207,8 @@ def _with_channels(case: Case, order: tuple[int, ...]) -> Detections:
     return case.with_picture(np.ascontiguousarray(case.picture[..., list(order)]))
 
 
-def _with_channels_after_normalisation(case: Case) -> Detections:
-    """Blue and red exchanged between normalisation and the first layer, as far as grey levels can say it."""
+def _with_channels_after_normalization(case: Case) -> Detections:
+    """Swap blue and red between normalization and the first layer, as closely as 8-bit gray levels can express it."""
     mean, std = (np.array(values) for values in (case.reference.config.pixel_mean, case.reference.config.pixel_std))
     levels = ((case.picture - mean) / std)[..., ::-1] * std + mean
     return case.with_picture(levels.round().clip(0, 255).astype(np.uint8))
@@ -219,8 +219,7 @@ def _with_mirrored_picture(case: Case, axis: int) -> Detections:
 
 
 Whole = NDArray[np.int64]
-#: where crops that begin at [n] begin when mirrored, given their sizes [n], bounds of the boxes [n, 2] and the length
-#: of the image
+#: start [n] of mirrored crops, given their start [n], size [n], bounds of their boxes [n, 2] and the image's length
 _Place = Callable[[Whole, Whole, NDArray[np.float32], int], Whole]
 
 
@@ -234,7 +233,7 @@ def _in_box(start: Whole, size: Whole, bounds: NDArray[np.float32], length: int)
 
 
 def _mirrored_crops(case: Case, place: _Place, axis: int) -> Detections:
-    """The detections with each mask mirrored along an axis and put where ``place`` says."""
+    """The detections with each mask mirrored along an axis and moved to where ``place`` says."""
     detections = case.expected
     old = detections.crops
     column = 1 - axis  # offsets and boxes are x first
@@ -247,7 +246,7 @@ def _mirrored_crops(case: Case, place: _Place, axis: int) -> Detections:
 
 
 def _pasted(crops: MaskCrops) -> PrototypeMasks:
-    """Masks that are pasted already; of what they were before nothing is left."""
+    """Masks that are already pasted, with no prototypes behind them."""
     nothing = MaskWindows(0, 0, False, crops.offsets, (np.zeros((0, 0), np.float32),) * len(crops))
     masks = PrototypeMasks(nothing, crops.height, crops.width)
     masks.__dict__["crops"] = crops  # as the cached property keeps them, so that selections share them

@@ -14,13 +14,13 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("pycocotools")
 
+from random_coco import ap_difference
 from small_net import CONFIG, LAYERS, make_model, write_blobs, write_model, write_truth
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.datasets.image_sets import CocoImages, plain_images
 from yolact_deploy.errors import ArtifactError, DatasetError, ExportError
 from yolact_deploy.evaluation.agreement import AgreementMeter
-from yolact_deploy.evaluation.bootstrap import ap_difference
 from yolact_deploy.evaluation.evaluate import evaluate
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.quantize import quantize_trunk

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -59,8 +59,9 @@ def cli_reference() -> str:
 
 
 def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
-    yield from _text(parser.description or "")
-    yield f"```text\n{_usage(parser)}\n```"
+    description, examples, rest = (parser.description or "").partition("\nexamples:\n")
+    yield from _text(description)
+    yield f"```sh\n{_usage(parser)}\n```"
     for group in parser._action_groups:
         if group.title == _GLOBAL_GROUP or not _shown(group):
             continue
@@ -68,6 +69,7 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
             yield f"**{group.title.capitalize()}**" if group.title else ""
         yield from _text(group.description or "")
         yield _table(group)
+    yield from _text(examples + rest)
     yield from _text(parser.epilog or "")
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -122,13 +124,17 @@ def _argument(action: argparse.Action, parser: argparse.ArgumentParser | None = 
 
 
 def _code(text: str) -> str:
-    return "`" + text.replace("|", "\\|") + "`"
+    """An option as code; a list of choices may break after its commas."""
+    name, brace, choices = text.partition(" {")
+    code = f"<code>{html.escape(name).replace('|', '&#124;')}</code>"
+    return f"{code} <code class='choices'>{{{choices.replace(',', ',<wbr>')}</code>" if brace else code
 
 
 def _inline(text: str) -> str:
     """Help text as Markdown: options and quoted words as code."""
     text = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*")
-    return re.sub(r"(?<![\w`-])--?[a-z][\w-]*", lambda match: f"`{match[0]}`", text.replace("``", "`"))
+    text = re.sub(r"(?<![\w`-])--?[a-z][\w-]*", lambda match: f"<code class='option'>{match[0]}</code>", text)
+    return text.replace("``", "`")
 
 
 def _text(text: str) -> Iterator[str]:
@@ -140,4 +146,18 @@ def _text(text: str) -> Iterator[str]:
             paragraph = _inline(" ".join(lines[:start]))
             yield paragraph[0].upper() + paragraph[1:] if paragraph else ""
         if lines[start:]:
-            yield "```text\n" + "\n".join(line.removeprefix("  ") for line in lines[start:]) + "\n```"
+            yield "```sh\n" + "\n".join(_examples(line.removeprefix("  ") for line in lines[start:])) + "\n```"
+
+
+def _examples(lines: Iterable[str]) -> list[str]:
+    """Commands with their remarks, which stand behind or below them in the help, above them."""
+    shown: list[str] = []
+    for line in lines:
+        parts = re.fullmatch(rf"((?:{PROGRAM} .*?\S)?)\s{{3,}}\(?(\S.*?)\)?", line)
+        if parts and parts[1]:
+            shown += [f"# {parts[2]}", parts[1]]
+        elif parts and len(line) > 40 and shown and not shown[-1].endswith("\\"):
+            shown.insert(-1, f"# {parts[2]}")
+        else:
+            shown.append(line)
+    return shown

@@ -28,7 +28,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_known(page: str) -> None:
-    """None escapes these tests: it is run here, or is of another program."""
+    """No command escapes these tests: it runs here, or belongs to another program."""
     assert {words[0] for words in shell_commands(page)} <= {"yolact-deploy", *FOREIGN}
     assert len([words for words in own_commands(page) if words[0] not in SLOW]) >= 2
 

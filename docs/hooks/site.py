@@ -20,6 +20,7 @@ from yolact_deploy.cli.main import COMMANDS, PROGRAM, command_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 _REPOSITORY_LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
+_SPHINX_ROLE = re.compile(r":(?:class|attr|meth|func|data|mod|exc):<code>~?(?:[\w.]+\.)?([\w()]+)</code>")
 _GLOBAL_GROUP = "everywhere"
 
 
@@ -35,6 +36,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Point links to files of the repository to their copies."""
     return _REPOSITORY_LINK.sub(r"](source/\1.txt)", markdown)
+
+
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Show Sphinx's roles, which some docstrings use, as plain code."""
+    return _SPHINX_ROLE.sub(r"<code>\1</code>", content)
 
 
 # -- command-line reference -----------------------------------------------------------------------------------------

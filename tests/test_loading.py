@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,25 +47,103 @@ def test_parse(text: str, spec: ModelSpec) -> None:
     assert ModelSpec.parse(spec.spelling()) == spec
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("yolact.onnx@tflite", "unknown backend 'tflite' after '@'; known are onnxruntime"),
-        ("yolact.onnx@", "unknown backend ''"),
-        ("yolact.onnx@openvino-fp8", "unknown precision 'fp8'; known are fp32, tf32, fp16, bf16"),
-        ("yolact.onnx@openvino:threads=0", "unknown option 'threads=0'"),
-        ("yolact.onnx@openvino:threads=many", "unknown option 'threads=many'; known are threads=N, tail="),
-        ("yolact.onnx@openvino:tail=gpu", "unknown option 'tail=gpu'"),
-        ("yolact.onnx@openvino:batch=2", "unknown option 'batch=2'"),
-        ("yolact.onnx@onnxruntime:provider=dml", "unknown option 'provider=dml'; known are threads=N"),
-        ("w.pth@torch:compile=maybe", "unknown option 'compile=maybe'"),
-        ("w.pth@torch:device=gpu", "unknown device 'gpu': expected cpu, cuda or cuda:N"),
-    ],
-)
-def test_parse_errors(text: str, message: str) -> None:
+_NUMBER = "threads: expected a number from 1 to 1024, got"
+
+# What is wrong, as a spelling and as keyword arguments, and what both report.
+WRONG = [
+    ("yolact.onnx@tflite", {"backend": "tflite"}, "backend: expected one of onnxruntime, openvino, torch, tensorrt"),
+    ("yolact.onnx@", {"backend": ""}, "backend: expected one of onnxruntime, openvino, torch, tensorrt, got ''"),
+    ("yolact.onnx@openvino-fp8", {"backend": "openvino", "precision": "fp8"}, "precision: expected one of fp32, tf32"),
+    ("yolact.onnx@openvino:threads=0", {"backend": "openvino", "threads": 0}, f"{_NUMBER} 0"),
+    ("yolact.onnx@onnxruntime:threads=-1", {"threads": "-1"}, f"{_NUMBER} '-1'"),
+    ("yolact.onnx@onnxruntime:threads=1025", {"threads": 1025}, f"{_NUMBER} 1025"),
+    ("yolact.onnx@onnxruntime:threads=many", {"threads": "many"}, f"{_NUMBER} 'many'"),
+    ("yolact.onnx@onnxruntime:threads", {"threads": ""}, f"{_NUMBER} ''"),
+    ("yolact.onnx@openvino:tail=gpu", {"tail": "gpu"}, "tail: expected one of auto, host, graph, got 'gpu'"),
+    ("yolact.onnx@onnxruntime:tail=", {"tail": ""}, "tail: expected one of auto, host, graph, got ''"),
+    ("yolact.onnx@onnxruntime:provider=dml", {"provider": "dml"}, "provider: expected one of cpu, cuda, tensorrt, rtx"),
+    ("w.pth@torch:compile=maybe", {"compile": "maybe"}, "compile: expected True or False, got 'maybe'"),
+    ("w.pth@torch:device=gpu", {"device": "gpu"}, "unknown device 'gpu': expected cpu, cuda or cuda:N"),
+    (
+        "m.onnx@openvino:device=cuda",
+        {"backend": "openvino", "device": "cuda"},
+        "openvino runs on the CPU only: for a GPU use onnxruntime:provider=cuda",
+    ),
+    (
+        "m.onnx@openvino:provider=cpu",
+        {"backend": "openvino", "provider": "cpu"},
+        "openvino has no option 'provider'; it has threads, tail, device",
+    ),
+    ("m.onnx@onnxruntime-int8", {"precision": "int8"}, "int8 is a choice of the export (--int8 --calibration DIR)"),
+    ("w.pth@torch-int8", {"precision": "int8"}, "int8 is a choice of the export"),
+    (
+        "m.onnx@openvino-fp16",
+        {"backend": "openvino", "precision": "fp16"},
+        "openvino has no precision 'fp16'; it has fp32, bf16",
+    ),
+    (
+        "m.onnx@onnxruntime-fp16:provider=cuda",
+        {"precision": "fp16", "provider": "cuda"},
+        "onnxruntime computes in the precision of the file: export it",
+    ),
+    ("m.onnx@onnxruntime:compile=yes", {"compile": True}, "onnxruntime has no option 'compile'"),
+    (
+        "m.onnx@onnxruntime:provider=cpu,device=cuda",
+        {"provider": "cpu", "device": "cuda"},
+        "provider=cpu does not run on device=cuda",
+    ),
+    (
+        "m.onnx@onnxruntime:provider=rtx,device=cpu",
+        {"provider": "rtx", "device": "cpu"},
+        "provider=rtx does not run on device=cpu",
+    ),
+    ("m.onnx@onnxruntime:provider=cuda,threads=2", {"provider": "cuda", "threads": 2}, "threads requires provider=cpu"),
+    ("m.onnx@onnxruntime-tf32", {"precision": "tf32"}, "onnxruntime-tf32 requires provider=cuda"),
+    (
+        "m.onnx@onnxruntime-tf32:provider=tensorrt",
+        {"precision": "tf32", "provider": "tensorrt"},
+        "onnxruntime-tf32 requires provider=cuda",
+    ),
+    ("w.pth@torch:provider=cuda", {"provider": "cuda"}, "torch has no option 'provider'"),
+    ("w.pth@torch-tf32", {"precision": "tf32"}, "torch-tf32 requires device=cuda"),
+    ("m.trt@tensorrt:device=cpu", {"device": "cpu"}, "tensorrt runs on a GPU: for the CPU use the ONNX file"),
+    ("m.trt@tensorrt:threads=2", {"threads": 2}, "tensorrt has no option 'threads'; it has device"),
+    ("m.trt@tensorrt-fp16", {"precision": "fp16"}, "tensorrt computes in the precision of the file"),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "message"), WRONG)
+def test_wrong_values_both_ways(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
+    """The spelling and keyword arguments are checked by the same code, before the file is read."""
+    path = tmp_path / text.partition("@")[0]
+    path.touch()
+    for spelled in (text, str(tmp_path / text)):
+        with pytest.raises(InputError) as caught:
+            ModelSpec.parse(spelled)
+        assert str(caught.value).startswith(f"{spelled}: {message}")
     with pytest.raises(InputError) as caught:
-        ModelSpec.parse(text)
-    assert str(caught.value).startswith(f"{text}: {message}")
+        yolact_deploy.load(tmp_path / text)
+    assert f": {message}" in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        yolact_deploy.load(path, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_unknown_options() -> None:
+    with pytest.raises(InputError, match=r"^m\.onnx@openvino:batch=2: unknown option 'batch=2'; known are threads=N"):
+        ModelSpec.parse("m.onnx@openvino:batch=2")
+
+
+@pytest.mark.parametrize("threads", [True, 2.0, -1, 0])
+def test_threads_are_a_positive_integer(threads: Any) -> None:
+    with pytest.raises(InputError, match="threads: expected a number from 1 to 1024"):
+        ModelSpec(Path("m.onnx"), threads=threads)
+
+
+def test_a_spelling_always_parses() -> None:
+    spec = ModelSpec(Path("m.onnx"), threads=2)
+    assert spec.spelling() == "m.onnx@onnxruntime:threads=2"
+    assert ModelSpec.parse(spec.spelling()).threads == 2
 
 
 def test_an_existing_file_with_an_at_sign_is_a_file(tmp_path: Path) -> None:
@@ -90,45 +169,6 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "model").touch()
     with pytest.raises(ArtifactError, match="cannot tell what kind of model this is"):
         yolact_deploy.load(tmp_path / "model")
-    (tmp_path / "model.onnx").touch()
-    with pytest.raises(InputError, match="unknown backend 'tflite'; known are"):
-        yolact_deploy.load(tmp_path / "model.onnx", backend="tflite")
-    with pytest.raises(InputError, match="computes in the precision of the file"):
-        yolact_deploy.load(tmp_path / "model.onnx", precision="bf16")
-
-
-@pytest.mark.parametrize(
-    ("spelling", "message"),
-    [
-        ("m.onnx@openvino:device=cuda", "openvino runs on the CPU here: for a GPU use onnxruntime:provider=cuda"),
-        ("m.onnx@openvino:provider=cpu", "openvino has no option 'provider'; it has threads, tail, device"),
-        ("m.onnx@onnxruntime-int8", r"int8 is a choice of the export \(--int8 --calibration DIR\): leave it out"),
-        ("w.pth@torch-int8", "int8 is a choice of the export"),
-        ("m.onnx@openvino-fp16", "openvino has no precision 'fp16'; it has fp32, bf16"),
-        ("m.onnx@onnxruntime-fp16:provider=cuda", "onnxruntime computes in the precision of the file: export it"),
-        ("m.onnx@onnxruntime:compile=yes", "onnxruntime has no option 'compile'"),
-        ("m.onnx@onnxruntime:provider=cpu,device=cuda", "provider=cpu does not run on device=cuda"),
-        ("m.onnx@onnxruntime:provider=rtx,device=cpu", "provider=rtx does not run on device=cpu"),
-        ("m.onnx@onnxruntime:provider=cuda,threads=2", "threads are of provider=cpu"),
-        ("m.onnx@onnxruntime-tf32", "onnxruntime-tf32 is a choice of provider=cuda only"),
-        ("m.onnx@onnxruntime-tf32:provider=tensorrt", "onnxruntime-tf32 is a choice of provider=cuda only"),
-        ("w.pth@torch:provider=cuda", "torch has no option 'provider'"),
-        ("w.pth@torch-tf32", "torch-tf32 is a choice of device=cuda only"),
-        ("m.trt@tensorrt:device=cpu", "tensorrt runs on a GPU: for the CPU use the ONNX file"),
-        ("m.trt@tensorrt:threads=2", "tensorrt has no option 'threads'; it has device"),
-        ("m.trt@tensorrt-fp16", "computes in the precision of the file"),
-    ],
-)
-def test_options_that_do_not_fit(tmp_path: Path, spelling: str, message: str) -> None:
-    (tmp_path / spelling.partition("@")[0]).touch()
-    with pytest.raises(InputError, match=message):
-        yolact_deploy.load(tmp_path / spelling)
-
-
-def test_a_precision_that_nobody_has(tmp_path: Path) -> None:
-    (tmp_path / "w.pth").touch()
-    with pytest.raises(InputError, match="unknown precision 'fp8'; known are fp32, tf32, fp16, bf16"):
-        yolact_deploy.load(tmp_path / "w.pth", precision="fp8")
 
 
 def test_arguments_win_over_the_spelling(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ from typing import Any
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ArtifactError, OutputError
+from yolact_deploy.vocabulary import HEAD_OUTPUTS
 
 METADATA_KEY = "yolact_deploy"
 SCHEMA_VERSION = 1
-TAILS = ("functions", "heads")
-INPUT_DTYPES = ("uint8", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ class Metadata:
     def outputs(self) -> tuple[str, ...]:
         """Names of the network's outputs, in their order."""
         if self.tail == "heads":
-            return ("boxes", "scores", "coeff", "proto")
+            return HEAD_OUTPUTS
         found = ("num_detections", "boxes", "scores", "labels", "masks")
         return (*found, "mask_scores") if self.config.mask_iou else found
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import ArtifactError
+from yolact_deploy.vocabulary import FLAVOURS
 
 KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
-_FLAVOURS = {"TensorRT": "tensorrt", "TensorRT for RTX": "rtx"}
 
 #: among the versions of an engine's metadata: how our plugins got into it; an engine without them has no such entry
 PLUGINS_KEY = "plugins"
@@ -43,7 +43,7 @@ class EngineHeader:
     @property
     def flavour(self) -> str:
         """The flavour, "tensorrt" or "rtx", as :mod:`yolact_deploy.runtime.tensorrt_api` has it."""
-        return _FLAVOURS[self.kind]
+        return next(flavour for flavour, name in FLAVOURS.items() if name == self.kind)
 
 
 def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:

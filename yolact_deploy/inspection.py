@@ -18,6 +18,7 @@ from typing import Any
 from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
 from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_SUFFIXES
 
 Facts = dict[str, Any]
 
@@ -222,13 +223,10 @@ def _bits(dtype: str) -> int:
 
 
 _SUFFIXES = {
-    ".onnx": "onnx",
-    ".trt": "engine",
-    ".engine": "engine",
-    ".plan": "engine",
+    **dict.fromkeys(ONNX_SUFFIXES, "onnx"),
+    **dict.fromkeys(ENGINE_SUFFIXES, "engine"),
+    **dict.fromkeys(CHECKPOINT_SUFFIXES, "checkpoint"),
     ".safetensors": "safetensors",
-    ".pth": "checkpoint",
-    ".pt": "checkpoint",
 }
 _DESCRIBERS: dict[str, Callable[[Path, bool], Facts]] = {
     "onnx": _describe_onnx,

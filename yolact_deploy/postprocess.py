@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.vocabulary import NMS_VARIANTS
+
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-NMS_VARIANTS = ("fast", "cross-class", "traditional")
 
 #: logit given to prototype pixels outside the box; its sigmoid is 0 in float32 arithmetic with any other value
 OUTSIDE_LOGIT = np.float32(-80.0)
@@ -79,7 +80,7 @@ def detect(
         scores: [P, C], foreground probabilities
         coeff: [P, K]
         score_threshold: priors whose best score is not above it are left out
-        nms: one of :data:`NMS_VARIANTS`
+        nms: one of :data:`~yolact_deploy.vocabulary.NMS_VARIANTS`
         image_size: only the traditional NMS needs it, for its boxes in pixels
     """
     above = np.flatnonzero(scores > score_threshold) // scores.shape[1]  # few, so faster than a maximum of each row

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Read a picture as uint8 BGR [H, W, 3], turned upright as its EXIF says.

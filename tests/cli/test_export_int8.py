@@ -55,15 +55,6 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return last
 
 
-def test_the_default_of_the_command_is_that_of_the_module() -> None:
-    from yolact_deploy.cli.export import CALIBRATION_METHODS, TARGETS
-    from yolact_deploy.export import quantize
-
-    assert CALIBRATION_METHODS[0] == calibration.DEFAULT_METHOD
-    assert set(CALIBRATION_METHODS) == set(calibration.METHODS)
-    assert set(TARGETS.values()) == set(quantize.TARGETS)
-
-
 def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
     assert cli.main(arguments) == 0

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.errors import ExportError
+from yolact_deploy.vocabulary import QUANTIZATION_FORMS
 
 pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -24,7 +25,7 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export.calibration import Calibration, calibrate
 from yolact_deploy.export.quantization_noise import LIMIT_DB, quantization_noise
-from yolact_deploy.export.quantize import TARGETS, quantize_trunk
+from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import fit_trunk, onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_names, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
@@ -145,7 +146,7 @@ def test_the_form_of_onnxruntime(export: Export, name: str) -> None:
         np.testing.assert_allclose(values[bias.input[1]], scales[0] * scales[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
 @pytest.mark.parametrize("name", SIZES)
 def test_numbers_are_those_of_fp32(export: Export, name: str, target: str) -> None:
     path = export(name, SIZES[name])
@@ -156,7 +157,7 @@ def test_numbers_are_those_of_fp32(export: Export, name: str, target: str) -> No
         assert least < decibels(reference, ours) < 60
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
 def test_the_rest_is_untouched(export: Export, target: str) -> None:
     """Names of layers, and what is around the trunk, node by node."""
     path = export(NAME, SMALL)
@@ -179,7 +180,7 @@ def test_the_rest_is_untouched(export: Export, target: str) -> None:
     assert after.opset_import == before.opset_import
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
 def test_dynamic_batches_and_heads(export: Export, target: str) -> None:
     """Each picture of a batch gives what it gives alone."""
     model = quantized(export(NAME, SMALL, batch=(1, 2, 4), tail="heads"), target)
@@ -193,7 +194,7 @@ def test_dynamic_batches_and_heads(export: Export, target: str) -> None:
 # -- layers that are kept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
 def test_kept_layers(export: Export, target: str) -> None:
     """They have their weights and, in the symmetric form, what they read; the others are as they were."""
     path = export(NAME, SMALL)
@@ -242,7 +243,7 @@ def scaled(found: Calibration, factor: float, names: Any = None) -> Calibration:
     return replace(found, ranges={**found.ranges, **changed})
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
 def test_noise_tells_good_ranges_from_bad_ones(export: Export, target: str) -> None:
     """Of one tensor, too: everything else is as it was."""
     path = export(NAME, SMALL)
@@ -326,7 +327,7 @@ def test_the_same_bytes_in_every_process(export: Export) -> None:
     path = export(NAME, SMALL)
     ours = [
         hashlib.sha256(quantized(path, target, keep_fp32=["proto_net.8"]).SerializeToString()).hexdigest()
-        for target in TARGETS
+        for target in QUANTIZATION_FORMS
     ]
     other = subprocess.run(
         [sys.executable, "-c", SAME, str(path)],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolact_deploy.export.ranges import BINS, METHODS, PERCENTILE, Histograms
+from yolact_deploy.export.ranges import BINS, PERCENTILE, Histograms
+from yolact_deploy.vocabulary import CALIBRATION_METHODS
 
 
 def gathered(*parts: Any) -> Histograms:
@@ -48,7 +49,7 @@ def test_values_at_the_ends_are_counted(limit: float) -> None:
     assert found.range(0, "minmax") == (np.float32(-limit), np.float32(limit))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CALIBRATION_METHODS)
 def test_ranges_hold_zero_and_nothing_that_was_not_seen(method: str) -> None:
     for values in (heavy_tailed(True), heavy_tailed(False), -heavy_tailed(True), [3.0, 4.0], [0.5] * 9):
         low, high = gathered(values).range(0, method)

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from yolact_deploy.cli import export
+from yolact_deploy.vocabulary import FLAVOURS
 
 HELP = "build a TensorRT engine from an exported ONNX file (needs no torch)"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="ENGINE", help="engine file (default: the ONNX file's name with .trt)"
     )
-    export.add_engine_arguments(parser, choices=("auto", "tensorrt", "rtx"))
+    export.add_engine_arguments(parser, choices=("auto", *FLAVOURS))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -76,7 +78,7 @@ def _add_bisect_arguments(group: argparse._ArgumentGroup) -> None:
         "--bisect",
         nargs="?",
         const="engine",
-        choices=("engine", "fp16", "bf16", "int8"),
+        choices=("engine", *HALF_PRECISIONS, "int8"),
         help="measure the cost of each block and layer in the engine's precision or the given one; int8 requires "
         "--calibration",
     )
@@ -99,7 +101,7 @@ def _add_bisect_arguments(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--calibration-method",
-        choices=("minmax", "percentile", "entropy", "mse"),  # calibration.METHODS, not imported for the help
+        choices=CALIBRATION_METHODS,
         help="how ranges are chosen (default: as in export)",
     )
     group.add_argument("--keep-list", metavar="FILE.json", help="write these layers to a file for 'export --keep-fp32'")

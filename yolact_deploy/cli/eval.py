@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.vocabulary import EVALUATORS
 
 if TYPE_CHECKING:
     from yolact_deploy.evaluation.accuracy import Accuracy
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring = parser.add_argument_group("scoring")
     scoring.add_argument(
         "--evaluator",
-        choices=("pycocotools", "faster-coco-eval"),  # accuracy.EVALUATORS, not imported for the help
+        choices=EVALUATORS,
         default="pycocotools",
         help="scorer: pycocotools, or faster-coco-eval, which is faster but keeps all detections in memory",
     )

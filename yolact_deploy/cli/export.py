@@ -25,6 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.search_options import add_search_arguments, prepare_search, print_search
+from yolact_deploy.vocabulary import (
+    CALIBRATION_METHODS,
+    EXPORT_TAILS,
+    FLAVOURS,
+    INPUT_DTYPES,
+    PLUGIN_MODES,
+    QUANTIZATION_TARGETS,
+)
 
 if TYPE_CHECKING:
     from yolact_deploy.export.calibration import Calibration
@@ -34,10 +42,6 @@ if TYPE_CHECKING:
     from yolact_deploy.export.pipeline import Int8Options
     from yolact_deploy.progress import Progress
 
-#: the default first; the same as in export.calibration, which needs more than this module may
-CALIBRATION_METHODS = ("percentile", "minmax", "entropy", "mse")
-#: forms of Q/DQ graphs by what they are for
-TARGETS = {"auto": "symmetric", "tensorrt": "symmetric", "openvino": "symmetric", "onnxruntime": "onnxruntime"}
 CALIBRATION_IMAGES = 500
 
 HELP = "write ONNX and a TensorRT engine from weights, and check them against the eager model"
@@ -80,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tail",
-        choices=("functions", "heads"),
-        default="functions",
+        choices=EXPORT_TAILS,
+        default=EXPORT_TAILS[0],
         help="functions: end in detections and masks; heads: end in boxes, scores, coefficients and prototypes",
     )
     parser.add_argument(
@@ -89,12 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--input",
-        choices=("uint8", "float32"),
-        default="uint8",
+        choices=INPUT_DTYPES,
+        default=INPUT_DTYPES[0],
         help="dtype of the images; float32 (0..255) resizes without rounding to grey levels",
     )
     parser.add_argument("--cross-class", action="store_true", help="one Fast NMS over all classes together")
-    add_engine_arguments(parser, choices=("auto", "tensorrt", "rtx", "none"))
+    add_engine_arguments(parser, choices=("auto", *FLAVOURS, "none"))
     parser.add_argument(
         "-o", "--output", metavar="STEM", help="files become STEM.onnx and STEM.trt (default: the configuration's name)"
     )
@@ -120,7 +124,7 @@ def add_int8_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target",
-        choices=tuple(TARGETS),
+        choices=tuple(QUANTIZATION_TARGETS),
         help="with --int8, the form of the file: auto, tensorrt and openvino are one, which ONNX Runtime is given in "
         "the form that it wants when it loads the file; onnxruntime is for ONNX Runtime alone (default auto)",
     )
@@ -148,8 +152,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
     )
     parser.add_argument(
         "--plugin",
-        choices=("auto", "on", "off", "v3", "aot"),
-        default="auto",
+        choices=PLUGIN_MODES,
+        default=PLUGIN_MODES[0],
         help="CUDA plugins for Fast NMS and mask assembly: auto, where they go into the engine ahead of time (TensorRT "
         "10.8 and later); on, in Python if need be; off, the functions in the file; v3 or aot, that kind. TensorRT for "
         "RTX keeps the functions, unless v3 asks for what has never been run there",
@@ -330,7 +334,7 @@ def _int8_options(args: argparse.Namespace) -> Int8Options | None:
     return Int8Options(
         images=calibration_images(args.calibration, args.images or CALIBRATION_IMAGES),
         method=args.calibration_method or CALIBRATION_METHODS[0],
-        target=TARGETS[args.target or "auto"],
+        target=QUANTIZATION_TARGETS[args.target or "auto"],
         state=cache_folder("calibration"),
         progress=args.progress,
     )

@@ -95,7 +95,7 @@ class LayerSearch:
         Args:
             graph: ``ModelProto`` in FP32
             pictures: those of the calibration, of which a few serve to measure the noise of layers
-            target: of :data:`yolact_deploy.export.quantize.TARGETS`
+            target: of :data:`yolact_deploy.vocabulary.QUANTIZATION_FORMS`
 
         Raises:
             GateError: the limits cannot be kept with any layer in INT8.

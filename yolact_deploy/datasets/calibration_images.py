@@ -17,7 +17,8 @@ import numpy as np
 
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import IMAGE_SUFFIXES, read_image
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 #: fewer pictures than this give ranges that other pictures pass
 FEW = 32

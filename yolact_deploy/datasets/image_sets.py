@@ -16,7 +16,7 @@ from typing import Any
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.annotations import CURE, read_annotations
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.preprocess import IMAGE_SUFFIXES
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 

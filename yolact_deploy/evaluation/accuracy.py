@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.coco_results import Result as Result
 from yolact_deploy.datasets.coco_results import read_results
-from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.faster_eval import FasterMatcher
 from yolact_deploy.evaluation.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
+from yolact_deploy.vocabulary import EVALUATORS, check_word
 
-EVALUATORS = ("pycocotools", "faster-coco-eval")
 #: COCO's names of the kinds, and ours
 KINDS = {"bbox": "box", "segm": "mask"}
 
@@ -94,8 +94,7 @@ class AccuracyMeter:
         evaluator: str = EVALUATORS[0],
         kinds: Sequence[str] = tuple(KINDS),
     ) -> None:
-        if evaluator not in EVALUATORS:
-            raise InputError(f"evaluator: expected one of {', '.join(EVALUATORS)}, got {evaluator!r}")
+        check_word("evaluator", evaluator, EVALUATORS)
         self._image_ids = frozenset(image_ids)
         self._names = _class_names(content["categories"])
         matcher: type[Matcher | FasterMatcher] = Matcher if evaluator == EVALUATORS[0] else FasterMatcher

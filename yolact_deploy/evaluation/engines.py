@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import sha256_file
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
-from yolact_deploy.loading import CHECKPOINT_SUFFIXES, ModelSpec, load
+from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 #: row name of the model that --weights names
 EAGER = "eager"
@@ -34,20 +36,29 @@ class EngineSource:
     path: Path | None = None
 
     @classmethod
-    def from_spec(cls, text: str, name: str | None = None, **options: Any) -> EngineSource:
-        """From ``FILE[@BACKEND...]`` and further arguments of :func:`yolact_deploy.loading.load`.
+    def from_spec(
+        cls,
+        text: str,
+        name: str | None = None,
+        *,
+        config: YolactConfig | str | None = None,
+        image_size: int | None = None,
+        **options: Any,
+    ) -> EngineSource:
+        """From ``FILE[@BACKEND...]``, arguments of :func:`~yolact_deploy.loading.load` and fields of `ModelSpec`.
 
         Raises:
             InputError: there is no such file, or the specification is invalid.
         """
-        spec = ModelSpec.parse(text)
+        parsed = ModelSpec.parse(text)
+        spec = parsed.updated(**options)
         if not spec.path.is_file():
             raise InputError(f"no such model file: {spec.path}")
-        choice = text[len(str(spec.path)) :] if spec.backend else ""
+        choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         return cls(
             name or spec.path.name + choice,
-            lambda: load(text, score_threshold=0.0, lazy_masks=False, **options),
+            lambda: load(spec, score_threshold=0.0, lazy_masks=False, config=config, image_size=image_size),
             spec.path.stat().st_size,
             sha256_file(spec.path) if checkpoint else "",
             spec.path,

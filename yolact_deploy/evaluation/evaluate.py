@@ -14,7 +14,7 @@ from typing import Any
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.evaluation.accuracy import EVALUATORS, Accuracy, AccuracyMeter, Result
+from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result
 from yolact_deploy.evaluation.detection_cache import DetectionCache
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.matches import Matches
@@ -22,6 +22,7 @@ from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
 from yolact_deploy.version import __version__
+from yolact_deploy.vocabulary import EVALUATORS
 
 #: stages of an evaluation in addition to the predictor's
 EVAL_STAGES = {

@@ -25,16 +25,14 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.datasets.calibration_images import usable_images
 from yolact_deploy.errors import ExportError, import_optional
-from yolact_deploy.export.ranges import METHODS, Histograms
+from yolact_deploy.export.ranges import Histograms
 from yolact_deploy.graph.onnx_graph import fit_trunk
 from yolact_deploy.graph.trunk_graph import data_inputs, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.onnxruntime import open_cpu_session
+from yolact_deploy.vocabulary import CALIBRATION_METHODS, check_word
 
-__all__ = ["DEFAULT_METHOD", "METHODS", "Calibration", "calibrate"]
-
-DEFAULT_METHOD = "percentile"
 #: operators whose inputs and outputs INT8 needs the ranges of
 WATCHED = ("Conv", "Add", "Resize", "MaxPool", "Relu", "Clip", "LeakyRelu")
 #: values of each tensor and image that leave the graph, about
@@ -48,7 +46,7 @@ class Calibration:
     """What INT8 needs to know of the activations.
 
     Attributes:
-        method: one of :data:`METHODS`
+        method: one of :data:`~yolact_deploy.vocabulary.CALIBRATION_METHODS`
         images: that were looked at
         images_sha256: of all of them, in their order
         ranges: low and high end of each tensor, by the names that the FP32 graph has; zero is always between them
@@ -66,7 +64,7 @@ def calibrate(
     model: Any,
     images: Sequence[Path],
     *,
-    method: str = DEFAULT_METHOD,
+    method: str = CALIBRATION_METHODS[0],
     state: Path | None = None,
     progress: Progress = SILENT,
 ) -> Calibration:
@@ -84,8 +82,7 @@ def calibrate(
         ExportError: an unknown method, or values that are not finite in FP32.
         OutputError: the state cannot be written.
     """
-    if method not in METHODS:
-        raise ExportError(f"calibration method: expected one of {', '.join(METHODS)}, got {method!r}")
+    check_word("calibration method", method, CALIBRATION_METHODS, ExportError)
     watched = _Watched(model)
     usable = usable_images(images)
     gathered = _Gathered(len(watched.tensors))

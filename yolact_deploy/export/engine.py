@@ -26,11 +26,10 @@ from yolact_deploy.export.tensorrt_build import Build, BuildPlan, Profile, Progr
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.machine import nvidia
 from yolact_deploy.runtime import plugins, tensorrt_api
-from yolact_deploy.runtime.tensorrt_api import FLAVOURS, available_flavour, import_tensorrt
+from yolact_deploy.runtime.tensorrt_api import available_flavour, import_tensorrt
 from yolact_deploy.version import __version__
 
 __all__ = [
-    "FLAVOURS",
     "BuildOptions",
     "EngineReport",
     "Profile",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from yolact_deploy import ops
-from yolact_deploy.artifact import INPUT_DTYPES, METADATA_KEY, TAILS, Metadata
+from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
@@ -35,8 +35,8 @@ from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fuse import fuse_batch_norm
 from yolact_deploy.model.torch_ops import decode_boxes
 from yolact_deploy.version import __version__
+from yolact_deploy.vocabulary import EXPORT_PRECISIONS, EXPORT_TAILS, INPUT_DTYPES
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_BATCH = 1024
 
 
@@ -135,7 +135,7 @@ def export_onnx(
     The caller gives a temporary path where the file must appear whole or not at all.
 
     Args:
-        precision: one of :data:`PRECISIONS`
+        precision: one of :data:`~yolact_deploy.vocabulary.EXPORT_PRECISIONS`
         tail: "functions" (detections and masks) or "heads" (boxes, scores, coeff, proto)
         batch: smallest, usual and largest batch; three equal numbers fix it
         input_dtype: "uint8", or "float32" for images resized without rounding to grey levels
@@ -182,8 +182,8 @@ def export_onnx(
 def _check_arguments(metadata: Metadata) -> None:
     config = metadata.config
     for name, value, known in (
-        ("precision", metadata.precision, tuple(PRECISIONS)),
-        ("tail", metadata.tail, TAILS),
+        ("precision", metadata.precision, EXPORT_PRECISIONS),
+        ("tail", metadata.tail, EXPORT_TAILS),
         ("input_dtype", metadata.input_dtype, INPUT_DTYPES),
     ):
         if value not in known:

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolact_deploy.artifact import Metadata, atomic_write, sha256_file
 from yolact_deploy.errors import ExportError
-from yolact_deploy.export.calibration import DEFAULT_METHOD, Calibration, calibrate
+from yolact_deploy.export.calibration import Calibration, calibrate
 from yolact_deploy.export.onnx import export_onnx
 from yolact_deploy.export.overflow import RangeReport, measure_ranges
 from yolact_deploy.export.parity import ParityReport, check_parity, run_heads
@@ -20,6 +20,7 @@ from yolact_deploy.model import YolactModel
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.backend import HeadOutputs
 from yolact_deploy.samples import sample_images
+from yolact_deploy.vocabulary import CALIBRATION_METHODS
 
 #: precisions whose rounding alone can be as large as the error of a wrong graph
 _COARSE = ("bf16", "int8")
@@ -37,7 +38,7 @@ class Int8Options:
     """
 
     images: Sequence[Path]
-    method: str = DEFAULT_METHOD
+    method: str = CALIBRATION_METHODS[0]
     target: str = "symmetric"
     state: Path | None = None
     progress: Progress = SILENT

@@ -22,8 +22,8 @@ import numpy as np
 from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.export.calibration import Calibration
 from yolact_deploy.graph.trunk_graph import TrunkNode, data_inputs, layer_names, select_layers, trunk_nodes
+from yolact_deploy.vocabulary import QUANTIZATION_FORMS, check_word
 
-TARGETS = ("symmetric", "onnxruntime")
 #: operators whose inputs are quantised, with those that only the second form knows
 _OPERATORS = {
     "symmetric": ("Conv", "Add", "Resize", "MaxPool"),
@@ -42,15 +42,14 @@ def quantize_trunk(
 
     Args:
         calibration: of the same graph
-        target: one of :data:`TARGETS`
+        target: one of :data:`~yolact_deploy.vocabulary.QUANTIZATION_FORMS`
         keep_fp32: layers, or modules that hold some, that stay as they are
 
     Raises:
         ExportError: a name that is no layer, nothing to quantise, a calibration of another graph, or a tensor without
             a range.
     """
-    if target not in TARGETS:
-        raise ExportError(f"target: expected one of {', '.join(TARGETS)}, got {target!r}")
+    check_word("target", target, QUANTIZATION_FORMS, ExportError)
     graph = model.graph
     trunk = trunk_nodes(graph)
     kept = select_layers(keep_fp32, layer_names(trunk))

@@ -17,8 +17,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
-
 BINS = 8192
 #: share of the values, in percent, that "percentile" keeps
 PERCENTILE = 99.999

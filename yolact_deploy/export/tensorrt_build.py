@@ -14,6 +14,7 @@ from typing import Any
 
 from yolact_deploy.errors import ExportError
 from yolact_deploy.runtime import tensorrt_api
+from yolact_deploy.vocabulary import FLAVOURS
 
 #: called with the phase's name, the steps done and the steps in all
 Progress = Callable[[str, int, int], None]
@@ -85,7 +86,7 @@ class Build:
         if self.interrupted.is_set():
             raise KeyboardInterrupt
         if isinstance(made, _BuildFailure):
-            name = f"{tensorrt_api.NAMES[self.flavour]} {self.trt.__version__}"
+            name = f"{FLAVOURS[self.flavour]} {self.trt.__version__}"
             raise ExportError(f"{name} cannot {made.step} {source}: {made.reason}")
         return made
 

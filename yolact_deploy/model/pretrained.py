@@ -13,6 +13,7 @@ from types import ModuleType
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.config import list_configs
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
+from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 #: configurations whose trained weights the authors published
 OFFICIAL = (
@@ -23,7 +24,6 @@ OFFICIAL = (
     "yolact_plus_base",
     "yolact_plus_resnet50",
 )
-_WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def repository(name: str) -> str:
@@ -52,7 +52,7 @@ def resolve_weights(name_or_path: str | Path) -> Path:
         return path
     if name in OFFICIAL:
         return fetch_weights(name)
-    if path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1:
+    if path.suffix in CHECKPOINT_SUFFIXES or len(path.parts) > 1:
         raise CheckpointError(f"no such weights file: {path}. Check the path and the current folder")
     if name in list_configs():
         raise CheckpointError(f"no weights were published for {name}: give a file. Published are {', '.join(OFFICIAL)}")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.priors import VARIANCES
+from yolact_deploy.vocabulary import NMS_VARIANTS
 
 
 class TorchDetected(NamedTuple):
@@ -106,7 +106,7 @@ def detect(
         scores: [P, C], foreground probabilities
         coeff: [P, K]
         score_threshold: priors whose best score is not above it are left out
-        nms: one of `yolact_deploy.postprocess.NMS_VARIANTS`
+        nms: one of `yolact_deploy.vocabulary.NMS_VARIANTS`
         image_size: only the traditional NMS needs it, for its boxes in pixels
 
     Raises:

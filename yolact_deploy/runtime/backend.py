@@ -82,7 +82,7 @@ class DetectSettings:
     """What the user may choose about detection after the model is loaded."""
 
     score_threshold: float  #: of the final scores
-    nms: str  #: one of postprocess.NMS_VARIANTS, for graphs that end in heads
+    nms: str  #: one of vocabulary.NMS_VARIANTS, for graphs that end in heads
 
 
 class PastedDetections(NamedTuple):

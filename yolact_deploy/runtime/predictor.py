@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.postprocess import NMS_VARIANTS
 from yolact_deploy.preprocess import check_image, read_image, resize_image
 from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, Outputs
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
@@ -70,8 +70,8 @@ class Predictor:
     def __init__(
         self, backend: Backend, *, score_threshold: float = 0.15, nms: str | None = None, lazy_masks: bool = True
     ) -> None:
-        if nms is not None and nms not in NMS_VARIANTS:
-            raise InputError(f"nms: expected one of {', '.join(NMS_VARIANTS)}, got {nms!r}")
+        if nms is not None:
+            check_word("nms", nms, NMS_VARIANTS)
         if not 0 <= score_threshold < 1:
             raise InputError(f"score_threshold: expected 0 <= value < 1, got {score_threshold}")
         self.backend = backend

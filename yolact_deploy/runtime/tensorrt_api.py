@@ -20,10 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from yolact_deploy.errors import BackendError, ExportError, MissingDependencyError, import_optional
-
-FLAVOURS = ("tensorrt", "rtx")
-NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
-
+from yolact_deploy.vocabulary import FLAVOURS
 
 # -- the modules ----------------------------------------------------------------------------------------------------
 
@@ -37,7 +34,7 @@ def import_tensorrt(flavour: str, purpose: str = "Building or running an engine"
     Raises:
         MissingDependencyError: it is not installed.
     """
-    purpose = f"{purpose} with {NAMES[flavour]}"
+    purpose = f"{purpose} with {FLAVOURS[flavour]}"
     if flavour == "rtx":
         import_optional("tensorrt_rtx_libs", "rtx", purpose)
         return import_optional("tensorrt_rtx_bindings", "rtx", purpose)
@@ -201,8 +198,8 @@ def load_engine(flavour: str, plan: Any, source: str) -> Any:
     if engine is None:
         reasons = "; ".join([reason] if reason else heard) or "no reason given"
         raise BackendError(
-            f"{NAMES[flavour]} {trt.__version__} cannot load {source} here: {reasons}. Build it on this machine with: "
-            f"yolact-deploy build MODEL.onnx --engine {flavour}"
+            f"{FLAVOURS[flavour]} {trt.__version__} cannot load {source} here: {reasons}. "
+            f"Build it on this machine with: yolact-deploy build MODEL.onnx --engine {flavour}"
         )
     return engine
 
@@ -216,7 +213,7 @@ def _runtime(trt: Any, flavour: str) -> Any:
                 _runtimes[flavour] = trt.Runtime(source)
             except (TypeError, RuntimeError) as error:  # pybind11's words for a null pointer
                 raise BackendError(
-                    f"{NAMES[flavour]} {trt.__version__} cannot start: there is no NVIDIA driver, or no GPU that it "
+                    f"{FLAVOURS[flavour]} {trt.__version__} cannot start: there is no NVIDIA driver, or no GPU that it "
                     "supports. See: yolact-deploy doctor"
                 ) from error
         return _runtimes[flavour]
@@ -260,7 +257,7 @@ def create_context(
     if context is None:
         reasons = "; ".join(heard) or "no reason given"
         raise BackendError(
-            f"{NAMES[flavour]} {trt.__version__} cannot prepare the engine to run: {reasons}. "
+            f"{FLAVOURS[flavour]} {trt.__version__} cannot prepare the engine to run: {reasons}. "
             "Free some GPU memory, or build the engine for this GPU"
         )
     return context

@@ -10,10 +10,8 @@ from pathlib import Path
 import cv2
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import IMAGE_SUFFIXES
 from yolact_deploy.streams.video import is_camera, probe_video
-
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".ogv")
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 
 @dataclass

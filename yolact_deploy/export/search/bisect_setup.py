@@ -9,14 +9,14 @@ from pathlib import Path
 from yolact_deploy.datasets.held_out import calibration_apart
 from yolact_deploy.datasets.image_sets import CocoImages
 from yolact_deploy.errors import InputError
-from yolact_deploy.export.calibration import DEFAULT_METHOD, calibrate
+from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.search.changes import half_precision, int8
 from yolact_deploy.export.search.trials import Change
-from yolact_deploy.graph.half_precision import HALF_TYPES
 from yolact_deploy.graph.onnx_graph import read_onnx
-from yolact_deploy.loading import ONNX_SUFFIXES, ModelSpec
+from yolact_deploy.loading import ModelSpec
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS, ONNX_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def bisect_precision_of(choice: str, engine: Predictor, *, calibrated: bool) -> 
         InputError: a precision that cannot be bisected, or that does not fit ``calibrated``.
     """
     precision = engine.backend.precision if choice == "engine" else choice
-    if precision not in (*HALF_TYPES, "int8"):
+    if precision not in (*HALF_PRECISIONS, "int8"):
         raise InputError(f"--bisect: the engine computes in {precision}; name the precision, as in --bisect fp16")
     if precision == "int8" and not calibrated:
         raise InputError("--bisect in int8 requires pictures for the ranges: add --calibration DIR")
@@ -81,7 +81,7 @@ def bisect_change(
     if calibration is None:
         return half_precision(precision), []
     paths, note = calibration_apart(calibration.source, calibration.images, judged)
-    ranges = calibrate(read_onnx(path), paths, method=calibration.method or DEFAULT_METHOD, progress=progress)
+    ranges = calibrate(read_onnx(path), paths, method=calibration.method or CALIBRATION_METHODS[0], progress=progress)
     quantization = engine.backend.metadata.quantization
     change = int8(ranges, quantization["target"] if quantization else "symmetric")
     return change, [text for text in (note, *ranges.notes) if text]

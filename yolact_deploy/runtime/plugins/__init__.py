@@ -23,8 +23,7 @@ from yolact_deploy.runtime import tensorrt_api
 from yolact_deploy.runtime.plugins import aot, rewrite, v3
 from yolact_deploy.runtime.plugins.aot_stages import stages_of
 from yolact_deploy.runtime.plugins.node_plans import plan_for
-
-MODES = ("auto", "on", "off", "v3", "aot")
+from yolact_deploy.vocabulary import FLAVOURS, PLUGIN_MODES, check_word
 
 #: compute capability of the PTX of ahead-of-time plugins: the lowest that TensorRT supports, and so fit for all
 PTX_ARCH = "75"
@@ -67,8 +66,7 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
         ConfigError: the mode wants plugins, and the kernels cannot take the model's sizes.
         BackendError: the mode wants plugins, and what they need is not installed.
     """
-    if mode not in MODES:
-        raise ExportError(f"plugins: expected one of {', '.join(MODES)}, got {mode!r}")
+    check_word("plugins", mode, PLUGIN_MODES, ExportError)
     if mode == "off":
         return PluginChoice(model, "none", "No plugins were wanted.")
     if not rewrite.has_tail(model):
@@ -128,7 +126,7 @@ def _python(model: Any, trt: Any, flavour: str) -> PluginChoice:
 
 
 def _name(trt: Any, flavour: str) -> str:
-    return f"{tensorrt_api.NAMES[flavour]} {trt.__version__}"
+    return f"{FLAVOURS[flavour]} {trt.__version__}"
 
 
 @lru_cache

@@ -27,12 +27,12 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.model import torch_ops as ops
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
+from yolact_deploy.vocabulary import HEAD_OUTPUTS
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Device, Stream
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-OUTPUTS = ("boxes", "scores", "coeff", "proto")
 MAX_BATCH, GPU_MAX_BATCH = 16, 32
 _WARM_UP_RUNS = 3
 
@@ -202,7 +202,7 @@ class TorchNetwork(DeviceNetwork):
         self._images = self._zeros((config.image_size, config.image_size, 3), getattr(torch, self.metadata.input_dtype))
         self._results = [self._zeros(shape, torch.float32) for shape in shapes]
         self.input = _device_tensor(self._images)
-        self.outputs = {name: _device_tensor(t) for name, t in zip(OUTPUTS, self._results, strict=True)}
+        self.outputs = {name: _device_tensor(t) for name, t in zip(HEAD_OUTPUTS, self._results, strict=True)}
 
     def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros((self.max_batch, *shape), dtype=dtype, device=self._place)

@@ -1,0 +1,66 @@
+"""The words that users choose from, each list once: for parsers, checks of the library and help texts.
+
+The first word of a list is the default, if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from yolact_deploy.errors import InputError, YolactDeployError
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+ONNX_SUFFIXES = (".onnx",)
+ENGINE_SUFFIXES = (".trt", ".engine", ".plan")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+MODEL_SUFFIXES = (*ONNX_SUFFIXES, *ENGINE_SUFFIXES, *CHECKPOINT_SUFFIXES)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".ogv")
+
+# -- running a model ------------------------------------------------------------------------------------------------
+
+BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt")
+#: execution providers of ONNX Runtime
+PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
+#: precision of the arithmetic
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
+#: where Fast NMS and mask assembly run
+LOAD_TAILS = ("auto", "host", "graph")
+NMS_VARIANTS = ("fast", "cross-class", "traditional")
+MAX_THREADS = 1024
+
+# -- exporting one --------------------------------------------------------------------------------------------------
+
+#: precision of the trunk of an exported file
+EXPORT_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+HALF_PRECISIONS = ("fp16", "bf16")
+#: what an exported graph ends in
+EXPORT_TAILS = ("functions", "heads")
+#: outputs of a graph that ends in heads
+HEAD_OUTPUTS = ("boxes", "scores", "coeff", "proto")
+INPUT_DTYPES = ("uint8", "float32")
+CALIBRATION_METHODS = ("percentile", "minmax", "entropy", "mse")
+#: runtimes that an INT8 file can be made for, and the form of its Q/DQ nodes
+QUANTIZATION_TARGETS = {
+    "auto": "symmetric",
+    "tensorrt": "symmetric",
+    "openvino": "symmetric",
+    "onnxruntime": "onnxruntime",
+}
+QUANTIZATION_FORMS = ("symmetric", "onnxruntime")
+
+# -- building an engine ---------------------------------------------------------------------------------------------
+
+FLAVOURS = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+PLUGIN_MODES = ("auto", "on", "off", "v3", "aot")
+
+# -- scoring --------------------------------------------------------------------------------------------------------
+
+EVALUATORS = ("pycocotools", "faster-coco-eval")
+
+
+def check_word(what: str, value: object, words: Iterable[str], error: type[YolactDeployError] = InputError) -> None:
+    """Raise ``error`` unless ``value`` is one of ``words``; ``what`` names the option in the message."""
+    if value not in (known := tuple(words)):
+        raise error(f"{what}: expected one of {', '.join(known)}, got {value!r}")

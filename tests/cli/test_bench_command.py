@@ -15,6 +15,7 @@ from scripted import CONFIG, SCRIPT, WORSE, ScriptedBackend, detections, predict
 from yolact_deploy.cli.main import main
 from yolact_deploy.errors import InputError
 from yolact_deploy.evaluation import engines
+from yolact_deploy.loading import ModelSpec
 
 COMPARE = ["compare", "--reference", "{0}/good.onnx", "--engine", "{0}/worse.onnx"]
 
@@ -26,10 +27,10 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in scripts:
         (tmp_path / name).write_bytes(b"model")
 
-    def load(model: str, **options: Any) -> Any:
+    def load(model: ModelSpec, **options: Any) -> Any:
         assert options["score_threshold"] == 0
         assert options["lazy_masks"] is False
-        return predictor(ScriptedBackend(scripts[Path(model.partition("@")[0]).name], name="onnxruntime"))
+        return predictor(ScriptedBackend(scripts[model.path.name], name="onnxruntime"))
 
     monkeypatch.setattr(engines, "load", load)
     write_coco(tmp_path / "coco")

@@ -29,9 +29,9 @@ class Turns:
         self.loads = 0
         self.interrupt_at: int | None = None
 
-    def load(self, model: str, **options: Any) -> Any:
+    def load(self, model: object, **options: Any) -> Any:
         self.loads += 1
-        backend = ScriptedBackend(WORSE if "worse" in model else SCRIPT)
+        backend = ScriptedBackend(WORSE if "worse" in str(model) else SCRIPT)
         plain = backend.run
 
         def run(images: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
 import pytest
-from markdown_blocks import DOC_PAGES, PAGES, ROOT, blocks, own_commands, shell_commands, text_of
+from markdown_blocks import DOC_PAGES, PAGES, ROOT, blocks, own_commands, package_strings, shell_commands, text_of
 
 from yolact_deploy.cli.main import COMMANDS, command_parser
 from yolact_deploy.loading import ModelSpec
@@ -101,6 +102,25 @@ def test_python_compiles(page: str) -> None:
                 assert [name.name for name in node.names if not _resolves(f"{node.module}.{name.name}")] == []
         for name in re.findall(r"\bmodel\.(\w+)", block):
             assert hasattr(Predictor, name) or name in ("timings", "backend"), f"{page}: model.{name}"
+
+
+# -- quoted output --------------------------------------------------------------------------------------------------
+
+
+def _neighbors(text: str) -> set[tuple[str, str]]:
+    """Words that stand next to each other."""
+    words = re.findall(r"[A-Za-z']+|[^\sA-Za-z']", text)
+    return {(a, b) for a, b in itertools.pairwise(words) if a.isalpha() and b.isalpha()}
+
+
+@pytest.mark.parametrize("page", [page for page in DOC_PAGES if page != "docs/jetson.md" and blocks(page, "text")])
+def test_quoted_output_is_current(page: str) -> None:
+    """Neighboring words of quoted output are neighbors in a message, but for those that a value separates."""
+    known = set().union(*map(_neighbors, package_strings()))
+    for block in blocks(page, "text"):
+        quoted = _neighbors(block)
+        unknown = [" ".join(pair) for pair in quoted - known]
+        assert len(unknown) <= 0.25 * len(quoted), f"{page}: a message has changed: {block}\nunknown: {unknown}"
 
 
 # -- lines and links ------------------------------------------------------------------------------------------------

@@ -5,24 +5,19 @@ test_docs.py checks commands, code, and links of all pages.
 
 from __future__ import annotations
 
-import ast
 import configparser
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from markdown_blocks import package_strings, text_of
 
 from yolact_deploy.cache import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("docs/build.md", "docs/tensorrt.md", "docs/jetson.md")
 DOCKERFILES = ("docker/server.Dockerfile", "docker/jetson.Dockerfile")
-
-
-def text_of(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
 
 
 @cache
@@ -59,21 +54,6 @@ def test_no_speed_is_claimed(page: str) -> None:
 FOREIGN = ("Killed", "Failed to create CaptureSession")
 
 
-@cache
-def strings() -> frozenset[str]:
-    """Every text in the package's code; what an f-string fills in is an empty place."""
-
-    def texts() -> Iterator[str]:
-        for path in (ROOT / "yolact_deploy").rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    yield node.value
-                elif isinstance(node, ast.JoinedStr):
-                    yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
-
-    return frozenset(texts())
-
-
 @pytest.mark.parametrize("page", ["docs/tensorrt.md", "docs/jetson.md"])
 def test_quoted_messages(page: str) -> None:
     table = text_of(page).partition("## When something goes wrong")[2].partition("\n## ")[0]
@@ -84,7 +64,7 @@ def test_quoted_messages(page: str) -> None:
         if fragment not in FOREIGN
     ]
     assert len(quoted) >= 2
-    missing = [fragment for fragment in quoted if not any(_holds(text, fragment) for text in strings())]
+    missing = [fragment for fragment in quoted if not any(_holds(text, fragment) for text in package_strings())]
     assert not missing
 
 

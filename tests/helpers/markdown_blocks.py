@@ -1,12 +1,15 @@
-"""Commands and code in Markdown pages, for the tests that check or run them."""
+"""Commands, code, and quoted output in Markdown pages, for the tests that check or run them."""
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: pages of the site, by path from the root of the checkout; cli.md is generated
 DOC_PAGES = tuple(sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")))
@@ -45,3 +48,18 @@ def own_commands(page: str) -> list[list[str]]:
     prose = re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
     spans = re.findall(r"`yolact-deploy (\w[^`]*)`", prose)
     return own + [[word for word in shlex.split(span) if word != "..."] for span in spans]
+
+
+@cache
+def package_strings() -> frozenset[str]:
+    """Every text in the package's code; a NUL marks each value that an f-string fills in."""
+
+    def texts() -> Iterator[str]:
+        for path in (ROOT / "yolact_deploy").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+
+    return frozenset(texts())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,15 @@ GOLDEN = TESTS / "golden"
 for folder in (TESTS, TESTS / "helpers", GOLDEN, TESTS.parent):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+# Before the first import of the NumPy core: every call of it checks the dtypes and shapes of its annotations. Without
+# jaxtyping and beartype the tests run unchecked.
+with contextlib.suppress(ImportError):
+    import jaxtyping
+    from array_checker import MODULES
+
+    assert not any(name.partition(".")[0] == "yolact_deploy" for name in sys.modules), "imported before the hook"
+    jaxtyping.install_import_hook([f"yolact_deploy.{name}" for name in MODULES], "array_checker.checker")
 
 pytest_plugins = ("fake_cuda.plugin",)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from yolact_deploy.array_types import Array, Float32, Floats, Pixels, Shaped, UInt8
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
 
 
-def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+def read_image(path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
     """Read a picture as uint8 BGR [H, W, 3], turned upright as its EXIF says.
 
     Raises:
@@ -39,7 +39,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return image  # type: ignore[return-value]  # IMREAD_COLOR gives uint8
 
 
-def check_image(image: Any) -> NDArray[np.uint8]:
+def check_image(image: Any) -> UInt8[Pixels, "H W 3"]:
     """Accept uint8 BGR [H, W, 3] and nothing else; raises :class:`InputError`."""
     if not isinstance(image, np.ndarray):
         raise InputError(f"expected a NumPy image uint8 BGR [H, W, 3], got {type(image).__name__}")
@@ -51,7 +51,7 @@ def check_image(image: Any) -> NDArray[np.uint8]:
     return image
 
 
-def resize_image(image: NDArray[np.uint8], size: int, dtype: str = "uint8") -> NDArray[Any]:
+def resize_image(image: UInt8[Pixels, "H W 3"], size: int, dtype: str = "uint8") -> Shaped[Array, "{size} {size} 3"]:
     """Resize BGR [H, W, 3] to [size, size, 3].
 
     Args:
@@ -61,7 +61,7 @@ def resize_image(image: NDArray[np.uint8], size: int, dtype: str = "uint8") -> N
     return cv2.resize(source, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-def normalize(images: NDArray[Any], config: YolactConfig) -> NDArray[np.float32]:
+def normalize(images: Shaped[Array, "N S S 3"], config: YolactConfig) -> Float32[Floats, "N 3 S S"]:
     """BGR [N, S, S, 3] in 0..255 to the trunk's input: float32 RGB [N, 3, S, S]."""
     mean = np.array(config.pixel_mean, dtype=np.float32)
     std = np.array(config.pixel_std, dtype=np.float32)

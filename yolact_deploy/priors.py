@@ -9,8 +9,8 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from yolact_deploy.array_types import Array, Float, Float32, Floats
 from yolact_deploy.config import YolactConfig
 
 #: SSD encoding variances of the centre and of the size
@@ -18,7 +18,7 @@ VARIANCES = (0.1, 0.2)
 
 
 @lru_cache(maxsize=16)
-def make_priors(config: YolactConfig) -> NDArray[np.float32]:
+def make_priors(config: YolactConfig) -> Float32[Floats, "P 4"]:
     """Prior boxes, float32 [P, 4] as (cx, cy, w, h), normalised; read-only, cached.
 
     Order: level, row, column, scale, ratio. Computed in float64 and rounded once, as the original does.
@@ -40,7 +40,7 @@ def make_priors(config: YolactConfig) -> NDArray[np.float32]:
     return priors
 
 
-def decode_boxes(loc: NDArray[np.floating], priors: NDArray[np.floating]) -> NDArray[np.float32]:
+def decode_boxes(loc: Float[Array, "*N P 4"], priors: Float[Array, "P 4"]) -> Float32[Floats, "*N P 4"]:
     """Boxes xyxy normalised [..., P, 4] from regression [..., P, 4] and priors [P, 4] (SSD, arXiv:1512.02325)."""
     loc = np.asarray(loc, dtype=np.float32)
     centre = priors[:, :2] + loc[..., :2] * np.float32(VARIANCES[0]) * priors[:, 2:]

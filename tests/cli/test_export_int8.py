@@ -22,6 +22,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import calibration, pipeline
+from yolact_deploy.graph import tensor_probe
 
 DEMO = ["--weights", str(DEMO_MODEL), "--size", "128"]
 
@@ -123,7 +124,7 @@ def test_interrupted(
 ) -> None:
     """Nothing half-written is left, and the second run goes on."""
     monkeypatch.setattr(calibration, "_SECONDS_BETWEEN_SAVES", 0.0)
-    read, calls = calibration.read_image, []
+    read, calls = tensor_probe.read_image, []
 
     def interrupt(path: Path) -> Any:
         calls.append(path)
@@ -131,7 +132,7 @@ def test_interrupted(
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(calibration, "read_image", interrupt)
+    monkeypatch.setattr(tensor_probe, "read_image", interrupt)
     arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
     assert cli.main(arguments) == 2
     assert "interrupted" in error_of(capsys)

@@ -18,6 +18,7 @@ from yolact_deploy.evaluation.taps import OnnxTap
 from yolact_deploy.evaluation.trunk_comparison import compare_trunks
 from yolact_deploy.graph.half_precision import BF16_OPSET
 from yolact_deploy.graph.onnx_graph import load_graph, onnx_metadata, read_onnx
+from yolact_deploy.graph.tensor_probe import GraphInput
 from yolact_deploy.runtime.openvino import shared_core
 from yolact_deploy.samples import sample_images
 
@@ -29,7 +30,6 @@ pytest.importorskip("onnxscript")
 from yolact_deploy.export import onnx as onnx_module
 from yolact_deploy.export.engine import build_engine, import_tensorrt
 from yolact_deploy.export.mixed_precision import lower_trunk
-from yolact_deploy.export.overflow import network_input
 from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
@@ -52,7 +52,7 @@ def decibels(expected: Any, found: Any) -> float:
 
 @pytest.fixture(scope="module")
 def images(export: Export) -> Any:
-    return network_input(sample_images()[:1], onnx_metadata(read_onnx(export(NAME, SMALL)), ""))
+    return GraphInput.of(read_onnx(export(NAME, SMALL)).graph).read(sample_images()[:1])
 
 
 def heads(path: Path, images: Any, **options: str) -> list[Any]:

@@ -23,6 +23,7 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import calibration
 from yolact_deploy.export.calibration import calibrate
+from yolact_deploy.graph import tensor_probe
 from yolact_deploy.graph.onnx_graph import cut_tail, read_onnx
 from yolact_deploy.graph.trunk_graph import trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
@@ -94,7 +95,7 @@ def test_other_methods_stay_inside(
     """They choose from what one run has gathered."""
     model = read_onnx(export(NAME, SMALL))
     widest = calibrate(model, pictures, method="minmax", state=tmp_path).ranges
-    monkeypatch.setattr(calibration, "open_cpu_session", lambda *args: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(tensor_probe, "open_cpu_session", lambda *args: pytest.fail("nothing is left to run"))
     ranges = calibrate(model, pictures, method=method, state=tmp_path).ranges
     assert ranges.keys() == widest.keys()
     narrower = 0
@@ -122,16 +123,17 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from yolact_deploy.export import calibration
+from yolact_deploy.graph import tensor_probe
 from yolact_deploy.graph.onnx_graph import read_onnx
 
 calibration._SECONDS_BETWEEN_SAVES = 0.0
-read, reads = calibration.read_image, []
+read, reads = tensor_probe.read_image, []
 def read_image(path):
     reads.append(path)
     if len(reads) == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return read(path)
-calibration.read_image = read_image
+tensor_probe.read_image = read_image
 model, state, *pictures = map(Path, sys.argv[1:])
 calibration.calibrate(read_onnx(model), pictures, state=state)
 """

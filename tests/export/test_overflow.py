@@ -183,7 +183,7 @@ def test_golden_weights_are_repaired(
 def ranges_of(path: Path, *, change: Callable[[Any], None] = lambda graph: None) -> RangeReport:
     model = read_onnx(path)
     change(model.graph)
-    return measure_ranges(model, onnx_metadata(model, path), PICTURES[:1])
+    return measure_ranges(model, PICTURES[:1])
 
 
 def test_nothing_to_find(plain: dict[str, Path]) -> None:
@@ -197,12 +197,12 @@ def test_nothing_to_find(plain: dict[str, Path]) -> None:
 def test_values_are_those_of_the_tensors(plain: dict[str, Path]) -> None:
     """Against tensors that are read as a whole."""
     from yolact_deploy.evaluation.taps import OnnxTap
-    from yolact_deploy.export.overflow import network_input
+    from yolact_deploy.graph.tensor_probe import GraphInput
 
     tap = OnnxTap(plain["fp32"], runtime="onnxruntime")
-    metadata = onnx_metadata(read_onnx(plain["fp32"]), "")
+    images = GraphInput.of(read_onnx(plain["fp32"]).graph).read(PICTURES[:1])
     with tap.open(list(tap.sizes)) as read:
-        largest = {k: float(np.abs(v).max()) for k, v in read(network_input(PICTURES[:1], metadata)).items()}
+        largest = {k: float(np.abs(v).max()) for k, v in read(images).items()}
     report = ranges_of(plain["fp32"])
     first = report.layers[0]
     own = [v for k, v in largest.items() if k.partition("/")[0] == first.layer]
@@ -285,7 +285,7 @@ def test_other_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
     assert (exported.ranges.images, exported.parity.images) == (3, 1)
     with pytest.raises(InputError, match=r"no such image: none\.png"):
         export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [Path("none.png")])
-    with pytest.raises(ExportError, match="no pictures to look for FP16's overflows with: give one at least"):
+    with pytest.raises(ExportError, match="no pictures to check for FP16 overflow: give at least one"):
         export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [])
 
 
@@ -309,8 +309,5 @@ def test_infinite_in_fp32_too(plain: dict[str, Path]) -> None:
 def test_a_graph_without_layers() -> None:
     text = "<ir_version: 9, opset_import: ['' : 20]> g (float[1] images) => (float[1] y) { y = Relu (images) }"
     model = onnx.parser.parse_model(text.replace("'", '"'))
-    from yolact_deploy.artifact import Metadata
-    from yolact_deploy.config import YolactConfig
-
     with pytest.raises(ExportError, match="no layers with weights"):
-        measure_ranges(model, Metadata(config=YolactConfig()), PICTURES)
+        measure_ranges(model, PICTURES)

@@ -247,12 +247,12 @@ def scaled(found: Calibration, factor: float, names: Any = None) -> Calibration:
 def test_noise_tells_good_ranges_from_bad_ones(export: Export, target: str) -> None:
     """Of one tensor, too: everything else is as it was."""
     path = export(NAME, SMALL)
-    exact, metadata = read_onnx(path), onnx_metadata(read_onnx(path), "")
+    exact = read_onnx(path)
 
     def worst(calibration: Calibration) -> Any:
         model = read_onnx(path)
         quantize_trunk(model, calibration, target=target)
-        return quantization_noise(exact, model, metadata, sample_images())
+        return quantization_noise(exact, model, sample_images())
 
     good = worst(calibrated(path))
     assert good[0].sqnr_db > LIMIT_DB + 4
@@ -269,8 +269,7 @@ def test_noise_is_measured_on_exact_values(export: Export) -> None:
     """Against NumPy, for the tensor that enters the network."""
     path = export(NAME, SMALL)
     model = quantized(path)
-    noise = {t.name: t.sqnr_db for t in quantization_noise(read_onnx(path), model, onnx_metadata(model, ""),
-                                                           sample_images())}  # fmt: skip
+    noise = {t.name: t.sqnr_db for t in quantization_noise(read_onnx(path), model, sample_images())}
     config = onnx_metadata(model, "").config
     images = np.stack([resize_image(read_image(p), SMALL) for p in sample_images()]).astype(np.float64)
     values = (images - config.pixel_mean) / config.pixel_std

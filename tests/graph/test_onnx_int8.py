@@ -18,11 +18,11 @@ from tiny_int8 import Graph, network
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.graph import onnx_int8
+from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import use_unsigned
 from yolact_deploy.machine import cpu
 from yolact_deploy.runtime import onnxruntime
-from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 x86_only = pytest.mark.skipif(not onnx_int8.wants_unsigned(), reason="kernels of x86 with VNNI")
 

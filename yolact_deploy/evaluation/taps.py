@@ -22,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
+from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.half_precision import HALF_TYPES, widen
-from yolact_deploy.graph.onnx_graph import fit_trunk, onnx_metadata, read_onnx
+from yolact_deploy.graph.onnx_graph import end_graph_at, fit_trunk, onnx_metadata, read_onnx
 from yolact_deploy.graph.onnx_int8 import use_unsigned, wants_unsigned
 from yolact_deploy.graph.trunk_graph import CONVERTING, TrunkNode, trunk_nodes
 from yolact_deploy.loading import ModelSpec
 from yolact_deploy.runtime.backend import Backend
-from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend, open_cpu_session
+from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.openvino import HINTS, OpenVinoBackend, shared_core
 
 #: name of what enters the first layer: images, normalised
@@ -78,12 +79,12 @@ class OnnxTap(Tap):
             widen(model, file_precision, rounding=precision == "bf16")
             precision = "fp32"  # the rest of it
         self._precision = precision
-        self._types = _types(model)
+        sizes = _tensor_bytes(model)
         if runtime == "onnxruntime" and file_precision == "int8" and wants_unsigned():
             use_unsigned(model)  # tensors keep their names; ONNX's own inference does not know the types any more
         self._model, self._all_nodes = model, list(model.graph.node)
         self.kinds = ("", *(node.op_type for node in nodes))
-        self.sizes = {name: 4 * self._types[tensor][1] for name, tensor in self._tensors.items()}
+        self.sizes = {name: sizes[tensor] for name, tensor in self._tensors.items()}
 
     @contextlib.contextmanager
     def open(self, names: Sequence[str]) -> Iterator[Read]:
@@ -97,11 +98,10 @@ class OnnxTap(Tap):
         yield read
 
     def _marked(self, tensors: Sequence[str]) -> bytes:
-        onnx = import_optional("onnx", "onnx", "Reading inner tensors of an ONNX file")
         graph = self._model.graph
-        del graph.node[:], graph.output[:]
-        graph.node.extend(needed_nodes(self._all_nodes, tensors))
-        graph.output.extend(onnx.helper.make_tensor_value_info(name, self._types[name][0], None) for name in tensors)
+        del graph.node[:]
+        graph.node.extend(self._all_nodes)
+        end_graph_at(graph, tensors)
         data: bytes = self._model.SerializeToString()
         return data
 
@@ -126,25 +126,14 @@ class OnnxTap(Tap):
         return run
 
 
-def needed_nodes(nodes: Sequence[Any], tensors: Sequence[str]) -> list[Any]:
-    """Those of a graph's nodes on which the tensors depend; ONNX Runtime would run the others, too."""
-    needed, kept = set(tensors), []
-    for node in reversed(nodes):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    return kept[::-1]
-
-
-def _types(model: Any) -> dict[str, tuple[int, int]]:
-    """Element type and number of elements of each tensor; dimensions that are not known count as 1."""
+def _tensor_bytes(model: Any) -> dict[str, int]:
+    """Bytes of each tensor in FP32; unknown dimensions count as 1."""
     inference = import_optional("onnx.shape_inference", "onnx", "Reading inner tensors of an ONNX file")
     graph = inference.infer_shapes(model).graph
-    types = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        types[value.name] = (tensor.elem_type, math.prod(max(1, dim.dim_value) for dim in tensor.shape.dim))
-    return types
+    return {
+        value.name: 4 * math.prod(max(1, dim.dim_value) for dim in value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+    }
 
 
 def _trunk_input(graph: Any, first: TrunkNode) -> str:

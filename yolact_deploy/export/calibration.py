@@ -14,23 +14,21 @@ import hashlib
 import math
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.datasets.calibration_images import usable_images
-from yolact_deploy.errors import ExportError, import_optional
+from yolact_deploy.errors import ExportError
 from yolact_deploy.export.ranges import Histograms
-from yolact_deploy.graph.onnx_graph import fit_trunk
-from yolact_deploy.graph.trunk_graph import data_inputs, trunk_nodes
-from yolact_deploy.preprocess import read_image, resize_image
+from yolact_deploy.graph.tensor_probe import TensorProbe
+from yolact_deploy.graph.trunk_graph import TrunkNode, data_inputs, trunk_nodes
 from yolact_deploy.progress import SILENT, Progress
-from yolact_deploy.runtime.onnxruntime import open_cpu_session
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, check_word
 
 #: operators whose inputs and outputs INT8 needs the ranges of
@@ -83,21 +81,26 @@ def calibrate(
         OutputError: the state cannot be written.
     """
     check_word("calibration method", method, CALIBRATION_METHODS, ExportError)
-    watched = _Watched(model)
+    probe = TensorProbe(model)
+    layers = _tensor_layers(probe.graph)
+    sources = _range_sources(probe.graph, layers)
+    tensors = list(dict.fromkeys(sources.values()))
+    if not tensors:
+        raise ExportError("the graph has no layers with weights: there is nothing to calibrate")
     usable = usable_images(images)
-    gathered = _Gathered(len(watched.tensors))
+    gathered = _Gathered(len(tensors))
     file = None
     if state is not None:
-        file = state / f"{watched.sha256[:32]}-{usable.sha256[:32]}.npz"
+        file = state / f"{_digest(probe.graph)[:32]}-{usable.sha256[:32]}.npz"
         gathered.load(file)
     if gathered.done < len(usable.paths):
         known = f" ({gathered.done} known already)" if gathered.done else ""
-        steps = _gather(watched, usable.paths, gathered, file)
+        steps = _gather(probe, {name: layers[name] for name in tensors}, usable.paths, gathered, file)
         for _ in progress.track(steps, f"calibrating{known}", len(usable.paths) - gathered.done):
             pass
-    ranges = {name: gathered.histograms.range(i, method) for i, name in enumerate(watched.tensors)}
+    ranges = {name: gathered.histograms.range(i, method) for i, name in enumerate(tensors)}
     return Calibration(
-        method, len(usable.paths), usable.sha256, {n: ranges[s] for n, s in watched.sources.items()}, usable.notes
+        method, len(usable.paths), usable.sha256, {n: ranges[s] for n, s in sources.items()}, usable.notes
     )
 
 
@@ -136,110 +139,79 @@ class _Gathered:
             )
 
 
-def _gather(watched: _Watched, paths: Sequence[Path], gathered: _Gathered, file: Path | None) -> Iterator[None]:
-    """Run over the pictures that are not done; gives one item for each."""
-    session = open_cpu_session(watched.data, None, "the graph with its tensors watched", arena=False)
+def _gather(
+    probe: TensorProbe, tensors: Mapping[str, str], paths: Sequence[Path], gathered: _Gathered, file: Path | None
+) -> Iterator[None]:
+    """Run over the pictures that are not done; yields once per picture.
+
+    Args:
+        tensors: name of each tensor to measure, and of its layer
+    """
+    _put_out(probe, tensors)
     saved = time.monotonic()
-    while gathered.done < len(paths):
-        call = paths[gathered.done : gathered.done + watched.batch]
-        found = iter(session.run(None, {"images": watched.network_input(call)}))
-        for tensor, (lows, highs, values) in enumerate(zip(found, found, found, strict=True)):
-            # What fills up the batch does not count.
-            watched.check(tensor, lows[: len(call)], highs[: len(call)], values[: len(call)])
-            gathered.histograms.add(
-                tensor, float(lows[: len(call)].min()), float(highs[: len(call)].max()), values[: len(call)]
-            )
-        gathered.done += len(call)
+    for count, outputs in probe.run(paths[gathered.done :]):
+        values = iter(output[:count] for output in outputs)
+        for tensor, (layer, lows, highs, some) in enumerate(zip(tensors.values(), values, values, values, strict=True)):
+            if not all(np.isfinite(array).all() for array in (lows, highs, some)):
+                raise ExportError(
+                    f"{layer} has values that are not finite in FP32: the checkpoint is damaged or its training "
+                    "diverged"
+                )
+            gathered.histograms.add(tensor, float(lows.min()), float(highs.max()), some)
+        gathered.done += count
         if file is not None and (gathered.done == len(paths) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES):
             gathered.save(file)
             saved = time.monotonic()
-        yield from (None for _ in call)
+        yield from (None for _ in range(count))
 
 
-class _Watched:
-    """A graph whose outputs are, of each tensor in question, the ends and some values: [N, 1], [N, 1] and [N, K].
-
-    Attributes:
-        data: the changed graph
-        sha256: of what it computes
-        tensors: the watched ones, in the order of the outputs
-        sources: of every tensor that may be quantised, the watched one whose range is its range
-        batch: images of a call
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._onnx = import_optional("onnx", "onnx", "Calibrating")
-        watched = type(model)()
-        watched.CopyFrom(model)
-        fit_trunk(watched)
-        graph = watched.graph
-        self.sha256 = _digest(graph)
-        dims = [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim]
-        self.batch, self._side = dims[0] or 1, dims[1]
-        self._dtype = (
-            "uint8" if graph.input[0].type.tensor_type.elem_type == self._onnx.TensorProto.UINT8 else "float32"
+def _put_out(probe: TensorProbe, tensors: Iterable[str]) -> None:
+    """Let the graph put out, per tensor, the ends and some values of each image: [N, 1], [N, 1] and [N, K]."""
+    shapes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in probe.graph.value_info
+    }
+    zero, one, end = probe.constant(0), probe.constant(1), probe.constant(np.iinfo(np.int64).max)
+    for name in tensors:
+        flat = probe.compute("Reshape", name, probe.constant(0, -1))
+        step = probe.constant(_step(shapes[name]))
+        probe.read(
+            probe.compute("ReduceMin", flat, one),
+            probe.compute("ReduceMax", flat, one),
+            probe.compute("Slice", flat, zero, end, one, step),
         )
-        self._layers: dict[str, str] = {}
-        self.sources = self._find_sources(graph)
-        self.tensors = list(dict.fromkeys(self.sources.values()))
-        if not self.tensors:
-            raise ExportError("the graph has no layers with weights: there is nothing to calibrate")
-        self._watch(graph)
-        self.data: bytes = watched.SerializeToString()
 
-    def network_input(self, paths: Sequence[Path]) -> NDArray[Any]:
-        images = [resize_image(read_image(path), self._side, self._dtype) for path in paths]
-        return np.stack(images + images[-1:] * (self.batch - len(images)))
 
-    def check(self, tensor: int, *found: NDArray[np.float32]) -> None:
-        """Raises :class:`ExportError` where something in a tensor is not finite."""
-        if not all(np.isfinite(values).all() for values in found):
-            raise ExportError(
-                f"{self._layers[self.tensors[tensor]]} has values that are not finite in FP32: the checkpoint is "
-                "damaged or its training diverged"
-            )
+def _tensor_layers(graph: Any) -> dict[str, str]:
+    """The tensors that may be quantized, each with its layer."""
+    constants = {constant.name for constant in graph.initializer}
+    layers: dict[str, str] = {}
+    for trunk_node, node in _watched(graph):
+        inputs = [name for _, name in data_inputs(node) if name not in constants]
+        for name in (*inputs, node.output[0]):
+            layers.setdefault(name, trunk_node.layer)
+    return layers
 
-    def _find_sources(self, graph: Any) -> dict[str, str]:
-        constants = {constant.name for constant in graph.initializer}
-        readers: dict[str, list[Any]] = {output.name: [None] for output in graph.output}
-        for node in graph.node:
-            for name in node.input:
-                readers.setdefault(name, []).append(node)
-        same: dict[str, str] = {}
-        for trunk_node in trunk_nodes(graph):
-            node = graph.node[trunk_node.index]
-            if node.op_type not in WATCHED or node.domain:
-                continue
-            inputs = [name for _, name in data_inputs(node) if name not in constants]
-            for name in (*inputs, node.output[0]):
-                self._layers.setdefault(name, trunk_node.layer)
-            if node.op_type == "MaxPool" or (node.op_type == "Resize" and _mode(node) in (b"linear", b"nearest")):
-                same[node.output[0]] = inputs[0]  # nothing leaves the range of what enters
-            elif node.op_type in ("Relu", "Clip") and len(readers[inputs[0]]) == 1:
-                same.setdefault(inputs[0], node.output[0])  # what is clipped need not be in the range
-        return {name: _follow(name, same) for name in self._layers}
 
-    def _watch(self, graph: Any) -> None:
-        onnx = self._onnx
-        shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.value_info}
-        constants = {"flat": [0, -1], "zero": [0], "one": [1], "end": [np.iinfo(np.int64).max]}
-        del graph.output[:]
-        for name in self.tensors:
-            step = _step(shapes[name])
-            constants[f"step_{step}"] = [step]
-            outputs = [f"{name}_{what}" for what in ("low", "high", "some")]
-            flat = f"{name}_flat"
-            graph.node.append(onnx.helper.make_node("Reshape", [name, "watch_flat"], [flat]))
-            graph.node.append(onnx.helper.make_node("ReduceMin", [flat, "watch_one"], outputs[:1]))
-            graph.node.append(onnx.helper.make_node("ReduceMax", [flat, "watch_one"], outputs[1:2]))
-            cut = [flat, "watch_zero", "watch_end", "watch_one", f"watch_step_{step}"]
-            graph.node.append(onnx.helper.make_node("Slice", cut, outputs[2:]))
-            for output in outputs:
-                graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.array(value, np.int64), f"watch_{name}")
-            for name, value in constants.items()
-        )
+def _range_sources(graph: Any, tensors: Iterable[str]) -> dict[str, str]:
+    """Of each tensor, the one whose range it has."""
+    readers = Counter(name for node in graph.node for name in node.input)
+    readers.update(output.name for output in graph.output)
+    same: dict[str, str] = {}
+    for _, node in _watched(graph):
+        source, result = node.input[0], node.output[0]
+        if node.op_type == "MaxPool" or (node.op_type == "Resize" and _mode(node) in (b"linear", b"nearest")):
+            same[result] = source  # nothing leaves the range of the input
+        elif node.op_type in ("Relu", "Clip") and readers[source] == 1:
+            same.setdefault(source, result)  # what is clipped need not be in the range
+    return {name: _follow(name, same) for name in tensors}
+
+
+def _watched(graph: Any) -> Iterator[tuple[TrunkNode, Any]]:
+    """The nodes of the trunk whose inputs and outputs INT8 needs the ranges of."""
+    for trunk_node in trunk_nodes(graph):
+        node = graph.node[trunk_node.index]
+        if node.op_type in WATCHED and not node.domain:
+            yield trunk_node, node
 
 
 def _mode(node: Any) -> bytes:

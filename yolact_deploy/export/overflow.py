@@ -1,48 +1,41 @@
-"""Which layers FP16 cannot hold: found by running the FP32 graph over pictures before it is lowered.
+"""Detects layers that overflow or vanish in FP16, by running the FP32 graph over pictures before it is lowered.
 
-FP16 ends at 65504. A network trained in FP32 may pass it in one layer and come back in the next; in FP16 that is
-infinite, then NaN, and in the end no detection at all, without an error anywhere. So every tensor of the trunk is
-watched while the graph runs in FP32, and a layer stays in FP32 when something that it reads or computes comes near the
-end. Both sides count: a large tensor between two layers keeps both, since a cast to FP16 between them would overflow.
+FP16 ends at 65504. A network trained in FP32 may exceed that in one layer and return in the next; in FP16 the values
+become infinite, then NaN, and in the end nothing is detected, without any error. So the largest value of every tensor
+of the trunk is measured in FP32, and a layer stays in FP32 if anything that it reads or computes comes near the end of
+FP16. A large tensor between two layers keeps both, since a cast to FP16 between them would overflow.
 
-The same goes for the other end: below 6e-5 FP16 loses bits, and below 6e-8 everything.
+The same holds at the other end: below 6e-5 FP16 loses bits, and below 6e-8 everything.
 
-Pictures that are unlike the ones that are looked at can still overflow: nothing can be known about them.
-
-Legend: N images of a call, S input side.
+Pictures unlike those measured can still overflow.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import ExportError, import_optional
-from yolact_deploy.graph.onnx_graph import fit_trunk
+from yolact_deploy.graph.tensor_probe import TensorProbe
 from yolact_deploy.graph.trunk_graph import WEIGHTED, data_inputs, trunk_nodes
-from yolact_deploy.preprocess import read_image, resize_image
-from yolact_deploy.runtime.onnxruntime import open_cpu_session
 
 #: the largest finite FP16 number
 LARGEST = float(np.finfo(np.float16).max)
-#: part of the range that values may use. Other pictures have larger ones; and a convolution's partial sums, which some
-#: kernels hold in FP16, pass the sum itself
+#: share of the range that values may use. Other pictures have larger values, and the partial sums of a convolution,
+#: which some kernels hold in FP16, exceed the sum
 SAFE_SHARE = 1 / 4
-#: part of the range above which a layer is mentioned
+#: share of the range above which a layer is reported
 NEAR_SHARE = 1 / 16
-#: largest rounding of weights (relative RMS), and of a tensor relative to its largest value. That of BF16; FP16's own
-#: is eight times as fine where it has all its bits
+#: maximum rounding error of weights (relative RMS), and of a tensor relative to its largest value: that of BF16. Where
+#: FP16 has all its bits, it rounds eight times as finely
 COARSEST = 2.0**-8
-#: a tensor must have a value above this one: FP16's steps are 2^-24 here, whatever the value
+#: a tensor must have a value above this one: at this end, the steps of FP16 are 2^-24 whatever the value
 SMALLEST = 2.0**-24 / COARSEST
 
 
@@ -52,10 +45,10 @@ class LayerRange:
 
     Attributes:
         layer: its name, see :mod:`yolact_deploy.graph.trunk_graph`
-        largest: absolute value in any tensor that the layer reads or computes
-        faintest: the largest absolute value of that tensor which has the smallest; tensors of zeros do not count
+        largest: largest absolute value in any tensor that the layer reads or computes
+        faintest: the smallest of the tensors' largest absolute values; tensors of zeros do not count
         weight: largest absolute value of its weights and biases
-        weight_error: what rounding its weights to FP16 changes, RMS relative to that of the weights
+        weight_error: RMS error of rounding its weights to FP16, relative to the RMS of the weights
     """
 
     layer: str
@@ -66,7 +59,7 @@ class LayerRange:
 
     @property
     def trouble(self) -> str:
-        """Why FP16 does not do, in words; empty where it does."""
+        """Why FP16 is not enough, in words; empty if it is."""
         if self.largest > LARGEST * SAFE_SHARE:
             return f"values up to {self.largest:.3g}"
         if self.weight > LARGEST:
@@ -79,7 +72,7 @@ class LayerRange:
 
     @property
     def near(self) -> bool:
-        """Whether the layer comes near the end of FP16, and stays in FP16 for all that."""
+        """Whether the layer comes near the end of FP16 but stays in FP16."""
         return not self.trouble and self.largest > LARGEST * NEAR_SHARE
 
 
@@ -88,7 +81,7 @@ class RangeReport:
     """All layers of a network, in the order in which they run.
 
     Attributes:
-        images: that were looked at
+        images: number of pictures
     """
 
     images: int
@@ -96,7 +89,7 @@ class RangeReport:
 
     @property
     def unsafe(self) -> dict[str, str]:
-        """The layers that must stay in FP32, and why."""
+        """The layers that must stay in FP32, each with the reason."""
         return {layer.layer: layer.trouble for layer in self.layers if layer.trouble}
 
     @property
@@ -121,107 +114,78 @@ class RangeReport:
         }
 
 
-def network_input(pictures: Sequence[Path], metadata: Metadata) -> NDArray[Any]:
-    """Pictures as a graph takes them: [N, S, S, 3], filled up with the last one to the smallest batch that it takes.
+def measure_ranges(model: Any, pictures: Iterable[Path]) -> RangeReport:
+    """Run an FP32 graph in ONNX Runtime and measure how large the values of each layer become.
 
-    Raises:
-        InputError: a file that is not a picture.
-    """
-    images = [resize_image(read_image(path), metadata.config.image_size, metadata.input_dtype) for path in pictures]
-    return np.stack(images + images[-1:] * (metadata.batch[0] - len(images)))
-
-
-def measure_ranges(model: Any, metadata: Metadata, pictures: Iterable[Path]) -> RangeReport:
-    """Run an FP32 graph in ONNX Runtime and note how large the values of each layer become.
-
-    Memory is that of the network: the largest value of each tensor is found inside of the graph.
+    Memory is that of the network: the graph itself reduces each tensor to its largest value.
 
     Args:
-        model: ``ModelProto`` in FP32, with or without the tail; it is left as it is
-        metadata: of it
-        pictures: read one after the other
+        model: ``ModelProto`` in FP32, with or without a tail; it is not changed
+        pictures: read one batch at a time
 
     Raises:
         ExportError: no pictures, no layers, or values that are not finite in FP32 either.
-        InputError: a file that is not a picture.
+        InputError: a file is not a picture.
     """
-    watched = _WatchedValues(model)
-    session = open_cpu_session(watched.data, None, "the graph with its tensors watched", arena=False)
-    largest = np.zeros(len(watched.tensors), np.float32)
-    images, rest = 0, iter(pictures)
-    while call := list(islice(rest, metadata.batch[0])):
-        found = np.array(session.run(None, {"images": network_input(call, metadata)}), np.float32)
-        largest = np.maximum(largest, found)  # keeps NaN
-        images += len(call)
+    probe = TensorProbe(model)
+    layers = _layers(probe.graph)
+    if not layers:
+        raise ExportError("the graph has no layers with weights: nothing can overflow")
+    tensors = list(dict.fromkeys(name for layer in layers.values() for name in layer.tensors))
+    for name in tensors:
+        probe.read(probe.compute("ReduceMax", probe.compute("Abs", name), keepdims=0))
+    largest = np.zeros(len(tensors), np.float32)
+    images = 0
+    for count, values in probe.run(pictures):
+        largest = np.maximum(largest, np.array(values, np.float32))  # keeps NaN
+        images += count
     if not images:
-        raise ExportError("no pictures to look for FP16's overflows with: give one at least")
-    values = dict(zip(watched.tensors, map(float, largest), strict=True))
-    for layer, tensors in watched.layers.items():
-        if not all(math.isfinite(values[name]) for name in tensors):
-            raise ExportError(
-                f"{layer} has values that are not finite in FP32: the checkpoint is damaged or its training diverged"
-            )
-    ranges = (watched.layer_range(layer, values) for layer in watched.layers)
-    return RangeReport(images, tuple(ranges))
+        raise ExportError("no pictures to check for FP16 overflow: give at least one")
+    by_tensor = dict(zip(tensors, map(float, largest), strict=True))
+    return RangeReport(images, tuple(_layer_range(name, layer, by_tensor) for name, layer in layers.items()))
 
 
-class _WatchedValues:
-    """A graph whose outputs are the largest absolute values of the tensors of its trunk.
+@dataclass
+class _LayerTensors:
+    """What is known of a layer before the network runs: the tensors that it reads or computes, and its weights."""
 
-    Attributes:
-        data: the changed graph
-        tensors: whose largest values it puts out, in that order
-        layers: the tensors that each layer reads or computes
-        weights: largest absolute value of the constants of each layer
-        weight_errors: relative RMS of rounding each layer's weights
-    """
+    tensors: list[str] = field(default_factory=list)
+    weight: float = 0.0
+    weight_error: float = 0.0
 
-    def __init__(self, model: Any) -> None:
-        onnx = import_optional("onnx", "onnx", "Looking for overflows")
-        watched = type(model)()
-        watched.CopyFrom(model)
-        fit_trunk(watched)
-        graph = watched.graph
-        constants = {constant.name: constant for constant in graph.initializer}
-        self.layers: dict[str, list[str]] = {}
-        self.weights: dict[str, float] = defaultdict(float)
-        self.weight_errors: dict[str, float] = defaultdict(float)
-        for node in trunk_nodes(graph):
-            operator = graph.node[node.index]
-            tensors = self.layers.setdefault(node.layer, [])
-            tensors.append(node.output)
-            for slot, name in data_inputs(operator):
-                if name not in constants:
-                    tensors.append(name)
-                    continue
-                values = onnx.numpy_helper.to_array(constants[name])
-                self.weights[node.layer] = max(self.weights[node.layer], float(np.abs(values).max(initial=0)))
-                if slot == 1 and operator.op_type in WEIGHTED:
-                    self.weight_errors[node.layer] = max(self.weight_errors[node.layer], _rounding(values))
-        if not self.layers:
-            raise ExportError("the graph has no layers with weights: nothing can overflow")
-        self.tensors = list(dict.fromkeys(name for tensors in self.layers.values() for name in tensors))
-        del graph.output[:]
-        for name in self.tensors:
-            graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}_abs"]))
-            graph.node.append(onnx.helper.make_node("ReduceMax", [f"{name}_abs"], [f"{name}_max"], keepdims=0))
-            graph.output.append(onnx.helper.make_tensor_value_info(f"{name}_max", onnx.TensorProto.FLOAT, []))
-        self.data: bytes = watched.SerializeToString()
 
-    def layer_range(self, layer: str, values: Mapping[str, float]) -> LayerRange:
-        """What was found out about a layer; ``values`` are the largest ones of each tensor."""
-        of_layer = [values[name] for name in self.layers[layer]]
-        return LayerRange(
-            layer=layer,
-            largest=max(of_layer),
-            faintest=min(filter(None, of_layer), default=math.inf),
-            weight=self.weights[layer],
-            weight_error=self.weight_errors[layer],
+def _layers(graph: Any) -> dict[str, _LayerTensors]:
+    """The layers of a ``GraphProto``, by name."""
+    onnx = import_optional("onnx", "onnx", "Checking for FP16 overflow")
+    constants = {constant.name: constant for constant in graph.initializer}
+    layers: dict[str, _LayerTensors] = {}
+    for node in trunk_nodes(graph):
+        layer = layers.setdefault(node.layer, _LayerTensors())
+        layer.tensors.append(node.output)
+        operator = graph.node[node.index]
+        for slot, name in data_inputs(operator):
+            if name not in constants:
+                layer.tensors.append(name)
+                continue
+            values = onnx.numpy_helper.to_array(constants[name])
+            layer.weight = max(layer.weight, float(np.abs(values).max(initial=0)))
+            if slot == 1 and operator.op_type in WEIGHTED:
+                layer.weight_error = max(layer.weight_error, _rounding(values))
+    return layers
+
+
+def _layer_range(name: str, layer: _LayerTensors, largest: Mapping[str, float]) -> LayerRange:
+    values = [largest[tensor] for tensor in layer.tensors]
+    if not all(map(math.isfinite, values)):
+        raise ExportError(
+            f"{name} has values that are not finite in FP32: the checkpoint is damaged or its training diverged"
         )
+    faintest = min(filter(None, values), default=math.inf)
+    return LayerRange(name, max(values), faintest, layer.weight, layer.weight_error)
 
 
 def _rounding(weights: NDArray[np.float32]) -> float:
-    """What rounding to FP16 changes, RMS relative to that of the weights; infinite weights are told otherwise."""
+    """RMS error of rounding to FP16 relative to the RMS of the weights; 0 for infinite ones, which ``weight`` shows."""
     exact = weights.astype(np.float64)
     with np.errstate(over="ignore"):
         half = weights.astype(np.float16).astype(np.float64)

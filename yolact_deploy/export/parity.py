@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.artifact import Metadata
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
-from yolact_deploy.export.overflow import network_input
 from yolact_deploy.export.quantization_noise import LIMIT_DB, TensorNoise
-from yolact_deploy.graph.onnx_graph import fit_trunk
+from yolact_deploy.graph.tensor_probe import TensorProbe
 from yolact_deploy.model import YolactModel
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import HeadOutputs
-from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend, open_cpu_session
+from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.samples import sample_images
@@ -154,13 +152,15 @@ def check_parity(
     return ParityReport(len(pictures), tensors, tail, eager_result, mask_scores, before, tuple(noise))
 
 
-def run_heads(graph: Any, metadata: Metadata, images: Sequence[Path]) -> list[HeadOutputs]:
-    """The heads that a graph in FP32 gives of each picture in ONNX Runtime, with or without the tail behind them."""
-    copy = type(graph)()
-    copy.CopyFrom(graph)
-    fit_trunk(copy)
-    session = open_cpu_session(copy.SerializeToString(), None, "the graph as it was traced", arena=False)
-    return [HeadOutputs(*session.run(None, {"images": network_input([path], metadata)})) for path in images]
+def run_heads(graph: Any, images: Sequence[Path]) -> list[HeadOutputs]:
+    """The raw heads of each picture from an FP32 ``ModelProto`` in ONNX Runtime, with or without a tail behind them."""
+    probe = TensorProbe(graph)
+    probe.read(*(output.name for output in probe.graph.output))
+    return [
+        HeadOutputs(*(values[i : i + 1] for values in heads))
+        for count, heads in probe.run(images)
+        for i in range(count)
+    ]
 
 
 def _compare(reference: Sequence[Detections], found: Sequence[Detections], score_threshold: float) -> AgreementMeter:

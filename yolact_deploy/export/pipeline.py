@@ -16,6 +16,7 @@ from yolact_deploy.export.overflow import RangeReport, measure_ranges
 from yolact_deploy.export.parity import ParityReport, check_parity, run_heads
 from yolact_deploy.export.quantization_noise import TensorNoise, quantization_noise
 from yolact_deploy.export.quantize import quantize_trunk
+from yolact_deploy.graph.onnx_graph import copy_model
 from yolact_deploy.model import YolactModel
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.backend import HeadOutputs
@@ -149,10 +150,10 @@ class _Tracing:
     def look(self, graph: Any, metadata: Metadata) -> Mapping[str, str]:
         """Layers to keep in FP32, with the reasons."""
         if self._options.precision in _COARSE:
-            self.heads = run_heads(graph, metadata, self._compared)
+            self.heads = run_heads(graph, self._compared)
         if self._options.precision != "fp16" or not self._options.find_overflow:
             return {}
-        self.ranges = measure_ranges(graph, metadata, self._range_images)
+        self.ranges = measure_ranges(graph, self._range_images)
         return self.ranges.unsafe
 
     def quantize(self, graph: Any, metadata: Metadata) -> Metadata:
@@ -164,11 +165,10 @@ class _Tracing:
             more = options.find_layers(graph, metadata, found)
             reasons = {**metadata.keep_reasons, **more}
             metadata = replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=reasons)
-        exact = type(graph)()
-        exact.CopyFrom(graph)
+        exact = copy_model(graph)
         quantize_trunk(graph, found, target=options.target, keep_fp32=metadata.keep_fp32)
         self.calibration = found
-        self.noise = quantization_noise(exact, graph, metadata, self._compared)
+        self.noise = quantization_noise(exact, graph, self._compared)
         how = {"target": options.target, "method": found.method}
         which = {"images": found.images, "images_sha256": found.images_sha256}
         return replace(metadata, quantization={**how, **which})

@@ -1,14 +1,13 @@
-"""What quantising each activation costs by itself: the check that an INT8 file was calibrated for this network.
+"""Quantization noise of each activation by itself: the check that the calibration of an INT8 file fits the network.
 
-Errors of a whole INT8 network say little: with weights that leave much undecided they are large though nothing is
-wrong. But 8 bits with a range that fits change a tensor little, whatever the network; one that is far too wide leaves a
-few levels of it, and one that is far too narrow clips nearly everything. So the Q/DQ pairs of the file are put beside
-the tensors of the FP32 graph, and each one's error is measured on values that have no other error.
+The error of a whole INT8 network says little: where the weights leave much undecided it is large although nothing is
+wrong. But with a range that fits, 8 bits change a tensor little, whatever the network. A range that is far too wide
+leaves only a few levels, and one that is far too narrow clips nearly everything. So each Q/DQ pair of the file is
+applied to the tensor of the FP32 graph, and its error is measured on values that have no other error.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.artifact import Metadata
-from yolact_deploy.errors import import_optional
-from yolact_deploy.export.overflow import network_input
-from yolact_deploy.graph.onnx_graph import fit_trunk
-from yolact_deploy.runtime.onnxruntime import open_cpu_session
+from yolact_deploy.evaluation.trunk_comparison import sqnr_db
+from yolact_deploy.graph.tensor_probe import TensorProbe
 
-#: least signal-to-noise ratio, dB, of each quantised tensor. Good ranges give 20 and more; a hundred times too wide
-#: leaves at most 11, where a ReLU6 makes most values 0 or 6, and a hundred times too narrow next to nothing
+#: minimum signal-to-noise ratio of each quantized tensor, dB. Good ranges give 20 or more. A range a hundred times too
+#: wide leaves at most 11, where a ReLU6 makes most values 0 or 6; one a hundred times too narrow leaves almost nothing
 LIMIT_DB = 14.0
 
 
 @dataclass(frozen=True)
 class TensorNoise:
-    """One quantised activation.
+    """One quantized activation.
 
     Attributes:
-        name: of the tensor
-        sqnr_db: its variance over the mean squared error that quantising it makes
+        name: name of the tensor
+        sqnr_db: its variance over the mean squared error of quantizing it, dB
     """
 
     name: str
@@ -44,53 +40,37 @@ class TensorNoise:
         return self.sqnr_db >= LIMIT_DB  # NaN is not
 
 
-def quantization_noise(exact: Any, quantized: Any, metadata: Metadata, images: Sequence[Path]) -> list[TensorNoise]:
-    """Measure what the Q/DQ pairs of ``quantized`` do to the tensors of ``exact``, the worst first.
+def quantization_noise(exact: Any, quantized: Any, images: Sequence[Path]) -> list[TensorNoise]:
+    """Measure what the Q/DQ pairs of ``quantized`` do to the tensors of ``exact``.
 
     Args:
-        exact: ``ModelProto`` in FP32 that ``quantized`` was made from; it is left as it is
-        metadata: of both
+        exact: ``ModelProto`` in FP32 that ``quantized`` was made from; it is not changed
         images: pictures to run over
+
+    Returns:
+        One entry per quantized activation, the lowest ratio first.
     """
-    onnx = import_optional("onnx", "onnx", "Measuring the noise of quantisation")
-    model = type(exact)()
-    model.CopyFrom(exact)
-    fit_trunk(model)
-    graph = model.graph
     constants = {constant.name: constant for constant in quantized.graph.initializer}
-    made = {name for node in graph.node for name in node.output}
+    made = {name for node in exact.graph.node for name in node.output}
     pairs = [node for node in quantized.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in made]
     if not pairs:
         return []
-    for name in dict.fromkeys(name for node in pairs for name in node.input[1:]):
-        graph.initializer.add().CopyFrom(constants[name])
-    del graph.output[:]
+    probe = TensorProbe(exact)
+    scales = dict.fromkeys(name for node in pairs for name in node.input[1:])
+    probe.graph.initializer.extend(constants[name] for name in scales)
     for node in pairs:
-        tensor, low, back, error = node.input[0], *(f"{node.output[0]}_{what}" for what in ("low", "back", "error"))
-        graph.node.append(onnx.helper.make_node("QuantizeLinear", node.input, [low]))
-        graph.node.append(onnx.helper.make_node("DequantizeLinear", [low, *node.input[1:]], [back]))
-        graph.node.append(onnx.helper.make_node("Sub", [back, tensor], [error]))
-        for op, source in (("ReduceMean", tensor), ("ReduceSumSquare", tensor), ("ReduceSumSquare", error)):
-            output = f"{source}_{op}"
-            graph.node.append(onnx.helper.make_node(op, [source], [output], keepdims=0))
-            graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
-        graph.node.append(onnx.helper.make_node("Size", [tensor], [f"{tensor}_size"]))
-        graph.output.append(onnx.helper.make_tensor_value_info(f"{tensor}_size", onnx.TensorProto.INT64, []))
-    session = open_cpu_session(model.SerializeToString(), None, "the graph with its quantisation watched", arena=False)
-    found = np.zeros((len(pairs), 4))
-    for path in images:
-        found += np.array(session.run(None, {"images": network_input([path], metadata)}), np.float64).reshape(-1, 4)
-    mean, squares, errors, size = found.T
-    variance = squares / size - (mean / len(images)) ** 2
-    noise = errors / size
-    rows = [
-        TensorNoise(node.input[0], _decibels(float(signal), float(wrong)))
-        for node, signal, wrong in zip(pairs, variance, noise, strict=True)
-    ]
+        tensor, *scale = node.input
+        restored = probe.compute("DequantizeLinear", probe.compute("QuantizeLinear", *node.input), *scale)
+        probe.read(
+            probe.compute("ReduceMean", tensor, keepdims=0),
+            probe.compute("ReduceSumSquare", tensor, keepdims=0),
+            probe.compute("ReduceSumSquare", probe.compute("Sub", restored, tensor), keepdims=0),
+            probe.compute("Size", tensor),
+        )
+    calls = np.array([values for _, values in probe.run(images)], np.float64).reshape(-1, len(pairs), 4)
+    mean, squares, errors, size = calls.sum(axis=0).T
+    variance, noise = squares / size - (mean / len(calls)) ** 2, errors / size
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative_rms = np.where(noise == 0, 0.0, np.sqrt(noise / np.maximum(variance, 0.0)))
+    rows = [TensorNoise(node.input[0], sqnr_db(float(rms))) for node, rms in zip(pairs, relative_rms, strict=True)]
     return sorted(rows, key=lambda row: row.sqnr_db)
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -11,6 +11,7 @@ get the operator itself, which is several times as fast.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,17 +60,31 @@ def cut_tail(model: Any) -> None:
     graph = model.graph
     nms = _only(graph, "FastNMS")
     assembly = _only(graph, "MaskAssembly")
-    ends = [*nms.input, assembly.input[0]]
-    needed, kept = set(ends), []
+    end_graph_at(graph, [*nms.input, assembly.input[0]])
+    for output in graph.output:
+        output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    _drop_functions(model)
+
+
+def end_graph_at(graph: Any, tensors: Iterable[str]) -> None:
+    """Make these tensors the outputs of a ``GraphProto``, in place, and drop the nodes that they do not depend on."""
+    onnx = import_optional("onnx", "onnx", "Changing the outputs of an ONNX file")
+    outputs = [onnx.ValueInfoProto(name=name) for name in tensors]
+    needed, kept = {output.name for output in outputs}, []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
             kept.append(node)
     del graph.node[:], graph.output[:]
     graph.node.extend(reversed(kept))
-    _drop_functions(model)
-    for name in ends:
-        graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    graph.output.extend(outputs)
+
+
+def copy_model(model: Any) -> Any:
+    """A copy of a ``ModelProto``."""
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _drop_functions(model: Any) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from yolact_deploy.errors import ArtifactError, BackendError, import_optional
+from yolact_deploy.errors import BackendError, import_optional
+from yolact_deploy.graph.cpu_session import first_line, open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
 from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
@@ -45,7 +46,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             outputs = self._session.run(None, {"images": images})
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed: {_first_line(error)}") from error
+            raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
         return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
 
     @property
@@ -64,27 +65,3 @@ class OnnxRuntimeBackend(Backend):
 
     def close(self) -> None:
         del self._session
-
-
-def open_cpu_session(data: bytes, threads: int | None, source: str, *, arena: bool = True) -> Any:
-    """An ONNX model in ONNX Runtime's CPU provider; raises :class:`ArtifactError` where it refuses it.
-
-    Args:
-        threads: of one operator; by default as many as there are cores
-        source: what the model is called in errors
-        arena: keep memory for the next call, in pieces that double in size: a little faster, and takes up to half more
-    """
-    ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = arena
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base
-        raise ArtifactError(f"ONNX Runtime refuses {source}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -30,12 +30,12 @@ from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, AgreementMeter
 from yolact_deploy.evaluation.bootstrap import Interval, PairedBootstrap
 from yolact_deploy.evaluation.matches import Matches
 from yolact_deploy.evaluation.trunk_comparison import ErrorMeter, finite_or_none, sqnr_db
-from yolact_deploy.graph.onnx_graph import fit_trunk, mask_iou_net
+from yolact_deploy.graph.cpu_session import open_cpu_session
+from yolact_deploy.graph.onnx_graph import copy_model, fit_trunk, mask_iou_net
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 from yolact_deploy.paste import MaskCrops
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import Backend, HeadOutputs
-from yolact_deploy.runtime.onnxruntime import open_cpu_session
 from yolact_deploy.runtime.predictor import Predictor
 
 HEADS = HeadOutputs._fields
@@ -111,7 +111,7 @@ class Trials:
     ) -> None:
         images.check_classes(metadata.config)
         self._backend = _MemoryBackend(metadata, mask_iou_net(model) if metadata.tail == "functions" else None)
-        self._model = _copy(model)
+        self._model = copy_model(model)
         fit_trunk(self._model)
         self.layers = layer_names(trunk_nodes(self._model.graph))
         if not self.layers:
@@ -147,7 +147,7 @@ class Trials:
         return other
 
     def _changed(self, kept: Sequence[str]) -> Any:
-        model = _copy(self._model)
+        model = copy_model(self._model)
         self._change(model, kept)
         return model
 
@@ -287,12 +287,6 @@ def _score(meter: AccuracyMeter | None) -> tuple[dict[str, float], dict[str, Mat
     figures: Mapping[str, Any] = {"box": result.box, "mask": result.mask}
     ap = {kind: figure.ap for kind, figure in figures.items() if figure is not None and figure.ap is not None}
     return ap, {kind: found for kind, found in meter.matches().items() if kind in ap}
-
-
-def _copy(model: Any) -> Any:
-    made = type(model)()
-    made.CopyFrom(model)
-    return made
 
 
 def least_decibels(cost: Measured) -> str:

@@ -1,0 +1,107 @@
+"""Reads inner tensors of an ONNX graph: a copy of the graph gets further outputs and runs in ONNX Runtime on the CPU.
+
+Tensors can be reduced inside the graph, to their range or their error, so that memory stays that of the network.
+
+Legend: N images per call, S input side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.errors import import_optional
+from yolact_deploy.graph.cpu_session import open_cpu_session
+from yolact_deploy.graph.onnx_graph import copy_model, end_graph_at, fit_trunk
+from yolact_deploy.preprocess import read_image, resize_image
+
+_UINT8 = 2  # in onnx.TensorProto
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """The images that a graph takes: [N, S, S, 3] BGR, uint8 or float32 in 0..255.
+
+    Attributes:
+        batch: N; 1 if the graph takes any
+        side: S
+        dtype: "uint8" or "float32"
+    """
+
+    batch: int
+    side: int
+    dtype: str
+
+    @classmethod
+    def of(cls, graph: Any) -> GraphInput:
+        """The input of a ``GraphProto`` that this package exported."""
+        tensor = graph.input[0].type.tensor_type
+        batch, side, *_ = (dim.dim_value for dim in tensor.shape.dim)
+        return cls(batch or 1, side, "uint8" if tensor.elem_type == _UINT8 else "float32")
+
+    def read(self, pictures: Sequence[Path]) -> NDArray[Any]:
+        """Pictures as the graph takes them; the last one is repeated until the batch is full.
+
+        Raises:
+            InputError: a file is not a picture.
+        """
+        images = [resize_image(read_image(path), self.side, self.dtype) for path in pictures]
+        return np.stack(images + images[-1:] * (self.batch - len(images)))
+
+
+class TensorProbe:
+    """A copy of a graph's trunk that puts out chosen tensors.
+
+    Args:
+        model: ``ModelProto`` in FP32, with or without a tail; it is not changed
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._onnx = import_optional("onnx", "onnx", "Reading inner tensors of an ONNX file")
+        self._model = copy_model(model)
+        fit_trunk(self._model)
+        self._outputs: list[str] = []
+        self._constants: dict[tuple[int, ...], str] = {}
+
+    @property
+    def graph(self) -> Any:
+        """The ``GraphProto``, before it runs."""
+        return self._model.graph
+
+    def compute(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add an ONNX operator on tensors of the graph; returns the name of its result."""
+        result = f"probe_{len(self.graph.node)}"
+        self.graph.node.append(self._onnx.helper.make_node(operator, inputs, [result], **attributes))
+        return result
+
+    def constant(self, *values: int) -> str:
+        """Add a constant int64 [len(values)]; returns its name."""
+        if values not in self._constants:
+            self._constants[values] = name = f"probe_constant_{len(self._constants)}"
+            array = np.array(values, np.int64)
+            self.graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
+        return self._constants[values]
+
+    def read(self, *tensors: str) -> None:
+        """Put these tensors out, after those of earlier calls."""
+        self._outputs += tensors
+
+    def run(self, pictures: Iterable[Path]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+        """Run over pictures, one batch after the other; can be called once.
+
+        Yields:
+            The number of pictures in the batch, and the tensors read. Rows past that number repeat the last picture.
+        """
+        form = GraphInput.of(self.graph)
+        end_graph_at(self.graph, self._outputs)
+        session = open_cpu_session(self._model.SerializeToString(), None, "the graph with more outputs", arena=False)
+        del self._model  # the session has its own copy of the weights
+        rest = iter(pictures)
+        while call := list(islice(rest, form.batch)):
+            yield len(call), session.run(None, {"images": form.read(call)})

@@ -108,7 +108,8 @@ def _table(group: argparse._ArgumentGroup) -> str:
         f"| {_code(_spelling(action))} | {_inline(formatter._expand_help(action) if action.help else '')} |"
         for action in _shown(group)
     ]
-    return "\n".join(["| option | description |", "| --- | --- |", *rows])
+    kind = "option" if any(action.option_strings for action in _shown(group)) else "argument"
+    return "\n".join([f"| {kind} | description |", "| --- | --- |", *rows])
 
 
 def _spelling(action: argparse.Action, *, longest: bool = False) -> str:
@@ -158,12 +159,18 @@ def _text(text: str) -> Iterator[str]:
 def _examples(lines: Iterable[str]) -> list[str]:
     """Commands with their remarks, which stand behind or below them in the help, above them."""
     shown: list[str] = []
+    start = 0  # of the command that is read
     for line in lines:
-        parts = re.fullmatch(rf"((?:{PROGRAM} .*?\S)?)\s{{3,}}\(?(\S.*?)\)?", line)
-        if parts and parts[1]:
-            shown += [f"# {parts[2]}", parts[1]]
-        elif parts and len(line) > 40 and shown and not shown[-1].endswith("\\"):
-            shown.insert(-1, f"# {parts[2]}")
-        else:
+        continued = bool(shown) and shown[-1].endswith("\\")
+        start = start if continued else len(shown)
+        parts = re.fullmatch(r"(\s*\S.*?\S)\s{3,}\(?(\S.*?)\)?", line) or re.fullmatch(r"()\s{30,}\(?(\S.*?)\)?", line)
+        if not parts:
             shown.append(line)
+        elif not parts[1]:
+            shown.insert(start - 1, f"# {parts[2]}")
+        elif parts[2].startswith("then: "):
+            shown += [parts[1], parts[2].removeprefix("then: ")]
+        else:
+            shown.append(parts[1])
+            shown.insert(start, f"# {parts[2]}")
     return shown

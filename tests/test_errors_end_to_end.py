@@ -301,7 +301,7 @@ def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, l
         time.sleep(later)
         child.send_signal(number)
         stdout, stderr = child.communicate(timeout=LIMIT)
-    check(child.returncode, stderr, "interrupted; nothing half-written was left")
+    check(child.returncode, stderr, "interrupted; no partial files were left")
     assert stdout == ""
     after = listing(here)
     after.pop("out/", None)  # the folder itself may stay
@@ -322,7 +322,7 @@ def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
         wait_until(lambda: list(here.glob(".built-*")), child)
         child.send_signal(signal.SIGINT)
         _, stderr = child.communicate(timeout=LIMIT)
-    check(child.returncode, stderr, "interrupted; nothing half-written was left")
+    check(child.returncode, stderr, "interrupted; no partial files were left")
     assert listing(here) == before
 
 

@@ -290,7 +290,7 @@ def test_wrong_arguments(here: Path, capsys: pytest.CaptureFixture[str], argumen
     ("fail", "message"),
     [
         (stop, "far enough"),
-        (lambda *args: signal.default_int_handler(2, None), "interrupted; nothing half-written was left"),
+        (lambda *args: signal.default_int_handler(2, None), "interrupted; no partial files were left"),
     ],
 )
 def test_a_failing_export(

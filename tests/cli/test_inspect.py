@@ -77,7 +77,7 @@ def test_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["metadata"]["quantization"] == how
     assert cli.main(["inspect", str(path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for part in ("int8", "symmetric", "percentile over 500 images", "proto_net.10, fpn.lat_layers.0"):
+    for part in ("int8", "symmetric", "percentile ranges from 500 images", "proto_net.10, fpn.lat_layers.0"):
         assert part in text
 
 

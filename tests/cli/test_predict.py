@@ -243,7 +243,7 @@ class TestRefusedBeforeLoading:
         with pytest.raises(SystemExit) as caught:
             predict(pictures, "--format", "xml")
         assert caught.value.code == 2
-        assert "expected overlay, json, coco" in capsys.readouterr().err
+        assert "expected a comma-separated list of overlay, json, coco" in capsys.readouterr().err
 
 
 def make_video(path: Path, frames: int = 6) -> Path:

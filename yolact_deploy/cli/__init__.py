@@ -1,4 +1,4 @@
-"""The command line. Each command is a module here with ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``.
+"""The command line: one module per command, with ``add_arguments(parser)`` and ``run(args) -> int``.
 
-Only :mod:`yolact_deploy.cli.main` knows them all; it imports the one that is asked for.
+The docstring of the module is the description in its help. :mod:`yolact_deploy.cli.main` imports the requested one.
 """

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-HELP = "measure accuracy and speed of engines side by side"
-
 _EPILOG = """\
 examples:
   yolact-deploy bench --weights yolact_base_54_800000.pth --engine yolact_base.onnx --coco coco/ --images 100

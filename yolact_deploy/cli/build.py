@@ -17,8 +17,6 @@ from pathlib import Path
 from yolact_deploy.cli import export
 from yolact_deploy.vocabulary import FLAVOURS
 
-HELP = "build a TensorRT engine from an exported ONNX file (needs no torch)"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("onnx", metavar="ONNX", help="file written by 'yolact-deploy export'")

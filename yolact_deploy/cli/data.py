@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from yolact_deploy.datasets.check import DataReport
 
-HELP = "check a dataset, or generate one"
-
 _EPILOG = """\
 examples:
   yolact-deploy data check my.yaml --deep

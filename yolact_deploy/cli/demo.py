@@ -1,8 +1,7 @@
-"""Show the whole path, from weights to a measured engine: export, engines, accuracy, speed, report and pictures.
+"""Run the whole path from weights to a measured engine: export, engines, accuracy, speed, report and pictures.
 
-Runs the commands that you would type, and prints each before it runs. No GPU and no download needed: the model comes
-with the package and was trained on generated shapes, of which others are generated to score it. The TensorRT for RTX
-engine is built, not run.
+Prints each command before it runs. Needs no GPU and no download: the model comes with the package and was trained on
+generated shapes; others are generated to score it. The TensorRT for RTX engine is built but not run.
 
 examples:
   yolact-deploy demo
@@ -17,20 +16,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-HELP = "export and measure the model that comes with the package, or yours"
-
-_SHOWN = 6  # pictures that are written
-_CALIBRATION = 100  # pictures for the ranges of INT8; none of them is scored
+_SHOWN = 6  # pictures with overlays
+_CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--weights", metavar="W", help="another checkpoint, which is run on the sample images of the package"
-    )
-    parser.add_argument("--config", metavar="NAME", help="configuration; by default told from the tensors")
-    parser.add_argument("--size", type=int, metavar="S", help="side of the input image")
-    parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="folder for what is made (default: demo)")
-    parser.add_argument("--images", type=int, default=500, metavar="N", help="images of shapes to score (default 500)")
+    parser.add_argument("--weights", metavar="W", help="another checkpoint, to run on the sample images of the package")
+    parser.add_argument("--config", metavar="NAME", help="configuration (default: inferred from the tensors)")
+    parser.add_argument("--size", type=int, metavar="S", help="side of the network input")
+    parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="output folder (default demo)")
+    parser.add_argument("--images", type=int, default=500, metavar="N", help="generated images to score (default 500)")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds over the images (default 1, with --weights 3)")
 
 
@@ -61,7 +56,7 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
     onnx, half, int8 = (folder / f"model{suffix}.onnx" for suffix in ("", "_fp16", "_int8"))
     flavour = "rtx" if "tensorrt-rtx builder" in works else "none"
-    own = not args.weights  # others have no pictures to calibrate on
+    own = not args.weights  # other models have no calibration pictures
     engines = [str(onnx), *([str(half), str(int8)] if own else [])]
     if "openvino" in works:
         engines += [f"{onnx}@openvino", *([f"{onnx}@openvino-bf16"] if has_bf16 else [])]

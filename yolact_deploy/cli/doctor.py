@@ -1,6 +1,6 @@
-"""Tell which runtimes and tools work on this machine, and for the others why not and what to install.
+"""Check which runtimes and tools work on this machine, and what to install for the rest.
 
-Each is really tried, in a process of its own. Exit code 2 when nothing here can run a model.
+Each one is started in a process of its own. The exit code is 2 if no runtime works.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from yolact_deploy.runtime.checks import Finding
 
-HELP = "tell what this machine can run, and what is missing for the rest"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="SECONDS", help="for each attempt (default 120)"
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="time limit per check (default 120)"
     )
 
 
@@ -42,14 +40,14 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
         shown = ", ".join(value) if isinstance(value, list) else value
         print(f"{key.replace('_', '-'):<14} {shown}")
     print()
-    for kind, title in (("runtime", "Runs models"), ("tool", "Driver, builders and tools")):
+    for kind, title in (("runtime", "Runtimes"), ("tool", "Driver, builders and tools")):
         chosen = (finding for finding in findings if finding.kind == kind)
         rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, _cure(f)) for f in chosen]
         print_table(["", "works", "version", "", "what to do"], rows, title=title)
 
 
 def _cure(finding: Finding) -> str:
-    """What to do; the driver's cure is told once, in its own row."""
+    """What to do; the cure of the driver is shown once, in its own row."""
     from yolact_deploy.machine.nvidia import DRIVER_CURE
 
     return "see NVIDIA driver" if finding.cure == DRIVER_CURE and finding.name != "NVIDIA driver" else finding.cure

@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 500
 
-HELP = "write ONNX and a TensorRT engine from weights, and check them against the eager model"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

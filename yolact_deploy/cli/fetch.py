@@ -1,19 +1,17 @@
-"""Download the official weights of a configuration, check them, and print where they are.
+"""Download the official weights of a configuration, verify them and print their path.
 
-Files are kept in the cache of huggingface_hub, so that a second call needs no connection.
+Files are kept in the cache of huggingface_hub; a second call needs no connection.
 """
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "download the official weights of a configuration"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="configuration, such as yolact_base")
-    parser.add_argument("--cache-dir", metavar="DIR", help="folder to keep the weights in")
-    parser.add_argument("--sha256", metavar="HEX", help="checksum that the file must have")
+    parser.add_argument("--cache-dir", metavar="DIR", help="folder for the weights")
+    parser.add_argument("--sha256", metavar="HEX", help="expected checksum of the file")
 
 
 def run(args: argparse.Namespace) -> int:

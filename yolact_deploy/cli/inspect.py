@@ -1,16 +1,14 @@
-"""Tell what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint."""
+"""Show what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-HELP = "tell what is inside an ONNX file, an engine or a checkpoint"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt")
-    parser.add_argument("--layers", action="store_true", help="also list all nodes (ONNX) or tensors (weights)")
+    parser.add_argument("--layers", action="store_true", help="also list every node (ONNX) or tensor (weights)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,10 +56,10 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
         low, usual, high = metadata["batch"]
         rows += [
             ("precision", metadata["precision"]),
-            *([("quantised", _quantization(metadata["quantization"]))] if metadata["quantization"] else []),
+            *([("quantized", _quantization(metadata["quantization"]))] if metadata["quantization"] else []),
             *([("kept in FP32", ", ".join(_kept(metadata)))] if metadata["keep_fp32"] else []),
             ("tail", metadata["tail"]),
-            ("batch", str(high) if low == high else f"{low} to {high}, usually {usual}"),
+            ("batch", str(high) if low == high else f"{low} to {high}, optimized for {usual}"),
             ("input", metadata["input_dtype"]),
             ("weights SHA-256", metadata["weights_sha256"] or "not recorded"),
             ("made with", ", ".join(f"{k} {v}" for k, v in metadata["versions"].items()) or "not recorded"),
@@ -81,7 +79,7 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _kept(metadata: dict[str, Any]) -> list[str]:
-    """The layers that are kept in FP32, with the reasons for those that the export found."""
+    """The layers kept in FP32, with the reasons for those that the export chose."""
     reasons = metadata["keep_reasons"]
     return [f"{layer} ({reasons[layer]})" if layer in reasons else layer for layer in metadata["keep_fp32"]]
 
@@ -97,10 +95,10 @@ _PLAIN = (
 
 
 def _quantization(facts: dict[str, Any]) -> str:
-    """Form, ranges and images of INT8 in a line."""
+    """Form, ranges and images of an INT8 file in one line."""
     form = {"symmetric": "symmetric (TensorRT, OpenVINO)", "onnxruntime": "unsigned (ONNX Runtime)"}
-    target, images = facts["target"], facts["images_sha256"]
-    return f"{form.get(target, target)}, ranges by {facts['method']} over {facts['images']} images, SHA-256 {images}"
+    target, sha256 = facts["target"], facts["images_sha256"]
+    return f"{form.get(target, target)}, {facts['method']} ranges from {facts['images']} images, SHA-256 {sha256}"
 
 
 def _shape(value: Any) -> str:

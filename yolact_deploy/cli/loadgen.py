@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from yolact_deploy.benchmarks.mlperf.loadgen_run import ScenarioResult
     from yolact_deploy.benchmarks.mlperf.loadgen_settings import LoadgenOptions
 
-HELP = "run MLPerf's scenarios by its load generator: single-stream, multi-stream, offline, server"
-
 _EPILOG = """\
 examples:
   yolact-deploy loadgen m.onnx m.onnx@openvino-bf16 --images pictures/ --logs logs/

@@ -1,7 +1,7 @@
-"""Entry point: finds the command, imports its module only, and turns every failure into one line and an exit code.
+"""Entry point: imports the module of one command, and turns every failure into one line and an exit code.
 
-Exit codes: 0 done, 1 a gate failed (``--min-fps`` and the like), 2 anything else that went wrong. The help must
-answer at once, so nothing heavy is imported here.
+Exit codes: 0 done, 1 a limit was missed (``--min-fps`` and the like), 2 any other failure. Nothing heavy is imported
+here, so that the help appears at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
@@ -26,41 +27,41 @@ from yolact_deploy.version import __version__
 
 PROGRAM = "yolact-deploy"
 
-#: name of each command's module in this package, and its line in the overview
+#: name of each command's module in this package, and its line in the overview, which fits 80 columns
 COMMANDS = {
-    "export": "write ONNX and a TensorRT engine from weights, and check them against the eager model",
-    "build": "build a TensorRT engine from an exported ONNX file (needs no torch)",
-    "bench": "measure accuracy and speed of engines side by side",
-    "loadgen": "run MLPerf's scenarios by its load generator: single-stream, multi-stream, offline, server",
-    "eval": "COCO box and mask AP of one model",
-    "compare": "compare two models, layer by layer, output by output and detection by detection",
-    "predict": "detect in pictures, folders, a video or a camera",
-    "inspect": "tell what is inside an ONNX file, an engine or a checkpoint",
-    "doctor": "tell what this machine can run, and what is missing for the rest",
-    "summary": "layer table, parameters and multiply-adds of a network",
-    "train": "train a network on a COCO-style dataset, by a recipe",
-    "data": "check a dataset before training on it, or generate one of shapes",
-    "demo": "export and measure the model that comes with the package, or yours",
-    "fetch": "download the official weights of a configuration",
+    "export": "Export weights to ONNX and build a TensorRT engine",
+    "build": "Build a TensorRT engine from an exported ONNX file (no torch needed)",
+    "bench": "Measure accuracy and speed of models side by side",
+    "loadgen": "Run the MLPerf scenarios with the MLPerf load generator",
+    "eval": "Compute COCO box and mask AP of a model",
+    "compare": "Compare two models by layer, output and detection",
+    "predict": "Detect objects in pictures, folders, videos or a camera stream",
+    "inspect": "Show what is inside a model file",
+    "doctor": "Check what runs on this machine and what to install for the rest",
+    "summary": "Show the layers, parameters and multiply-adds of a network",
+    "train": "Train a network on a COCO-style dataset",
+    "data": "Check a dataset, or generate one of simple shapes",
+    "demo": "Export, measure and run the model that comes with the package",
+    "fetch": "Download the official weights of a configuration",
 }
 _GLOBAL_FLAGS = ("--debug", "--quiet", "--json")
-#: what a shell reports of a program that SIGPIPE ended
+#: exit code that a shell reports for a program ended by SIGPIPE
 _BROKEN_PIPE = 141
 _CURES = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "free some of your quota, or choose another place",
-    errno.EACCES: "check the permissions, or choose another place",
-    errno.EPERM: "check the permissions, or choose another place",
-    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some of your quota or choose another place",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EPERM: "check the permissions or choose another place",
+    errno.EROFS: "choose a writable place",
     errno.ENOENT: "check the path",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; raises SystemExit for ``--help``, ``--version`` and wrong arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Global flags may also stand before the command.
+    # Global flags may also come before the command.
     leading = []
     while arguments and arguments[0] in _GLOBAL_FLAGS:
         leading.append(arguments.pop(0))
@@ -69,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COMMANDS)}"
-        _complain(f"unknown command {name!r}: {hint} ('{PROGRAM} --help' lists all)")
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"
+        _complain(f"unknown command {name!r}: {hint} ('{PROGRAM} --help' lists all commands)")
         return 2
     return _run(name, leading + arguments[1:])
 
@@ -82,8 +83,8 @@ def _overview(arguments: Sequence[str]) -> int:
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [options]",
         description="YOLACT instance segmentation: weights in, a measured engine out.",
-        epilog=f"commands:\n{lines}\n\n'{PROGRAM} COMMAND --help' tells the options of one.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"commands:\n{lines}\n\n'{PROGRAM} COMMAND --help' shows the options of a command.",
+        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.parse_args(arguments)
@@ -93,7 +94,7 @@ def _overview(arguments: Sequence[str]) -> int:
 
 
 def _run(name: str, arguments: Sequence[str]) -> int:
-    debug = "--debug" in arguments  # for failures before the arguments are parsed
+    debug = "--debug" in arguments  # for failures before parsing
     try:
         with _terminate_as_interrupt():
             module = importlib.import_module(f"yolact_deploy.cli.{name}")
@@ -103,14 +104,14 @@ def _run(name: str, arguments: Sequence[str]) -> int:
             args.progress = console_progress(args.quiet)
             with _warnings_on_stderr(args.quiet):
                 code: int = module.run(args)
-            sys.stdout.flush()  # so that a closed pipe is met here and not at exit
+            sys.stdout.flush()  # a closed pipe fails here and not at exit
             return code
     except BrokenPipeError:
         _discard_stdout()
         return _BROKEN_PIPE
     except KeyboardInterrupt:
         _show_traceback(debug)
-        _complain("interrupted; nothing half-written was left")
+        _complain("interrupted; no partial files were left")
         return 2
     except YolactDeployError as error:
         _show_traceback(debug)
@@ -122,7 +123,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         return 2
     except Exception as error:
         _show_traceback(debug)
-        hint = "please report it" if debug else "run again with --debug and report what it prints"
+        hint = "please report it" if debug else "run again with --debug and report the traceback"
         _complain(f"internal error: {type(error).__name__}: {_one_line(error)}; {hint}")
         return 2
 
@@ -132,9 +133,9 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     module = importlib.import_module(f"yolact_deploy.cli.{name}")
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
-        description=module.__doc__ or module.HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # A command may give a global flag a meaning of its own, such as bench's --json FILE.
+        description=module.__doc__,
+        formatter_class=_HelpFormatter,
+        # A command may redefine a global flag.
         conflict_handler="resolve",
     )
     _add_global_flags(parser)
@@ -142,8 +143,16 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs; leaves those with indented lines, such as examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(p if "\n " in p else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
+
+
 def _add_global_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("everywhere")
+    group = parser.add_argument_group("common options")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group.add_argument("--quiet", action="store_true", help="print errors only")
     group.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -156,7 +165,7 @@ def _complain(message: str) -> None:
     text = f"{PROGRAM}: error: {message}"
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         text = f"\x1b[31m{text}\x1b[0m"
-    # Nobody may be left to read it.
+    # The reader may be gone.
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
@@ -178,7 +187,7 @@ def _show_traceback(debug: bool) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is at that moment: a progress bar replaces it while it is drawn."""
+    """Writes to the current ``sys.stderr``: a progress bar replaces it while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
@@ -196,7 +205,7 @@ def _warnings_on_stderr(quiet: bool) -> Iterator[None]:
 
 
 def _discard_stdout() -> None:
-    """Send what is still buffered to nowhere, or Python complains about the closed pipe while it exits."""
+    """Discard what is still buffered, or Python reports the closed pipe at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -205,7 +214,7 @@ def _discard_stdout() -> None:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+    """Make SIGTERM unwind the stack like Ctrl-C, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

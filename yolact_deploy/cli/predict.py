@@ -1,4 +1,4 @@
-"""Detect in pictures, folders of pictures, a video or a camera; write pictures with the detections and JSON."""
+"""Detect objects in pictures, folders, videos or a camera stream; write overlays and JSON."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from yolact_deploy.vocabulary import BACKENDS, NMS_VARIANTS
+
 if TYPE_CHECKING:
     from yolact_deploy.cli.prediction import Summary
 
-HELP = "detect in pictures, folders, a video or a camera"
-
 _EXAMPLES = """examples:
-  yolact-deploy predict yolact.onnx street.jpg photos/ -o found
+  yolact-deploy predict yolact.onnx street.jpg photos/ -o results
   yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
   yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)"""
 _FORMATS = ("overlay", "json", "coco")
@@ -20,31 +20,37 @@ _FORMATS = ("overlay", "json", "coco")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
-    parser.add_argument("model", metavar="MODEL", help="ONNX file, engine or checkpoint; FILE@BACKEND picks a backend")
+    parser.add_argument(
+        "model", metavar="MODEL", help="ONNX file, engine or checkpoint; FILE@BACKEND selects a backend"
+    )
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, video file or camera number")
-    parser.add_argument("-o", "--output", metavar="DIR", default="predictions", help="folder (default predictions)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", default="predictions", help="output folder (default predictions)"
+    )
     parser.add_argument(
         "--format",
         metavar="LIST",
         type=_formats,
         default=("overlay", "json"),
-        help="overlay (pictures, MP4), json (a file a picture, lines a video), coco (one results file); "
-        "separated by commas (default overlay,json)",
+        help="comma-separated: overlay (pictures, MP4), json (one file per picture, one line per video frame), coco "
+        "(one results file); default overlay,json",
     )
-    parser.add_argument("--score-threshold", type=float, default=0.15, metavar="X", help="default 0.15")
     parser.add_argument(
-        "--class", dest="classes", metavar="NAME", action="append", help="only this class; can be repeated"
+        "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
     )
-    parser.add_argument("--recursive", action="store_true", help="also the folders in a folder")
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop a video or camera after N frames")
-    parser.add_argument("--backend", metavar="NAME", help="onnxruntime, openvino, torch or tensorrt")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
-    parser.add_argument("--nms", metavar="KIND", help="fast, cross-class or traditional")
-    parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint, where it cannot be inferred")
+    parser.add_argument(
+        "--class", dest="classes", metavar="NAME", action="append", help="keep only this class; repeatable"
+    )
+    parser.add_argument("--recursive", action="store_true", help="search folders recursively")
+    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop each video or camera after N frames")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
+    parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint, if it cannot be inferred")
 
 
 def run(args: argparse.Namespace) -> int:
-    # A damaged video is told by us, once; these are read when OpenCV is first used.
+    # Damaged videos are reported by this command, once. OpenCV reads these on first use.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
@@ -52,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.progress import SILENT
     from yolact_deploy.streams.sources import find_sources
 
-    found = find_sources(args.sources, recursive=args.recursive)
+    sources = find_sources(args.sources, recursive=args.recursive)
     progress = SILENT if args.json else args.progress
-    found.check_formats(args.format)
+    sources.check_formats(args.format)
     with output_folder(args.output) as folder:
         model = loading.load(
             args.model,
@@ -63,17 +69,17 @@ def run(args: argparse.Namespace) -> int:
             config=args.config,
             score_threshold=args.score_threshold,
             nms=args.nms,
-            lazy_masks=False,  # so that pasting is in the timings
+            lazy_masks=False,  # the timings include pasting
         )
         with model:
             labels = select_classes(model.config, args.classes)
             job = PredictionJob(model, folder, args.format, labels, progress=progress, max_frames=args.max_frames)
-            summary = job.run(found)
-    _tell(summary, args)
+            summary = job.run(sources)
+    _print(summary, args)
     return 2 if summary.failed else 0
 
 
-def _tell(summary: Summary, args: argparse.Namespace) -> None:
+def _print(summary: Summary, args: argparse.Namespace) -> None:
     from yolact_deploy.console import print_json, print_table
 
     facts = summary.to_dict()
@@ -85,18 +91,18 @@ def _tell(summary: Summary, args: argparse.Namespace) -> None:
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
         print(f"{summary.images} images{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}")
         shown = summary.outputs if len(summary.outputs) <= 4 else [*summary.outputs[:3], "..."]
-        print(f"written to {args.output}: {len(summary.outputs)} files ({', '.join(map(str, shown))})")
+        print(f"wrote {len(summary.outputs)} files to {args.output} ({', '.join(map(str, shown))})")
 
 
 def _formats(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
     unknown = [name for name in names if name not in _FORMATS]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(_FORMATS)} separated by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a comma-separated list of {', '.join(_FORMATS)}, got {text!r}")
     return names
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
     return int(text)

@@ -1,4 +1,4 @@
-"""The work of ``yolact-deploy predict``: run a model over sources and write what it finds, file by file, atomically."""
+"""The work of ``yolact-deploy predict``: run a model over sources and write each output file atomically."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
-#: pictures of these kinds lose nothing when they are written, so neither do their overlays
+#: lossless formats; overlays of such pictures are written lossless as well
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 
 
 @dataclass
 class Summary:
-    """What was done; times in milliseconds are added up over all images."""
+    """Counts and outputs; ``spent_ms`` is the sum over all images."""
 
     images: int = 0
     detections: int = 0
@@ -54,7 +54,7 @@ class Summary:
     failed: list[dict[str, str]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the mean milliseconds of each stage for one image."""
+        """JSON-ready, with the mean milliseconds of each stage per image."""
         count = max(self.images, 1)
         return {
             "images": self.images,
@@ -69,10 +69,10 @@ class Summary:
 
 @contextlib.contextmanager
 def output_folder(name: str | os.PathLike[str]) -> Iterator[Path]:
-    """Make a folder and check that it can be written; on failure remove it again where it is new and empty.
+    """Create a folder and check that it is writable; on failure remove it again if it is new and empty.
 
     Raises:
-        OutputError: it cannot be made or written.
+        OutputError: it cannot be created or written.
     """
     folder = Path(name)
     new = not folder.exists()
@@ -94,10 +94,10 @@ def output_folder(name: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def select_classes(config: YolactConfig, names: Sequence[str] | None) -> frozenset[int] | None:
-    """Class indices of the names; None, which means all, where no name is given.
+    """Class indices of the names; None (all) without names.
 
     Raises:
-        InputError: a name that the model does not know.
+        InputError: a name that is not a class of the model.
     """
     if not names:
         return None
@@ -105,7 +105,8 @@ def select_classes(config: YolactConfig, names: Sequence[str] | None) -> frozens
         if name not in config.class_names:
             near = difflib.get_close_matches(name, config.class_names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"the model knows no class {name!r}: {hint}Known are {', '.join(config.class_names)}")
+            known = ", ".join(config.class_names)
+            raise InputError(f"--class: the model has no class {name!r}: {hint}Its classes are {known}")
     return frozenset(config.class_names.index(name) for name in names)
 
 
@@ -113,8 +114,8 @@ class PredictionJob:
     """One run of a model over sources.
 
     Args:
-        folder: where outputs go
-        formats: of "overlay", "json", "coco"
+        folder: output folder
+        formats: any of "overlay", "json", "coco"
         labels: class indices to keep, None for all
         progress: counts pictures and frames
         max_frames: of each video, None for all
@@ -140,9 +141,9 @@ class PredictionJob:
         self._names = UniqueNames()
 
     def run(self, sources: Sources) -> Summary:
-        """Work through all sources.
+        """Process all sources.
 
-        A picture or video that cannot be read is reported and left out, unless it is the only source.
+        A picture or video that cannot be read is reported and skipped, unless it is the only source.
 
         Raises:
             InputError: the only source cannot be read.
@@ -169,35 +170,36 @@ class PredictionJob:
             with self._reported(path, alone), self._timed("decode"):
                 batch.append((path, image_id, read_image(path)))
             if batch and (len(batch) == self.model.backend.max_batch or index == len(work)):
-                for (done, done_id, image), found in zip(batch, self._detect([b[2] for b in batch]), strict=True):
-                    self._write_picture(done, image, found)
+                for (done, done_id, image), detections in zip(batch, self._detect([b[2] for b in batch]), strict=True):
+                    self._write_picture(done, image, detections)
                     if "coco" in self.formats:
-                        results += found.to_coco(done_id, self.model.config.category_ids)
-                        images.append(
-                            {"id": done_id, "file_name": str(done), "width": found.width, "height": found.height}
-                        )
+                        results += detections.to_coco(done_id, self.model.config.category_ids)
+                        size = {"width": detections.width, "height": detections.height}
+                        images.append({"id": done_id, "file_name": str(done), **size})
                 batch = []
         if "coco" in self.formats:
             self._write_json("detections.coco.json", results)
             self._write_json("detections.images.json", {"images": images})
 
-    def _write_picture(self, path: Path, image: Image, found: Detections) -> None:
+    def _write_picture(self, path: Path, image: Image, detections: Detections) -> None:
         name = self._names(path.stem)
         if "overlay" in self.formats:
             suffix = ".png" if path.suffix.lower() in _LOSSLESS else ".jpg"
             with self._timed("draw"):
-                drawn = draw_detections(image, found)
+                drawn = draw_detections(image, detections)
             with self._timed("write"):
                 self._write_image(f"{name}_overlay{suffix}", drawn)
         if "json" in self.formats:
             with self._timed("write"):
-                self._write_json(f"{name}.json", {"image": str(path), **found.to_json()})
+                self._write_json(f"{name}.json", {"image": str(path), **detections.to_json()})
 
     def _write_image(self, name: str, image: Image) -> None:
         target = self.folder / name
         ok, data = cv2.imencode(target.suffix, image)
         if not ok:
-            raise OutputError(f"cannot encode {target}: is the picture larger than {target.suffix} files may be?")
+            raise OutputError(
+                f"cannot encode {target}: the picture is probably larger than the {target.suffix} format allows"
+            )
         write_bytes(target, data.tobytes())
         self.summary.outputs.append(target)
 
@@ -219,11 +221,11 @@ class PredictionJob:
             stopped = stack.enter_context(_interrupt_stops()) if info is None else threading.Event()
             wanted = itertools.islice(itertools.chain([first], frames), self.max_frames)
             for number, frame in enumerate(self.progress.track(wanted, "predict", total, "frames")):
-                (found,) = self._detect([frame])
-                outputs.write_line(number, found)
+                (detections,) = self._detect([frame])
+                outputs.write_line(number, detections)
                 if outputs.video is not None:
                     with self._timed("draw"):
-                        drawn = draw_detections(frame, found)
+                        drawn = draw_detections(frame, detections)
                     with self._timed("write"):
                         outputs.video.write(drawn)
                 if stopped.is_set():
@@ -231,7 +233,7 @@ class PredictionJob:
         self.summary.outputs += outputs.paths
 
     def _camera_fps(self, frame: Image) -> float:
-        """As many frames a second as the model manages, so that the recording plays at about the right speed."""
+        """The frame rate that the model reaches, so that the recording plays at about the right speed."""
         self.model([frame])
         start = time.perf_counter()
         draw_detections(frame, self.model([frame])[0])
@@ -240,19 +242,19 @@ class PredictionJob:
     # -- both -------------------------------------------------------------------------------------------------------
 
     def _detect(self, images: list[Image]) -> list[Detections]:
-        found = self.model(images)
+        results = self.model(images)
         for stage, spent in self.model.timings.items():
-            if stage != "decode":  # done before, and timed there
+            if stage != "decode":  # done before and timed there
                 self.summary.spent_ms[stage] += spent
         if self.labels is not None:
-            found = [one[np.isin(one.labels, list(self.labels))] for one in found]
+            results = [result[np.isin(result.labels, list(self.labels))] for result in results]
         self.summary.images += len(images)
-        self.summary.detections += sum(map(len, found))
-        return found
+        self.summary.detections += sum(map(len, results))
+        return results
 
     @contextlib.contextmanager
     def _reported(self, source: Path | int, alone: bool) -> Iterator[None]:
-        """Report a source that cannot be read and go on, unless there is no other."""
+        """Report a source that cannot be read and continue, unless it is the only one."""
         try:
             yield
         except InputError as error:
@@ -269,7 +271,7 @@ class PredictionJob:
 
 
 class _VideoOutputs:
-    """The files of one video, which get their names when ``stack`` is left without an error."""
+    """The output files of one video; they appear under their names when ``stack`` exits without an error."""
 
     def __init__(
         self, stack: contextlib.ExitStack, stem: Path, formats: Sequence[str], fps: float, first: Image
@@ -286,18 +288,18 @@ class _VideoOutputs:
             temporary = stack.enter_context(atomic_write(self.paths[-1]))
             self._lines = stack.enter_context(temporary.open("w", encoding="utf-8"))
 
-    def write_line(self, number: int, found: Detections) -> None:
-        """One line of JSON for a frame; ``time`` is in seconds from the video's start."""
+    def write_line(self, number: int, detections: Detections) -> None:
+        """Write one line of JSON per frame; ``time`` is in seconds from the start of the video."""
         if self._lines is not None:
-            line = {"frame": number, "time": round(number / self._fps, 4), **found.to_json()}
+            line = {"frame": number, "time": round(number / self._fps, 4), **detections.to_json()}
             self._lines.write(json.dumps(line) + "\n")
 
 
 @contextlib.contextmanager
 def _interrupt_stops() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets: a camera has no other end, and what was recorded is to be kept.
+    """An event that the first Ctrl-C sets: it ends a camera stream and keeps the recording.
 
-    A second Ctrl-C interrupts as usual.
+    The second Ctrl-C interrupts as usual.
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():

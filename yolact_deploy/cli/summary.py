@@ -1,16 +1,14 @@
-"""Print a network's layer table: output shapes, parameters and multiply-adds, and the totals."""
+"""Show the layers of a network with output shapes, parameters and multiply-adds, and the totals."""
 
 from __future__ import annotations
 
 import argparse
 
-HELP = "layer table, parameters and multiply-adds of a network"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--config", metavar="NAME", help="a named configuration, such as yolact_base")
-    network.add_argument("--weights", metavar="FILE", help="a checkpoint, whose configuration is inferred")
+    network.add_argument("--weights", metavar="FILE", help="a checkpoint; its configuration is inferred")
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of nested modules (default 3)")
 
 
@@ -21,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.depth < 1:
         raise InputError(f"--depth: expected 1 or more, got {args.depth}")
-    # Before the import below, so that a wrong name is told at once.
+    # Before the slow import below, so that a wrong name fails at once.
     network = get_config(args.config) if args.config else None
     import_optional("torch", "train", "the layer table")
     from yolact_deploy.model.checkpoint import load_model

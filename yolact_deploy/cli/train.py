@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from yolact_deploy.training.fit import FitResult
 
-HELP = "train a network on a COCO-style dataset"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' tells the names")

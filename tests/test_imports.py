@@ -29,7 +29,6 @@ from yolact_deploy.moved import MOVED
 
 # Where torch may be imported; of export, the modules that say so in their docstring.
 TORCH_PLACES = (
-    "datasets.instance_table",
     "export.onnx",
     "model",
     "training",

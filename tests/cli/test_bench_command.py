@@ -233,7 +233,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "--engine", "{0}/absent.onnx", "--coco", "."], "no such model file"),
         (["bench", "--engine", "{0}/good.onnx@tpu", "--coco", "."], "backend: expected one of onnxruntime"),
         (["bench", "--engine", "{0}/good.onnx"], "no images named"),
-        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/absent"], "expected a folder"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/absent"], "no such dataset"),
         (["bench", "--engine", "{0}/good.onnx", "--size", "400"], "--size is of the eager model"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--threads", "0"], "--threads: expected"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images", "--max-ap-drop", "1"], "ground truth"),

@@ -143,7 +143,7 @@ def test_nothing_is_written_where_no_layer_may_be_in_int8(place: Path, tmp_path:
         (["--min-agreement", "98"], "--min-agreement: expected 0 < share <= 1, got 98"),
         (["--min-agreement", "0.9", "--search-images", "0"], "--search-images: expected 1 or more, got 0"),
         (["--max-ap-drop", "1", "--images-dir", "shapes/images"], "--max-ap-drop needs ground truth: give --coco DIR"),
-        (["--max-ap-drop", "1", "--coco", "none"], "--coco: expected a folder, there is none: none"),
+        (["--max-ap-drop", "1", "--coco", "none"], "no such dataset: none"),
     ],
 )
 def test_wrong_options(

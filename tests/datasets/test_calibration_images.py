@@ -1,4 +1,4 @@
-"""Which pictures are calibrated on, and what is said about those that are of no use."""
+"""Which pictures are calibrated on, and what is reported about unusable ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_training_pictures_of_a_coco_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_pictures_of_both_splits(tmp_path: Path) -> None:
-    """The annotations tell which ones are of training."""
+    """The annotations say which ones belong to the training split."""
     shapes = pytest.importorskip("yolact_deploy.datasets.shapes")
     list(shapes.write_shapes(tmp_path, {"train": 3, "val": 2}))
     assert [path.name[:5] for path in calibration_images(tmp_path)] == ["train"] * 3
@@ -61,36 +61,36 @@ def test_no_pictures(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_bytes(tmp_path: Path) -> None:
     paths = write(tmp_path / "a", 40)
-    found = usable_images(paths)
-    assert found.paths == tuple(paths)
-    assert found.notes == ()
+    usable = usable_images(paths)
+    assert usable.paths == tuple(paths)
+    assert usable.notes == ()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert usable_images(sorted((tmp_path / "b").iterdir())).sha256 == found.sha256
-    assert usable_images(paths[::-1]).sha256 != found.sha256
-    assert usable_images(paths[1:]).sha256 != found.sha256
+    assert usable_images(sorted((tmp_path / "b").iterdir())).sha256 == usable.sha256
+    assert usable_images(paths[::-1]).sha256 != usable.sha256
+    assert usable_images(paths[1:]).sha256 != usable.sha256
 
 
-def test_few_pictures_and_copies_are_told(tmp_path: Path) -> None:
+def test_few_pictures_and_copies_are_reported(tmp_path: Path) -> None:
     paths = write(tmp_path, 31)
     shutil.copy(paths[0], tmp_path / "copy.png")
-    found = usable_images([*paths, tmp_path / "copy.png"])
-    assert found.paths == tuple(paths)
-    assert [note.partition(":")[0] for note in found.notes] == [
+    usable = usable_images([*paths, tmp_path / "copy.png"])
+    assert usable.paths == tuple(paths)
+    assert [note.partition(":")[0] for note in usable.notes] == [
         "left out of the calibration",
         "only 31 pictures for the calibration",
     ]
-    assert "1 copies" in found.notes[0]
+    assert "1 copies" in usable.notes[0]
 
 
 def test_some_useless_pictures_are_left_out(tmp_path: Path) -> None:
     paths = write(tmp_path, 40)
     paths[3].write_bytes(b"no picture")
     cv2.imwrite(str(paths[5]), np.full((24, 32, 3), (20, 200, 90), np.uint8))
-    found = usable_images(paths)
-    assert found.paths == tuple(p for i, p in enumerate(paths) if i not in (3, 5))
-    assert found.notes == (
+    usable = usable_images(paths)
+    assert usable.paths == tuple(p for i, p in enumerate(paths) if i not in (3, 5))
+    assert usable.notes == (
         "left out of the calibration: 1 cannot be read (first: 003.png)",
-        "left out of the calibration: 1 have one colour only (first: 005.png)",
+        "left out of the calibration: 1 have a single color (first: 005.png)",
     )
 
 
@@ -99,9 +99,7 @@ def test_constant_pictures(tmp_path: Path, suffix: str) -> None:
     paths = [tmp_path / f"{i}{suffix}" for i in range(3)]
     for shade, path in enumerate(paths):
         cv2.imwrite(str(path), np.full((300, 200, 3), (80 * shade, 10, 0), np.uint8))
-    with pytest.raises(
-        InputError, match=rf"of 3 pictures for the calibration 3 have one colour only \(first: 0\{suffix}"
-    ):
+    with pytest.raises(InputError, match=rf"of 3 calibration pictures, 3 have a single color \(first: 0\{suffix}"):
         usable_images(paths)
 
 
@@ -109,7 +107,7 @@ def test_too_many_useless_pictures(tmp_path: Path) -> None:
     paths = write(tmp_path, 20)
     for path in paths[:3]:
         path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"of 20 pictures for the calibration 3 cannot be read \(first: 000\.png\)"):
+    with pytest.raises(InputError, match=r"of 20 calibration pictures, 3 cannot be read \(first: 000\.png\)"):
         usable_images(paths)
-    with pytest.raises(InputError, match="of 0 pictures for the calibration none is there"):
+    with pytest.raises(InputError, match="of 0 calibration pictures, none exists"):
         usable_images([])

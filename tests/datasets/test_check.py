@@ -1,4 +1,4 @@
-"""Every kind of trouble with a set is found, counted, and told with a cure; end to end with exit code 2."""
+"""Every kind of problem is detected, counted and reported with a cure; end to end with exit code 2."""
 
 from __future__ import annotations
 
@@ -98,17 +98,17 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path, kind: str, change:
     change(data)
     assert KINDS[kind][0]
     assert kinds(tmp_path, data)[kind] == 1
-    with pytest.raises(DatasetError, match=f"cannot be trained on.*1 x {kind}"):
+    with pytest.raises(DatasetError, match=f"cannot be used.*1 x {kind}"):
         CocoDataset.of_split(open_dataset(tmp_path / "set.yaml"), "train")
 
 
 @pytest.mark.parametrize(("kind", "change"), ODD)
-def test_what_is_odd_is_told_and_trained_on(tmp_path: Path, kind: str, change: Change) -> None:
+def test_what_is_odd_is_reported_and_trained_on(tmp_path: Path, kind: str, change: Change) -> None:
     data = content()
     change(data)
-    found = kinds(tmp_path, data)
-    assert found[kind] >= 1
-    assert not any(KINDS[other][0] for other in found)
+    counts = kinds(tmp_path, data)
+    assert counts[kind] >= 1
+    assert not any(KINDS[other][0] for other in counts)
     dataset = CocoDataset.of_split(open_dataset(tmp_path / "set.yaml"), "train")
     for index in range(len(dataset)):
         target = dataset[index][1]
@@ -134,7 +134,7 @@ def test_deep_reads_the_pictures(tmp_path: Path) -> None:
     ]
 
 
-def test_pictures_of_several_splits_are_told(tmp_path: Path) -> None:
+def test_pictures_of_several_splits_are_reported(tmp_path: Path) -> None:
     report = check_dataset(open_dataset(write_set(tmp_path)))
     val = {problem.kind: problem.count for problem in report.splits[1].problems}
     assert val["image in several splits"] == 3

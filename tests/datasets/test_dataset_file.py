@@ -1,4 +1,4 @@
-"""The description of a set: what it may say, and what is told where it says something else."""
+"""The description of a dataset: what it may contain, and the errors of everything else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_classes_by_name_by_id_or_of_the_file(tmp_path: Path, names: str, expect
     spec = open_dataset(write_set(tmp_path, spec=names + TRAIN))
     assert dict(zip(spec.names, spec.category_ids, strict=True)) == expected
     assert list(spec.names) == list(expected)
-    assert spec.label_of == {number: label for label, number in enumerate(expected.values())}
+    assert spec.classes == {number: name for name, number in expected.items()}
 
 
 def test_a_folder_with_one_yaml_file(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         open_dataset(write_set(tmp_path, spec=SPEC.splitlines()[0] + "\n" + TRAIN)).split("val")
 
 
-def test_categories_must_be_told_apart(tmp_path: Path) -> None:
+def test_categories_must_be_distinct(tmp_path: Path) -> None:
     data = content()
     data["categories"].append({"id": 7, "name": "cow"})
     with pytest.raises(DatasetError, match="two categories with id 7"):

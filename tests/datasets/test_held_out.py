@@ -48,16 +48,16 @@ def test_other_folders(tmp_path: Path) -> None:
 
 
 def test_too_few_to_keep_apart(tmp_path: Path) -> None:
-    """Then ranges come from all, and it is said."""
+    """Then ranges come from all, with a note."""
     folder = make_files(tmp_path / "pictures", 60)
     paths, note = calibration_apart(folder, None, plain_images([folder], 50))
     assert len(paths) == 60
-    assert note.startswith("only 10 pictures of the calibration are not those that the result is judged by")
+    assert note.startswith("only 10 calibration pictures are not among those that the result is judged by")
     few = make_files(tmp_path / "few", 3)
     assert len(judged_of_folder(few, 100)) == 1
     paths, note = calibration_apart(few, None, judged_of_folder(few, 100))
     assert len(paths) == 3
-    assert note.startswith("only 2 pictures")
+    assert note.startswith("only 2 calibration pictures")
 
 
 def test_no_folder(tmp_path: Path) -> None:

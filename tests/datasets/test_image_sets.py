@@ -55,7 +55,7 @@ def test_limit_passes_over_missing_files(tmp_path: Path, caplog: pytest.LogCaptu
     assert open_images(coco=tmp_path, limit=2).image_ids == [2, 3]
     assert not caplog.records
     assert open_images(coco=tmp_path, limit=3).image_ids == [2, 3]
-    assert "only 2 images with files" in caplog.text
+    assert "only 2 images have files" in caplog.text
 
 
 def test_val_is_taken_among_several(tmp_path: Path) -> None:
@@ -90,17 +90,17 @@ def test_plain_pictures(tmp_path: Path) -> None:
         (lambda c: c.pop("annotations"), "no list 'annotations'"),
         (lambda c: c.pop("categories"), "no list 'categories'"),
         (lambda c: c.update(images={}), "no list 'images'"),
-        (lambda c: c.update(images=[]), "lists no images"),
-        (lambda c: c["images"][1].pop("width"), "image number 1 has no width"),
-        (lambda c: c["images"].append(c["images"][0]), "two records with image id 1"),
-        (lambda c: c["images"][0].update(id="1"), "expected a whole number as id, got '1'"),
-        (lambda c: c["images"][0].update(file_name=3), "expected text as file_name"),
-        (lambda c: c["images"].append(7), "image number 3 is a int"),
-        (lambda c: c["annotations"][0].pop("area"), "annotation number 0 has no area"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "expected bbox"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "expected bbox"),
-        (lambda c: c["annotations"][0].update(category_id=99), "category id 99, which is not among"),
-        (lambda c: c["annotations"][1].update(id=1), "two records with annotation id 1"),
+        (lambda c: c.update(images=[]), "1 x no images"),
+        (lambda c: c["images"][1].pop("width"), r"1 x malformed image record \(number 1\)"),
+        (lambda c: c["images"].append(c["images"][0]), r"duplicate image id \(1\)"),
+        (lambda c: c["images"][0].update(id="1"), r"malformed image record \(number 0\)"),
+        (lambda c: c["images"][0].update(file_name=3), r"malformed image record \(number 0\)"),
+        (lambda c: c["images"].append(7), r"malformed image record \(number 3\)"),
+        (lambda c: c["annotations"][0].pop("area"), r"malformed annotation \(number 0\)"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"impossible box \(annotation \d+: \[1, 2, 3\]\)"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "impossible box"),
+        (lambda c: c["annotations"][0].update(category_id=99), r"unknown category id \(annotation \d+: category 99\)"),
+        (lambda c: c["annotations"][1].update(id=1), r"duplicate annotation id \(annotation 1\)"),
     ],
 )
 def test_malformed_annotations(tmp_path: Path, edit: Edit, message: str) -> None:
@@ -143,7 +143,7 @@ def test_missing_images(tmp_path: Path) -> None:
 def test_missing_places(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no images named"):
         open_images()
-    with pytest.raises(DatasetError, match="--coco: expected a folder, there is none"):
+    with pytest.raises(DatasetError, match=r"no such dataset: .*absent"):
         open_images(coco=tmp_path / "absent")
     (tmp_path / "file").touch()
     with pytest.raises(DatasetError, match="--images-dir: expected a folder, it is a file"):
@@ -164,11 +164,11 @@ def test_classes_unknown_to_the_model(tmp_path: Path) -> None:
         images.check_classes(YolactConfig(name="other", num_classes=3, image_size=64))
 
 
-def test_classes_of_other_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_of_other_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_coco(tmp_path)
     other = YolactConfig(num_classes=3, class_names=("cat", "fox", "owl"), category_ids=(5, 7, 9), image_size=64)
     open_images(coco=tmp_path).check_classes(other)
-    assert "7 is 'dog' there and 'fox' in the model" in caplog.text
+    assert "7 is 'dog' in the file and 'fox' in the model" in caplog.text
 
 
 def test_the_shared_set() -> None:

@@ -50,9 +50,9 @@ def _check(args: argparse.Namespace) -> int:
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import import_optional
 
-    for module in ("torch", "pycocotools"):
-        import_optional(module, "train", "Reading a dataset")
-    from yolact_deploy.training.data import check_dataset, open_dataset
+    import_optional("pycocotools", "train", "Reading a dataset")
+    from yolact_deploy.datasets.check import check_dataset
+    from yolact_deploy.datasets.dataset_file import open_dataset
 
     report = check_dataset(
         open_dataset(args.data),

@@ -1,4 +1,4 @@
-"""The options that name a benchmark's images, shared by the commands that measure."""
+"""The options that select the images, shared by the commands that measure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
-    group.add_argument("--coco", metavar="DIR", help="folder of pictures, with (annotations/)instances_*.json")
-    group.add_argument("--annotations", metavar="FILE", help="COCO instances file, with --images-dir or --coco")
-    group.add_argument("--images-dir", metavar="DIR", help="folder of the pictures")
+    group.add_argument("--coco", metavar="DATA", help="COCO folder, dataset file (YAML) or folder of pictures")
+    group.add_argument("--annotations", metavar="FILE", help="COCO instances file; its pictures: see --images-dir")
+    group.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     group.add_argument("--images", type=int, metavar="N", help="only the first N pictures, by image id")
 
 

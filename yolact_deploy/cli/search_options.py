@@ -164,11 +164,12 @@ def _judged(args: argparse.Namespace) -> CocoImages:
     from dataclasses import replace
 
     from yolact_deploy.datasets.held_out import judged_of_folder, spread
-    from yolact_deploy.datasets.image_sets import find_annotations, open_images
+    from yolact_deploy.datasets.image_sets import open_images
+    from yolact_deploy.datasets.resolve import has_annotations
     from yolact_deploy.errors import DatasetError
 
     named = args.coco or args.annotations or args.images_dir
-    if not named and not (Path(args.calibration).is_dir() and find_annotations(Path(args.calibration))):
+    if not named and not has_annotations(args.calibration):
         images = judged_of_folder(args.calibration, args.search_images)
     else:
         coco = args.coco if named else args.calibration

@@ -1,7 +1,7 @@
-"""The pictures of a calibration: chosen from a folder, and looked at before the long work begins.
+"""The pictures of a calibration: selected from a folder or dataset, and checked before the long work begins.
 
-Pictures of one colour teach a range nothing but that colour, and copies of one picture teach it nothing new; so both
-are left out, and so are files that cannot be read. A few of them in a large set are no reason to stop.
+Pictures of a single color say nothing about the range of other pictures, and copies add nothing. Both are left out,
+and so are files that cannot be read. A few of them in a large set do not stop the calibration.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
-from yolact_deploy.datasets.annotations import read_annotations
+from yolact_deploy.datasets.annotations import read_coco
+from yolact_deploy.datasets.image_sets import pictures_in
+from yolact_deploy.datasets.resolve import SplitFiles, resolve_dataset
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
-#: fewer pictures than this give ranges that other pictures pass
+#: with fewer pictures than this, other pictures exceed the ranges
 FEW = 32
-#: share of the files that may be of no use
+#: share of the files that may be unusable
 UNUSABLE_SHARE = 0.1
-#: where the pictures of a COCO folder lie. Those of training come first: accuracy is measured on the others
+#: where pictures are in a folder without annotations; those of training first: accuracy is measured on the others
 _FOLDERS = (".", "train2017", "images/train2017", "images/train", "train", "images", "val2017", "images/val2017")
-#: those in which pictures of training may lie beside others
-_SHARED = (".", "images")
+
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,9 @@ class UsableImages:
     """Pictures to calibrate on.
 
     Attributes:
-        paths: those of use, in their order
-        sha256: the same for the same pictures in the same order, told by their bytes
-        notes: what the user should know about them, a sentence each
+        paths: the usable ones, in order
+        sha256: a digest of the bytes of all pictures, in order
+        notes: what the user should know about them, one sentence each
     """
 
     paths: tuple[Path, ...]
@@ -46,42 +49,44 @@ class UsableImages:
 
 
 def calibration_images(source: str | os.PathLike[str], count: int | None = None) -> list[Path]:
-    """Pictures of a folder, or of a folder with a COCO set in it, evenly spread over their names in order.
+    """Pictures of a folder or dataset, evenly spread over their sorted names; of a dataset, those of training first.
 
     Args:
+        source: a folder of pictures, or a dataset (see `resolve`)
         count: how many, at most as many as there are; None for all
 
     Raises:
         InputError: no such folder, or no pictures in it.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        hint = "it is a file" if folder.exists() else "there is none"
-        raise InputError(f"--calibration: expected a folder with pictures, {hint}: {folder}")
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"--calibration: expected a folder with pictures, there is none: {path}")
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        raise InputError(f"--calibration: expected a folder with pictures, it is a file: {path}")
     if count is not None and count < 1:
         raise InputError(f"--images: expected 1 or more, got {count}")
-    for name in _FOLDERS:
-        found = _pictures(folder / name)
-        if name in _SHARED:
-            found = _of_training(folder, found)
-        if found:
-            wanted = min(count or len(found), len(found))
-            return [found[i * len(found) // wanted] for i in range(wanted)]
+    splits = [split for split in resolve_dataset(path).splits if split.annotations.is_file()]
+    training = [picture for split in splits if split.name == "train" for picture in _pictures_of(split)]
+    others = (_pictures_of(split) for split in splits if split.name != "train")
+    unlisted = (pictures_in(path / name) for name in _FOLDERS)
+    for pictures in (training, *others, *unlisted):
+        if pictures:
+            return spread(pictures, count or len(pictures))
     raise InputError(
-        f"--calibration: no pictures ({', '.join(IMAGE_SUFFIXES)}) in {folder}, nor in {', '.join(_FOLDERS[1:])} "
+        f"--calibration: no pictures ({', '.join(IMAGE_SUFFIXES)}) in {path}, nor in {', '.join(_FOLDERS[1:])} "
         "there: give a folder that has some"
     )
 
 
 def usable_images(paths: Sequence[Path]) -> UsableImages:
-    """Read every picture once, and leave out those that are of no use.
+    """Read every picture once, and leave out the unusable ones.
 
     Raises:
-        InputError: none is of use, or more than :data:`UNUSABLE_SHARE` are not.
+        InputError: none is usable, or more than :data:`UNUSABLE_SHARE` are not.
     """
     digest, seen = hashlib.sha256(), set()
     usable: list[Path] = []
-    unusable: dict[str, list[str]] = {"cannot be read": [], "have one colour only": []}
+    unusable: dict[str, list[str]] = {"cannot be read": [], "have a single color": []}
     copies = 0
     for path in paths:
         try:
@@ -91,7 +96,7 @@ def usable_images(paths: Sequence[Path]) -> UsableImages:
             unusable["cannot be read"].append(path.name)
             continue
         if plain:
-            unusable["have one colour only"].append(path.name)
+            unusable["have a single color"].append(path.name)
         elif own in seen:
             copies += 1
         else:
@@ -99,42 +104,50 @@ def usable_images(paths: Sequence[Path]) -> UsableImages:
             digest.update(own)
             usable.append(path)
     reasons = [f"{len(names)} {why} (first: {names[0]})" for why, names in unusable.items() if names]
-    wrong = sum(map(len, unusable.values()))
-    if not usable or wrong > UNUSABLE_SHARE * len(paths):
+    if not usable or sum(map(len, unusable.values())) > UNUSABLE_SHARE * len(paths):
         raise InputError(
-            f"of {len(paths)} pictures for the calibration {' and '.join(reasons) or 'none is there'}: ranges from the "
-            "rest would not be those of the network at work. Give pictures like those it will see"
+            f"of {len(paths)} calibration pictures, {' and '.join(reasons) or 'none exists'}: ranges from the "
+            "rest would not fit the network at work. Give pictures like those it will see"
         )
+    return UsableImages(tuple(usable), digest.hexdigest(), _notes(reasons, copies, len(usable)))
+
+
+def spread(items: Sequence[_Item], count: int) -> list[_Item]:
+    """``count`` of the items, evenly spread over the list; all if there are not more.
+
+    >>> spread("abcdefgh", 3)
+    ['a', 'c', 'f']
+    """
+    if count >= len(items):
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _notes(reasons: Sequence[str], copies: int, usable: int) -> tuple[str, ...]:
     notes = [f"left out of the calibration: {reason}" for reason in reasons]
     if copies:
         notes.append(f"left out of the calibration: {copies} copies of other pictures")
-    if len(usable) < FEW:
+    if usable < FEW:
         notes.append(
-            f"only {len(usable)} pictures for the calibration: larger values of others will be clipped. "
-            f"Give {FEW} at least, better some hundred"
+            f"only {usable} pictures for the calibration: larger values of other pictures will be clipped. "
+            f"Give at least {FEW}, better some hundred"
         )
-    return UsableImages(tuple(usable), digest.hexdigest(), tuple(notes))
+    return tuple(notes)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    try:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    except OSError as error:
-        raise InputError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
-
-
-def _of_training(folder: Path, found: list[Path]) -> list[Path]:
-    """Those that the annotations of training name; all of them where there are no such annotations."""
-    files = sorted((folder / "annotations").glob("instances_train*.json")) if found else []
-    if not files:
-        return found
-    names = {Path(image["file_name"]).name for file in files for image in read_annotations(file)["images"]}
-    return [path for path in found if path.name in names]
+def _pictures_of(split: SplitFiles) -> list[Path]:
+    """The pictures of a training split, sorted by name; of another, all those in the same folder."""
+    for folder in split.own:  # saves reading the annotations, which take seconds and gigabytes for COCO
+        if pictures := pictures_in(folder):
+            return pictures
+    records = read_coco(split.annotations)["images"]
+    folder = split.locate(records).images
+    names = {str(record["file_name"]) for record in records if isinstance(record, dict) and "file_name" in record}
+    listed = [path for name in sorted(names) if (path := folder / name).is_file()]
+    return listed if split.name == "train" else pictures_in(folder) or listed
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether all pixels are the same but for what a JPEG makes of them."""
+    """Whether all pixels are the same, apart from JPEG artifacts."""
     small = cv2.resize(read_image(path), (64, 64), interpolation=cv2.INTER_AREA)
     return float(np.ptp(small.reshape(-1, 3).astype(np.float32), axis=0).max()) <= 2

@@ -1,4 +1,4 @@
-"""Looks through a whole set before it costs a training: every split, and with ``deep`` every picture."""
+"""Checks a whole dataset before a training starts: every split, and with ``deep`` every picture."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.datasets.dataset_file import DatasetSpec, Split
-from yolact_deploy.datasets.file_scan import scan_file
+from yolact_deploy.datasets.annotations import ImageRecord
+from yolact_deploy.datasets.dataset_file import DatasetSpec
 from yolact_deploy.datasets.findings import Findings, Problem, refuse
-from yolact_deploy.datasets.scan import ImageRecord
+from yolact_deploy.datasets.resolve import Split
+from yolact_deploy.datasets.scan import scan_file
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
@@ -21,11 +22,11 @@ _THREADS = 4
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split holds, and what is wrong with it."""
+    """The content of a split and its problems."""
 
     split: Split
     images: int
-    objects: int  #: that can be trained on, without crowds
+    objects: int  #: trainable ones, without crowds
     crowds: int
     objects_of_class: dict[str, int]
     problems: tuple[Problem, ...]
@@ -45,7 +46,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class DataReport:
-    """The reports of all splits of a set."""
+    """The reports of all splits of a dataset."""
 
     path: Path
     splits: tuple[SplitReport, ...]
@@ -56,7 +57,7 @@ class DataReport:
         return [problem for split in self.splits for problem in split.problems if problem.is_error]
 
     def raise_errors(self) -> None:
-        """Raises :class:`DatasetError` with the list, where there is something that cannot be trained on."""
+        """Raise :class:`DatasetError` with the list of errors, if there are any."""
         refuse(self.path, self.errors)
 
     def to_json(self) -> dict[str, Any]:
@@ -69,27 +70,26 @@ class DataReport:
 
 
 def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress = SILENT) -> DataReport:
-    """Look through all splits of a set.
+    """Check all splits of a dataset.
 
     Args:
-        deep: read every picture, too
-        progress: shows how far the reading is
+        deep: also read every picture
+        progress: shows the progress of the reading
 
     Raises:
-        DatasetError: a file that is no COCO file; what is wrong with its records is in the report instead.
+        DatasetError: a file is not a COCO file; problems of its records are in the report instead.
     """
     reports, seen = [], set[str]()
-    classes = dict(zip(spec.category_ids, spec.names, strict=True))
     for split in spec.splits.values():
-        found = scan_file(split.annotations, split.images, classes)
-        records, table, findings = found.scan.images, found.scan.table, found.findings
+        scan = scan_file(split.annotations, split.images, spec.classes)
+        records, table, findings = scan.images, scan.table, scan.findings
         if deep:
             _read_all(split, records, findings, progress)
         files = {str((split.images / record.file_name).resolve()) for record in records}
         for file in sorted(files & seen):
             findings.add("image in several splits", Path(file).name)
         seen |= files
-        per_class = dict(zip(spec.names, found.scan.objects_of_class.tolist(), strict=True))
+        per_class = dict(zip(spec.names, scan.objects_of_class.tolist(), strict=True))
         for name, count in per_class.items():
             if not count and split.name == "train":
                 findings.add("class without objects", name)
@@ -101,17 +101,17 @@ def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress =
 
 
 def _read_all(split: Split, records: list[ImageRecord], findings: Findings, progress: Progress) -> None:
-    """Read the pictures that are there; OpenCV lets other threads run while it decodes."""
-    there = [record for record in records if (split.images / record.file_name).is_file()]
+    """Read the pictures that exist; OpenCV lets other threads run while it decodes."""
+    existing = [record for record in records if (split.images / record.file_name).is_file()]
     with ThreadPoolExecutor(_THREADS) as pool:
-        read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), there)
-        for problem in progress.track(read, f"reading {split.name}", len(there)):
+        read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), existing)
+        for problem in progress.track(read, f"reading {split.name}", len(existing)):
             if problem:
                 findings.add(*problem)
 
 
 def _read(folder: Path, record: ImageRecord) -> tuple[str, str] | None:
-    """(kind, example) of what is wrong with a picture; None where nothing is."""
+    """(kind, example) of the problem with a picture; None if there is none."""
     try:
         height, width = read_image(folder / record.file_name).shape[:2]
     except InputError:

@@ -1,30 +1,30 @@
-"""What can be wrong with a set, how bad each is, and its cure; and the record of what was found.
+"""The problems that a dataset can have, how severe each is, how to fix it, and the record of those detected.
 
-An error makes training refuse the set; of a warning, the record concerned is left out or put right, as it says.
+An error makes every command refuse the dataset. A warning says what happens to the record concerned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from yolact_deploy.errors import DatasetError
 
 _MOST_EXAMPLES = 5
-_MOST_TOLD = 6
+_MOST_LISTED = 6
 
-#: kind -> (is an error, cure)
+#: kind -> (is an error, fix)
 KINDS: dict[str, tuple[bool, str]] = {
     "no images": (True, "give an annotation file that lists some"),
     "no objects": (True, "give annotations of objects (iscrowd 0) that have a mask"),
-    "malformed image record": (True, "give each image a whole number id, a file_name, and its height and width"),
-    "duplicate image id": (True, "remove one record of each, or merge the sets again with new ids"),
+    "malformed image record": (True, "give each image an integer id, a file_name, and its height and width"),
+    "duplicate image id": (True, "remove one of the records, or merge the datasets again with new ids"),
     "missing image": (True, "complete the folder, correct 'images', or remove the records"),
     "unreadable image": (True, "replace the file, or remove its record and annotations"),
     "image of another size": (True, "correct height and width in the record; turn pictures upright before annotating"),
     "malformed annotation": (True, "give each id, image_id, category_id, bbox, area and segmentation"),
-    "duplicate annotation id": (True, "number the annotations anew"),
+    "duplicate annotation id": (True, "renumber the annotations"),
     "annotation of an unknown image": (True, "correct image_id, or remove the annotation"),
     "unknown category id": (
         True,
@@ -33,23 +33,23 @@ KINDS: dict[str, tuple[bool, str]] = {
     "impossible box": (True, "a box is [x, y, width, height]: four finite numbers, the last two not negative"),
     "empty mask": (True, "draw a polygon of three points or more, or remove the annotation"),
     "malformed mask": (True, "a mask is a list of polygons [x, y, x, y, ...], or run lengths of the image's size"),
-    "box without area": (False, "left out in training; draw it anew or remove the annotation"),
+    "box without area": (False, "left out in training; redraw it or remove the annotation"),
     "box outside its image": (False, "left out in training; are its numbers x, y, width, height in pixels?"),
-    "box partly outside its image": (False, "cut at the border; are its numbers x, y, width, height in pixels?"),
-    "mask without area": (False, "left out in training; draw it anew or remove the annotation"),
-    "polygon of fewer than three points": (False, "that part of the mask is left out; draw it anew"),
-    "mask far from its box": (False, "both are used as they are; compute the box from the mask again"),
+    "box partly outside its image": (False, "clipped at the border; are its numbers x, y, width, height in pixels?"),
+    "mask without area": (False, "left out in training; redraw it or remove the annotation"),
+    "polygon of fewer than three points": (False, "that part of the mask is left out; redraw it"),
+    "mask far from its box": (False, "both are used as they are; recompute the box from the mask"),
     "duplicate annotation": (False, "both are used; remove one"),
     "duplicate image file": (False, "both are used; merge their annotations into one record"),
-    "image without objects": (False, "used as background, unless left out; annotate it if there is something in it"),
-    "class without objects": (False, "it will not be learnt; annotate some, or take it off the names"),
-    "image in several splits": (False, "the score of val says less then; take them out of one"),
+    "image without objects": (False, "used as background, unless left out; annotate it if it shows objects"),
+    "class without objects": (False, "it will not be learned; annotate some, or remove it from the names"),
+    "image in several splits": (False, "this inflates the score of val; remove them from one split"),
 }
 
 
 @dataclass
 class Problem:
-    """One kind of trouble: how often, and the first examples."""
+    """One kind of problem: how often it occurs, and the first examples."""
 
     kind: str
     count: int = 0
@@ -93,19 +93,19 @@ class Findings:
         order = list(KINDS)
         return sorted(self._problems.values(), key=lambda problem: order.index(problem.kind))
 
-    @property
-    def errors(self) -> list[Problem]:
-        return [problem for problem in self.problems if problem.is_error]
+    def raise_errors(self, source: object, ignore: Collection[str] = ()) -> None:
+        """Raise :class:`DatasetError` with the list of errors in ``source``, if there are any.
 
-    def raise_errors(self, source: object) -> None:
-        """Raises :class:`DatasetError` with the list of what is wrong with ``source``, where something is."""
-        refuse(source, self.errors)
+        Args:
+            ignore: kinds of error to accept
+        """
+        refuse(source, [problem for problem in self.problems if problem.is_error and problem.kind not in ignore])
 
 
 def refuse(source: object, errors: Sequence[Problem]) -> None:
-    """Raises :class:`DatasetError` that lists ``errors``; nothing where there are none."""
+    """Raise :class:`DatasetError` that lists ``errors``, if there are any."""
     if not errors:
         return
-    told = ". ".join(f"({i}) {problem}" for i, problem in enumerate(errors[:_MOST_TOLD], 1))
-    more = f", and {len(errors) - _MOST_TOLD} more kinds" if len(errors) > _MOST_TOLD else ""
-    raise DatasetError(f"{source} cannot be trained on: {told}{more}. 'yolact-deploy data check' lists all")
+    listed = ". ".join(f"({i}) {problem}" for i, problem in enumerate(errors[:_MOST_LISTED], 1))
+    more = f", and {len(errors) - _MOST_LISTED} more kinds" if len(errors) > _MOST_LISTED else ""
+    raise DatasetError(f"{source} cannot be used: {listed}{more}. 'yolact-deploy data check' lists all problems")

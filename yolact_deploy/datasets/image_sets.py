@@ -1,6 +1,6 @@
-"""The images of a benchmark: a COCO set, found and checked, or a folder of plain pictures.
+"""The images of an evaluation or benchmark: those of a dataset, checked, or a folder of plain pictures.
 
-Everything that can be wrong with a set is told before a model runs; pycocotools only sees checked data.
+Problems of a dataset are reported before a model runs; pycocotools only sees checked data.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.annotations import CURE, read_annotations
+from yolact_deploy.datasets.dataset_file import classes_of
+from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, resolve_dataset
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
-_IMAGE_FOLDERS = ("images", "val2017", "train2017", "images/val2017", "images/train2017", ".")
-
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One picture; ``image_id`` is its COCO id, or its place in the list where there are no annotations."""
+    """One picture; ``image_id`` is its COCO id, or its position in the list if there are no annotations."""
 
     image_id: int
     path: Path
@@ -36,10 +36,10 @@ class CocoImages:
     """Pictures in a fixed order (by image id), with or without ground truth.
 
     Attributes:
-        images: the chosen pictures, all of which exist
+        images: the selected pictures, all of which exist
         annotations: the COCO file, None for plain pictures
         content: its checked content
-        available: how many pictures with files there are to choose from
+        available: how many pictures with files there are to select from
     """
 
     images: tuple[CocoImage, ...]
@@ -72,8 +72,18 @@ class CocoImages:
             "image_ids": self.image_ids if self.annotations else None,
         }
 
+    def of_classes(self, category_ids: Collection[int]) -> CocoImages:
+        """The same images with the annotations of these categories alone."""
+        content = self.content or {}
+        kept = {
+            **content,
+            "annotations": [a for a in content.get("annotations", []) if a["category_id"] in category_ids],
+            "categories": [c for c in content.get("categories", []) if c["id"] in category_ids],
+        }
+        return replace(self, content=kept)
+
     def check_classes(self, config: YolactConfig) -> None:
-        """Raises :class:`DatasetError` where the annotations use a category that the model does not have."""
+        """Raise :class:`DatasetError` if the annotations use a category that the model does not have."""
         if self.content is None:
             return
         used = {annotation["category_id"] for annotation in self.content["annotations"]}
@@ -85,7 +95,7 @@ class CocoImages:
             )
         names = dict(zip(config.category_ids, config.class_names, strict=True))
         other = [
-            f"{c['id']} is {c['name']!r} there and {names[c['id']]!r} in the model"
+            f"{c['id']} is {c['name']!r} in the file and {names[c['id']]!r} in the model"
             for c in self.content["categories"]
             if names.get(c["id"], c["name"]) != c["name"] and not names[c["id"]].startswith("class ")
         ]
@@ -103,28 +113,34 @@ def open_images(
     """The images that the options ``--coco``, ``--annotations``, ``--images-dir`` and ``--images`` name.
 
     Args:
-        coco: folder with ``instances_*.json`` (or ``annotations/instances_*.json``) and pictures, or a folder of
-            pictures alone
-        annotations: COCO file; together with ``images_dir``, or with ``coco`` to choose among several files
+        coco: a dataset (see `resolve`), of which the split "val" or the only one is taken, or a folder of pictures
+        annotations: COCO file; with ``images_dir`` or ``coco``, or in the dataset's folder beside its pictures
         images_dir: folder of the pictures; alone, they are taken without annotations
         limit: only the first so many pictures that exist, by image id
 
     Raises:
-        DatasetError: nothing usable; the message says what is wrong and the cure.
+        DatasetError: nothing usable; the message states the problem and the cure.
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"--images: expected 1 or more, got {limit}")
-    root = None if coco is None else _folder(coco, "--coco")
     pictures = None if images_dir is None else _folder(images_dir, "--images-dir")
-    file = Path(annotations) if annotations is not None else (find_annotations(root) if root else None)
-    if file is None:
-        folder = pictures or root
-        if folder is None:
-            raise DatasetError("no images named: give --coco DIR, or --annotations FILE with --images-dir DIR")
-        return plain_images([folder], limit)
-    content = read_annotations(file)
-    folders = [pictures] if pictures else [(root or file.parent) / name for name in _IMAGE_FOLDERS]
-    return _with_files(file, content, folders, limit)
+    dataset = DatasetFiles(pictures or Path()) if coco is None else resolve_dataset(coco)
+    if annotations is not None:
+        root = dataset.path if coco is None or dataset.path.is_dir() else dataset.path.parent
+        files = annotations_file(Path(annotations), None if coco is None else root)
+    elif dataset.splits:
+        files = dataset.held_out()
+    elif coco is None and pictures is None:
+        raise DatasetError("no images named: give --coco DIR, or --annotations FILE with --images-dir DIR")
+    else:
+        return plain_images([pictures or dataset.path], limit)
+    if pictures is not None:
+        files = SplitFiles(files.name, files.annotations, shared=(pictures,))
+    content = read_annotations(files.annotations)
+    images = _with_files(files, content, limit)
+    if dataset.names is None or annotations is not None:
+        return images
+    return images.of_classes(classes_of(dataset.names, content, dataset.path, files.annotations))
 
 
 def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = None) -> CocoImages:
@@ -132,10 +148,10 @@ def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = 
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            found = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
+            pictures = pictures_in(source)
+            if not pictures:
                 raise DatasetError(f"{source} has no pictures ({', '.join(IMAGE_SUFFIXES)}): give a folder that has")
-            paths += found
+            paths += pictures
         elif source.is_file():
             paths.append(source)
         else:
@@ -145,56 +161,44 @@ def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = 
     return CocoImages(tuple(CocoImage(i, p) for i, p in enumerate(paths[:limit])), available=len(paths))
 
 
-def find_annotations(folder: Path) -> Path | None:
-    """The instances file of a COCO folder; None where the folder only has pictures.
-
-    The only one, or else the only one with "val" in its name.
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, sorted by name; none if there is no such folder.
 
     Raises:
-        DatasetError: several that could be meant.
+        DatasetError: the folder cannot be read.
     """
-    found = sorted(path for place in (folder / "annotations", folder) for path in place.glob("instances_*.json"))
-    if len(found) <= 1:
-        return found[0] if found else None
-    val = [path for path in found if "val" in path.name]
-    if len(val) == 1:
-        _log.info("%s has %d annotation files, %s is taken", folder, len(found), val[0].name)
-        return val[0]
-    raise DatasetError(
-        f"{folder} has several annotation files ({', '.join(p.name for p in found)}): choose one with --annotations"
-    )
+    if not folder.is_dir():
+        return []
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DatasetError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
 
 
-def _with_files(path: Path, content: dict[str, Any], folders: Sequence[Path], limit: int | None) -> CocoImages:
+def _with_files(files: SplitFiles, content: dict[str, Any], limit: int | None) -> CocoImages:
+    """The images of a split whose pictures exist."""
     records = sorted(content["images"], key=lambda image: image["id"])
-    best: list[CocoImage] = []
-    for folder in folders:
-        if folder.is_dir():
-            found = [
-                CocoImage(r["id"], folder / r["file_name"]) for r in records if (folder / r["file_name"]).is_file()
-            ]
-            best = max(best, found, key=len)
-        if len(best) == len(records):
-            break
-    if not best:
-        first, where = records[0]["file_name"], ", ".join(map(str, folders))
+    path, folder = files.annotations, files.locate(records).images
+    images = [CocoImage(r["id"], folder / r["file_name"]) for r in records if (folder / r["file_name"]).is_file()]
+    if not images:
+        first, where = records[0]["file_name"], ", ".join(map(str, files.folders or [folder]))
         raise DatasetError(f"none of the {len(records)} images of {path} (the first is {first}) is in {where}: "
                            "name their folder with --images-dir")  # fmt: skip
-    missing = len(records) - len(best)
+    missing = len(records) - len(images)
     if missing and limit is None:
-        have = {image.image_id for image in best}
-        first = next(record["file_name"] for record in records if record["id"] not in have)
+        present = {image.image_id for image in images}
+        first = next(record["file_name"] for record in records if record["id"] not in present)
         raise DatasetError(
-            f"{missing} of the {len(records)} images of {path} are missing in {best[0].path.parent} (first: {first}): "
-            f"complete the folder, or take those that are there with --images {len(best)}"
+            f"{missing} of the {len(records)} images of {path} are missing in {images[0].path.parent} (first: {first}):"
+            f" complete the folder, or use those that are there with --images {len(images)}"
         )
-    if limit is not None and limit > len(best):
-        _log.warning("--images %d: only %d images with files", limit, len(best))
-    return CocoImages(tuple(best[:limit]), path, content, len(best))
+    if limit is not None and limit > len(images):
+        _log.warning("--images %d: only %d images have files", limit, len(images))
+    return CocoImages(tuple(images[:limit]), path, content, len(images))
 
 
 def fingerprint(images: CocoImages) -> str:
-    """The same for the same pictures in the same order, told by id, file name and size: whether runs can be paired."""
+    """A digest of ids, file names and sizes in order: runs with the same one can be compared image by image."""
     digest = hashlib.sha256()
     for image in images.images:
         digest.update(f"{image.image_id}\t{image.path.name}\t{image.path.stat().st_size}\n".encode())

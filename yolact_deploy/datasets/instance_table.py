@@ -1,7 +1,6 @@
-"""The annotations of a whole set in a few flat tensors, and those of one image taken out of them.
+"""The annotations of a whole dataset in a few flat arrays, and those of one image taken out of them.
 
-A set of 118,000 images with 860,000 objects takes some 250 MB so, where Python lists would take gigabytes. Tensors,
-because workers of a DataLoader share them, however they were started, instead of copying them.
+A dataset of 118,000 images with 860,000 objects takes some 250 MB this way, where Python lists would take gigabytes.
 
 Legend: I images, n objects of one image, T objects of all, K keypoints, R polygon rings, P polygon points.
 """
@@ -15,16 +14,15 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 Floats = NDArray[np.float32]
+Offsets = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What is annotated in one image, crowds last; masks as they were annotated, in pixels of the image."""
+    """The annotated objects of one image, crowds last; masks as they were annotated, in pixels of the image."""
 
     height: int
     width: int
@@ -36,7 +34,7 @@ class Objects:
     rings: tuple[tuple[Floats, ...], ...]
     #: n COCO run-length encodings of the whole image; empty where the mask is polygons
     rle: tuple[bytes, ...]
-    #: [n, K, 3] x, y in pixels and visibility (0 not annotated, 1 hidden, 2 seen); None where the set has none
+    #: [n, K, 3] x, y in pixels and visibility (0 not annotated, 1 hidden, 2 seen); None if the dataset has none
     keypoints: Floats | None = None
     #: which keypoint each becomes in a mirror (left hand, right hand), [K]
     keypoint_mirror: tuple[int, ...] = ()
@@ -45,7 +43,7 @@ class Objects:
         return len(self.boxes)
 
     def select(self, keep: NDArray[np.bool_]) -> Objects:
-        """Those objects for which ``keep`` [n] is true."""
+        """The objects for which ``keep`` [n] is true."""
         if keep.all():
             return self
         index = np.flatnonzero(keep)
@@ -67,17 +65,17 @@ class Objects:
 class ObjectTable:
     """The objects of all images, image after image; ``*_first`` hold where the parts of each begin, and the end."""
 
-    first: Tensor  #: int64 [I + 1] objects of each image
-    boxes: Tensor  #: float32 [T, 4]
-    labels: Tensor  #: int32 [T]
-    area: Tensor  #: float32 [T]
-    iscrowd: Tensor  #: bool [T]
-    ring_first: Tensor  #: int64 [T + 1] rings of each object
-    point_first: Tensor  #: int64 [R + 1] points of each ring
-    points: Tensor  #: float32 [P, 2]
-    rle_first: Tensor  #: int64 [T + 1] bytes of each object's encoding
-    rle: Tensor  #: uint8
-    keypoints: Tensor | None  #: float32 [T, K, 3]
+    first: Offsets  #: [I + 1] objects of each image
+    boxes: Floats  #: [T, 4]
+    labels: NDArray[np.int32]  #: [T]
+    area: Floats  #: [T]
+    iscrowd: NDArray[np.bool_]  #: [T]
+    ring_first: Offsets  #: [T + 1] rings of each object
+    point_first: Offsets  #: [R + 1] points of each ring
+    points: Floats  #: [P, 2]
+    rle_first: Offsets  #: [T + 1] bytes of each object's encoding
+    rle: NDArray[np.uint8]
+    keypoints: Floats | None = None  #: [T, K, 3]
     keypoint_mirror: tuple[int, ...] = ()  #: [K]
 
     def __len__(self) -> int:
@@ -86,37 +84,41 @@ class ObjectTable:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors."""
-        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+        """Memory of all arrays."""
+        return sum(value.nbytes for value in self.arrays().values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All arrays by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
     def counts(self) -> NDArray[np.int64]:
         """Objects of each image, int64 [I]."""
-        return np.diff(self.first.numpy())
+        return np.diff(self.first)
 
     def objects(self, index: int, height: int, width: int) -> Objects:
         """The objects of image ``index``, whose size is given."""
         start, stop = self.first[index : index + 2].tolist()
-        rings, points = self.ring_first[start : stop + 1].tolist(), self.points.numpy()
+        rings, points = self.ring_first[start : stop + 1].tolist(), self.points
         bounds = self.point_first[rings[0] : rings[-1] + 1].tolist()
         cut = [points[a:b] for a, b in pairwise(bounds)]
         encoded = self.rle_first[start : stop + 1].tolist()
         return Objects(
             height,
             width,
-            self.boxes[start:stop].numpy(),
-            self.labels[start:stop].numpy().astype(np.int64),
-            self.area[start:stop].numpy(),
-            self.iscrowd[start:stop].numpy(),
+            self.boxes[start:stop],
+            self.labels[start:stop].astype(np.int64),
+            self.area[start:stop],
+            self.iscrowd[start:stop],
             tuple(tuple(cut[a - rings[0] : b - rings[0]]) for a, b in pairwise(rings)),
-            tuple(self.rle[a:b].numpy().tobytes() for a, b in pairwise(encoded)),
-            None if self.keypoints is None else self.keypoints[start:stop].numpy(),
+            tuple(self.rle[a:b].tobytes() for a, b in pairwise(encoded)),
+            None if self.keypoints is None else self.keypoints[start:stop],
             self.keypoint_mirror,
         )
 
 
 @dataclass
 class TableBuilder:
-    """Collects objects, which come image after image, as flat machine numbers."""
+    """Collects objects, which must come image after image, as flat machine numbers."""
 
     keypoint_mirror: tuple[int, ...] = ()
     _image: array[int] = field(default_factory=lambda: array("q"))
@@ -141,7 +143,7 @@ class TableBuilder:
         mask: Sequence[Sequence[float]] | bytes,
         keypoints: Sequence[float] = (),
     ) -> None:
-        """Add an object of image number ``image``, which is not below the one before.
+        """Add an object of image number ``image``, which must not be below the previous one.
 
         Args:
             box: xyxy in pixels
@@ -166,30 +168,30 @@ class TableBuilder:
             self._keypoints.extend(keypoints or [0.0] * (3 * len(self.keypoint_mirror)))
 
     def build(self, images: int) -> ObjectTable:
-        """The table of a set with so many images."""
+        """The table of a dataset with so many images."""
         of_image = np.bincount(np.array(self._image, np.int64), minlength=images)
         number = len(self.keypoint_mirror)
-        keypoints = _tensor(self._keypoints, np.float32).view(-1, number, 3) if number else None
+        keypoints = _array(self._keypoints, np.float32).reshape(-1, number, 3) if number else None
         return ObjectTable(
             first=_bounds(of_image),
-            boxes=_tensor(self._boxes, np.float32).view(-1, 4),
-            labels=_tensor(self._labels, np.int32),
-            area=_tensor(self._area, np.float32),
-            iscrowd=_tensor(self._crowd, np.int8).bool(),
+            boxes=_array(self._boxes, np.float32).reshape(-1, 4),
+            labels=_array(self._labels, np.int32),
+            area=_array(self._area, np.float32),
+            iscrowd=_array(self._crowd, np.int8).astype(np.bool_),
             ring_first=_bounds(self._rings),
             point_first=_bounds(self._ring_points),
-            points=_tensor(self._points, np.float32).view(-1, 2),
+            points=_array(self._points, np.float32).reshape(-1, 2),
             rle_first=_bounds(self._rle_bytes),
-            rle=_tensor(self._rle, np.uint8),
+            rle=_array(self._rle, np.uint8),
             keypoints=keypoints,
             keypoint_mirror=self.keypoint_mirror,
         )
 
 
-def _tensor(values: Any, dtype: type[np.generic]) -> Tensor:
-    return torch.from_numpy(np.frombuffer(values, dtype).copy() if len(values) else np.zeros(0, dtype))
+def _array(values: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    return np.frombuffer(values, dtype).copy() if len(values) else np.zeros(0, dtype)
 
 
-def _bounds(counts: Any) -> Tensor:
-    """Where each of so many parts begins, and where the last ends: int64 [len + 1]."""
-    return torch.from_numpy(np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64))
+def _bounds(counts: Any) -> Offsets:
+    """Where each of so many parts begins, and where the last ends: [len + 1]."""
+    return np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)

@@ -1,13 +1,12 @@
-"""One pass over the content of a COCO file: what is sound goes into a compact table, what is not into findings.
+"""One pass over a COCO file: sound annotations go into a compact table, problems into findings.
 
-It looks at records and at which files exist, not into pictures; `check` does that.
+It checks records and which files exist, but opens no pictures; `check` does that.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,192 +15,156 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from yolact_deploy.datasets.annotations import is_box, is_whole
+from yolact_deploy.datasets.annotations import ImageRecord, RecordCheck, categories_of, read_coco
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.instance_table import ObjectTable, TableBuilder
 from yolact_deploy.datasets.rle import run_lengths
+from yolact_deploy.errors import DatasetError
 
 Rings = list[list[float]]
 
-_ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox", "area", "segmentation")
-_SLACK = 2.0  # pixels by which boxes may be outside their image, or masks outside their box, unnoticed
+_SLACK = 2.0  # pixels by which a box may leave its image, or a mask its box, without a finding
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """One picture of a set."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-
-
-@dataclass
 class Scan:
-    """What was found in a file: ``table`` has a row of objects for each of ``images``."""
+    """The content of a file: ``table`` has the objects of each of ``images``."""
 
+    classes: dict[int, str]  #: name of each category id, in the order of the labels
     images: list[ImageRecord]
     table: ObjectTable
     findings: Findings
     objects_of_class: NDArray[np.int64]  #: [classes] without crowds
 
 
-@dataclass
-class _Scanner:
-    folder: Path
-    label_of: Mapping[Any, int]
-    findings: Findings = field(default_factory=Findings)
-    images: list[ImageRecord] = field(default_factory=list)
-    place: dict[int, int] = field(default_factory=dict)  # image id -> index into images
-    ids: set[int] = field(default_factory=set)  # of annotations
-    boxes_seen: set[int] = field(default_factory=set)  # hashes
+def scan_file(annotations: Path, folder: Path, classes: Mapping[int, str] | None = None) -> Scan:
+    """Read and check a COCO file.
 
-    def add_images(self, records: Sequence[Any]) -> None:
-        names: set[str] = set()
-        for number, record in enumerate(records):
-            if not _is_image(record):
-                self.findings.add("malformed image record", f"number {number}")
-                continue
-            if record["id"] in self.place:
-                self.findings.add("duplicate image id", str(record["id"]))
-                continue
-            if record["file_name"] in names:
-                self.findings.add("duplicate image file", record["file_name"])
-            elif not (self.folder / record["file_name"]).is_file():
-                self.findings.add("missing image", record["file_name"])
-            names.add(record["file_name"])
-            self.place[record["id"]] = len(self.images)
-            self.images.append(ImageRecord(record["id"], record["file_name"], record["height"], record["width"]))
-        if not self.images:
-            self.findings.add("no images")
+    Args:
+        folder: of the pictures
+        classes: name of each category id, in the order of the labels; by default those of the file
 
-    def is_sound(self, annotation: Any, number: int) -> bool:
-        """Whether the record can be placed: it has its keys, an image, a class and a box."""
-        if not isinstance(annotation, dict) or not all(key in annotation for key in _ANNOTATION_KEYS):
-            self.findings.add("malformed annotation", f"number {number}")
-            return False
-        name = f"annotation {annotation['id']}"
-        if not is_whole(annotation["id"]) or not _is_number(annotation["area"]):
-            self.findings.add("malformed annotation", name)
-        elif annotation["id"] in self.ids:
-            self.findings.add("duplicate annotation id", name)
-        elif not is_whole(annotation["image_id"]) or annotation["image_id"] not in self.place:
-            self.findings.add("annotation of an unknown image", f"{name}: image {annotation['image_id']}")
-        elif not is_whole(annotation["category_id"]) or annotation["category_id"] not in self.label_of:
-            self.findings.add("unknown category id", f"{name}: category {annotation['category_id']}")
-        elif not is_box(annotation["bbox"]):
-            self.findings.add("impossible box", f"{name}: {annotation['bbox']}")
-        else:
-            self.ids.add(annotation["id"])
-            return True
-        return False
+    Raises:
+        DatasetError: not a COCO file, or its categories have other names than ``classes``.
+    """
+    content = read_coco(annotations)
+    own = categories_of(content, annotations)
+    known = dict(own if classes is None else classes)
+    renamed = [f"{n} is {own[n]!r} there and {name!r} here" for n, name in known.items() if own.get(n, name) != name]
+    if renamed and set(known.values()) & set(own.values()):
+        raise DatasetError(
+            f"{annotations}: category {'; '.join(renamed[:3])}: are the ids of all splits the same? Correct the file, "
+            "or the names of the dataset"
+        )
+    return _scan(content, folder, known)
 
-    def add_annotation(self, annotation: dict[str, Any], builder: TableBuilder) -> None:
-        """Check box and mask of a sound record, and add it if it can be trained on."""
-        name, place = f"annotation {annotation['id']}", self.place[annotation["image_id"]]
-        image = self.images[place]
-        mask = self._mask(annotation["segmentation"], image, name)
-        box = self._box(annotation["bbox"], image, name)
-        if mask is None or box is None:
-            return
-        if isinstance(mask, list) and _apart(mask, box):
-            self.findings.add("mask far from its box", name)
-        key = hash((place, annotation["category_id"], *annotation["bbox"]))
-        if key in self.boxes_seen:
-            self.findings.add("duplicate annotation", name)
-        self.boxes_seen.add(key)
+
+def _scan(content: Mapping[str, Any], folder: Path, classes: dict[int, str]) -> Scan:
+    check = RecordCheck(classes, folder)
+    findings, images = check.findings, check.images
+    check.add_images(content["images"])
+    sound = [a for number, a in enumerate(content["annotations"]) if check.is_sound(a, number)]
+    sound.sort(key=lambda a: (check.index_of[a["image_id"]], is_crowd(a)))  # the table needs images in order
+    label_of = {number: label for label, number in enumerate(classes)}
+    builder = TableBuilder(_keypoint_mirror(content["categories"]))
+    keys: set[int] = set()
+    for annotation in sound:
+        index = check.index_of[annotation["image_id"]]
+        shape = _Shape.of(annotation, images[index], findings)
+        if shape is None:
+            continue
+        key = hash((index, annotation["category_id"], *annotation["bbox"]))
+        if key in keys:
+            findings.add("duplicate annotation", f"annotation {annotation['id']}")
+        keys.add(key)
         keypoints = annotation.get("keypoints") or ()
         if len(keypoints) != 3 * len(builder.keypoint_mirror):
             keypoints = ()
-        label = self.label_of[annotation["category_id"]]
-        builder.add(place, label, box, annotation["area"], is_crowd(annotation), mask, keypoints)
-
-    def _box(self, xywh: list[float], image: ImageRecord, name: str) -> list[float] | None:
-        """The box as xyxy within the image; None, with the finding, where nothing is left of it."""
-        x, y, w, h = xywh
-        if w == 0 or h == 0:
-            self.findings.add("box without area", name)
-            return None
-        box = [max(x, 0), max(y, 0), min(x + w, image.width), min(y + h, image.height)]
-        if box[0] >= box[2] or box[1] >= box[3]:
-            self.findings.add("box outside its image", name)
-            return None
-        if max(a - b for a, b in zip((w, h), (box[2] - box[0], box[3] - box[1]), strict=True)) > _SLACK:
-            self.findings.add("box partly outside its image", name)
-        return box
-
-    def _mask(self, value: Any, image: ImageRecord, name: str) -> Rings | bytes | None:
-        """Polygon rings or a run-length encoding; None, with the finding, where there is no mask."""
-        if isinstance(value, dict):
-            return self._encoded(value, image, name)
-        if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
-            self.findings.add("malformed mask", name)
-            return None
-        if not any(value):
-            self.findings.add("empty mask", name)
-            return None
-        if not all(map(_is_ring, value)):
-            self.findings.add("malformed mask", name)
-            return None
-        rings = [ring for ring in value if len(ring) >= 6]
-        if len(rings) < len(value):
-            self.findings.add("polygon of fewer than three points" if rings else "empty mask", name)
-        if rings and max(map(_polygon_area, rings)) <= 0:
-            self.findings.add("mask without area", name)
-            return None
-        return rings or None
-
-    def _encoded(self, value: dict[str, Any], image: ImageRecord, name: str) -> bytes | None:
-        counts = run_lengths(value.get("counts"))
-        size = [image.height, image.width]
-        if value.get("size") != size or counts is None or (counts < 0).any() or counts.sum() != size[0] * size[1]:
-            self.findings.add("malformed mask", f"{name}: run lengths for {value.get('size')}, image {size}")
-            return None
-        if not counts[1::2].any():
-            self.findings.add("empty mask", name)
-            return None
-        if isinstance(value["counts"], list):
-            encoded: bytes = coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"]
-            return encoded
-        return str(value["counts"]).encode()
-
-
-def scan(content: Mapping[str, Any], folder: Path, label_of: Mapping[Any, int]) -> Scan:
-    """Look at a COCO file's content, whose lists "images", "annotations" and "categories" are there.
-
-    Args:
-        folder: where the pictures are
-        label_of: 0-based class of each category id
-    """
-    scanner = _Scanner(folder, label_of)
-    scanner.add_images(content["images"])
-    sound = [a for number, a in enumerate(content["annotations"]) if scanner.is_sound(a, number)]
-    sound.sort(key=lambda a: (scanner.place[a["image_id"]], is_crowd(a)))  # the table wants images in order
-    builder = TableBuilder(_keypoint_mirror(content["categories"]))
-    for annotation in sound:
-        scanner.add_annotation(annotation, builder)
-    table = builder.build(len(scanner.images))
-    labels = table.labels[~table.iscrowd].numpy()
-    if scanner.images and not len(labels):
-        scanner.findings.add("no objects")
+        label = label_of[annotation["category_id"]]
+        builder.add(index, label, shape.box, annotation["area"], is_crowd(annotation), shape.mask, keypoints)
+    table = builder.build(len(images))
+    labels = table.labels[~table.iscrowd]
+    if images and not len(labels):
+        findings.add("no objects")
     for index in np.flatnonzero(table.counts() == 0).tolist():
-        scanner.findings.add("image without objects", scanner.images[index].file_name)
-    return Scan(scanner.images, table, scanner.findings, np.bincount(labels, minlength=len(set(label_of.values()))))
+        findings.add("image without objects", images[index].file_name)
+    return Scan(classes, images, table, findings, np.bincount(labels, minlength=len(classes)))
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:
     return bool(annotation.get("iscrowd", 0))
 
 
-def _is_image(record: Any) -> bool:
-    if not isinstance(record, dict) or not is_whole(record.get("id")) or not isinstance(record.get("file_name"), str):
-        return False
-    return all(is_whole(record.get(key)) and record[key] > 0 for key in ("height", "width"))
+@dataclass(frozen=True)
+class _Shape:
+    """The checked box (xyxy, within the image) and mask of an annotation."""
+
+    box: list[float]
+    mask: Rings | bytes
+
+    @classmethod
+    def of(cls, annotation: Mapping[str, Any], image: ImageRecord, findings: Findings) -> _Shape | None:
+        """The shape of a sound record; None, with the finding, if it cannot be trained on."""
+        name = f"annotation {annotation['id']}"
+        mask = _check_mask(annotation["segmentation"], image, name, findings)
+        box = _check_box(annotation["bbox"], image, name, findings)
+        if mask is None or box is None:
+            return None
+        if isinstance(mask, list) and _apart(mask, box):
+            findings.add("mask far from its box", name)
+        return cls(box, mask)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _check_box(xywh: list[float], image: ImageRecord, name: str, findings: Findings) -> list[float] | None:
+    """The box as xyxy within the image; None, with the finding, if nothing of it is left."""
+    x, y, w, h = xywh
+    if w == 0 or h == 0:
+        findings.add("box without area", name)
+        return None
+    box = [max(x, 0), max(y, 0), min(x + w, image.width), min(y + h, image.height)]
+    if box[0] >= box[2] or box[1] >= box[3]:
+        findings.add("box outside its image", name)
+        return None
+    if max(a - b for a, b in zip((w, h), (box[2] - box[0], box[3] - box[1]), strict=True)) > _SLACK:
+        findings.add("box partly outside its image", name)
+    return box
+
+
+def _check_mask(value: Any, image: ImageRecord, name: str, findings: Findings) -> Rings | bytes | None:
+    """Polygon rings or a run-length encoding; None, with the finding, if there is no mask."""
+    if isinstance(value, dict):
+        return _check_encoding(value, image, name, findings)
+    if not isinstance(value, list) or not all(isinstance(ring, list) for ring in value):
+        findings.add("malformed mask", name)
+        return None
+    if not any(value):
+        findings.add("empty mask", name)
+        return None
+    if not all(map(_is_ring, value)):
+        findings.add("malformed mask", name)
+        return None
+    rings = [ring for ring in value if len(ring) >= 6]
+    if len(rings) < len(value):
+        findings.add("polygon of fewer than three points" if rings else "empty mask", name)
+    if rings and max(map(_polygon_area, rings)) <= 0:
+        findings.add("mask without area", name)
+        return None
+    return rings or None
+
+
+def _check_encoding(value: dict[str, Any], image: ImageRecord, name: str, findings: Findings) -> bytes | None:
+    counts = run_lengths(value.get("counts"))
+    size = [image.height, image.width]
+    if value.get("size") != size or counts is None or (counts < 0).any() or counts.sum() != size[0] * size[1]:
+        findings.add("malformed mask", f"{name}: run lengths for {value.get('size')}, image {size}")
+        return None
+    if not counts[1::2].any():
+        findings.add("empty mask", name)
+        return None
+    if isinstance(value["counts"], list):
+        encoded: bytes = coco_mask.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"]
+        return encoded
+    return str(value["counts"]).encode()
 
 
 def _is_ring(ring: list[Any]) -> bool:
@@ -223,7 +186,7 @@ def _apart(rings: Rings, box: Sequence[float]) -> bool:
 
 
 def _keypoint_mirror(categories: Sequence[Any]) -> tuple[int, ...]:
-    """Which keypoint each becomes in a mirror, by names with left and right; of the category that has most."""
+    """Which keypoint each becomes in a mirror, by names with left and right; of the category that has the most."""
     lists = [c["keypoints"] for c in categories if isinstance(c, dict) and isinstance(c.get("keypoints"), list)]
     names: list[Any] = max(lists, key=len, default=[])
     swap = {"left": "right", "right": "left"}

@@ -6,13 +6,12 @@ The model is scored as `yolact-deploy eval` scores it: eager, by the predictor, 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from yolact_deploy.datasets.dataset_file import DatasetSpec
-from yolact_deploy.datasets.image_sets import CocoImages, open_images
+from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy
 from yolact_deploy.model import YolactModel
 from yolact_deploy.progress import SILENT, Progress
@@ -41,8 +40,8 @@ class Evaluator:
         self.model, self.world = model, world
         self.progress = progress if world.is_main else SILENT
         split = spec.split("val")
-        found = open_images(annotations=split.annotations, images_dir=split.images, limit=limit or None)
-        self.images = _of_classes(found, set(spec.category_ids))
+        images = open_images(annotations=split.annotations, images_dir=split.images, limit=limit or None)
+        self.images = images.of_classes(spec.category_ids)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Accuracy | None:
         """The accuracy of weights, in the main process; None in the others. All processes call.
@@ -56,13 +55,13 @@ class Evaluator:
             ids = predictor.config.category_ids
             shown = self.progress.track(chunks, "evaluating", unit="batches")
             for chunk in shown:
-                found = predictor([image.path for image in chunk])
-                for image, detections in zip(chunk, found, strict=True):
+                predicted = predictor([image.path for image in chunk])
+                for image, detections in zip(chunk, predicted, strict=True):
                     results += detections.to_coco(image.image_id, ids)
         gathered = self.world.gather(results)
         if not self.world.is_main:
             return None
-        assert self.images.content is not None  # _of_classes made it
+        assert self.images.content is not None  # of_classes made it
         return accuracy(self.images.content, [r for part in gathered for r in part], self.images.image_ids)
 
     def _predictor(self, weights: Mapping[str, Tensor]) -> Predictor:
@@ -77,14 +76,3 @@ def with_weights(model: YolactModel, weights: Mapping[str, Tensor]) -> YolactMod
     other = copy.deepcopy(model)
     other.load_state_dict(dict(weights))
     return other
-
-
-def _of_classes(images: CocoImages, categories: set[int]) -> CocoImages:
-    """The same images with the annotations of the trained classes alone."""
-    content = images.content or {}
-    kept = {
-        **content,
-        "annotations": [a for a in content.get("annotations", []) if a["category_id"] in categories],
-        "categories": [c for c in content.get("categories", []) if c["id"] in categories],
-    }
-    return dataclasses.replace(images, content=kept)

@@ -179,3 +179,26 @@ def test_plain_images_come_once_and_in_order(dataset: CocoDataset) -> None:
     assert [batch.image_ids for batch in batches] == [(1, 2), (3,)]
     scale = torch.tensor([SIZE / 64, SIZE / 48] * 2)
     torch.testing.assert_close(batches[0].targets[0]["boxes"], dataset[0][1]["boxes"] * scale)
+
+
+class Where(torch.utils.data.Dataset[tuple[bool, float]]):
+    """For each item, whether the worker's annotations are in shared memory, and their first coordinate."""
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[bool, float]:
+        points = self.dataset._arrays["points"]
+        return points.is_shared(), float(points[0, 0])
+
+
+def test_workers_that_are_started_anew_share_the_annotations(dataset: CocoDataset) -> None:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(Where(dataset), num_workers=2, batch_size=None, multiprocessing_context="spawn")
+    first = float(dataset._arrays["points"][0, 0])
+    assert [tuple(item) for item in loader] == [(True, first)] * 2
+    assert dataset._arrays["points"].is_shared()

@@ -22,7 +22,8 @@ What a training loop needs, in its order:
 from __future__ import annotations
 
 from yolact_deploy.datasets.check import DataReport, check_dataset
-from yolact_deploy.datasets.dataset_file import DatasetSpec, Split, open_dataset
+from yolact_deploy.datasets.dataset_file import DatasetSpec, open_dataset
+from yolact_deploy.datasets.resolve import Split
 from yolact_deploy.training.data.augment import Augmentation, make_target
 from yolact_deploy.training.data.batch import Batch, Normalizer, collate
 from yolact_deploy.training.data.coco_dataset import CocoDataset

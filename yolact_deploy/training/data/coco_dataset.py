@@ -1,4 +1,4 @@
-"""`CocoDataset`: the images and targets of a COCO-style set, and the objects behind them for who augments.
+"""`CocoDataset`: the images and targets of a COCO-style dataset, and the objects behind them for augmentation.
 
 Legend: H x W image, n objects, K keypoints.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from yolact_deploy.datasets.annotations import ImageRecord
 from yolact_deploy.datasets.dataset_file import DatasetSpec
-from yolact_deploy.datasets.file_scan import read_checked, scan_file
-from yolact_deploy.datasets.instance_table import Objects
-from yolact_deploy.datasets.scan import ImageRecord, Scan
+from yolact_deploy.datasets.instance_table import Objects, ObjectTable
+from yolact_deploy.datasets.scan import Scan, scan_file
+from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.preprocess import read_image
 from yolact_deploy.training.data.augment import Target, make_target
 from yolact_deploy.training.data.geometry import View
 
@@ -23,18 +27,18 @@ from yolact_deploy.training.data.geometry import View
 class CocoDataset:
     """Images and targets of a COCO instances file.
 
-    ``dataset[i]`` is ``(image, target)``: the picture uint8 BGR [H, W, 3], and what
-    :func:`~yolact_deploy.training.data.augment.make_target` returns, in pixels of the picture, with ``image_id``.
+    ``dataset[i]`` is ``(image, target)``: the picture uint8 BGR [H, W, 3], and the return value of
+    :func:`~yolact_deploy.training.data.augment.make_target`, in pixels of the picture, with ``image_id``.
     Labels are 0-based and follow ``class_names``; crowds come last and are marked in ``iscrowd``.
 
     Args:
         annotations: the file
         images: folder of the pictures
         classes: name of each category id, in the order of the labels; by default those of the file in order of the ids
-        keep_empty: with images that have no object but crowds, as background; the original leaves them out
+        keep_empty: keep images that have no object except crowds, as background; the original leaves them out
 
     Raises:
-        DatasetError: the file or its records are wrong; the message lists what, how often, and the cures.
+        DatasetError: the file or its records have errors; the message lists them with counts and cures.
     """
 
     def __init__(
@@ -46,20 +50,21 @@ class CocoDataset:
         keep_empty: bool = True,
     ) -> None:
         self.annotations, self.folder = Path(annotations), Path(images)
-        found = scan_file(self.annotations, self.folder, classes)
-        found.findings.raise_errors(self.annotations)
-        self.class_names: tuple[str, ...] = tuple(found.classes.values())
-        self.category_ids: tuple[int, ...] = tuple(found.classes)
-        self._images: list[ImageRecord] = found.scan.images
-        self._table = found.scan.table
-        self._rows = _rows(found.scan, keep_empty)
+        scan = scan_file(self.annotations, self.folder, classes)
+        scan.findings.raise_errors(self.annotations)
+        self.class_names: tuple[str, ...] = tuple(scan.classes.values())
+        self.category_ids: tuple[int, ...] = tuple(scan.classes)
+        self._images: list[ImageRecord] = scan.images
+        # Tensors: however the workers of a DataLoader are started, they share them instead of copying them.
+        self._arrays = {name: torch.from_numpy(array) for name, array in scan.table.arrays().items()}
+        self._keypoint_mirror = scan.table.keypoint_mirror
+        self._rows = _rows(scan, keep_empty)
 
     @classmethod
     def of_split(cls, spec: DatasetSpec, split: str, *, keep_empty: bool = True) -> CocoDataset:
-        """A split, "train" or "val", of a described set."""
+        """The split "train" or "val" of a dataset."""
         part = spec.split(split)
-        classes = dict(zip(spec.category_ids, spec.names, strict=True))
-        return cls(part.annotations, part.images, classes=classes, keep_empty=keep_empty)
+        return cls(part.annotations, part.images, classes=spec.classes, keep_empty=keep_empty)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -72,7 +77,7 @@ class CocoDataset:
     @property
     def nbytes(self) -> int:
         """Memory of the annotations."""
-        return self._table.nbytes
+        return self._table().nbytes
 
     def record(self, index: int) -> ImageRecord:
         """Id, file name and size of an image; raises IndexError beyond the end."""
@@ -82,22 +87,34 @@ class CocoDataset:
         """The picture, uint8 BGR [H, W, 3].
 
         Raises:
-            DatasetError: it cannot be read, or has another size than its annotations say.
+            DatasetError: the picture cannot be read, or its annotations state another size.
         """
         record = self.record(index)
-        return read_checked(self.folder, record)
+        try:
+            image = read_image(self.folder / record.file_name)
+        except InputError as error:
+            raise DatasetError(f"{error}; 'yolact-deploy data check --deep' reports all such pictures") from error
+        if image.shape[:2] != (record.height, record.width):
+            raise DatasetError(
+                f"{self.folder / record.file_name} has {image.shape[1]} x {image.shape[0]} pixels, its annotations say "
+                f"{record.width} x {record.height}: correct them, or turn the picture upright before annotating"
+            )
+        return image
 
     def objects(self, index: int) -> Objects:
-        """What is annotated in an image, not drawn yet."""
+        """The annotated objects of an image, not yet drawn."""
         record = self.record(index)
-        return self._table.objects(int(self._rows[index]), record.height, record.width)
+        return self._table().objects(int(self._rows[index]), record.height, record.width)
+
+    def _table(self) -> ObjectTable:
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in self._arrays.items()}
+        return ObjectTable(**arrays, keypoint_mirror=self._keypoint_mirror)
 
 
-def _rows(found: Scan, keep_empty: bool) -> NDArray[np.int64]:
+def _rows(scan: Scan, keep_empty: bool) -> NDArray[np.int64]:
     """Which images to give, in the order of their ids."""
-    order = np.argsort([record.image_id for record in found.images], kind="stable")
+    order = np.argsort([record.image_id for record in scan.images], kind="stable")
     if keep_empty:
         return order
-    first = found.table.first.numpy()
-    regular = np.concatenate([[0], np.cumsum(~found.table.iscrowd.numpy())])[first]
+    regular = np.concatenate([[0], np.cumsum(~scan.table.iscrowd)])[scan.table.first]
     return np.asarray(order[np.diff(regular)[order] > 0])

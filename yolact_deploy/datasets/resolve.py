@@ -1,0 +1,236 @@
+"""Where the annotations and pictures of a dataset are: one search for every command.
+
+A dataset is named by one of
+
+- a dataset file (YAML, see `dataset_file`), or a folder that holds one
+- a COCO folder: ``annotations/instances_*.json`` or ``instances_*.json``
+- a Roboflow folder: ``train/_annotations.coco.json``, ``valid/_annotations.coco.json``, or one of those folders
+- an annotations file (JSON)
+
+The pictures of a COCO folder are in the folder, in ``images``, or in a folder called like the split or the annotations
+file, beside the annotations or in ``images``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yolact_deploy.errors import DatasetError, MissingDependencyError, import_optional
+
+_log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val")
+
+_YAML_SUFFIXES = (".yaml", ".yml")
+_ROBOFLOW = "_annotations.coco.json"
+#: other names of the folders of a split
+_ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+#: where pictures are often kept under a name that says nothing about the annotations file
+_SHARED = ("images", ".", "val2017", "train2017", "images/val2017", "images/train2017")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset."""
+
+    name: str
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """A split whose picture folder is not known yet.
+
+    Attributes:
+        name: "train", "val", or what the annotations file is called
+        own: folders that would hold pictures of this split alone
+        shared: further folders in which its pictures may be
+    """
+
+    name: str
+    annotations: Path
+    own: tuple[Path, ...] = ()
+    shared: tuple[Path, ...] = ()
+
+    @property
+    def folders(self) -> list[Path]:
+        return [folder for folder in (*self.own, *self.shared) if folder.is_dir()]
+
+    def locate(self, images: Sequence[Any]) -> Split:
+        """The split with the folder that holds the most pictures of the image records ``images``."""
+        names = [record["file_name"] for record in images if isinstance(record, dict) and "file_name" in record]
+        best, most = None, -1
+        for folder in self.folders:
+            count = sum((folder / str(name)).is_file() for name in names)
+            if count > most:
+                best, most = folder, count
+            if count == len(names):
+                break
+        return Split(self.name, self.annotations, best or self.annotations.parent)
+
+    def __str__(self) -> str:
+        """The annotations file by the part of its path that sets it apart."""
+        own = self.annotations.name
+        return f"{self.annotations.parent.name}/{own}" if own == _ROBOFLOW else own
+
+
+@dataclass(frozen=True)
+class DatasetFiles:
+    """The files of a dataset; a folder of plain pictures has no splits.
+
+    Attributes:
+        names: what a dataset file says about the classes
+    """
+
+    path: Path
+    splits: tuple[SplitFiles, ...] = ()
+    names: Any = None
+
+    def find(self, name: str) -> SplitFiles | None:
+        """The split with this name; None if there is none.
+
+        Raises:
+            DatasetError: several.
+        """
+        splits = [split for split in self.splits if split.name == name]
+        if len(splits) > 1:
+            raise DatasetError(
+                f"{self.path} has several files for {name} ({', '.join(map(str, splits))}): write a dataset file "
+                "(YAML) that names one"
+            )
+        return splits[0] if splits else None
+
+    def held_out(self) -> SplitFiles:
+        """The split to evaluate on: the only one, or else the only one called "val".
+
+        Raises:
+            DatasetError: several could be meant.
+        """
+        if len(self.splits) == 1:
+            return self.splits[0]
+        val = [split for split in self.splits if split.name == "val"]
+        if len(val) != 1:
+            raise DatasetError(
+                f"{self.path} has several annotation files ({', '.join(map(str, self.splits))}): choose one with "
+                "--annotations"
+            )
+        _log.info("%s has %d annotation files, using %s", self.path, len(self.splits), val[0])
+        return val[0]
+
+
+def resolve_dataset(source: str | os.PathLike[str]) -> DatasetFiles:
+    """Find the files of a dataset; none of the annotations is read.
+
+    Raises:
+        DatasetError: no such dataset, a dataset file with an error, or several dataset files in the folder.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".json" and path.is_file():
+        return DatasetFiles(path, (annotations_file(path),))
+    if not path.is_dir():
+        return _from_yaml(path, read_dataset_file(path))
+    described = _dataset_files(path)
+    if len(described) > 1:
+        names = ", ".join(file.name for file in described)
+        raise DatasetError(f"{path} has several dataset files ({names}): name one of them")
+    for file, content in described.items():
+        return _from_yaml(file, content)
+    return DatasetFiles(path, tuple(_coco_files(path)))
+
+
+def has_annotations(source: str | os.PathLike[str]) -> bool:
+    """Whether this is a dataset, and not a folder of plain pictures or nothing at all."""
+    return Path(source).exists() and bool(resolve_dataset(source).splits)
+
+
+def annotations_file(path: Path, root: Path | None = None) -> SplitFiles:
+    """The split of an annotations file alone.
+
+    Args:
+        root: folder of the dataset; by default inferred from the place of the file
+    """
+    if path.name == _ROBOFLOW:
+        return SplitFiles(_split_name(path.parent.name), path, (path.parent,), (path.parent.parent,))
+    if root is None:
+        root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    stem = path.stem.removeprefix("instances_")
+    name = _split_name(stem)
+    own = dict.fromkeys(root / place / own for own in (stem, *_ALIASES.get(name, ())) for place in ("", "images"))
+    shared = dict.fromkeys((*(root / place for place in _SHARED), path.parent))
+    return SplitFiles(name, path, tuple(own), tuple(folder for folder in shared if folder not in own))
+
+
+def _coco_files(folder: Path) -> list[SplitFiles]:
+    """The splits of a COCO or Roboflow folder, in the order of their files."""
+    coco = [path for place in (folder / "annotations", folder) for path in place.glob("instances_*.json")]
+    roboflow = [*folder.glob(_ROBOFLOW), *folder.glob(f"*/{_ROBOFLOW}")]
+    return [annotations_file(path, folder) for path in sorted(coco or roboflow)]
+
+
+def _split_name(name: str) -> str:
+    """``train`` or ``val`` where the name contains it, else the name itself."""
+    return next((split for split in SPLITS if split in name), name)
+
+
+# -- dataset files --------------------------------------------------------------------------------------------------
+
+
+def read_dataset_file(path: Path) -> Mapping[Any, Any]:
+    """The content of a dataset file; raises :class:`DatasetError` if it is not a YAML mapping."""
+    yaml = import_optional("yaml", extra="train", purpose="reading a dataset file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(f"no such dataset: {path}: give a dataset file (YAML) or a COCO folder") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(f"cannot read dataset file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path} is not a dataset file: expected names, {' and '.join(SPLITS)}")
+    return content
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES)
+
+
+def _dataset_files(folder: Path) -> dict[Path, Mapping[Any, Any]]:
+    """The YAML files of a folder that describe splits; those of other tools are ignored."""
+    described = {}
+    for path in yaml_files(folder):
+        try:
+            content = read_dataset_file(path)
+        except (DatasetError, MissingDependencyError) as error:
+            _log.warning("ignoring %s: %s", path, error)
+            continue
+        if any(isinstance(value, dict) for key, value in content.items() if key != "names"):
+            described[path] = content
+    return described
+
+
+def _from_yaml(path: Path, content: Mapping[Any, Any]) -> DatasetFiles:
+    unknown = sorted(set(map(str, content)) - {"names", *SPLITS})
+    if unknown:
+        raise DatasetError(f"{path}: unknown {', '.join(unknown)}: a dataset file has names, {' and '.join(SPLITS)}")
+    splits = tuple(_from_entry(path, name, content[name]) for name in SPLITS if content.get(name) is not None)
+    if not splits:
+        raise DatasetError(f"{path} has neither {' nor '.join(SPLITS)}: give each annotations and images")
+    return DatasetFiles(path, splits, content.get("names"))
+
+
+def _from_entry(path: Path, name: str, value: Any) -> SplitFiles:
+    if not isinstance(value, dict) or set(value) != {"annotations", "images"}:
+        raise DatasetError(f"{path}: {name}: expected 'annotations: FILE' and 'images: DIR', got {value!r}")
+    if not all(isinstance(part, str) for part in value.values()):
+        raise DatasetError(f"{path}: {name}: expected paths, got {value!r}")
+    images = path.parent / value["images"]
+    if not images.is_dir():
+        raise DatasetError(f"{path}: {name}: no such folder of images: {images}")
+    return SplitFiles(name, path.parent / value["annotations"], shared=(images,))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -17,6 +21,9 @@ ROOMS = (
     "detections", "machine", "graph", "datasets", "model", "streams", "runtime", "loading", "inspection",
     "evaluation", "training", "export", "console", "benchmarks", "cli", "__init__", "__main__",
 )  # fmt: skip
+
+#: what a function should not exceed; a few may
+MOST_FUNCTION_LINES, MOST_COMPLEXITY = 40, 15
 
 #: most .py files directly in a folder, and most of the product's lines in it
 MOST_FILES, MOST_SHARE = 25, 0.20
@@ -138,6 +145,29 @@ def folder_sizes() -> dict[str, tuple[int, int]]:
     return {folder: (files[folder], lines[folder]) for folder in sorted(files)}
 
 
+def long_functions(limit: int = MOST_FUNCTION_LINES) -> dict[str, int]:
+    """Lines of each function that has more than ``limit``, from ``def`` to its last line, docstring included."""
+    return {
+        f"{module}.{node.name}": lines
+        for module, path in modules().items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > limit
+    }
+
+
+def complex_functions(limit: int = MOST_COMPLEXITY) -> dict[str, int]:
+    """Cyclomatic complexity of each function that exceeds ``limit``, as ruff counts it."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "C901", "--output-format", "json"]
+    command += ["--config", f"lint.mccabe.max-complexity={limit}", "--exit-zero", str(PACKAGE)]
+    findings = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    complexities = {}
+    for finding in findings:
+        name, complexity = re.findall(r"`(\w+)`|\((\d+) >", finding["message"])
+        complexities[f"{module_name(Path(finding['filename']))}.{name[0]}"] = int(complexity[1])
+    return complexities
+
+
 def main() -> None:
     for what, graph in (("folders", room_graph()), ("files", module_graph())):
         found = circles(graph)
@@ -148,6 +178,10 @@ def main() -> None:
     total = sum(lines for _, lines in sizes.values())
     for folder, (count, lines) in sizes.items():
         print(f"{folder:40} {count:3} files {lines:6} lines {lines / total:6.1%}")
+    for what, functions in (("lines", long_functions()), ("complexity", complex_functions())):
+        print(f"{len(functions)} functions with too high {what}")
+        for name, value in sorted(functions.items(), key=lambda item: -item[1]):
+            print(f"  {name} {value}")
     print(f"{'all':40} {sum(count for count, _ in sizes.values()):3} files {total:6} lines")
 
 

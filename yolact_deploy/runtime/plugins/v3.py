@@ -37,103 +37,104 @@ def creators(trt: Any) -> tuple[Any, ...]:
     return tuple(creator_class(op) for op in OPS)
 
 
+class _OpPlugin:
+    """One op in a network or an engine: the methods that TensorRT calls; :func:`_plugin_class` adds its interfaces.
+
+    TensorRT wants failures as exceptions, which its bindings turn into a status: none travels through its C++.
+    """
+
+    trt: Any  #: TensorRT's Python module
+    interfaces: tuple[Any, ...]  #: the classes of TensorRT that a plugin derives from
+    dtype_names: dict[Any, str]  #: NumPy's names of TensorRT's dtypes
+
+    def __init__(self, op: Op, attributes: dict[str, int | float]) -> None:
+        for interface in self.interfaces:
+            interface.__init__(self)
+        self.plugin_name = op.name
+        self.plugin_version = PLUGIN_VERSION
+        self.plugin_namespace = DOMAIN
+        self.num_outputs = len(op.outputs)
+        self.work = Work(op, attributes)
+        self.fields = [_field_data(item, self.work.attributes[item.name]) for item in op.attributes]
+
+    # -- core
+
+    def get_capability_interface(self, kind: Any) -> Any:
+        return self
+
+    def clone(self) -> Any:
+        return type(self)(self.work.op, self.work.attributes)
+
+    # -- build
+
+    def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
+        dtypes = {name: dtype for dtype, name in self.dtype_names.items()}
+        return [dtypes[name] for name in output_dtypes(self.work.op, self.work.attributes)]
+
+    def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
+        shapes = [[inputs[i][d] for d in range(len(inputs[i]))] for i in range(len(inputs))]
+        made = self.work.op.output_shapes(shapes, self.work.attributes)
+        return [
+            self.trt.DimsExprs([expr_builder.constant(size) if isinstance(size, int) else size for size in shape])
+            for shape in made
+        ]
+
+    def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
+        if pos < num_inputs:
+            allowed: Sequence[str] = self.work.op.inputs[pos].dtypes
+        else:
+            allowed = output_dtypes(self.work.op, self.work.attributes)[pos - num_inputs : pos - num_inputs + 1]
+        tensor = in_out[pos].desc
+        return bool(tensor.format == self.trt.TensorFormat.LINEAR and self.dtype_names.get(tensor.type) in allowed)
+
+    def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        pass  # nothing depends on the bounds of the shapes but the workspace
+
+    def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+        shapes = [tuple(each.max) for each in inputs]
+        return self.work.workspace_bytes(shapes, [self.dtype_names[each.desc.type] for each in inputs])
+
+    # -- run
+
+    def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        try:
+            self.work.prepare(*self._described(inputs))
+        except Exception as error:  # where there is no GPU, nothing is enqueued either
+            _LOG.info("%s: kernels not loaded before the first run: %s", self.plugin_name, error)
+
+    def attach_to_context(self, context: Any) -> Any:
+        return self.clone()
+
+    def get_fields_to_serialize(self) -> Any:
+        pairs = zip(self.work.op.attributes, self.fields, strict=True)
+        return self.trt.PluginFieldCollection([_field(self.trt, item, data) for item, data in pairs])
+
+    def enqueue(
+        self,
+        input_desc: Sequence[Any],
+        output_desc: Sequence[Any],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
+        try:
+            self.work.enqueue(*self._described(input_desc), inputs, outputs, workspace, stream)
+        except Exception:
+            _LOG.exception("%s::%s failed", DOMAIN, self.plugin_name)
+            raise
+
+    def _described(self, descriptors: Sequence[Any]) -> tuple[list[tuple[int, ...]], list[str]]:
+        """Shapes and dtypes of ``trt.PluginTensorDesc``."""
+        return [tuple(each.dims) for each in descriptors], [self.dtype_names[each.type] for each in descriptors]
+
+
 def _plugin_class(trt: Any) -> Any:
     """The class of the plugins, for one TensorRT."""
+    interfaces = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
     dtype_names = {trt.float32: "float32", trt.float16: "float16", trt.int32: "int32"}
-    dtypes = {name: dtype for dtype, name in dtype_names.items()}
-
-    def described(descriptors: Sequence[Any]) -> tuple[list[tuple[int, ...]], list[str]]:
-        """Shapes and dtypes of ``trt.PluginTensorDesc``."""
-        return [tuple(each.dims) for each in descriptors], [dtype_names[each.type] for each in descriptors]
-
-    class Plugin(
-        trt.IPluginV3,  # type: ignore[misc]  # the base classes are only known at run time
-        trt.IPluginV3OneCore,  # type: ignore[misc]
-        trt.IPluginV3OneBuild,  # type: ignore[misc]
-        trt.IPluginV3OneRuntime,  # type: ignore[misc]
-    ):
-        """One op in a network or an engine.
-
-        TensorRT wants failures as exceptions, which its bindings turn into a status: none travels through its C++.
-        """
-
-        def __init__(self, op: Op, attributes: dict[str, int | float]) -> None:
-            for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
-                base.__init__(self)
-            self.plugin_name = op.name
-            self.plugin_version = PLUGIN_VERSION
-            self.plugin_namespace = DOMAIN
-            self.num_outputs = len(op.outputs)
-            self.work = Work(op, attributes)
-            self.fields = [_field_data(item, self.work.attributes[item.name]) for item in op.attributes]
-
-        # -- core
-
-        def get_capability_interface(self, kind: Any) -> Any:
-            return self
-
-        def clone(self) -> Any:
-            return type(self)(self.work.op, self.work.attributes)
-
-        # -- build
-
-        def get_output_data_types(self, input_types: Sequence[Any]) -> list[Any]:
-            return [dtypes[name] for name in output_dtypes(self.work.op, self.work.attributes)]
-
-        def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
-            shapes = [[inputs[i][d] for d in range(len(inputs[i]))] for i in range(len(inputs))]
-            made = self.work.op.output_shapes(shapes, self.work.attributes)
-            return [
-                trt.DimsExprs([expr_builder.constant(size) if isinstance(size, int) else size for size in shape])
-                for shape in made
-            ]
-
-        def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
-            if pos < num_inputs:
-                allowed: Sequence[str] = self.work.op.inputs[pos].dtypes
-            else:
-                allowed = output_dtypes(self.work.op, self.work.attributes)[pos - num_inputs : pos - num_inputs + 1]
-            found = in_out[pos].desc
-            return bool(found.format == trt.TensorFormat.LINEAR and dtype_names.get(found.type) in allowed)
-
-        def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            pass  # nothing depends on the bounds of the shapes but the workspace
-
-        def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-            shapes = [tuple(each.max) for each in inputs]
-            return self.work.workspace_bytes(shapes, [dtype_names[each.desc.type] for each in inputs])
-
-        # -- run
-
-        def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-            try:
-                self.work.prepare(*described(inputs))
-            except Exception as error:  # where there is no GPU, nothing is enqueued either
-                _LOG.info("%s: kernels not loaded before the first run: %s", self.plugin_name, error)
-
-        def attach_to_context(self, context: Any) -> Any:
-            return self.clone()
-
-        def get_fields_to_serialize(self) -> Any:
-            pairs = zip(self.work.op.attributes, self.fields, strict=True)
-            return trt.PluginFieldCollection([_field(trt, item, data) for item, data in pairs])
-
-        def enqueue(
-            self,
-            input_desc: Sequence[Any],
-            output_desc: Sequence[Any],
-            inputs: Sequence[int],
-            outputs: Sequence[int],
-            workspace: int,
-            stream: int,
-        ) -> None:
-            try:
-                self.work.enqueue(*described(input_desc), inputs, outputs, workspace, stream)
-            except Exception:
-                _LOG.exception("%s::%s failed", DOMAIN, self.plugin_name)
-                raise
-
-    return Plugin
+    attributes = {"trt": trt, "interfaces": interfaces, "dtype_names": dtype_names}
+    return type("Plugin", (_OpPlugin, *interfaces), attributes)
 
 
 def _creator_class(trt: Any, plugin_class: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 from scripted import SCRIPT, HeadsBackend, ScriptedBackend, predictor, write_pictures
 
 from yolact_deploy.benchmarks import latency as latency_module
-from yolact_deploy.benchmarks.latency import Latency, measure, measure_interleaved
+from yolact_deploy.benchmarks.latency import measure_interleaved
+from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.environment import environment
@@ -26,29 +27,31 @@ from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 
 
+def measure(model: Predictor, images: Sequence[Path], **options: Any) -> Latency:
+    return measure_interleaved({"": model}, images, **options)[""]
+
+
 def test_percentiles() -> None:
-    latency = Latency(tuple(float(v) for v in range(1, 102)), {"network": 30.0, "paste": 2.5})
-    assert (latency.p50, latency.percentile(90), latency.percentile(99)) == (51, 91, 100)
-    assert latency.mean == 51
-    assert latency.images_per_second == pytest.approx(1000 / 51)
-    assert latency.to_json()["p99_ms"] == 100
-    assert latency.unaccounted_ms == latency.to_json()["unaccounted_ms"] == 51 - 32.5
-    assert latency.encode_ms is latency.to_json()["encode_mean_ms"] is None, "which was not measured"
+    latency = Latency.of(tuple(float(v) for v in range(1, 102)), {"network": 30.0, "paste": 2.5})
+    assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51, 91, 100)
+    assert latency.mean_ms == 51
+    assert latency.images_per_s == pytest.approx(1000 / 51)
+    assert latency.unaccounted_ms == 51 - 32.5
+    assert latency.encode_mean_ms is None, "which was not measured"
 
 
 def test_whole_and_stages(tmp_path: Path) -> None:
     backend = ScriptedBackend(SCRIPT, delay=0.02)
     latency = measure(predictor(backend), write_pictures(tmp_path), warmup=2, repeats=2)
-    assert len(latency.samples) == 6
+    assert len(latency.samples_ms) == 6
     assert backend.seen == [1, 2, 1, 2, 3, 1, 2, 3], "warm-up first, then two rounds"
-    assert tuple(latency.stages) == ("decode", "preprocess", NETWORK_WITH_TAIL, "detect", "paste")
-    assert latency.stages[NETWORK_WITH_TAIL] >= 20
-    assert latency.stages["decode"] > 0, "pictures come from files"
-    assert latency.stages["paste"] > 0
+    assert tuple(latency.stages_mean_ms) == ("decode", "preprocess", NETWORK_WITH_TAIL, "detect", "paste")
+    assert latency.stages_mean_ms[NETWORK_WITH_TAIL] >= 20
+    assert latency.stages_mean_ms["decode"] > 0, "pictures come from files"
+    assert latency.stages_mean_ms["paste"] > 0
     assert 0 <= latency.unaccounted_ms < 10
-    assert len(latency.encode_samples) == 3, "the first round only"
-    assert latency.encode_ms is not None
-    assert latency.encode_ms > 0
+    assert latency.encode_mean_ms is not None
+    assert latency.encode_mean_ms > 0
 
 
 class Clock:
@@ -88,13 +91,14 @@ def test_every_millisecond_is_where_it_belongs(tmp_path: Path, monkeypatch: pyte
     ):
         monkeypatch.setattr(owner, name, clock.takes(milliseconds, getattr(owner, name)))
     latency = measure(model, write_pictures(tmp_path), warmup=1, repeats=3)
-    assert latency.samples == pytest.approx([255] * 9)
+    assert latency.samples_ms == pytest.approx([255] * 9)
     expected = {"decode": 1, "preprocess": 2, "network": 4, "nms": 8, "assembly": 16, "detect": 32, "paste": 64}
-    assert latency.stages == pytest.approx(expected)
-    assert latency.stages_p50 == pytest.approx(expected)
+    assert latency.stages_mean_ms == pytest.approx(expected)
+    assert latency.stages_p50_ms == pytest.approx(expected)
     assert latency.unaccounted_ms == pytest.approx(128), "what is between the stages"
-    assert latency.encode_samples == pytest.approx([256] * 3), "of the first round, and not in the whole"
-    assert latency.to_json()["stages_p50_ms"] == pytest.approx(expected)
+    assert latency.encode_mean_ms == pytest.approx(256), "not in the whole"
+    calls = 1 + 3 * 3
+    assert clock.seconds == pytest.approx((calls * 255 + 3 * 256) / 1e3), "masks are encoded in the first round only"
 
 
 def test_a_slow_paste_shows_in_its_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,32 +116,32 @@ def test_a_slow_paste_shows_in_its_stage(tmp_path: Path, monkeypatch: pytest.Mon
         return paste(*args)
 
     monkeypatch.setattr(models["slow"].backend, "paste", slow)
-    found = measure_interleaved(models, write_pictures(tmp_path), warmup=1, repeats=15)
-    usual, slowed = found["usual"], found["slow"]
-    assert min(slowed.samples) >= 5
-    assert min(slowed.stages["paste"], slowed.stages_p50["paste"]) >= 5
-    grown = {stage: spent - usual.stages_p50[stage] for stage, spent in slowed.stages_p50.items()}
+    latencies = measure_interleaved(models, write_pictures(tmp_path), warmup=1, repeats=15)
+    usual, slowed = latencies["usual"], latencies["slow"]
+    assert min(slowed.samples_ms) >= 5
+    assert min(slowed.stages_mean_ms["paste"], slowed.stages_p50_ms["paste"]) >= 5
+    grown = {stage: spent - usual.stages_p50_ms[stage] for stage, spent in slowed.stages_p50_ms.items()}
     assert grown.pop("paste") > 2.5
     assert max(grown.values()) < 2.5, grown
-    assert slowed.p50 - usual.p50 > 2.5
-    assert sum(slowed.stages.values()) <= slowed.mean
+    assert slowed.p50_ms - usual.p50_ms > 2.5
+    assert sum(slowed.stages_mean_ms.values()) <= slowed.mean_ms
 
 
 def test_models_take_turns_in_changing_order(tmp_path: Path) -> None:
     order: list[str] = []
 
-    class Told(ScriptedBackend):
+    class Noted(ScriptedBackend):
         def run(self, images: Any) -> Outputs:
             order.append(self.name)
             return super().run(images)
 
-    models = {name: predictor(Told(SCRIPT, name=name)) for name in "abc"}
+    models = {name: predictor(Noted(SCRIPT, name=name)) for name in "abc"}
     results: list[tuple[int, dict[str, Detections]]] = []
     latencies = measure_interleaved(
         models, write_pictures(tmp_path), warmup=0, repeats=2, on_result=lambda i, found: results.append((i, found))
     )
     assert "".join(order) == "abcbcacababcbcacab"
-    assert {len(latency.samples) for latency in latencies.values()} == {6}
+    assert {len(latency.samples_ms) for latency in latencies.values()} == {6}
     assert [index for index, _ in results] == [0, 1, 2], "the first round only"
     assert [len(found["b"]) for _, found in results] == [3, 1, 0]
 
@@ -147,7 +151,7 @@ def test_results_are_handed_over_outside_the_measured_time(tmp_path: Path) -> No
     latencies = measure_interleaved(
         {"a": predictor(backend)}, write_pictures(tmp_path), warmup=1, on_result=lambda i, found: time.sleep(0.2)
     )
-    assert latencies["a"].mean < 150
+    assert latencies["a"].mean_ms < 150
 
 
 def test_wrong_uses(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -59,7 +60,7 @@ def test_without_a_limit_there_is_no_share() -> None:
     found = roofline(MACS, 400.0, "fp16", machine(100.0, 60.0))
     assert found.achieved_gmac_per_s == pytest.approx(50.0)
     assert (found.limit_gmac_per_s, found.share, found.bound_by) == (None, None, None)
-    assert json.loads(json.dumps(found.to_json()))["share"] is None
+    assert json.loads(json.dumps(asdict(found)))["share"] is None
 
 
 @pytest.mark.parametrize("network_ms", [0.0, -1.0, float("nan")])
@@ -78,7 +79,7 @@ def test_limits_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_roofline, "copy_bandwidth", lambda: 3e9)
     found = machine_limits()
     assert found == MachineLimits("cpu", {"fp32": 7.0}, {"fp32": "torch"}, 3e9)
-    assert json.loads(json.dumps(found.to_json()))["gmac_per_s"] == {"fp32": 7.0}
+    assert json.loads(json.dumps(asdict(found)))["gmac_per_s"] == {"fp32": 7.0}
 
 
 @pytest.mark.fake_cuda(memory=64 * 2**20)

@@ -10,25 +10,26 @@ import numpy as np
 import pytest
 from test_diff import ENVIRONMENT, result, row
 
-from yolact_deploy.benchmarks.diff import FASTER, NO_DIFFERENCE, SLOWER, UNKNOWN, diff_results
+from yolact_deploy.benchmarks.diff import FASTER, NO_DIFFERENCE, SLOWER, UNKNOWN, diff_records
 from yolact_deploy.benchmarks.machine_change import machine_change
-from yolact_deploy.benchmarks.result_file import StoredResult, StoredRow
-from yolact_deploy.benchmarks.tables import diff_lines
+from yolact_deploy.benchmarks.record import EngineRecord, Record
+from yolact_deploy.benchmarks.record_tables import diff_lines
+from yolact_deploy.machine.yardstick import YardstickTimes
 
 PARTS = {"one core": 3.0, "all cores": 4.0, "memory": 2.0}
 
 
-def yardstick(factor: float, seed: int, rounds: int = 40, **factors: float) -> dict[str, Any]:
+def yardstick(factor: float, seed: int, rounds: int = 40, **factors: float) -> YardstickTimes:
     """Times of its parts times ``factor``, give or take 1 %."""
     rng = np.random.default_rng(seed)
     samples = {
-        name: (ms * factors.get(name.replace(" ", "_"), factor) * rng.normal(1, 0.01, rounds)).tolist()
+        name: tuple((ms * factors.get(name.replace(" ", "_"), factor) * rng.normal(1, 0.01, rounds)).tolist())
         for name, ms in PARTS.items()
     }
-    return {"version": 1, "samples_ms": samples}
+    return YardstickTimes(1, samples)
 
 
-def runs(before: StoredRow, after: StoredRow, machine: float, **changes: Any) -> tuple[StoredResult, StoredResult]:
+def runs(before: EngineRecord, after: EngineRecord, machine: float, **changes: Any) -> tuple[Record, Record]:
     """Two runs, of which the machine took ``machine`` times as long in the second."""
     first = {"yardstick": yardstick(1, 50), **changes}
     return result("a.json", before, **first), result("b.json", after, **{**first, "yardstick": yardstick(machine, 51)})
@@ -38,7 +39,7 @@ def runs(before: StoredRow, after: StoredRow, machine: float, **changes: Any) ->
 def test_what_all_feel_is_the_machine(machine: float) -> None:
     for seed in range(10):
         a, b = runs(row("m", seed), row("m", seed + 100, machine), machine)
-        diff = diff_results(a, b)
+        diff = diff_records(a, b)
         (found,) = diff.rows
         assert found.verdict == NO_DIFFERENCE
         assert found.p50.value == pytest.approx(1, abs=0.03)
@@ -58,13 +59,13 @@ def test_what_all_feel_is_the_machine(machine: float) -> None:
 
 def test_an_engine_that_changed_beyond_it() -> None:
     a, b = runs(row("m", 1), row("m", 2, 1.2 * 0.9), 0.9)
-    (found,) = diff_results(a, b).rows
+    (found,) = diff_records(a, b).rows
     assert found.verdict == SLOWER
     assert found.p50.value == pytest.approx(1.2, abs=0.02)
     assert found.p50.low is not None
     assert found.p50.low > 1.1
     a, b = runs(row("m", 1), row("m", 2, 0.5 * 1.1), 1.1)
-    assert diff_results(a, b).rows[0].verdict == FASTER
+    assert diff_records(a, b).rows[0].verdict == FASTER
     one_run, _ = runs(row("m", 1), row("m", 2), 1.1)
     assert machine_change(one_run, one_run) == (None, "")
 
@@ -72,24 +73,24 @@ def test_an_engine_that_changed_beyond_it() -> None:
 def test_parts_that_disagree_make_it_less_sure() -> None:
     before = row("m", 1)
     a, b = runs(before, row("m", 2, 1.1), 1.0)
-    assert diff_results(a, b).rows[0].verdict == SLOWER
+    assert diff_records(a, b).rows[0].verdict == SLOWER
     uneven = yardstick(1.0, 51, one_core=0.9, all_cores=1.2, memory=1.0)
     b = result("b.json", row("m", 2, 1.1), yardstick=uneven)
-    diff = diff_results(a, b)
+    diff = diff_records(a, b)
     assert diff.rows[0].verdict == NO_DIFFERENCE
     assert "these calls cannot show less than" in diff.rows[0].sentence
     assert diff.machine is not None
     assert diff.machine.spread == pytest.approx(np.std(np.log([0.9, 1.2, 1.0]), ddof=1), rel=0.1)
 
 
-def test_without_a_yardstick_nobody_can_tell() -> None:
+def test_without_a_yardstick_it_is_unknown() -> None:
     a, b = result("a.json", row("m", 1)), result("b.json", row("m", 2, 1.1), yardstick=yardstick(1.1, 1))
-    diff = diff_results(a, b)
+    diff = diff_records(a, b)
     assert (diff.rows[0].verdict, diff.machine, diff.rows[0].machine) == (SLOWER, None, None)
     assert "on an equally fast machine" not in diff.rows[0].sentence
     (warning,) = diff.warnings
-    assert warning.startswith("a.json has no yardstick: how fast the machine was in either run is not known")
-    assert diff_results(b, b).warnings == (), "of one run there is nothing to ask"
+    assert warning.startswith("a.json has no yardstick: the speed of the machine in either run is unknown")
+    assert diff_records(b, b).warnings == (), "of one run there is nothing to ask"
 
 
 @pytest.mark.parametrize(
@@ -97,9 +98,9 @@ def test_without_a_yardstick_nobody_can_tell() -> None:
     [
         ({"environment": {**ENVIRONMENT, "cpu": "D"}}, r"cannot be compared \(cpu differs\)"),
         ({"environment": {**ENVIRONMENT, "versions": {"numpy": "3"}}}, r"\(versions.numpy differs\)"),
-        ({"yardstick": {**yardstick(1, 3), "version": 2}}, r"\(version of the yardstick differs\)"),
+        ({"yardstick": YardstickTimes(2, yardstick(1, 3).samples_ms)}, r"\(version of the yardstick differs\)"),
         ({"yardstick": yardstick(1, 3, rounds=19)}, "fewer than 20 rounds of the yardstick"),
-        ({"yardstick": {"version": 1, "samples_ms": {"one core": [1.0] * 40}}}, "fewer than 20 rounds"),
+        ({"yardstick": YardstickTimes(1, {"one core": (1.0,) * 40})}, "fewer than 20 rounds"),
     ],
 )
 def test_yardsticks_of_different_work(changes: dict[str, Any], message: str) -> None:
@@ -108,7 +109,7 @@ def test_yardsticks_of_different_work(changes: dict[str, Any], message: str) -> 
     found, reason = machine_change(a, b)
     assert found is None
     assert re.search(message, reason)
-    assert diff_results(a, b).warnings[-1] == reason
+    assert diff_records(a, b).warnings[-1] == reason
 
 
 def test_all_cores_are_compared_of_the_same_engines_only() -> None:
@@ -128,18 +129,17 @@ def test_all_cores_are_compared_of_the_same_engines_only() -> None:
     assert found.ratio == pytest.approx(1, abs=0.01)
 
 
-def test_of_a_gpu_it_tells_nothing() -> None:
+def test_a_gpu_is_not_compared_by_it() -> None:
     gpu = {"runtime": {"device": "cuda:0"}}
     a, b = runs(row("m", 1, **gpu), row("m", 2, **gpu), 1.3)
-    (found,) = diff_results(a, b).rows
+    (found,) = diff_records(a, b).rows
     assert (found.machine, found.verdict) == (None, NO_DIFFERENCE)
-    assert found.p50.value == found.measured
+    assert found.p50.value == pytest.approx(found.measured, rel=1e-12)
 
 
 def test_other_programs_are_in_the_interval_where_the_yardstick_felt_them() -> None:
-    busy = {"settings": {"cores_used_by_others": 1.5}}
-    a, b = runs(row("m", 1), row("m", 2, 2.0), 1.0, **busy)
-    (found,) = diff_results(a, b).rows
+    a, b = runs(row("m", 1), row("m", 2, 2.0), 1.0, others=1.5)
+    (found,) = diff_records(a, b).rows
     assert (found.verdict, found.busy) == (SLOWER, ())
-    without = result("c.json", *b.rows.values(), **busy)
-    assert diff_results(a, without).rows[0].verdict == UNKNOWN
+    without = result("c.json", *b.engines, others=1.5)
+    assert diff_records(a, without).rows[0].verdict == UNKNOWN

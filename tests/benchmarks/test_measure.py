@@ -15,6 +15,7 @@ from scripted import (
     HeadsBackend,
     ScriptedBackend,
     bench,
+    bench_run,
     predictor,
     source,
     write_coco,
@@ -23,7 +24,8 @@ from scripted import (
 
 from yolact_deploy.benchmarks.limits import MachineLimits
 from yolact_deploy.benchmarks.measure import run_bench
-from yolact_deploy.benchmarks.tables import bench_tables, warning_lines
+from yolact_deploy.benchmarks.record import to_json
+from yolact_deploy.benchmarks.record_tables import bench_tables, warning_lines
 from yolact_deploy.datasets.image_sets import open_images, plain_images
 from yolact_deploy.errors import InputError
 from yolact_deploy.evaluation.bootstrap import PairedBootstrap
@@ -35,14 +37,15 @@ from yolact_deploy.machine.energy import EnergySource
 
 #: of image 1 the dog is lost and the cat moved; image 2 is right
 def test_rows(tmp_path: Path) -> None:
-    result = bench(tmp_path, repeats=2)
-    eager, fast = result.rows
+    run = bench_run(tmp_path, repeats=2)
+    result = run.record
+    eager, fast = result.engines
     assert (eager.name, eager.backend, eager.precision, eager.file_mib) == ("eager", "torch", "fp32", 1.0)
     assert result.reference == "eager"
     assert eager.agreement is None
     assert eager.speedup == 1
     assert fast.speedup > 1.5
-    assert len(fast.latency.samples) == 6
+    assert len(fast.latency.samples_ms) == 6
     assert eager.accuracy is not None
     assert fast.accuracy is not None
     assert eager.accuracy.box is not None
@@ -54,8 +57,9 @@ def test_rows(tmp_path: Path) -> None:
     assert (fast.agreement.reference_detections, fast.agreement.missed, fast.agreement.extra) == (3, 1, 0)
     assert fast.agreement.box_ap == pytest.approx(fast.accuracy.box.ap), "here the truth is what eager finds"
     assert fast.warnings == ()
-    assert [worst.image.image_id for worst in result.worst] == [1, 2, 3]
-    assert len(result.worst[0].detections["eager"]) == 2, "what scores 0.05 is not shown"
+    assert [worst.image_id for worst in result.worst_images] == [1, 2, 3]
+    assert [picture.errors for picture in run.pictures] == list(result.worst_images)
+    assert len(run.pictures[0].detections["eager"]) == 2, "what scores 0.05 is not shown"
 
 
 def test_the_reference_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,15 +74,15 @@ def test_the_reference_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(PairedBootstrap, "__init__", counted)
     write_coco(tmp_path)
     sources = [source(name, ScriptedBackend(script)) for name, script in (("a", SCRIPT), ("b", WORSE), ("c", WORSE))]
-    result = run_bench(sources, open_images(coco=tmp_path))
+    result = run_bench(sources, open_images(coco=tmp_path)).record
     assert len(made) == 2
-    assert result.rows[1].ap_difference == result.rows[2].ap_difference
-    assert result.rows[1].ap_difference["box"].difference < 0
-    assert result.rows[0].ap_difference == {}
+    assert result.engines[1].ap_difference == result.engines[2].ap_difference
+    assert result.engines[1].ap_difference["box"].difference < 0
+    assert result.engines[0].ap_difference == {}
 
 
 def test_json(tmp_path: Path) -> None:
-    values = json.loads(json.dumps(bench(tmp_path).to_json()))
+    values = json.loads(json.dumps(to_json(bench(tmp_path))))
     assert values["dataset"]["images"] == 3
     assert values["settings"]["repeats"] == 1
     assert [engine["name"] for engine in values["engines"]] == ["eager", "fast"]
@@ -96,8 +100,8 @@ def test_tables_fit_120_columns(tmp_path: Path, capsys: pytest.CaptureFixture[st
     from yolact_deploy.console import print_table
 
     result = bench(tmp_path)
-    long = dataclasses.replace(result.rows[1], name="yolact_resnet50.onnx@openvino-bf16", backend="onnxruntime")
-    tables = bench_tables(dataclasses.replace(result, rows=(result.rows[0], long)))
+    long = dataclasses.replace(result.engines[1], name="yolact_resnet50.onnx@openvino-bf16", backend="onnxruntime")
+    tables = list(bench_tables(dataclasses.replace(result, engines=(result.engines[0], long))))
     assert [table.title.split()[0] for table in tables] == ["Speed:", "Stages,", "Accuracy:", "AP", "Agreement", "Of"]
     for table in tables:
         print_table(table.columns, table.rows, title=table.title)
@@ -107,21 +111,21 @@ def test_tables_fit_120_columns(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_keep_worst(tmp_path: Path) -> None:
-    assert [worst.image.image_id for worst in bench(tmp_path, keep_worst=1).worst] == [1]
-    assert bench(tmp_path, keep_worst=0).worst == ()
+    assert [worst.image_id for worst in bench(tmp_path, keep_worst=1).worst_images] == [1]
+    assert bench(tmp_path, keep_worst=0).worst_images == ()
 
 
 def test_plain_pictures_have_agreement_only(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     sources = [source("eager", ScriptedBackend(SCRIPT)), source("e", ScriptedBackend(SCRIPT))]
-    result = run_bench(sources, images)
-    assert [row.accuracy for row in result.rows] == [None, None]
-    assert result.rows[1].agreement is not None
-    assert result.rows[1].agreement.box_ap == pytest.approx(1)
+    result = run_bench(sources, images).record
+    assert [row.accuracy for row in result.engines] == [None, None]
+    assert result.engines[1].agreement is not None
+    assert result.engines[1].agreement.box_ap == pytest.approx(1)
     assert "Accuracy" not in " ".join(table.title for table in bench_tables(result))
 
 
-def test_unfair_comparisons_are_told(tmp_path: Path) -> None:
+def test_warnings_about_unfair_comparisons(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     smaller = dataclasses.replace(CONFIG, image_size=128)
     sources = [
@@ -130,21 +134,21 @@ def test_unfair_comparisons_are_told(tmp_path: Path) -> None:
         source("silent", ScriptedBackend(SCRIPT)),
         source("large", ScriptedBackend(SCRIPT, sha="aaaa", config=smaller)),
     ]
-    _, other, silent, large = run_bench(sources, images).rows
+    _, other, silent, large = run_bench(sources, images).record.engines
     assert other.warnings == ("made from other weights (bbbb) than eager (aaaa)",)
-    assert silent.warnings == ("does not tell which weights it was made from",)
+    assert silent.warnings == ("does not record which weights it was made from",)
     assert large.warnings == ("input size 128, eager has 64",)
 
 
-def test_a_busy_machine_is_told(tmp_path: Path) -> None:
+def test_warning_about_a_busy_machine(tmp_path: Path) -> None:
     result = dataclasses.replace(bench(tmp_path), conditions=None)
     cores = result.environment["cores"]
     for share, lines in ((0.1, 0), (0.5, 1)):
-        settings = {**result.settings, "cores_used_by_others": share * cores}
+        settings = dataclasses.replace(result.settings, cores_used_by_others=share * cores)
         assert len(list(warning_lines(dataclasses.replace(result, settings=settings)))) == lines
 
 
-def test_conditions_are_told(tmp_path: Path) -> None:
+def test_warnings_of_conditions(tmp_path: Path) -> None:
     result = bench(tmp_path)
     assert result.conditions is not None
     debug = dataclasses.replace(result.conditions, debug=("a debug build: use another",))
@@ -152,15 +156,15 @@ def test_conditions_are_told(tmp_path: Path) -> None:
 
 
 def test_ap_difference(tmp_path: Path) -> None:
-    eager, fast = bench(tmp_path).rows
+    eager, fast = bench(tmp_path).engines
     assert eager.ap_difference == {}
     assert list(fast.ap_difference) == ["box", "mask"]
-    found = fast.ap_difference["box"]
+    interval = fast.ap_difference["box"]
     assert fast.accuracy is not None
     assert fast.accuracy.box is not None
     assert fast.accuracy.box.ap is not None
-    assert found.difference == pytest.approx(fast.accuracy.box.ap - 1)
-    assert found.low <= found.difference <= found.high
+    assert interval.difference == pytest.approx(fast.accuracy.box.ap - 1)
+    assert interval.low <= interval.difference <= interval.high
 
 
 def test_roofline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +174,12 @@ def test_roofline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yolact_deploy.benchmarks.measure._macs", lambda *_: Macs(1, "fp32", (layer,)))
     result = bench(tmp_path, with_roofline=True)
     assert result.limits == {"cpu": limits}
-    found = result.rows[0].roofline
-    assert found is not None
-    assert found.network_ms == next(ms for name, ms in result.rows[0].latency.stages_p50.items() if "network" in name)
-    assert found.share == pytest.approx(0.1 / (found.network_ms / 1e3) / 100)
+    roofline = result.engines[0].roofline
+    assert roofline is not None
+    assert roofline.network_ms == next(
+        ms for name, ms in result.engines[0].latency.stages_p50_ms.items() if "network" in name
+    )
+    assert roofline.share == pytest.approx(0.1 / (roofline.network_ms / 1e3) / 100)
     (table,) = (t for t in bench_tables(result) if t.title.startswith("Roofline"))
     assert [row[0] for row in table.rows] == ["eager", "fast"]
     assert bench(tmp_path).limits == {}
@@ -181,17 +187,17 @@ def test_roofline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_and_energy(tmp_path: Path) -> None:
     result = bench(tmp_path, energy_seconds=0.01)
-    for row in result.rows:
+    for row in result.engines:
         assert row.memory is not None
         assert row.memory_mib == row.memory.host_growth_mib
         assert row.energy is not None
-    told = result.rows[0].energy
-    assert told is not None
-    energy = dataclasses.replace(told, seconds=2.0, images=30, sources=(EnergySource("package-0", "rapl", 10.0),))
-    rows = (dataclasses.replace(result.rows[0], energy=energy), dataclasses.replace(result.rows[1], energy=None))
-    (cost,) = (t for t in bench_tables(dataclasses.replace(result, rows=rows)) if t.title.startswith("Cost"))
-    assert [row[-2:] for row in cost.rows] == [("5.0", "3.000"), ("", "")]
-    assert bench(tmp_path).rows[0].energy is None
+    measured = result.engines[0].energy
+    assert measured is not None
+    energy = dataclasses.replace(measured, seconds=2.0, images=30, sources=(EnergySource("package-0", "rapl", 10.0),))
+    rows = (dataclasses.replace(result.engines[0], energy=energy), dataclasses.replace(result.engines[1], energy=None))
+    (cost,) = (t for t in bench_tables(dataclasses.replace(result, engines=rows)) if t.title.startswith("Cost"))
+    assert [row[-2:] for row in cost.rows] == [["5.0", "3.000"], ["", ""]]
+    assert bench(tmp_path).engines[0].energy is None
 
 
 def test_models_of_other_classes_are_refused(tmp_path: Path) -> None:

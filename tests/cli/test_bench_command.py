@@ -107,7 +107,7 @@ def test_a_baseline(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert bench(models, "--baseline", str(last), "--repeats", "7") == 1
     warning, error = capsys.readouterr().err.splitlines()[-2:]
-    assert warning.startswith(f"warning: the baseline {last} is of another environment: cpu: Other CPU and ")
+    assert warning.startswith(f"warning: the baseline {last} is from another environment: cpu: Other CPU and ")
     assert f"worse.onnx@openvino against {last}: takes " in error
     assert " (limit 1.05)" in error
 
@@ -234,14 +234,14 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "--engine", "{0}/good.onnx@tpu", "--coco", "."], "backend: expected one of onnxruntime"),
         (["bench", "--engine", "{0}/good.onnx"], "no images named"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/absent"], "no such dataset"),
-        (["bench", "--engine", "{0}/good.onnx", "--size", "400"], "--size is of the eager model"),
+        (["bench", "--engine", "{0}/good.onnx", "--size", "400"], "--size applies to the eager model"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--threads", "0"], "--threads: expected"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images", "--max-ap-drop", "1"], "ground truth"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--repeats", "0"], "repeats >= 1"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--min-agreement", "98"], "a share from 0 to 1"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--min-agreement", "1"], "a second --engine"),
-        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--junit", "j.xml"], "tells which limits"),
-        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--tolerance", "1"], "is of the baseline"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--junit", "j.xml"], "--junit reports limits"),
+        (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--tolerance", "1"], "requires --baseline"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--baseline", "absent"], "no such results file"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--energy", "0"], "expected seconds above 0"),
         (["bench", "diff", "absent.json", "absent.json"], "no such results file"),

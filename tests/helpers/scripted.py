@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.benchmarks.measure import BenchResult, run_bench
+from yolact_deploy.benchmarks.measure import BenchRun, run_bench
+from yolact_deploy.benchmarks.record import Record
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.detections import Detections
@@ -175,7 +176,12 @@ def write_coco(folder: Path, content: object | None = None, name: str = "annotat
 WORSE = {**SCRIPT, 1: (Thing(0, 0.85, (10, 15, 35, 45)),)}
 
 
-def bench(tmp_path: Path, **options: object) -> BenchResult:
+def bench(tmp_path: Path, **options: object) -> Record:
+    """The record of eager and fast, which loses a detection of the first image and moves the other."""
+    return bench_run(tmp_path, **options).record
+
+
+def bench_run(tmp_path: Path, **options: object) -> BenchRun:
     write_coco(tmp_path)
     eager = ScriptedBackend(SCRIPT, name="torch", delay=0.02)
     sources = [source("eager", eager, SHA), source("fast", ScriptedBackend(WORSE, sha=SHA))]

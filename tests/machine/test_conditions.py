@@ -51,7 +51,7 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     assert (found.before.cpu_mhz, found.clock_limit_mhz, found.quota_cores) == (None,) * 3
     assert (found.thermal_throttles, found.overcurrents, found.before.temperatures_c) == (0, 0, {})
     assert found.warnings == found.debug
-    json.dumps(found.to_json())
+    json.dumps(dataclasses.asdict(found))
 
 
 def test_a_quiet_machine_gives_no_warning(tmp_path: Path) -> None:
@@ -356,5 +356,5 @@ def test_slowing_variables_and_tracers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_here() -> None:
     with ConditionsMeter() as meter:
         pass
-    json.dumps(meter.conditions.to_json())
+    json.dumps(dataclasses.asdict(meter.conditions))
     assert meter.conditions.seconds > 0

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -124,7 +125,7 @@ def test_a_machine_without_meters_says_so(tmp_path: Path) -> None:
         "processor (RAPL): no counters in /sys/class/powercap, as in most virtual machines and on ARM",
         "NVIDIA GPUs: this machine has none",
     )
-    assert json.loads(json.dumps(found.to_json()))["images_per_joule"] is None
+    assert json.loads(json.dumps(asdict(found)))["images_per_joule"] is None
 
 
 def test_gpus(tmp_path: Path) -> None:
@@ -240,4 +241,4 @@ def test_here(tmp_path: Path) -> None:
         pass
     found = meter.energy(1)
     assert found.joules is not None or found.reasons
-    json.dumps(found.to_json())
+    json.dumps(asdict(found))

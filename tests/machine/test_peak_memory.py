@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def test_the_kernel_is_asked_and_set_back(tmp_path: Path) -> None:
     assert (peak.host_before_mib, peak.host_peak_mib, peak.host_growth_mib) == (300, 420, 120)
     assert (peak.host_method, peak.devices, peak.torch_peak_mib) == ("kernel", (), None)
     assert peak.reasons == ("NVIDIA GPUs: this machine has none",)
-    assert json.loads(json.dumps(peak.to_json()))["host_growth_mib"] == 120
+    assert json.loads(json.dumps(asdict(peak)))["host_growth_mib"] == 120
 
 
 @pytest.mark.parametrize("known", [True, False])

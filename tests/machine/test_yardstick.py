@@ -11,7 +11,7 @@ import pytest
 from scripted import SCRIPT, ScriptedBackend, source, write_pictures
 
 from yolact_deploy.benchmarks.measure import run_bench
-from yolact_deploy.benchmarks.result_file import result_from_json
+from yolact_deploy.benchmarks.record import from_json, to_json
 from yolact_deploy.datasets.image_sets import plain_images
 from yolact_deploy.machine import yardstick as yardstick_module
 from yolact_deploy.machine.cpu_state import usable_cores
@@ -73,14 +73,16 @@ def test_it_is_outside_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Yardstick, "after", after)
     images = plain_images(write_pictures(tmp_path))
-    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2)
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2).record
     assert done == list(range(6))
-    assert np.median(result.rows[0].latency.samples) < 150
+    assert np.median(result.engines[0].latency.samples_ms) < 150
 
 
 def test_it_is_in_the_file(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
-    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2)
-    content = json.loads(json.dumps(result.to_json()))
+    result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2).record
+    content = json.loads(json.dumps(to_json(result)))
     assert [len(times) for times in content["yardstick"]["samples_ms"].values()] == [6, 6, 6]
-    assert result_from_json(content, "a.json").content["yardstick"]["version"] == VERSION
+    stored = from_json(content, "a.json").yardstick
+    assert stored is not None
+    assert stored.version == VERSION

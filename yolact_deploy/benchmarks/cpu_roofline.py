@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cpu_roofline: error: {error}", file=sys.stderr)
         return error.exit_code
     if args.json:
-        print_json(limits.to_json())
+        print_json(asdict(limits))
     else:
         here = environment()
         print_table(

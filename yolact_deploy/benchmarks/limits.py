@@ -6,8 +6,7 @@ products, nor than its bytes at the rate of a large copy. Both rates are measure
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from yolact_deploy.errors import InputError
 from yolact_deploy.graph.macs import Macs
@@ -29,9 +28,6 @@ class MachineLimits:
     gmac_per_s: dict[str, float]
     measured_with: dict[str, str]
     bytes_per_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,6 @@ class Roofline:
     limit_gmac_per_s: float | None
     share: float | None
     bound_by: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def roofline(macs: Macs, network_ms: float, precision: str, limits: MachineLimits) -> Roofline:

@@ -1,24 +1,25 @@
-"""How much faster or slower the machine was in one run than in another, by the yardstick that both carry.
+"""How much faster or slower the machine was in one run than in another, by the yardstick in both records.
 
-A change that the yardstick shows is the machine's, and is taken off the ratio of engines that run on the processor.
-The parts of the yardstick change by different amounts, and so would an engine: their spread goes into the interval.
-The threads of some runtimes spin for a while after a call and keep a core from the yardstick, so that its part on all
-cores is only compared where both runs were of the same engines.
+A change of the yardstick is due to the machine, so it is divided out of the ratios of engines that run on the
+processor. The parts of the yardstick change by different amounts, and so might an engine: their spread widens the
+interval. Threads of some runtimes spin for a while after a call and keep a core from the yardstick, so its part on all
+cores is only compared where both runs measured the same engines.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Samples, change_of
-from yolact_deploy.benchmarks.result_file import StoredResult
+from yolact_deploy.benchmarks.record import Record
 from yolact_deploy.machine.yardstick import ALL_CORES
 
-#: what must be equal of two environments for their yardsticks to be the same work on the same machine
+#: keys that must be equal in two environments for their yardsticks to be the same work on the same machine
 _SAME = ("cpu", "cores", "versions.numpy")
 
 
@@ -27,10 +28,10 @@ class MachineChange:
     """Time of the yardstick in the second run divided by that in the first.
 
     Attributes:
-        parts: of each part of the work
+        parts: ratio of each part of the work
         ratio: their geometric mean
-        spread: standard deviation of its logarithm: what the parts disagree about, and what chance adds
-        terms: the times themselves with their weights, as they are taken off, for ``ratios.change_of``
+        spread: standard deviation of its logarithm: disagreement of the parts, and chance
+        terms: the times with the weights by which they are divided out, for ``ratios.change_of``
     """
 
     parts: dict[str, float]
@@ -39,51 +40,56 @@ class MachineChange:
     terms: tuple[tuple[float, Samples], ...]
 
     def sentence(self, a: str, b: str) -> str:
-        """In words, of the runs of these names."""
-        parts = ", ".join(f"{name} {_change(part)}" for name, part in self.parts.items())
-        return f"by the yardstick the machine was {_change(self.ratio)} in {b} than in {a} ({parts})"
+        """In words; ``a`` and ``b`` name the runs."""
+        parts = ", ".join(f"{name} {_in_words(part)}" for name, part in self.parts.items())
+        return f"by the yardstick the machine was {_in_words(self.ratio)} in {b} than in {a} ({parts})"
 
     def to_json(self) -> dict[str, Any]:
         return {"ratio": self.ratio, "spread": self.spread, "parts": self.parts}
 
 
-def machine_change(a: StoredResult, b: StoredResult) -> tuple[MachineChange | None, str]:
-    """The change from run ``a`` to run ``b``; None and a sentence where nobody can tell.
+def machine_change(a: Record, b: Record) -> tuple[MachineChange | None, str]:
+    """The change from run ``a`` to run ``b``; None and a sentence if it is unknown.
 
-    Of one and the same run None and no sentence: its engines took turns.
+    None and no sentence for one and the same run: its engines took turns.
     """
-    if a.content == b.content:
+    if a == b:
         return None, ""
-    for one in (a, b):
-        if not one.content.get("yardstick"):
-            return None, (
-                f"{one.name} has no yardstick: how fast the machine was in either run is not known, and the ratios "
-                "have it in them; measure again with bench --output FILE"
-            )
-    different = [key for key in _SAME if a.environment.get(key) != b.environment.get(key)]
-    first, second = a.content["yardstick"], b.content["yardstick"]
-    if different or first["version"] != second["version"]:
+    first, second = a.yardstick, b.yardstick
+    if first is None or second is None:
+        return None, (
+            f"{(b if first else a).name} has no yardstick: the speed of the machine in either run is unknown, and the "
+            "ratios include it; measure again with bench --output FILE"
+        )
+    ours, theirs = a.flat_environment, b.flat_environment
+    different = [key for key in _SAME if ours.get(key) != theirs.get(key)]
+    if different or first.version != second.version:
         what = " and ".join(different) or "version of the yardstick"
-        return None, f"the yardsticks cannot be compared ({what} differs): the ratios have the machine's part in them"
-    names = [name for name in first["samples_ms"] if name != ALL_CORES or set(a.rows) == set(b.rows)]
+        return None, f"the yardsticks cannot be compared ({what} differs): the ratios include the machine's part"
     samples = {
-        name: (np.asarray(first["samples_ms"][name]), np.asarray(second["samples_ms"].get(name, ()))) for name in names
+        name: (np.asarray(times), np.asarray(second.samples_ms.get(name, ())))
+        for name, times in first.samples_ms.items()
+        if name != ALL_CORES or set(a.names) == set(b.names)
     }
     usable = [min(len(x), len(y)) >= LEAST_CALLS and min(x.min(), y.min()) > 0 for x, y in samples.values()]
-    if len(usable) < 2 or not all(usable):  # one part alone could not tell how sure it is
+    if len(usable) < 2 or not all(usable):  # one part alone does not show its uncertainty
         return None, (
-            f"fewer than {LEAST_CALLS} rounds of the yardstick: how fast the machine was in either run is not known; "
+            f"fewer than {LEAST_CALLS} rounds of the yardstick: the speed of the machine in either run is unknown; "
             "measure more images or --repeats"
         )
+    return _change(samples), ""
+
+
+def _change(samples: Mapping[str, tuple[Samples, Samples]]) -> MachineChange:
     ratios = {name: float(np.median(y) / np.median(x)) for name, (x, y) in samples.items()}
     logs = np.log(list(ratios.values()))
     share = 1 / len(samples)
     terms = tuple(term for x, y in samples.values() for term in ((-share, y), (share, x)))
     spread = math.hypot(float(np.std(logs, ddof=1)), change_of(terms).chance)
-    return MachineChange(ratios, math.exp(float(np.mean(logs))), spread, terms), ""
+    return MachineChange(ratios, math.exp(float(np.mean(logs))), spread, terms)
 
 
-def _change(ratio: float) -> str:
-    """In words, as share of the time: ``ratio`` is of times."""
+def _in_words(ratio: float) -> str:
+    """A ratio of times in words, as a share of the time."""
     percent = 100 * (ratio - 1)
     return f"{abs(percent):.1f} % {'slower' if percent > 0 else 'faster'}"

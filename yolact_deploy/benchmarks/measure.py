@@ -1,27 +1,38 @@
-"""`run_bench`: several models on the same images: accuracy, agreement with the first of them, speed and memory.
+"""`run_bench` measures several models on the same images: accuracy, agreement with the first model, speed and memory.
 
-Nothing but COCO results (masks as RLE), sums and the few worst images is kept, so that thousands of images fit.
+It keeps only COCO results (masks as RLE), sums and the few worst images, so thousands of images fit into memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import heapq
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 from yolact_deploy.artifact import sha256_file
-from yolact_deploy.benchmarks.latency import MEBIBYTE, Latency, measure_interleaved, warm_up
+from yolact_deploy.benchmarks.latency import MEBIBYTE, measure_interleaved, warm_up
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline, roofline
 from yolact_deploy.benchmarks.machine_limits import machine_limits
 from yolact_deploy.benchmarks.model_energy import measure_energy
-from yolact_deploy.datasets.image_sets import CocoImage, CocoImages, fingerprint
+from yolact_deploy.benchmarks.record import (
+    BenchSettings,
+    EngineRecord,
+    Environment,
+    ImageErrors,
+    Latency,
+    MeasuredImages,
+    Record,
+    WorstImage,
+)
+from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result, by_image
-from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter, ImageAgreement
+from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
 from yolact_deploy.evaluation.bootstrap import Interval, PairedBootstrap
 from yolact_deploy.evaluation.diagnosis import diagnose
 from yolact_deploy.evaluation.engines import EngineSource, check_same_classes
@@ -34,112 +45,49 @@ from yolact_deploy.machine.peak_memory import PeakMemory, PeakMemoryMeter
 from yolact_deploy.machine.yardstick import Yardstick, YardstickTimes
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import stage_with
 
-#: of what ``BenchResult.to_json`` gives: schema/bench-v1.schema.json
-SCHEMA = "bench-v1"
-#: decimals of a stored sample in ms: a tenth of a microsecond
-_SAMPLE_DECIMALS = 4
-#: share of the detections, below which a mistake is looked for
+#: below this share of agreeing detections, known mistakes are tried
 _AGREES = 0.95
-#: pictures on which is tried out what is wrong with an engine
+#: images on which known mistakes are tried
 _DIAGNOSED = 2
 
 
 @dataclass(frozen=True)
-class EngineRow:
-    """What was measured of one model; None where it could not be."""
+class WorstPicture:
+    """An image on which the models disagree, with what each detected above the score threshold."""
 
-    name: str
-    backend: str
-    precision: str
-    image_size: int
-    runtime: dict[str, Any]
-    file_mib: float
-    #: growth of the process at its peak while it was loaded and warmed up
-    memory_mib: float
-    latency: Latency
-    #: p50 latency of the reference divided by this one's
-    speedup: float
-    accuracy: Accuracy | None
-    agreement: Agreement | None
-    warnings: tuple[str, ...]
-    #: of the model's file, and of the checkpoint that it was made from
-    file_sha256: str | None = None
-    weights_sha256: str | None = None
-    #: of process and GPUs while it was loaded and warmed up
-    memory: PeakMemory | None = None
-    #: of the model alone; None where nobody asked
-    energy: Energy | None = None
-    #: what is probably wrong with it, where that was asked and it does not agree with the reference
-    diagnosis: str | None = None
-    #: AP of "box" and "mask" minus the reference's, where there is ground truth
-    ap_difference: dict[str, Interval] = field(default_factory=dict)
-    #: None where nobody asked
-    roofline: Roofline | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        samples = [round(sample, _SAMPLE_DECIMALS) for sample in self.latency.samples]
-        return {
-            **dataclasses.asdict(self),
-            "latency": {**self.latency.to_json(), "samples_ms": samples},
-            "memory": self.memory.to_json() if self.memory else None,
-            "energy": self.energy.to_json() if self.energy else None,
-            "warnings": list(self.warnings),
-        }
-
-
-@dataclass(frozen=True)
-class WorstImage:
-    """An image on which the models disagree: what each found, above the score threshold."""
-
-    image: CocoImage
-    agreement: dict[str, ImageAgreement]
+    path: Path
+    errors: WorstImage
     detections: dict[str, Detections]
 
-    def to_json(self) -> dict[str, Any]:
-        counts = {
-            name: {"missed": a.missed, "extra": a.extra, "label_flips": a.label_flips, "badness": a.badness}
-            for name, a in self.agreement.items()
-        }
-        return {"image_id": self.image.image_id, "file_name": self.image.path.name, "engines": counts}
+
+@dataclass(frozen=True)
+class BenchRun:
+    """A run just measured: its record, and the worst images, whose pixels and detections no record holds."""
+
+    record: Record
+    pictures: tuple[WorstPicture, ...]
 
 
 @dataclass(frozen=True)
-class BenchResult:
-    """Everything a benchmark found.
+class _Model:
+    """A loaded model, and the memory that loading and warming up took."""
 
-    Attributes:
-        reference: names the row to which the others are compared
-        conditions: what the machine told while latency was measured
-        limits: of each device that a roofline was measured of
-        yardstick: how fast the machine was meanwhile
-    """
+    source: EngineSource
+    predictor: Predictor
+    memory: PeakMemory
 
-    environment: dict[str, Any]
-    dataset: dict[str, Any]
-    settings: dict[str, Any]
-    reference: str
-    rows: tuple[EngineRow, ...]
-    worst: tuple[WorstImage, ...]
-    conditions: Conditions | None = None
-    limits: dict[str, MachineLimits] = field(default_factory=dict)
-    yardstick: YardstickTimes | None = None
+    @property
+    def name(self) -> str:
+        return self.source.name
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "environment": self.environment,
-            "dataset": self.dataset,
-            "settings": self.settings,
-            "reference": self.reference,
-            "engines": [row.to_json() for row in self.rows],
-            "worst_images": [worst.to_json() for worst in self.worst],
-            "conditions": self.conditions.to_json() if self.conditions else None,
-            "limits": {device: limits.to_json() for device, limits in self.limits.items()},
-            "yardstick": self.yardstick.to_json() if self.yardstick else None,
-        }
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the checkpoint; empty where it is not known."""
+        return self.source.weights_sha256 or self.predictor.backend.metadata.weights_sha256
 
 
 def run_bench(
@@ -154,138 +102,202 @@ def run_bench(
     find_mistakes: bool = False,
     with_roofline: bool = False,
     progress: Progress = SILENT,
-) -> BenchResult:
+) -> BenchRun:
     """Measure models on the same images, in turns; the first is the reference (the eager model, if there is one).
 
     Args:
         warmup: calls of each model before the measurement, at least one
-        repeats: rounds over all images for the latency; accuracy takes the first
-        score_threshold: of the detections that agreement judges
+        repeats: rounds over all images for the latency; accuracy uses the first
+        score_threshold: agreement judges detections above it
         keep_worst: images to keep for the report
-        energy_seconds: run each model alone for so long, after the latency, and tell its energy
-        with_roofline: measure what the machine can do at best, and tell each network's share of it
-        find_mistakes: try out what is wrong with a model that does not agree with the reference
+        energy_seconds: run each model alone for this long, after the latency, and measure its energy
+        find_mistakes: try known mistakes on a model that disagrees with the reference
+        with_roofline: measure what the machine can do at best, and each network's share of it
 
     Raises:
         InputError, DatasetError, BackendError, ...: models or images that cannot be used, or do not fit each other.
     """
-    if not sources:
-        raise InputError("nothing to measure: give --weights, --engine, or both")
+    _check_names(sources)
+    with contextlib.ExitStack() as stack:
+        models = _load(sources, images, max(1, warmup), stack)
+        collector = _Collector(images, models, score_threshold, keep_worst)
+        clocked = _clock(models, images, repeats, collector, progress)
+        rooflines, limits = _rooflines(models, clocked.latencies) if with_roofline else ({}, {})
+        engines = tuple(
+            _engine_record(
+                model,
+                models[0],
+                clocked.latencies,
+                collector,
+                energy=_energy(model, images, energy_seconds),
+                roofline=rooflines.get(model.name),
+                find_mistakes=find_mistakes,
+            )
+            for model in models
+        )
+    settings = BenchSettings(
+        warmup=max(1, warmup),
+        repeats=repeats,
+        agreement_score_threshold=score_threshold,
+        cores_used_by_others=round(clocked.conditions.other_cores or 0.0, 2),
+    )
+    return _run(images, settings, engines, collector.worst(), clocked, limits)
+
+
+@dataclass(frozen=True)
+class _Clocked:
+    """Times of all models, and what the machine did meanwhile."""
+
+    latencies: dict[str, Latency]
+    conditions: Conditions
+    yardstick: YardstickTimes
+
+
+def _check_names(sources: Sequence[EngineSource]) -> None:
     names = [source.name for source in sources]
+    if not names:
+        raise InputError("nothing to measure: give --weights, --engine, or both")
     if len(set(names)) < len(names):
         raise InputError(f"two models have the same name among {', '.join(names)}: give each once")
-    warmup = max(1, warmup)
-    with contextlib.ExitStack() as stack:
-        predictors: dict[str, Predictor] = {}
-        memory: dict[str, PeakMemory] = {}
-        for source in sources:
-            with PeakMemoryMeter() as meter:
-                predictor = predictors[source.name] = stack.enter_context(source.load())
-                warm_up(predictor, images.paths, warmup)
-            memory[source.name] = meter.peak
-            check_same_classes(names[0], predictors[names[0]], source.name, predictor)
-        images.check_classes(predictors[names[0]].config)
-        collector = _Collector(images, names, predictors[names[0]].config.category_ids, score_threshold, keep_worst)
-        with Yardstick(repeats * len(images)) as yardstick, ConditionsMeter() as watched:
-            latencies = measure_interleaved(
-                predictors,
-                images.paths,
-                warmup=0,
-                repeats=repeats,
-                on_result=collector.add,
-                after_step=yardstick.after,
-                each=lambda steps: progress.track(steps, "measuring"),
-            )
-        energy = {
-            name: measure_energy(predictor, images.paths, seconds=energy_seconds)
-            for name, predictor in predictors.items()
-            if energy_seconds is not None
-        }
-        agreement = {name: collector.agreement(name) for name in names}
-        rooflines, limits = _rooflines(sources, predictors, latencies) if with_roofline else ({}, {})
-        rows = tuple(
-            EngineRow(
-                name=source.name,
-                backend=predictor.backend.name,
-                precision=predictor.backend.precision,
-                image_size=predictor.config.image_size,
-                runtime=_runtime(predictor),
-                file_mib=source.file_bytes / MEBIBYTE,
-                memory_mib=memory[source.name].host_growth_mib,
-                memory=memory[source.name],
-                latency=latencies[source.name],
-                speedup=latencies[names[0]].p50 / latencies[source.name].p50,
-                accuracy=collector.accuracy(source.name),
-                agreement=agreement[source.name],
-                warnings=_warnings(sources[0], source, predictors[names[0]], predictor),
-                file_sha256=sha256_file(source.path) if source.path else None,
-                weights_sha256=_weights_sha256(source, predictor) or None,
-                energy=energy.get(source.name),
-                ap_difference=collector.ap_difference(source.name),
-                roofline=rooflines.get(source.name),
-                diagnosis=_diagnosis(predictors[names[0]], predictor, collector.worst_of(source.name), score_threshold)
-                if find_mistakes and _differs(agreement[source.name])
-                else None,
-            )
-            for source, predictor in zip(sources, predictors.values(), strict=True)
+
+
+def _load(
+    sources: Sequence[EngineSource], images: CocoImages, warmup: int, stack: contextlib.ExitStack
+) -> list[_Model]:
+    """The models, warm; ``stack`` closes them."""
+    models: list[_Model] = []
+    for source in sources:
+        with PeakMemoryMeter() as meter:
+            predictor = stack.enter_context(source.load())
+            warm_up(predictor, images.paths, warmup)
+        models.append(_Model(source, predictor, meter.peak))
+        check_same_classes(models[0].name, models[0].predictor, source.name, predictor)
+    images.check_classes(models[0].predictor.config)
+    return models
+
+
+def _clock(
+    models: Sequence[_Model], images: CocoImages, repeats: int, collector: _Collector, progress: Progress
+) -> _Clocked:
+    with Yardstick(repeats * len(images)) as yardstick, ConditionsMeter() as meter:
+        latencies = measure_interleaved(
+            {model.name: model.predictor for model in models},
+            images.paths,
+            warmup=0,
+            repeats=repeats,
+            on_result=collector.add,
+            after_step=yardstick.after,
+            each=lambda steps: progress.track(steps, "measuring"),
         )
-    settings = {
-        "warmup": warmup,
-        "repeats": repeats,
-        "batch": 1,
-        "score_threshold": 0.0,
-        "agreement_score_threshold": score_threshold,
-        "cores_used_by_others": round(watched.conditions.other_cores or 0.0, 2),
-        "measured": "picture file to pasted masks, models in turns on each image",
-    }
-    dataset = {**images.to_json(), "fingerprint": fingerprint(images)}
-    return BenchResult(
-        environment(),
-        dataset,
-        settings,
-        names[0],
-        rows,
-        collector.worst(),
-        watched.conditions,
-        limits,
-        yardstick.times,
+    return _Clocked(latencies, meter.conditions, yardstick.times)
+
+
+def _energy(model: _Model, images: CocoImages, seconds: float | None) -> Energy | None:
+    return None if seconds is None else measure_energy(model.predictor, images.paths, seconds=seconds)
+
+
+def _engine_record(
+    model: _Model,
+    reference: _Model,
+    latencies: Mapping[str, Latency],
+    collector: _Collector,
+    *,
+    energy: Energy | None,
+    roofline: Roofline | None,
+    find_mistakes: bool,
+) -> EngineRecord:
+    backend, source = model.predictor.backend, model.source
+    agreement = collector.agreement(model.name)
+    return EngineRecord(
+        name=model.name,
+        backend=backend.name,
+        precision=backend.precision,
+        image_size=model.predictor.config.image_size,
+        runtime=_runtime(backend),
+        file_mib=source.file_bytes / MEBIBYTE,
+        memory_mib=model.memory.host_growth_mib,
+        latency=latencies[model.name],
+        speedup=latencies[reference.name].p50_ms / latencies[model.name].p50_ms,
+        accuracy=collector.accuracy(model.name),
+        agreement=agreement,
+        warnings=_warnings(reference, model),
+        file_sha256=sha256_file(source.path) if source.path else None,
+        weights_sha256=model.weights_sha256 or None,
+        memory=model.memory,
+        energy=energy,
+        diagnosis=_diagnosis(reference, model, collector) if find_mistakes and _differs(agreement) else None,
+        ap_difference=collector.ap_difference(model.name),
+        roofline=roofline,
     )
 
 
-class _Collector:
-    """Takes the detections of each image and keeps what the tables and the report need."""
+def _runtime(backend: Backend) -> dict[str, Any]:
+    """What the backend reports, without the path of the file, as it comes back from JSON (tuples become lists)."""
+    runtime: dict[str, Any] = json.loads(json.dumps(backend.describe()))
+    runtime.pop("engine", None)
+    return runtime
 
-    def __init__(
-        self,
-        images: CocoImages,
-        names: Sequence[str],
-        category_ids: Sequence[int],
-        score_threshold: float,
-        keep_worst: int,
-    ) -> None:
+
+def _run(
+    images: CocoImages,
+    settings: BenchSettings,
+    engines: tuple[EngineRecord, ...],
+    pictures: tuple[WorstPicture, ...],
+    clocked: _Clocked,
+    limits: dict[str, MachineLimits],
+) -> BenchRun:
+    record = Record(
+        environment=cast(Environment, environment()),
+        dataset=MeasuredImages(
+            annotations=images.annotations.name if images.annotations else None,
+            images=len(images),
+            available=images.available,
+            image_ids=tuple(images.image_ids) if images.annotations else None,
+            fingerprint=fingerprint(images),
+        ),
+        settings=settings,
+        reference=engines[0].name,
+        engines=engines,
+        worst_images=tuple(picture.errors for picture in pictures),
+        conditions=clocked.conditions,
+        limits=limits,
+        yardstick=clocked.yardstick,
+    )
+    return BenchRun(record, pictures)
+
+
+class _Collector:
+    """Takes the detections of each image and keeps what the record and the report need."""
+
+    def __init__(self, images: CocoImages, models: Sequence[_Model], score_threshold: float, keep_worst: int) -> None:
         self._images = images
-        self._reference, *self._others = names
-        self._category_ids = category_ids
-        self._score_threshold = score_threshold
+        self._reference, *self._others = names = [model.name for model in models]
+        self._category_ids = models[0].predictor.config.category_ids
+        self.score_threshold = score_threshold
         self._keep_worst = keep_worst
         self._results: dict[str, list[Result]] = {name: [] for name in names}
         self._meters = {name: AgreementMeter(score_threshold) for name in self._others}
-        self._worst: list[tuple[float, int, WorstImage]] = []
+        self._worst: list[tuple[float, int, WorstPicture]] = []
         self._scores: dict[str, tuple[Accuracy, dict[str, Matches]]] = {}
         #: of the reference, by "box" and "mask"
         self._bootstraps: dict[str, PairedBootstrap] = {}
 
-    def add(self, index: int, found: Mapping[str, Detections]) -> None:
+    def add(self, index: int, detections: Mapping[str, Detections]) -> None:
+        """Take what each model detects on one image."""
         image = self._images.images[index]
-        for name, detections in found.items():
-            self._results[name] += detections.to_coco(image.image_id, self._category_ids)
-        agreement = {name: self._meters[name].add(found[self._reference], found[name]) for name in self._others}
-        badness = max((a.badness for a in agreement.values()), default=0.0)
-        entry = (badness, -index)  # of equally bad images the earlier ones stay
+        for name, of_model in detections.items():
+            self._results[name] += of_model.to_coco(image.image_id, self._category_ids)
+        reference = detections[self._reference]
+        errors = {}
+        for name in self._others:
+            a = self._meters[name].add(reference, detections[name])
+            errors[name] = ImageErrors(a.missed, a.extra, a.label_flips, a.badness)
+        entry = (max((e.badness for e in errors.values()), default=0.0), -index)  # of equally bad images the first stay
         if len(self._worst) < self._keep_worst or (self._worst and entry > self._worst[0][:2]):
-            # The measurement takes turns; the pictures always stand in the order of the models.
-            shown = {name: found[name].above(self._score_threshold) for name in (self._reference, *self._others)}
-            heapq.heappush(self._worst, (*entry, WorstImage(image, agreement, shown)))
+            # The models take turns; the pictures are always in their order.
+            shown = {name: detections[name].above(self.score_threshold) for name in (self._reference, *self._others)}
+            worst = WorstImage(image.image_id, image.path.name, errors)
+            heapq.heappush(self._worst, (*entry, WorstPicture(image.path, worst, shown)))
             if len(self._worst) > self._keep_worst:
                 heapq.heappop(self._worst)
 
@@ -294,7 +306,7 @@ class _Collector:
         return None if scored is None else scored[0]
 
     def ap_difference(self, name: str) -> dict[str, Interval]:
-        """Of "box" and "mask"; empty for the reference, and without objects to find."""
+        """By "box" and "mask"; empty for the reference, and without annotated objects."""
         ours, theirs = self._scored(self._reference), self._scored(name)
         if name == self._reference or ours is None or theirs is None:
             return {}
@@ -304,13 +316,13 @@ class _Collector:
         return {kind: bootstrap.difference(theirs[1][kind]) for kind, bootstrap in self._bootstraps.items()}
 
     def _scored(self, name: str) -> tuple[Accuracy, dict[str, Matches]] | None:
-        """Accuracy and what hit what, of one model; computed once."""
+        """Accuracy and matches of one model, computed once."""
         if self._images.content is None:
             return None
         if name not in self._scores:
             meter = AccuracyMeter(self._images.content, self._images.image_ids)
-            for image_id, found in by_image(self._results[name]).items():
-                meter.add(image_id, found)
+            for image_id, results in by_image(self._results[name]).items():
+                meter.add(image_id, results)
             self._scores[name] = meter.result(), meter.matches()
         return self._scores[name]
 
@@ -319,90 +331,74 @@ class _Collector:
             return None
         return self._meters[name].result(self._results[self._reference], self._results[name])
 
-    def worst(self) -> tuple[WorstImage, ...]:
-        return tuple(image for _, _, image in sorted(self._worst, key=lambda entry: entry[:2], reverse=True))
+    def worst(self) -> tuple[WorstPicture, ...]:
+        return tuple(picture for _, _, picture in sorted(self._worst, key=lambda entry: entry[:2], reverse=True))
 
-    def worst_of(self, name: str) -> list[CocoImage]:
-        """The kept images on which one model differs, the worst first."""
-        found = [(image.agreement[name].badness, image.image) for image in self.worst()]
-        return [image for badness, image in sorted(found, key=lambda entry: entry[0], reverse=True) if badness]
+    def worst_of(self, name: str) -> list[Path]:
+        """The kept images on which one model differs, worst first."""
+        pictures = [picture for picture in self.worst() if picture.errors.engines[name].badness]
+        pictures.sort(key=lambda picture: picture.errors.engines[name].badness, reverse=True)
+        return [picture.path for picture in pictures]
 
 
 def _differs(agreement: Agreement | None) -> bool:
     return agreement is not None and agreement.agreed_share is not None and agreement.agreed_share < _AGREES
 
 
-def _diagnosis(
-    reference: Predictor, engine: Predictor, images: Sequence[CocoImage], score_threshold: float
-) -> str | None:
-    pictures = [read_image(image.path) for image in images[:_DIAGNOSED]]
+def _diagnosis(reference: _Model, model: _Model, collector: _Collector) -> str | None:
+    pictures = [read_image(path) for path in collector.worst_of(model.name)[:_DIAGNOSED]]
     if not pictures:
         return None
-    found = diagnose(reference, engine, pictures, score_threshold=score_threshold)
-    return None if found.kind == "agree" else found.sentence
+    diagnosis = diagnose(reference.predictor, model.predictor, pictures, score_threshold=collector.score_threshold)
+    return None if diagnosis.kind == "agree" else diagnosis.sentence
 
 
-def _warnings(
-    reference_source: EngineSource, source: EngineSource, reference: Predictor, predictor: Predictor
-) -> tuple[str, ...]:
+def _warnings(reference: _Model, model: _Model) -> tuple[str, ...]:
     """What makes the comparison with the reference unfair."""
-    found = []
-    expected = _weights_sha256(reference_source, reference)
-    actual = _weights_sha256(source, predictor)
+    warnings = []
+    expected, actual = reference.weights_sha256, model.weights_sha256
     if expected and actual and expected != actual:
-        found.append(f"made from other weights ({actual[:12]}) than {reference_source.name} ({expected[:12]})")
+        warnings.append(f"made from other weights ({actual[:12]}) than {reference.name} ({expected[:12]})")
     elif expected and not actual:
-        found.append("does not tell which weights it was made from")
-    for what, a, b in (
-        ("input size", reference.config.image_size, predictor.config.image_size),
-        ("input dtype", reference.backend.metadata.input_dtype, predictor.backend.metadata.input_dtype),
-        ("NMS", reference.nms, predictor.nms),
+        warnings.append("does not record which weights it was made from")
+    a, b = reference.predictor, model.predictor
+    for what, ours, theirs in (
+        ("input size", a.config.image_size, b.config.image_size),
+        ("input dtype", a.backend.metadata.input_dtype, b.backend.metadata.input_dtype),
+        ("NMS", a.nms, b.nms),
     ):
-        if a != b:
-            found.append(f"{what} {b}, {reference_source.name} has {a}")
-    return tuple(found)
-
-
-def _weights_sha256(source: EngineSource, predictor: Predictor) -> str:
-    """Of the checkpoint; empty where nobody knows it."""
-    return source.weights_sha256 or predictor.backend.metadata.weights_sha256
-
-
-def _runtime(predictor: Predictor) -> dict[str, Any]:
-    """What the backend tells, but for where the file lies."""
-    return {key: value for key, value in predictor.backend.describe().items() if key != "engine"}
-
-
-# -- roofline -------------------------------------------------------------------------------------------------------
+        if ours != theirs:
+            warnings.append(f"{what} {theirs}, {reference.name} has {ours}")
+    return tuple(warnings)
 
 
 def _rooflines(
-    sources: Sequence[EngineSource], predictors: Mapping[str, Predictor], latencies: Mapping[str, Latency]
+    models: Sequence[_Model], latencies: Mapping[str, Latency]
 ) -> tuple[dict[str, Roofline], dict[str, MachineLimits]]:
-    """Of each model whose precision the counting knows, and the limits of the devices that they run on.
+    """Of each model whose precision can be counted, and the limits of the devices that they run on.
 
-    The time is that of the stage that has the network in it, which may do more: then the share is too low.
+    The time is that of the stage that contains the network. If that stage does more, the share is too low.
     """
     limits: dict[str, MachineLimits] = {}
-    found: dict[str, Roofline] = {}
-    for source in sources:
-        predictor, stages = predictors[source.name], latencies[source.name].stages_p50
+    rooflines: dict[str, Roofline] = {}
+    for model in models:
+        backend, stages = model.predictor.backend, latencies[model.name].stages_p50_ms
         stage = stage_with("network", stages)
-        precision = predictor.backend.precision
-        if stage is None or not stages[stage] > 0 or precision not in ELEMENT_BYTES:
+        if stage is None or not stages[stage] > 0 or backend.precision not in ELEMENT_BYTES:
             continue
-        device = str(predictor.backend.describe().get("device", "cpu"))
+        device = str(backend.describe().get("device", "cpu"))
         if device not in limits:
             limits[device] = machine_limits(device)
-        found[source.name] = roofline(_macs(source, predictor), stages[stage], precision, limits[device])
-    return found, limits
+        rooflines[model.name] = roofline(_macs(model), stages[stage], backend.precision, limits[device])
+    return rooflines, limits
 
 
-def _macs(source: EngineSource, predictor: Predictor) -> Macs:
-    """Counted from the file where it is an ONNX file, else from the configuration that it was made from."""
-    if source.path is not None and source.path.suffix == ".onnx":
-        return count_macs(source.path)
+def _macs(model: _Model) -> Macs:
+    """Counted from an ONNX file; for other files, from the configuration that the model was made from."""
+    path = model.source.path
+    if path is not None and path.suffix == ".onnx":
+        return count_macs(path)
     import_optional("torch", "export", "Counting a checkpoint")
     from yolact_deploy.model.model_macs import count_model_macs
 
-    return count_model_macs(predictor.config)
+    return count_model_macs(model.predictor.config)

@@ -1,10 +1,10 @@
 """Measure models on the same images, side by side: accuracy, agreement with the eager model, speed, memory.
 
-Every model gets the same pictures, in turns, one a call; times cover everything from the picture's file to masks of its
-size. The model of --weights runs in eager PyTorch and is the reference; without it, the first --engine is.
+Every model sees the same images, in turns, one per call; times cover everything from the image file to masks of its
+size. The model of --weights runs in eager PyTorch and is the reference; without --weights, the first --engine is.
 
-'bench diff A B' compares two results that --output wrote, 'bench table FILE...' lists the engines of several, 'bench
-report FILE' makes the HTML report of one.
+'bench diff A B' compares two results that --output wrote, 'bench table FILE...' lists the engines of several results,
+'bench report FILE' writes the HTML report of one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from yolact_deploy.benchmarks.gates import Limits
-    from yolact_deploy.benchmarks.measure import BenchResult
+    from yolact_deploy.benchmarks.measure import BenchRun
+    from yolact_deploy.benchmarks.tables import Table
     from yolact_deploy.evaluation.engines import EngineSource
 
 _log = logging.getLogger(__name__)
@@ -34,29 +37,30 @@ examples:
   yolact-deploy bench diff now.json:eager now.json:m.onnx
   yolact-deploy bench table benchmarks/results/*speed.json --markdown
 
-Engines are FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], such as m.onnx@openvino-bf16:threads=2. Options: threads=N,
-tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx (onnxruntime), compile=yes (torch).
-Exit code 1: a limit was missed (there is a sentence for each); report, result and JUnit file are written all the same.
-Every engine but the reference is held against the limits."""
+An engine is FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], for example m.onnx@openvino-bf16:threads=2. Options:
+threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx (onnxruntime), compile=yes
+(torch).
+Exit code 1: a limit was missed, with a sentence for each; report, result and JUnit file are written all the same.
+The limits apply to every engine except the reference."""
 
 _DIFF = """\
-Compare two results engine by engine: those of the same name, or the one that FILE:ENGINE names on each side. Tells how
-many times as long B takes, with a 95 % interval (bootstrap over the stored calls, paired where both ran the same images
-in the same order), or that there is no difference. Of two runs, what the yardstick in both says of the machine is taken
-off, and what drifts from run to run is in the interval."""
+Compare two results engine by engine: engines of the same name, or those given as FILE:ENGINE. Reports how many times as
+long B takes, with a 95 % interval (bootstrap over the stored calls, paired if both ran the same images in the same
+order), or that there is no difference. Between two runs, the change of the machine by the yardstick is divided out, and
+the interval includes drift from run to run."""
 
-_REPORT = "Write the HTML report of a result that --output wrote; pictures are only in a report that --report writes."
+_REPORT = "Write the HTML report of a result that --output wrote; only a report that --report writes has pictures."
 
-_TABLE = "One table of the engines of several results, with what each run was measured on."
+_TABLE = "List the engines of several results in one table, with what each run was measured on."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     models = parser.add_argument_group("models")
     models.add_argument("--engine", action="append", default=[], metavar="SPEC", help="model to measure; repeatable")
-    models.add_argument("--weights", metavar="W", help="checkpoint (or name of official weights) of the eager model")
-    models.add_argument("--config", metavar="NAME", help="configuration of --weights; by default told from the tensors")
-    models.add_argument("--size", type=int, metavar="S", help="input side of --weights; by default the configuration's")
+    models.add_argument("--weights", metavar="W", help="checkpoint (or name of published weights) of the eager model")
+    models.add_argument("--config", metavar="NAME", help="configuration of --weights (default: inferred)")
+    models.add_argument("--size", type=int, metavar="S", help="input size of --weights (default: as configured)")
     models.add_argument("--threads", type=int, metavar="N", help="CPU threads of every model")
     add_dataset_arguments(parser)
     measuring = parser.add_argument_group("measuring")
@@ -64,42 +68,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measuring.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds over the images (default 1)")
     measuring.add_argument(
         "--energy", type=float, nargs="?", const=10.0, metavar="SECONDS",
-        help="run each engine alone for so long (10) and tell its energy, where the machine can",
+        help="run each engine alone for this long (default 10) and report its energy, where the machine measures it",
     )  # fmt: skip
     measuring.add_argument(
-        "--roofline", action="store_true", help="measure what this machine can do, and tell each network's share of it"
+        "--roofline", action="store_true", help="measure the limits of this machine and report each network's share"
     )
     output = parser.add_argument_group("results")
-    output.add_argument("--report", metavar="FILE.html", help="write a report with pictures")
+    output.add_argument("--report", metavar="FILE.html", help="write an HTML report with pictures")
     output.add_argument("--output", "-o", metavar="FILE.json", help="write the result as JSON")
     gates = parser.add_argument_group("limits")
-    gates.add_argument("--max-ap-drop", type=float, metavar="POINTS", help="mask AP (of 100) an engine may lose")
+    gates.add_argument(
+        "--max-ap-drop", type=float, metavar="POINTS", help="points of mask AP (of 100) an engine may lose"
+    )
     gates.add_argument(
         "--min-agreement", type=float, metavar="SHARE",
-        help="share (0 to 1) of the detections of engine or reference on which both agree: same class, IoU of box and "
-        "mask at least 0.9",
+        help="share (0 to 1) of all detections on which engine and reference must agree: same class, box and mask IoU "
+        "of at least 0.9",
     )  # fmt: skip
     gates.add_argument("--min-fps", type=float, metavar="FPS", help="images/s that an engine must reach")
-    gates.add_argument("--max-p99-ms", type=float, metavar="MS", help="time within which 99 %% of the calls must end")
-    gates.add_argument("--baseline", metavar="FILE.json", help="earlier result than which no engine may be slower")
+    gates.add_argument("--max-p99-ms", type=float, metavar="MS", help="highest 99th percentile of the calls")
+    gates.add_argument("--baseline", metavar="FILE.json", help="earlier result; no engine may be slower than there")
     gates.add_argument(
         "--tolerance", type=float, metavar="SHARE",
-        help="by which the median may exceed the baseline's, if that is no chance (default 0.05)",
+        help="share by which the median may exceed the baseline's, beyond chance (default 0.05)",
     )  # fmt: skip
     gates.add_argument("--junit", metavar="FILE.xml", help="write a test case for each limit and engine")
     _add_actions(parser)
 
 
 def _add_actions(parser: argparse.ArgumentParser) -> None:
-    """`bench diff` and the like; without such a word, engines are measured."""
+    """`bench diff` and the others; without an action, engines are measured."""
     raw = argparse.RawDescriptionHelpFormatter
-    actions = parser.add_subparsers(
-        dest="action", metavar="{diff,table,report}", title="results that were written before"
-    )
+    actions = parser.add_subparsers(dest="action", metavar="{diff,table,report}", title="stored results")
     diff = actions.add_parser("diff", help="compare two results", description=_DIFF, formatter_class=raw)
     diff.add_argument("a", metavar="A.json[:ENGINE]", help="the earlier result, or the model to compare with")
     diff.add_argument("b", metavar="B.json[:ENGINE]", help="the result to judge")
-    diff.add_argument("--margin", type=float, metavar="SHARE", help="difference to pass over (default 0.03)")
+    diff.add_argument("--margin", type=float, metavar="SHARE", help="smaller differences count as none (default 0.03)")
     table = actions.add_parser("table", help="list the engines of several results", description=_TABLE)
     table.add_argument("results", nargs="+", metavar="FILE.json")
     table.add_argument("--markdown", action="store_true", help="print GitHub's Markdown")
@@ -112,16 +116,14 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.errors import import_optional
+
+    import_optional("msgspec", "bench", "A benchmark record")
     return {"diff": _diff, "table": _table, "report": _report, None: _measure}[args.action](args)
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from yolact_deploy.artifact import write_json
-    from yolact_deploy.benchmarks.gates import baseline_warnings, judge, raise_missed
-    from yolact_deploy.benchmarks.junit import write_junit
     from yolact_deploy.benchmarks.measure import run_bench
-    from yolact_deploy.benchmarks.report.report_page import write_report
-    from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError
 
     if args.energy is not None and not 0 < args.energy < math.inf:
@@ -130,10 +132,9 @@ def _measure(args: argparse.Namespace) -> int:
     sources = _sources(args)
     images = open_dataset(args)
     limits.check_usable([source.name for source in sources], has_truth=images.content is not None)
-    quiet = args.quiet or args.json
-    if not quiet:
+    if not (args.quiet or args.json):
         print(f"{images.describe()}: {', '.join(source.name for source in sources)}", flush=True)
-    result = run_bench(
+    run = run_bench(
         sources,
         images,
         warmup=args.warmup,
@@ -143,18 +144,29 @@ def _measure(args: argparse.Namespace) -> int:
         with_roofline=args.roofline,
         progress=args.progress,
     )
+    return _publish(args, run, limits)
+
+
+def _publish(args: argparse.Namespace, run: BenchRun, limits: Limits) -> int:
+    """Print and write what was measured, then check the limits."""
+    from yolact_deploy.benchmarks.gates import baseline_warnings, judge, raise_missed, write_junit
+    from yolact_deploy.benchmarks.record import to_json, write_record
+    from yolact_deploy.benchmarks.record_tables import bench_tables, warning_lines
+    from yolact_deploy.benchmarks.report.report_page import write_report
+    from yolact_deploy.console import print_json
+
     if args.json:
-        print_json(result.to_json())
+        print_json(to_json(run.record))
     elif not args.quiet:
-        _print(result)
+        _print(bench_tables(run.record), (f"note: {line}" for line in warning_lines(run.record)))
     if args.output:
-        write_json(args.output, result.to_json())
-    for line in baseline_warnings(result, limits):
+        write_record(run.record, args.output)
+    for line in baseline_warnings(run.record, limits):
         _log.warning("%s", line)
-    checks = judge(result, limits)
+    checks = judge(run.record, limits)
     if args.report:
-        write_report(result, args.report, checks=checks)
-        if not quiet:
+        write_report(run.record, args.report, pictures=run.pictures, checks=checks)
+        if not (args.quiet or args.json):
             print(f"wrote {args.report}")
     if args.junit:
         write_junit(checks, args.junit)
@@ -164,21 +176,21 @@ def _measure(args: argparse.Namespace) -> int:
 
 def _limits(args: argparse.Namespace) -> Limits:
     from yolact_deploy.benchmarks.gates import TOLERANCE, Limits
-    from yolact_deploy.benchmarks.result_file import read_result
+    from yolact_deploy.benchmarks.record import read_record
     from yolact_deploy.errors import InputError
 
     if args.tolerance is not None and not args.baseline:
-        raise InputError("--tolerance is of the baseline: give --baseline FILE, too")
+        raise InputError("--tolerance requires --baseline FILE")
     limits = Limits(
         max_ap_drop=args.max_ap_drop,
         min_agreement=args.min_agreement,
         min_fps=args.min_fps,
         max_p99_ms=args.max_p99_ms,
-        baseline=read_result(args.baseline) if args.baseline else None,
+        baseline=read_record(args.baseline) if args.baseline else None,
         tolerance=TOLERANCE if args.tolerance is None else args.tolerance,
     )
     if args.junit and not limits.given:
-        raise InputError("--junit tells which limits were kept: give one, such as --max-ap-drop or --baseline")
+        raise InputError("--junit reports limits: give at least one, such as --max-ap-drop or --baseline")
     return limits
 
 
@@ -190,7 +202,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         raise InputError(f"--threads: expected 1 or more, got {args.threads}")
     for name in ("config", "size"):
         if getattr(args, name) is not None and not args.weights:
-            raise InputError(f"--{name} is of the eager model: give --weights, too")
+            raise InputError(f"--{name} applies to the eager model: give --weights too")
     sources = []
     if args.weights:
         import_optional("torch", "train", "The eager model")
@@ -208,70 +220,57 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
     return sources
 
 
-def _print(result: BenchResult) -> None:
+def _print(tables: Iterable[Table], lines: Iterable[str]) -> None:
     import textwrap
 
-    from yolact_deploy.benchmarks.tables import bench_tables, warning_lines
     from yolact_deploy.console import print_table
 
-    for table in bench_tables(result):
+    for table in tables:
         print_table(table.columns, table.rows, title=table.title)
-    for line in warning_lines(result):
-        print(textwrap.fill(f"note: {line}", width=120))
+    for line in lines:
+        print(textwrap.fill(line, width=120, subsequent_indent="  "))
 
 
-# -- results that were written before -------------------------------------------------------------------------------
+# -- stored results -------------------------------------------------------------------------------------------------
 
 
 def _diff(args: argparse.Namespace) -> int:
-    import textwrap
+    from yolact_deploy.benchmarks.diff import MARGIN, diff_records
+    from yolact_deploy.benchmarks.record import find_record, read_record
+    from yolact_deploy.benchmarks.record_tables import diff_lines, diff_table
+    from yolact_deploy.console import print_json
 
-    from yolact_deploy.benchmarks.diff import MARGIN, diff_results
-    from yolact_deploy.benchmarks.result_file import find_row, read_result
-    from yolact_deploy.benchmarks.tables import diff_lines, diff_table
-    from yolact_deploy.console import print_json, print_table
-
-    (file_a, name_a), (file_b, name_b) = find_row(args.a), find_row(args.b)
+    (file_a, name_a), (file_b, name_b) = find_record(args.a), find_record(args.b)
     margin = MARGIN if args.margin is None else args.margin
-    diff = diff_results(read_result(file_a), read_result(file_b), (name_a, name_b), margin=margin)
+    diff = diff_records(read_record(file_a), read_record(file_b), (name_a, name_b), margin=margin)
     if args.json:
         print_json(diff.to_json())
-        return 0
-    table = diff_table(diff)
-    print_table(table.columns, table.rows, title=table.title)
-    for line in diff_lines(diff):
-        print(textwrap.fill(line, width=120, subsequent_indent="  "))
+    else:
+        _print([diff_table(diff)], diff_lines(diff))
     return 0
 
 
 def _table(args: argparse.Namespace) -> int:
-    import textwrap
+    from yolact_deploy.benchmarks.record import read_record
+    from yolact_deploy.benchmarks.record_tables import run_lines, run_rows, runs_table
+    from yolact_deploy.console import print_json
 
-    from yolact_deploy.benchmarks.result_file import read_result
-    from yolact_deploy.benchmarks.tables import markdown, run_lines, run_rows, runs_table
-    from yolact_deploy.console import print_json, print_table
-
-    results = [read_result(file) for file in args.results]
+    records = [read_record(file) for file in args.results]
     if args.json:
-        print_json(run_rows(results))
-        return 0
-    table = runs_table(results, wide=args.markdown)
-    if args.markdown:
-        print(markdown(table), *(f"- {line}" for line in run_lines(results)), sep="\n")
-        return 0
-    print_table(table.columns, table.rows, title=table.title)
-    for line in run_lines(results):
-        print(textwrap.fill(line, width=120, subsequent_indent="  "))
+        print_json(run_rows(records))
+    elif args.markdown:
+        print(runs_table(records, wide=True).markdown(), *(f"- {line}" for line in run_lines(records)), sep="\n")
+    else:
+        _print([runs_table(records)], run_lines(records))
     return 0
 
 
 def _report(args: argparse.Namespace) -> int:
+    from yolact_deploy.benchmarks.record import read_record
     from yolact_deploy.benchmarks.report.report_page import write_report
-    from yolact_deploy.benchmarks.restore import restore
-    from yolact_deploy.benchmarks.result_file import read_result
     from yolact_deploy.console import print_json
 
-    write_report(restore(read_result(args.result)), args.output)
+    write_report(read_record(args.result), args.output)
     if args.json:
         print_json({"report": args.output})
     elif not args.quiet:

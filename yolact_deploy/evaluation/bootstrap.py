@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ class Interval:
         images: number of images
         samples: number of draws
         seed: of the draws
+        excludes_zero: whether the two models differ significantly
     """
 
     difference: float
@@ -47,14 +48,13 @@ class Interval:
     images: int
     samples: int
     seed: int
+    excludes_zero: bool = field(init=False, default=False)
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the two models differ significantly."""
-        return not self.low <= 0 <= self.high
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "excludes_zero", not self.low <= 0 <= self.high)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "excludes_zero": self.excludes_zero}
+        return asdict(self)
 
 
 class PairedBootstrap:

@@ -6,12 +6,12 @@ was found in what this machine tells: a virtual machine tells neither its clock 
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,6 +78,7 @@ class Conditions:
         gpu_throttled_s: for each GPU how long each limit held its clock down
         gpu_processes: for each GPU how many other processes compute on it
         debug: debug builds and debugging aids
+        warnings: what makes figures worse than this machine can do, or different from run to run, each with the cure
     """
 
     seconds: float
@@ -98,21 +99,11 @@ class Conditions:
     gpu_throttled_s: dict[str, dict[str, float]]
     gpu_processes: dict[str, int]
     debug: tuple[str, ...]
+    warnings: tuple[str, ...] = field(init=False, default=())
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What makes figures worse than this machine can do, or different from run to run, each with the cure."""
-        return (
-            *_of_others(self),
-            *_of_quota(self),
-            *_of_settings(self),
-            *_of_heat(self),
-            *_of_gpus(self),
-            *self.debug,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "warnings": list(self.warnings)}
+    def __post_init__(self) -> None:
+        warnings = (_of_others(self), _of_quota(self), _of_settings(self), _of_heat(self), _of_gpus(self), self.debug)
+        object.__setattr__(self, "warnings", tuple(itertools.chain.from_iterable(warnings)))
 
 
 class ConditionsMeter:

@@ -12,7 +12,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,38 +52,25 @@ class Energy:
     Attributes:
         images: None where nobody counted
         reasons: for each kind of meter that is not there or cannot be read, why, and the cure where there is one
+        joules: sum of the sources that no other source contains
     """
 
     seconds: float
     images: int | None
     sources: tuple[EnergySource, ...]
     reasons: tuple[str, ...]
+    joules: float | None = field(init=False, default=None)
+    watts: float | None = field(init=False, default=None)
+    images_per_joule: float | None = field(init=False, default=None)
 
-    @property
-    def joules(self) -> float | None:
+    def __post_init__(self) -> None:
         counted = [source.joules for source in self.sources if source.in_total]
-        return sum(counted) if counted else None
-
-    @property
-    def watts(self) -> float | None:
-        return None if self.joules is None or self.seconds <= 0 else self.joules / self.seconds
-
-    @property
-    def images_per_joule(self) -> float | None:
-        return self.images / self.joules if self.joules and self.images is not None else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "seconds": self.seconds,
-            "images": self.images,
-            "joules": self.joules,
-            "watts": self.watts,
-            "images_per_joule": self.images_per_joule,
-            "sources": [
-                {"name": s.name, "kind": s.kind, "joules": s.joules, "in_total": s.in_total} for s in self.sources
-            ],
-            "reasons": list(self.reasons),
-        }
+        if counted:
+            joules = sum(counted)
+            object.__setattr__(self, "joules", joules)
+            object.__setattr__(self, "watts", joules / self.seconds if self.seconds > 0 else None)
+            per_joule = self.images / joules if joules and self.images is not None else None
+            object.__setattr__(self, "images_per_joule", per_joule)
 
 
 class _Meter(Protocol):

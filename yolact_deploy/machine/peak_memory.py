@@ -10,7 +10,7 @@ import gc
 import sys
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,6 +43,7 @@ class PeakMemory:
         devices: GPUs, sampled; empty where NVML tells nothing
         torch_peak_mib: most that torch's allocator held on a GPU; None without torch on a GPU
         reasons: why there is no figure for GPUs
+        host_growth_mib: the highest resident memory less that at the beginning
     """
 
     host_before_mib: float
@@ -51,13 +52,10 @@ class PeakMemory:
     devices: tuple[DeviceMemory, ...]
     torch_peak_mib: float | None
     reasons: tuple[str, ...]
+    host_growth_mib: float = field(init=False, default=0.0)
 
-    @property
-    def host_growth_mib(self) -> float:
-        return self.host_peak_mib - self.host_before_mib
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "host_growth_mib": self.host_growth_mib}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "host_growth_mib", self.host_peak_mib - self.host_before_mib)
 
 
 class PeakMemoryMeter:

@@ -13,9 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -42,9 +41,6 @@ class YardstickTimes:
 
     version: int
     samples_ms: dict[str, tuple[float, ...]]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Yardstick:

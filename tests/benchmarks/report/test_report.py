@@ -11,12 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from scripted import SCRIPT, ScriptedBackend, Thing, bench, detections, source, write_coco, write_pictures
+from scripted import SCRIPT, ScriptedBackend, Thing, bench, bench_run, detections, source, write_coco, write_pictures
 
 from yolact_deploy.benchmarks.gates import GateCheck
-from yolact_deploy.benchmarks.latency import Latency
 from yolact_deploy.benchmarks.measure import run_bench
 from yolact_deploy.benchmarks.published import PUBLISHED
+from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.benchmarks.report import report_accuracy, report_pictures
 from yolact_deploy.benchmarks.report import report_page as report
 from yolact_deploy.datasets.image_sets import open_images, plain_images
@@ -78,9 +78,10 @@ def checked(text: str) -> Checker:
 
 
 def test_report(tmp_path: Path) -> None:
-    result = bench(tmp_path)
+    run = bench_run(tmp_path)
+    result = run.record
     path = tmp_path / "out" / "report.html"
-    report.write_report(result, path)
+    report.write_report(result, path, pictures=run.pictures)
     page = checked(path.read_text())
     assert page.counts["img"] == 6, "three images by two models"
     for word in (
@@ -102,10 +103,12 @@ def test_report(tmp_path: Path) -> None:
 def test_sentences(tmp_path: Path) -> None:
     result = bench(tmp_path)
     samples = tuple(np.linspace(10, 30, 101).tolist())
-    slow = dataclasses.replace(result.rows[0], latency=Latency(samples, {"network": 12.0}))
-    fast = dataclasses.replace(result.rows[1], speedup=2.0, ap_difference={})
-    assert report._sentence(slow, result).startswith("eager takes 20.0 ms (p50), 29.8 ms at p99: 50.00 images/s.")
-    said = report._sentence(fast, result)
+    slow = dataclasses.replace(result.engines[0], latency=Latency.of(samples, {"network": 12.0}))
+    fast = dataclasses.replace(result.engines[1], speedup=2.0, ap_difference={})
+    assert report._sentence(slow, result.engines[0]).startswith(
+        "eager takes 20.0 ms (p50), 29.8 ms at p99: 50.00 images/s."
+    )
+    said = report._sentence(fast, result.engines[0])
     assert ", 2.00 times as fast as eager. Its mask AP is " in said
     assert " points below eager's. Both agree on " in said
     for speedup, words in ((1.001, "as fast as"), (0.5, "2.00 times as slow as"), (3, "3.00 times as fast as")):
@@ -126,9 +129,9 @@ def test_limits_stand_at_the_top(tmp_path: Path) -> None:
 
 def test_warnings_are_shown_once(tmp_path: Path) -> None:
     result = bench(tmp_path)
-    busy = {**result.settings, "cores_used_by_others": float(result.environment["cores"])}
-    row = dataclasses.replace(result.rows[1], warnings=("made from other weights",) * 2)
-    page = checked(report.render(dataclasses.replace(result, settings=busy, rows=(result.rows[0], row))))
+    busy = dataclasses.replace(result.settings, cores_used_by_others=float(result.environment["cores"]))
+    row = dataclasses.replace(result.engines[1], warnings=("made from other weights",) * 2)
+    page = checked(report.render(dataclasses.replace(result, settings=busy, engines=(result.engines[0], row))))
     assert page.text.count("fast: made from other weights") == 1
     assert "measure again on a quiet machine" in page.text
 
@@ -141,7 +144,7 @@ def test_published_figures_are_never_taken_for_ours(
     tmp_path: Path, annotations: str, images: int, together: bool
 ) -> None:
     result = bench(tmp_path)
-    data = {**result.dataset, "annotations": annotations, "images": images}
+    data = dataclasses.replace(result.dataset, annotations=annotations, images=images)
     text = report.render(dataclasses.replace(result, dataset=data))
     page = checked(text)
     charts = re.findall(r"<figure>.*?</figure>", text[text.index('id="trade"') :], re.DOTALL)
@@ -159,13 +162,14 @@ def test_published_figures_are_never_taken_for_ours(
 def test_without_ground_truth(tmp_path: Path) -> None:
     images = plain_images(write_pictures(tmp_path))
     sources = [source("eager", ScriptedBackend(SCRIPT)), source("other", ScriptedBackend(SCRIPT))]
-    page = checked(report.render(run_bench(sources, images)))
+    page = checked(report.render(run_bench(sources, images).record))
     assert "mask AP is" not in page.text
     assert "RTMDet" not in page.text
 
 
 def test_pictures_show_the_detections(tmp_path: Path) -> None:
-    text = report.render(bench(tmp_path))
+    run = bench_run(tmp_path)
+    text = report.render(run.record, pictures=run.pictures)
     first, second = (
         cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
         for data in re.findall(r"base64,([^\"]+)", text)[:2]
@@ -178,20 +182,20 @@ def test_pictures_show_the_detections(tmp_path: Path) -> None:
 
 
 def test_differences_by_class() -> None:
-    def found(*labels: int) -> object:
+    def seen(*labels: int) -> object:
         return detections([Thing(label, 0.9, (10, 10, 30, 30)) for label in labels])
 
     say = report_pictures._differences
-    assert say(found(0, 0, 1), found(0, 1)) == " (without 1 cat)"
-    assert say(found(0), found(0, 1, 1, 2)) == " (with 2 dog, 1 owl)"
-    assert say(found(0), found(1)) == " (without 1 cat, with 1 dog)"
-    assert say(found(1, 0), found(0, 1)) == ""
+    assert say(seen(0, 0, 1), seen(0, 1)) == " (without 1 cat)"
+    assert say(seen(0), seen(0, 1, 1, 2)) == " (with 2 dog, 1 owl)"
+    assert say(seen(0), seen(1)) == " (without 1 cat, with 1 dog)"
+    assert say(seen(1, 0), seen(0, 1)) == ""
 
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     result = bench(tmp_path)
-    evil = dataclasses.replace(result.rows[1], name="<script>alert('1')</script>\"", warnings=("a < b",))
-    text = report.render(dataclasses.replace(result, rows=(result.rows[0], evil)))
+    evil = dataclasses.replace(result.engines[1], name="<script>alert('1')</script>\"", warnings=("a < b",))
+    text = report.render(dataclasses.replace(result, engines=(result.engines[0], evil)))
     assert "a &lt; b" in text
     assert "<script>alert('1')</script>" in checked(text).text
 
@@ -205,7 +209,8 @@ def test_wide_pictures_shrink() -> None:
 
 def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_pictures, "_PICTURE_BYTES", 5000)
-    page = checked(report.render(bench(tmp_path)))
+    run = bench_run(tmp_path)
+    page = checked(report.render(run.record, pictures=run.pictures))
     assert page.counts.get("img", 0) < 6
     assert "left out to keep this file small" in page.text
 
@@ -213,17 +218,17 @@ def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_many_calls_and_models_stay_below_three_megabytes(tmp_path: Path) -> None:
     result = bench(tmp_path)
     times = np.random.default_rng(0).gamma(4.0, 10.0, 20_000)
-    latency = Latency(tuple(times.tolist()), {"network": 30.0, "paste": 5.0})
-    rows = tuple(dataclasses.replace(result.rows[1], name=f"engine {i}", latency=latency) for i in range(30))
-    text = report.render(dataclasses.replace(result, rows=(result.rows[0], *rows)))
+    latency = Latency.of(tuple(times.tolist()), {"network": 30.0, "paste": 5.0})
+    rows = tuple(dataclasses.replace(result.engines[1], name=f"engine {i}", latency=latency) for i in range(30))
+    text = report.render(dataclasses.replace(result, engines=(result.engines[0], *rows)))
     checked(text)
     assert len(text.encode()) + report_pictures._PICTURE_BYTES < 3e6
 
 
 def test_one_model_alone(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    result = run_bench([source("only", ScriptedBackend(SCRIPT))], open_images(coco=tmp_path))
-    page = checked(report.render(result))
+    run = run_bench([source("only", ScriptedBackend(SCRIPT))], open_images(coco=tmp_path))
+    page = checked(report.render(run.record, pictures=run.pictures))
     assert "disagree" not in page.text
 
 
@@ -258,5 +263,5 @@ def test_differences_with_intervals() -> None:
 
 def test_no_intervals_without_them(tmp_path: Path) -> None:
     result = bench(tmp_path)
-    rows = tuple(dataclasses.replace(row, ap_difference={}) for row in result.rows)
-    assert "95 % interval" not in report.render(dataclasses.replace(result, rows=rows))
+    rows = tuple(dataclasses.replace(row, ap_difference={}) for row in result.engines)
+    assert "95 % interval" not in report.render(dataclasses.replace(result, engines=rows))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import chromium
 import pytest
-from scripted import bench
+from scripted import bench_run
 
 from yolact_deploy.benchmarks.gates import GateCheck
 from yolact_deploy.benchmarks.report.report_page import write_report
@@ -42,12 +42,14 @@ def browser() -> Iterator[chromium.Chromium]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    result = bench(folder)
-    long = dataclasses.replace(result.rows[1], name="a_very_long_name_of_a_model_file.onnx@openvino-bf16:threads=2")
+    run = bench_run(folder)
+    result = run.record
+    long = dataclasses.replace(result.engines[1], name="a_very_long_name_of_a_model_file.onnx@openvino-bf16:threads=2")
     checks = [GateCheck("fast", "min-fps", False, "fast makes 1 images/s (limit 2)")]
-    data = {**result.dataset, "annotations": "instances_val2017.json", "images": 5000}
-    rows = (*result.rows, long)
-    write_report(dataclasses.replace(result, rows=rows, dataset=data), folder / "report.html", checks=checks)
+    data = dataclasses.replace(result.dataset, annotations="instances_val2017.json", images=5000)
+    rows = (*result.engines, long)
+    result = dataclasses.replace(result, engines=rows, dataset=data)
+    write_report(result, folder / "report.html", pictures=run.pictures, checks=checks)
     return folder / "report.html"
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from yolact_deploy.benchmarks.latency import MEBIBYTE
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Image, Predictor
 
+_MEBIBYTE = 1 << 20
 #: batches that go into one call of a predictor that overlaps them
 _OVERLAPPED_BATCHES = 8
 #: seconds after which a thread of the server scenario hands over to another that waits; Python's own is ten times that
@@ -45,7 +45,7 @@ class PictureLibrary:
         self.from_files = from_files
         self.paths: list[Path] = []
         self._loaded: dict[int, Image] = {}
-        left = memory_mib * MEBIBYTE
+        left = memory_mib * _MEBIBYTE
         for path in paths:
             # Decoded in either case: in the middle of a run it would be late to say that a picture is damaged.
             size = read_image(path).nbytes

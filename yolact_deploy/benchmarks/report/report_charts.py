@@ -212,7 +212,7 @@ def curve_legend(names: Sequence[str]) -> str:
 # -- times ----------------------------------------------------------------------------------------------------------
 
 
-def histograms(rows: Sequence[tuple[str, Sequence[float]]]) -> str:
+def histograms(rows: Sequence[tuple[str, Sequence[float] | NDArray[np.float64]]]) -> str:
     """A histogram of times for each name over one common axis from 0, with p50, p90 and p99."""
     samples = [(name, np.asarray(values)) for name, values in rows]
     largest = max(float(values.max()) for _, values in samples)

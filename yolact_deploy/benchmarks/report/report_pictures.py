@@ -1,4 +1,4 @@
-"""Pictures of the HTML report: the images on which the models disagree most, the reference's beside each other's."""
+"""Pictures of the HTML report: the images on which the models disagree most, the reference beside each other model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.benchmarks.measure import WorstImage
+from yolact_deploy.benchmarks.measure import WorstPicture
 from yolact_deploy.benchmarks.report.report_html import name as broken
 from yolact_deploy.benchmarks.report.report_html import text
 from yolact_deploy.detections import Detections
@@ -18,46 +18,46 @@ from yolact_deploy.preprocess import read_image
 
 PICTURE_WIDTH = 480
 _JPEG_QUALITY = 80
-#: of all pictures together in the file; what else is in it takes some 100 kB
+#: budget for all pictures in the file; the rest of it takes about 100 kB
 _PICTURE_BYTES = 2_400_000
-#: class names that a caption tells
+#: class names in a caption
 _NAMED = 6
 
 
-def pictures(images: Sequence[WorstImage], reference: str) -> Iterator[str]:
-    """What each model found, drawn over the worst images, as long as there is room."""
+def picture_parts(pictures: Sequence[WorstPicture], reference: str) -> Iterator[str]:
+    """The detections of each model, drawn over the worst images, as long as there is room."""
     room = _PICTURE_BYTES
-    for worst in images:
+    for worst in pictures:
         figures = list(_figures(worst, reference))
         room -= sum(len(figure) for figure in figures)
         if room < 0:
             yield '<p class="note">Further pictures were left out to keep this file small.</p>'
             return
-        yield f"<h3>{text(worst.image.path.name)}</h3>"
+        yield f"<h3>{text(worst.path.name)}</h3>"
         yield f'<div class="pictures">\n{"".join(figures)}</div>'
 
 
-def _figures(worst: WorstImage, reference: str) -> Iterator[str]:
-    picture = read_image(worst.image.path)
+def _figures(worst: WorstPicture, reference: str) -> Iterator[str]:
+    picture = read_image(worst.path)
     height, width = _shown_size(picture)
     for name, detections in worst.detections.items():
         caption = f"{len(detections)} detection{'s' * (len(detections) != 1)}"
-        if name in worst.agreement:
-            a = worst.agreement[name]
-            counts = ((a.missed, "missed"), (a.extra, "extra"), (a.label_flips, f"of another class than {reference}"))
+        if errors := worst.errors.engines.get(name):
+            flips = f"of another class than {reference}"
+            counts = ((errors.missed, "missed"), (errors.extra, "extra"), (errors.label_flips, flips))
             wrong = ", ".join(f"{count} {word}" for count, word in counts if count)
             caption += f": {wrong or 'none missed, none extra'}{_differences(worst.detections[reference], detections)}"
         data = base64.b64encode(_jpeg(detections.draw(picture))).decode("ascii")
-        alt = f"{worst.image.path.name}, with what {name} detects: {_counted(detections.names)}"
+        alt = f"{worst.path.name}, with what {name} detects: {_counted(detections.names)}"
         yield (
             f'<figure><img alt="{text(alt)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
             f"<figcaption><b>{broken(name)}</b> {text(caption)}</figcaption></figure>\n"
         )
 
 
-def _differences(reference: Detections, found: Detections) -> str:
-    """Classes of which one side has more; nothing where each has as many."""
-    expected, actual = Counter(reference.names), Counter(found.names)
+def _differences(reference: Detections, detections: Detections) -> str:
+    """Classes that one side has more of; empty if both have the same number of each."""
+    expected, actual = Counter(reference.names), Counter(detections.names)
     fewer, more = (expected - actual).elements(), (actual - expected).elements()
     parts = [f"{word} {_counted(list(names))}" for word, names in (("without", fewer), ("with", more))]
     parts = [part for part in parts if not part.endswith(_NOTHING)]
@@ -68,7 +68,7 @@ _NOTHING = "nothing"
 
 
 def _counted(names: Sequence[str]) -> str:
-    """Such as "2 dog, 1 cat"."""
+    """For example "2 dog, 1 cat"."""
     counts = Counter(names).most_common()
     words = [f"{count} {name}" for name, count in counts[:_NAMED]]
     return ", ".join(words + ["..."] * (len(counts) > _NAMED)) or _NOTHING

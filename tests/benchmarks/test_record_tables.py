@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from yolact_deploy.benchmarks.latency import Latency
-from yolact_deploy.benchmarks.stage_split import stage_rows
+from yolact_deploy.benchmarks.record import Latency
+from yolact_deploy.benchmarks.record_tables import stage_rows
 
-HOST = Latency((20.0, 22.0), {"decode": 1.0, "network": 12.0, "nms": 2.0, "assembly": 1.5, "paste": 4.0})
-GRAPH = Latency((18.0,), {"decode": 1.0, "network+nms+assembly": 14.25, "paste": 2.5}, encode_samples=(0.25, 0.75, 0.5))
+HOST = Latency.of((20.0, 22.0), {"decode": 1.0, "network": 12.0, "nms": 2.0, "assembly": 1.5, "paste": 4.0})
+GRAPH = Latency.of((18.0,), {"decode": 1.0, "network+nms+assembly": 14.25, "paste": 2.5}, encode_mean_ms=0.5)
 
 
 def test_side_by_side() -> None:
@@ -21,7 +21,7 @@ def test_side_by_side() -> None:
 
 
 def test_a_gpu_beside_a_cpu() -> None:
-    gpu = Latency((9.0,), {"decode": 1.0, "upload+network+download": 6.0, "other": 0.5, "copy+upload2": 0.25})
+    gpu = Latency.of((9.0,), {"decode": 1.0, "upload+network+download": 6.0, "other": 0.5, "copy+upload2": 0.25})
     columns, rows = stage_rows({"host": HOST, "gpu": gpu})
     cells = dict(zip(columns, rows[1], strict=True))
     assert columns[1:-4] == (

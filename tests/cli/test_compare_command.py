@@ -175,7 +175,7 @@ def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture)
     lowered = printed["bisect"]["lowered"]
     assert lowered["agreed_share"] == printed["agreement"]["agreed_share"], "same graph, same pictures"
     assert lowered["agreement"] == printed["agreement"]["matched_share"]
-    assert "note: only 0 pictures of the calibration are not those that the result is judged by" in err
+    assert "note: only 0 calibration pictures are not among those that the result is judged by" in err
 
 
 @pytest.mark.parametrize(

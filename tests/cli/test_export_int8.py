@@ -92,7 +92,7 @@ def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.Capt
 def test_few_pictures_are_told(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--calibration", str(pictures), "--images", "5", "--engine", "none", "--tail", "heads"]
     assert cli.main(["export", "--int8", *DEMO, *arguments, "-o", "m", "--batch", "1:2:4"]) == 0
-    assert "warning: only 5 pictures for the calibration: larger values of others" in capsys.readouterr().err
+    assert "warning: only 5 pictures for the calibration: larger values of other pictures" in capsys.readouterr().err
     assert metadata_of("m.onnx").tail == "heads"
     assert metadata_of("m.onnx").batch == (1, 2, 4)
 
@@ -148,7 +148,7 @@ def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     for shade in range(4):
         cv2.imwrite(str(folder / f"{shade}.png"), np.full((40, 40, 3), 50 * shade, np.uint8))
     assert cli.main(["export", "--int8", *DEMO, "--calibration", str(folder), "--engine", "none", "-o", "m"]) == 2
-    assert "of 4 pictures for the calibration 4 have one colour only (first: 0.png)" in error_of(capsys)
+    assert "of 4 calibration pictures, 4 have a single color (first: 0.png)" in error_of(capsys)
     assert list(here.iterdir()) == []
 
 

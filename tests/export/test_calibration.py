@@ -176,5 +176,5 @@ def test_wrong_arguments(export: Export, pictures: list[Path]) -> None:
     model = read_onnx(export(NAME, SMALL))
     with pytest.raises(ExportError, match="calibration method: expected one of minmax, percentile, entropy, mse, got"):
         calibrate(model, pictures, method="max")
-    with pytest.raises(InputError, match="of 1 pictures for the calibration 1 cannot be read"):
+    with pytest.raises(InputError, match="of 1 calibration pictures, 1 cannot be read"):
         calibrate(model, [Path("nothing.png")])

@@ -92,7 +92,9 @@ class YolactLoss(nn.Module):
         self.settings = settings or LossSettings()
         self.sum_over_processes = sum_over_processes
 
-    def forward(self, outputs: Mapping[str, Any], targets: Sequence[Target], *, step: int = 0) -> dict[str, Tensor]:
+    def forward(
+        self, outputs: Mapping[str, Any], targets: Sequence[Target] | GroundTruth, *, step: int = 0
+    ) -> dict[str, Tensor]:
         """The terms ``box``, ``class``, ``mask``, ``semantic``, and ``mask_iou`` where the model has such a network.
 
         Each is a float32 scalar, weighted, and divided by the positives of the batch (``semantic`` by its images), so
@@ -102,7 +104,8 @@ class YolactLoss(nn.Module):
         Args:
             outputs: what `YolactModel` returns in training mode, on any device and in any float precision. A
                 ``mask_iou_net`` among them, a callable from masks [m, 1, h, w] to their IoUs [m, C], adds ``mask_iou``.
-            targets: one for each image, see `yolact_deploy.training.targets`; on the CPU or the device of the outputs
+            targets: one for each image, see `yolact_deploy.training.targets`, on the CPU or the device of the outputs;
+                or :meth:`GroundTruth.of_batch` on the latter
             step: the number of the iteration. Where an image has more positives than ``max_masks``, it and the boxes
                 decide which of them take part: no random state is used, nor does it matter which images share a batch.
 
@@ -113,7 +116,8 @@ class YolactLoss(nn.Module):
         device = outputs["boxes"].device
         with torch.autocast(device_type=device.type, enabled=False):
             with torch.no_grad():
-                truth = GroundTruth.of(targets, outputs["scores"].shape[2] - 1, device)
+                classes = outputs["scores"].shape[2] - 1
+                truth = targets if isinstance(targets, GroundTruth) else GroundTruth.of(targets, classes, device)
                 match = self.match(truth, outputs["prior_boxes"])
                 masks, semantic_masks = truth.masks_at(
                     tuple(outputs["proto_masks"].shape[1:3]), tuple(outputs["semantic_masks"].shape[2:])
@@ -204,7 +208,7 @@ def not_finite(*values: Tensor) -> Tensor:
     return total * 0
 
 
-def _check(outputs: Mapping[str, Any], targets: Sequence[Target]) -> None:
+def _check(outputs: Mapping[str, Any], targets: Sequence[Target] | GroundTruth) -> None:
     missing = [key for key in _OUTPUTS if key not in outputs]
     if missing:
         raise InputError(
@@ -212,5 +216,6 @@ def _check(outputs: Mapping[str, Any], targets: Sequence[Target]) -> None:
             "call model.train() before"
         )
     images = len(outputs["boxes"])
-    if len(targets) != images:
-        raise InputError(f"expected one target for each of the {images} images, got {len(targets)}")
+    given = len(targets.counts) if isinstance(targets, GroundTruth) else len(targets)
+    if given != images:
+        raise InputError(f"expected one target for each of the {images} images, got {given}")

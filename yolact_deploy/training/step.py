@@ -21,6 +21,7 @@ from yolact_deploy.training.ema import WeightAverage
 from yolact_deploy.training.losses import LossSettings, YolactLoss
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.schedule import learning_rate
+from yolact_deploy.training.targets import GroundTruth
 
 TERMS = ("box", "class", "mask", "semantic")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +79,8 @@ class TrainStep:
         images = self.normalize(batch.images).contiguous(memory_format=self.layout)
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             outputs = self.network(images)
-        losses: dict[str, Tensor] = self.criterion(outputs, batch.targets, step=step)
+        truth = GroundTruth.of_batch(batch, self.model.config.num_classes)
+        losses: dict[str, Tensor] = self.criterion(outputs, truth, step=step)
         total = torch.stack(list(losses.values())).sum()
         gate = total.detach() * 0 + 1  # 1, or NaN: no term has a gradient where it finds a NaN that it does not use
         self.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""What a loss is told about the images: the targets of a dataset, checked once, as tensors of the whole batch.
+"""The objects of a batch as tensors, from a :class:`~yolact_deploy.training.data.batch.Batch` or a list of targets.
 
 Legend: N images, n objects of one image, T objects of the batch, G the most objects of one image, H x W the image.
 
@@ -6,10 +6,10 @@ A target is a mapping, one for each image, as the datasets of this package give 
 enters the network, after augmentation and resizing:
 
 - ``boxes`` float [n, 4], xyxy in pixels of that image
-- ``labels`` whole numbers [n], 0-based; what a crowd has there is not read
+- ``labels`` integers [n], 0-based; not read for crowds
 - ``masks`` uint8 or bool [n, H, W], zero and one
-- ``iscrowd`` [n], true for crowds; none where it is left out
-- ``width`` and ``height``, whole numbers: the W and H of the masks, in which the boxes are measured
+- ``iscrowd`` [n], true for crowds; if it is missing, there are none
+- ``width`` and ``height``, integers: the W and H of the masks, in which the boxes are measured
 
 An image without objects has tensors with n = 0. Other keys (``area``, ``image_id``, ``keypoints``) are not read.
 """
@@ -18,13 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from yolact_deploy.errors import InputError
+
+if TYPE_CHECKING:
+    from yolact_deploy.training.data.batch import Batch
 
 Target = Mapping[str, Any]
 
@@ -36,7 +39,7 @@ class GroundTruth:
     That last row has the whole image as its box, label 0, an empty mask, and counts as a crowd.
     """
 
-    #: float32 [T + 1, 4] xyxy, normalised
+    #: float32 [T + 1, 4] xyxy, normalized
     boxes: Tensor
     #: int64 [T + 1], 0-based; 0 for crowds
     labels: Tensor
@@ -48,31 +51,64 @@ class GroundTruth:
     rows: Tensor
     #: objects of each image, crowds included
     counts: tuple[int, ...]
-    #: per image uint8 or bool [n, H, W]
+    #: uint8 or bool [n, H, W], for groups of objects in their order
     masks: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, targets: Sequence[Target], num_classes: int, device: torch.device) -> GroundTruth:
-        """Check the targets of a batch and put them together on ``device``.
+        """Check the targets of a batch and join them on ``device``.
 
         Targets that are still on the CPU are copied there; nothing waits for the device.
 
         Raises:
-            InputError: keys or shapes that do not fit; labels outside the classes, where they are still on the CPU.
+            InputError: keys or shapes that do not fit, or labels outside the classes (on the CPU alone, since reading
+                them from a device would wait for it).
         """
         for number, target in enumerate(targets):
             _check(target, number, num_classes)
-        counts = tuple(len(target["boxes"]) for target in targets)
         parts = [_one_image(target, device) for target in targets]
-        nothing = (
-            _moved(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), device),
-            torch.zeros(1, dtype=torch.int64, device=device),
-            torch.ones(1, dtype=torch.bool, device=device),
-        )
-        boxes, labels, crowd = (torch.cat(values) for values in zip(*parts, nothing, strict=True))
-        image, rows = (_moved(index, device) for index in _layout(counts))
+        boxes, labels, crowd = ([part[i] for part in parts] for i in range(3))
         masks = tuple(_moved(target["masks"], device) for target in targets)
-        return cls(boxes, labels, crowd, image, rows, counts, masks)
+        return cls._of_parts(boxes, labels, crowd, masks, tuple(map(len, boxes)), device)
+
+    @classmethod
+    def of_batch(cls, batch: Batch, num_classes: int) -> GroundTruth:
+        """The objects of a batch, on its device: the same as :meth:`of` its targets.
+
+        Raises:
+            InputError: labels outside the classes, if the batch is on the CPU.
+        """
+        device = batch.boxes.device
+        _check_labels(batch.labels, batch.iscrowd, num_classes, "batch")
+        height, width = batch.images.shape[1:3]
+        boxes = _normalized(batch.boxes, width, height)
+        labels = batch.labels.masked_fill(batch.iscrowd, 0)
+        return cls._of_parts([boxes], [labels], [batch.iscrowd], (batch.masks,), batch.counts, device)
+
+    @classmethod
+    def _of_parts(
+        cls,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        crowd: list[Tensor],
+        masks: tuple[Tensor, ...],
+        counts: tuple[int, ...],
+        device: torch.device,
+    ) -> GroundTruth:
+        """Join the parts and add the row that stands for "no object"."""
+        whole = _moved(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), device)
+        zero = torch.zeros(1, dtype=torch.int64, device=device)
+        true = torch.ones(1, dtype=torch.bool, device=device)
+        image, rows = (_moved(index, device) for index in _indices(counts))
+        return cls(
+            torch.cat([*boxes, whole]),
+            torch.cat([*labels, zero]),
+            torch.cat([*crowd, true]),
+            image,
+            rows,
+            counts,
+            masks,
+        )
 
     @property
     def size(self) -> int:
@@ -84,24 +120,28 @@ class GroundTruth:
 
         Resized bilinearly, without antialiasing, and true above one half, as the original does.
         """
-        found: list[list[Tensor]] = [[] for _ in sizes]
-        for masks in (part for image in self.masks if len(image) for part in torch.split(image, 16)):
+        resized: list[list[Tensor]] = [[] for _ in sizes]
+        for masks in (part for group in self.masks if len(group) for part in torch.split(group, 16)):
             full = masks.to(torch.float32)[None]  # few at a time, since as float32 they are large
-            for size, parts in zip(sizes, found, strict=True):
+            for size, parts in zip(sizes, resized, strict=True):
                 parts.append(interpolate(full, size, mode="bilinear", align_corners=False)[0] > 0.5)
         none = [torch.zeros((1, *size), dtype=torch.bool, device=self.boxes.device) for size in sizes]
-        return [torch.cat([*parts, last]) for parts, last in zip(found, none, strict=True)]
+        return [torch.cat([*parts, last]) for parts, last in zip(resized, none, strict=True)]
 
 
 def _one_image(target: Target, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes float32 [n, 4] normalised, labels int64 [n] and crowd bool [n] of one target."""
+    """Boxes float32 [n, 4] normalized, labels int64 [n] and crowd bool [n] of one target."""
     boxes = _moved(target["boxes"], device).to(torch.float32)
     labels = _moved(target["labels"], device).to(torch.int64)
     crowd = _moved(_crowd(target), device).to(torch.bool)
-    width, height = float(target["width"]), float(target["height"])
-    side = _moved(torch.tensor([width, height, width, height]), device)
+    return _normalized(boxes, target["width"], target["height"]), labels.masked_fill(crowd, 0), crowd
+
+
+def _normalized(boxes: Tensor, width: float, height: float) -> Tensor:
+    """Boxes [n, 4] in pixels as shares of the image."""
+    side = _moved(torch.tensor([float(width), float(height)] * 2), boxes.device)
     # Adding 0 turns -0 into 0, on which the order of floats by their bits in the matching relies.
-    return boxes / side + 0.0, labels.masked_fill(crowd, 0), crowd
+    return boxes / side + 0.0
 
 
 def _moved(values: Any, device: torch.device) -> Tensor:
@@ -115,7 +155,7 @@ def _crowd(target: Target) -> Tensor:
     return torch.as_tensor(target["iscrowd"])
 
 
-def _layout(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _indices(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """``image`` and ``rows`` of :class:`GroundTruth`, on the CPU: they follow from the counts, which the host knows."""
     total, most = sum(counts), max(counts, default=0)
     per_image = torch.tensor(counts, dtype=torch.int64)
@@ -132,7 +172,7 @@ def _layout(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
 def _check(target: Target, number: int, num_classes: int) -> None:
     missing = [key for key in ("boxes", "labels", "masks", "width", "height") if key not in target]
     if missing:
-        raise InputError(f"target {number} has no {', '.join(missing)}: give what a dataset of this package gives")
+        raise InputError(f"target {number} has no {', '.join(missing)}: give the targets of a dataset of this package")
     shapes = {key: tuple(target[key].shape) for key in ("boxes", "labels", "masks")}
     count = shapes["boxes"][0] if shapes["boxes"] else 0
     size = (int(target["height"]), int(target["width"]))
@@ -143,20 +183,18 @@ def _check(target: Target, number: int, num_classes: int) -> None:
         if shape != wanted[key]:
             raise InputError(
                 f"target {number}: expected {key} {list(wanted[key])}, got {list(shape)}: boxes, labels, masks and "
-                f"iscrowd have one row an object, and masks the height {size[0]} and width {size[1]} of the target, "
+                f"iscrowd have one row per object, and masks the height {size[0]} and width {size[1]} of the target, "
                 "in whose pixels the boxes are"
             )
-    _check_labels(target, number, num_classes)
+    _check_labels(torch.as_tensor(target["labels"]), _crowd(target), num_classes, f"target {number}")
 
 
-def _check_labels(target: Target, number: int, num_classes: int) -> None:
-    labels = torch.as_tensor(target["labels"])
-    if labels.device.type != "cpu" or len(labels) == 0:  # to look at them on a device would wait for it
+def _check_labels(labels: Tensor, crowd: Tensor, num_classes: int, source: str) -> None:
+    if labels.device.type != "cpu" or len(labels) == 0:  # reading them from a device would wait for it
         return
-    crowd = _crowd(target).to("cpu", torch.bool)
-    wrong = ((labels < 0) | (labels >= num_classes)) & ~crowd
+    wrong = ((labels < 0) | (labels >= num_classes)) & ~crowd.to("cpu", torch.bool)
     if wrong.any():
         raise InputError(
-            f"target {number}: expected labels from 0 to {num_classes - 1}, got {labels[wrong].tolist()[:5]}: "
+            f"{source}: expected labels from 0 to {num_classes - 1}, got {labels[wrong].tolist()[:5]}: "
             "labels are 0-based and without the background; map the categories of the dataset to them"
         )

@@ -13,7 +13,7 @@ pytest.importorskip("pycocotools")
 from sets import write_set
 
 from yolact_deploy.config import YolactConfig, get_config
-from yolact_deploy.errors import ConfigError
+from yolact_deploy.errors import ConfigError, InputError
 from yolact_deploy.preprocess import normalize
 from yolact_deploy.training.data import (
     Augmentation,
@@ -127,6 +127,7 @@ def test_a_batch_without_objects(dataset: CocoDataset) -> None:
     assert batch.counts == (0, 0)
     assert [target["masks"].shape for target in batch.targets] == [(0, SIZE, SIZE)] * 2
     assert GroundTruth.of(batch.to("cpu").targets, 2, torch.device("cpu")).size == 0
+    assert GroundTruth.of_batch(batch, 2).masks_at((5, 5))[0].shape == (1, 5, 5)
 
 
 @pytest.mark.parametrize("width", [48, 53])
@@ -143,6 +144,20 @@ def test_normalisation_is_that_of_inference(name: str) -> None:
     found = Normalizer(config)(torch.from_numpy(images))
     np.testing.assert_allclose(found, normalize(images, config), rtol=1e-5, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_loss_sees_a_batch_as_its_targets(dataset: CocoDataset) -> None:
+    batch = next(iter(training_loader(dataset, Augmentation(size=SIZE), 7, seed=3, stop=1, workers=0)))
+    assert batch.iscrowd.any()
+    direct, listed = GroundTruth.of_batch(batch, 2), GroundTruth.of(batch.targets, 2, torch.device("cpu"))
+    assert direct.counts == listed.counts
+    for name in ("boxes", "labels", "crowd", "image", "rows"):
+        assert torch.equal(getattr(direct, name), getattr(listed, name)), name
+    sizes = (9, 7), (23, 23)
+    for a, b in zip(direct.masks_at(*sizes), listed.masks_at(*sizes), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="batch: expected labels from 0 to 0, got"):
+        GroundTruth.of_batch(batch, 1)
 
 
 # -- loader ---------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError
 from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
@@ -85,7 +85,7 @@ class CpuBackend(Backend):
     def run(self, images: Any) -> Outputs:
         found = [outputs_of(image, self._tail, mask_iou=self.metadata.config.mask_iou) for image in images]
         values = [np.stack([one[name] for one in found]) for name in self.metadata.outputs]
-        return HeadOutputs(*values) if self._tail == "heads" else detection_outputs(values)
+        return HeadOutputs(*values) if self._tail == "heads" else DetectionOutputs(*values)
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
-from yolact_deploy.detections import Detections, PackedMasks
+from yolact_deploy.detections import Detections
 from yolact_deploy.errors import MissingDependencyError
+from yolact_deploy.mask_forms import PackedMasks
 
 HEIGHT, WIDTH = 30, 40
 
@@ -88,7 +89,7 @@ def test_indexing(index: Any, expected: list[int], computed: bool) -> None:
     some = found[index]
     assert some.labels.tolist() == expected
     assert len(some) == len(expected)
-    assert ("crops" in some.prototype_masks.__dict__) == computed
+    assert ("crops" in some.__dict__) == computed
     np.testing.assert_array_equal(some.masks, make().masks[np.array(expected, np.int64)])
     np.testing.assert_array_equal(some.boxes, found.boxes[np.array(expected, np.int64)])
     assert (some.height, some.width, some.class_names) == (HEIGHT, WIDTH, COCO_NAMES)
@@ -96,7 +97,7 @@ def test_indexing(index: Any, expected: list[int], computed: bool) -> None:
 
 def test_masks_are_pasted_once_on_first_use() -> None:
     found = make()
-    assert "crops" not in found.prototype_masks.__dict__
+    assert "crops" not in found.__dict__
     assert found.crops is found.crops
 
 
@@ -308,7 +309,7 @@ def test_packed_masks_are_the_same_masks(shape: tuple[int, int, int]) -> None:
 def test_packed_masks_are_packed_without_being_unpacked() -> None:
     found, _ = from_masks(random_masks(6, 40, 50))
     found.packed_masks()
-    assert "crops" not in found.prototype_masks.__dict__
+    assert "crops" not in found.__dict__
     assert found.crops is found.crops, "unpacked once"
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.paste import MaskCrops, compress_counts, paste_masks
-from yolact_deploy.postprocess import MaskWindows, assemble_masks, mask_logits, sanitize_coordinates, sigmoid
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, compress_counts, sigmoid
+from yolact_deploy.paste import paste_masks
+from yolact_deploy.postprocess import assemble_masks, mask_logits, sanitize_coordinates
 
 GOLDEN = Path(__file__).parent / "golden"
 POST = [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy import postprocess
+from yolact_deploy.mask_forms import sigmoid
 from yolact_deploy.postprocess import (
     Detected,
     assemble_masks,
@@ -19,7 +20,6 @@ from yolact_deploy.postprocess import (
     fast_nms,
     mask_logits,
     sanitize_coordinates,
-    sigmoid,
     traditional_nms,
 )
 

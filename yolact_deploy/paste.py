@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.postprocess import MaskWindows, sigmoid
-
-Bools = NDArray[np.bool_]
+from yolact_deploy.mask_forms import Bools, MaskCrops, MaskWindows, sigmoid
 
 
 class _Axis(NamedTuple):
@@ -40,98 +38,6 @@ def _axis(source: int, target: int) -> _Axis:
     pixel = np.minimum(start[:-1] + np.arange(most)[:, None], start[1:] - 1)
     weight = (position[pixel] - cell[pixel]).astype(np.float32)
     return _Axis(cell, start, pixel, weight)
-
-
-@dataclass(frozen=True)
-class MaskCrops:
-    """Binary masks of one image, each kept only where it has pixels."""
-
-    height: int
-    width: int
-    #: [n, 2] column and row of each crop's first pixel
-    offsets: NDArray[np.int64]
-    #: n boolean arrays
-    crops: tuple[Bools, ...]
-
-    def __len__(self) -> int:
-        return len(self.crops)
-
-    def select(self, index: NDArray[np.intp]) -> MaskCrops:
-        return MaskCrops(self.height, self.width, self.offsets[index], tuple(self.crops[i] for i in index))
-
-    def full(self) -> Bools:
-        """Masks at image size, bool [n, H, W]."""
-        masks = np.zeros((len(self), self.height, self.width), dtype=np.bool_)
-        for mask, (x, y), crop in zip(masks, self.offsets, self.crops, strict=True):
-            mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
-        return masks
-
-    def packed(self) -> NDArray[np.uint8]:
-        """Masks as bits, uint8 [n, H, ceil(W / 8)], most significant bit first, as np.packbits makes them."""
-        out = np.zeros((len(self), self.height, -(-self.width // 8)), dtype=np.uint8)
-        for bits, (x, y), crop in zip(out, self.offsets, self.crops, strict=True):
-            shift = int(x) % 8
-            rows, columns = crop.shape
-            if columns == 0:
-                continue
-            shifted = np.pad(crop, ((0, 0), (shift, 0)))
-            packed = np.packbits(shifted, axis=1)
-            bits[y : y + rows, x // 8 : x // 8 + packed.shape[1]] = packed
-        return out
-
-    def areas(self) -> NDArray[np.int64]:
-        """Pixels in each mask, int64 [n]."""
-        return np.array([np.count_nonzero(crop) for crop in self.crops], dtype=np.int64)
-
-    def rle(self) -> list[dict[str, Any]]:
-        """COCO run-length encodings: ``{"size": [H, W], "counts": str}``."""
-        return [
-            {"size": [self.height, self.width], "counts": compress_counts(self._counts(i))} for i in range(len(self))
-        ]
-
-    def _counts(self, index: int) -> NDArray[np.int64]:
-        """Uncompressed COCO counts: lengths of the runs down the columns, first of zeros."""
-        crop = self.crops[index]
-        x, y = (int(v) for v in self.offsets[index])
-        rows, columns = crop.shape
-        edges = np.zeros((columns, rows + 1), dtype=np.int8)
-        turned = crop.T.view(np.int8)
-        edges[:, :-1] = turned
-        edges[:, 1:] -= turned
-        base = (np.arange(columns) + x) * self.height + y
-        column, row = np.nonzero(edges == 1)
-        starts = base[column] + row
-        column, row = np.nonzero(edges == -1)
-        ends = base[column] + row
-        apart = starts[1:] != ends[:-1]  # a run that goes on at the top of the next column is one run
-        starts, ends = (
-            starts[np.r_[True, apart]] if len(starts) else starts,
-            ends[np.r_[apart, True]] if len(ends) else ends,
-        )
-        bounds = np.empty(2 * len(starts) + 2, dtype=np.int64)
-        bounds[0], bounds[-1] = 0, self.height * self.width
-        bounds[1:-1:2], bounds[2:-1:2] = starts, ends
-        counts = np.diff(bounds)
-        return counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
-
-
-def compress_counts(counts: NDArray[np.int64]) -> str:
-    """COCO's text form of run lengths: differences to the last but one, 5 bits a character, low bits first."""
-    values = counts.astype(np.int64).copy()
-    values[3:] -= counts[1:-2]
-    pieces = np.empty((len(values), 13), dtype=np.uint8)
-    used = np.zeros(pieces.shape, dtype=np.bool_)
-    active = np.ones(len(values), dtype=np.bool_)
-    for position in range(pieces.shape[1]):
-        low = values & 0x1F
-        values >>= 5
-        more = ~(((values == 0) & ((low & 0x10) == 0)) | ((values == -1) & ((low & 0x10) != 0)))
-        pieces[:, position] = (low | np.where(more, 0x20, 0)) + 48
-        used[:, position] = active
-        active = active & more
-        if not active.any():
-            break
-    return pieces[used].tobytes().decode("ascii")
 
 
 def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = False) -> MaskCrops:

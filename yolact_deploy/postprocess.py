@@ -10,20 +10,13 @@ resolution to image pixels, is in :mod:`yolact_deploy.paste`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.mask_forms import Floats, Ints, MaskWindows, sigmoid
 from yolact_deploy.vocabulary import NMS_VARIANTS
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
-
-#: logit given to prototype pixels outside the box; its sigmoid is 0 in float32 arithmetic with any other value
-OUTSIDE_LOGIT = np.float32(-80.0)
 
 #: entries examined at a time by fast_nms: a few times max_detections, so that one round is the rule
 _NMS_CHUNK = 512
@@ -261,62 +254,6 @@ def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> In
     return windows
 
 
-@dataclass(frozen=True)
-class MaskWindows:
-    """Masks of one image at prototype resolution, each held only where it may be inside; the rest is outside."""
-
-    height: int
-    width: int
-    #: values are logits, not probabilities
-    logits: bool
-    #: [n, 2] column and row of each window's first value
-    offsets: Ints
-    #: n float arrays
-    windows: tuple[NDArray[Any], ...]
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    @property
-    def outside(self) -> float:
-        """The value of everything outside the windows."""
-        return float(OUTSIDE_LOGIT) if self.logits else 0.0
-
-    @classmethod
-    def from_dense(cls, masks: NDArray[Any], *, logits: bool = False) -> MaskWindows:
-        """From masks [n, h, w], cropped by zeros or by :data:`OUTSIDE_LOGIT`, of any float dtype; memory is shared."""
-        _, height, width = masks.shape
-        held = masks > OUTSIDE_LOGIT if logits else masks != 0
-        y1, y2 = _extent(held.any(axis=2))
-        x1, x2 = _extent(held.any(axis=1))
-        windows = tuple(mask[a:b, c:d] for mask, a, b, c, d in zip(masks, y1, y2, x1, x2, strict=True))
-        return cls(height, width, logits, np.stack([x1, y1], axis=1).astype(np.int64), windows)
-
-    def dense(self) -> NDArray[Any]:
-        """Masks [n, h, w], float32."""
-        masks = np.full((len(self), self.height, self.width), self.outside, dtype=np.float32)
-        for mask, (x, y), window in zip(masks, self.offsets, self.windows, strict=True):
-            mask[y : y + window.shape[0], x : x + window.shape[1]] = window
-        return masks
-
-    def probabilities(self) -> Floats:
-        """Masks [n, h, w] as probabilities, float32; 0 outside the windows."""
-        dense: Floats = self.dense()
-        return sigmoid(dense) if self.logits else dense
-
-    def select(self, index: NDArray[np.intp]) -> MaskWindows:
-        windows = tuple(self.windows[i] for i in index)
-        return MaskWindows(self.height, self.width, self.logits, self.offsets[index], windows)
-
-
-def _extent(used: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First and one past the last True of each row; 0 and 0 for a row without any."""
-    any_used = used.any(axis=1)
-    start = used.argmax(axis=1)
-    stop = used.shape[1] - used[:, ::-1].argmax(axis=1)
-    return np.where(any_used, start, 0), np.where(any_used, stop, 0)
-
-
 def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> MaskWindows:
     """Mask logits inside the padded boxes, or everywhere when they are None.
 
@@ -343,13 +280,6 @@ def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: in
 def mask_logits(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:
     """Mask logits [n, h, w] at prototype resolution, cropped by the padded boxes; see :func:`mask_windows`."""
     return mask_windows(proto, coeff, boxes, padding).dense()
-
-
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)) without overflow warnings."""
-    with np.errstate(over="ignore"):
-        result: Floats = np.reciprocal(1 + np.exp(-x))
-    return result
 
 
 def assemble_masks(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:

@@ -34,9 +34,8 @@ from yolact_deploy.errors import DatasetError, GateError, InputError, OutputErro
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.machine.yardstick import Yardstick
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows
 from yolact_deploy.model import YolactModel
-from yolact_deploy.paste import MaskCrops
-from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 

@@ -17,7 +17,7 @@ from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
 from yolact_deploy.datasets.coco_results import decompressed_length
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import accuracy, score_results
-from yolact_deploy.paste import compress_counts
+from yolact_deploy.mask_forms import compress_counts
 
 IMAGES = (239627, 261712, 368212, 403385)
 

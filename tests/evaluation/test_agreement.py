@@ -12,7 +12,7 @@ from scripted import CONFIG, SCRIPT, Thing, detections
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter, compare_detections, mask_iou
-from yolact_deploy.paste import MaskCrops
+from yolact_deploy.mask_forms import MaskCrops
 
 THINGS = (Thing(0, 0.9, (10, 15, 40, 45)), Thing(0, 0.7, (50, 15, 75, 45)), Thing(1, 0.5, (0, 0, 20, 15)))
 

@@ -15,7 +15,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.mask_iou import PARAMETERS
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, RescoredOutputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.samples import sample_images
 
@@ -73,7 +73,7 @@ def eager(make_model: Callable[..., Any], picture: Any) -> Any:
 def test_mask_scores(export: Export, picture: Any, eager: Any, backend: Callable[..., Backend], tail: str) -> None:
     with Predictor(backend(export(NAME, SMALL), tail=tail), score_threshold=0.0) as model:
         outputs = model.backend.run(model.preprocess([picture]))
-        assert isinstance(outputs, RescoredOutputs if tail == "graph" else HeadOutputs)
+        assert isinstance(outputs, DetectionOutputs if tail == "graph" else HeadOutputs)
         found = model(picture)
     assert found.mask_scores is not None
     assert found.mask_scores.dtype == np.float32

@@ -15,8 +15,9 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.detections import Detections, PackedMasks
+from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.mask_forms import MaskCrops, PackedMasks
 from yolact_deploy.runtime.backend import (
     Backend,
     DetectionOutputs,
@@ -24,8 +25,8 @@ from yolact_deploy.runtime.backend import (
     FrameHook,
     FrameTicket,
     HeadOutputs,
+    ImageDetections,
     Outputs,
-    PastedDetections,
 )
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
@@ -228,7 +229,7 @@ def test_timings(heads: bool, stages: tuple[str, ...]) -> None:
     found = model(DARK)
     assert model.timings["paste"] > 0
     assert model.timings[network] < 40, "of the last call only"
-    assert "crops" in found.prototype_masks.__dict__
+    assert isinstance(found.mask_data, MaskCrops)
 
 
 def test_warm_up() -> None:
@@ -331,7 +332,7 @@ class FakeTicket(FrameTicket):
         self.for_device = for_device
         self.timings = {"upload": 1.0, "network": 2.0}
 
-    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+    def result(self, *, copy: bool = True) -> list[ImageDetections]:
         assert not self.for_device
         self.hook.diary.append(f"result {self.number}")
         outputs = self.hook.backend.run(self.images)
@@ -344,7 +345,7 @@ class FakeTicket(FrameTicket):
             windows[:, 2:5] = width, height, -(-width // 32)
             windows[:, 5] = np.arange(len(windows)) * height * windows[:, 4]
             masks = PackedMasks(windows, bits.reshape(-1).view(np.uint32), height, width)
-            results.append(PastedDetections(found.boxes, found.scores, found.labels, masks))
+            results.append(ImageDetections(found.boxes, found.scores, found.labels, masks))
         return results
 
     def device_result(self) -> Any:

@@ -84,6 +84,11 @@ def assert_same(ours: Detections, theirs: Detections) -> None:
         assert (masks[i] & other[match]).sum() >= 0.999 * (masks[i] | other[match]).sum()
 
 
+def filled(outputs: Any) -> list[Any]:
+    """The outputs that the graph has: mask scores are None in a plain YOLACT."""
+    return [values for values in outputs if values is not None]
+
+
 # -- the same as ONNX Runtime ---------------------------------------------------------------------------------------
 
 
@@ -103,7 +108,7 @@ def test_detections(make_engine: Any, tail: str, batch: Any, rtx: bool) -> None:
             assert_same(ours, expected(frame))
         images = model.preprocess(FRAMES[: batch[2]])
         reference = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
-        for ours, theirs in zip(model.backend.run(images), reference, strict=True):
+        for ours, theirs in zip(filled(model.backend.run(images)), filled(reference), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

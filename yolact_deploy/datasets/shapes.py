@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes, write_json
 from yolact_deploy.errors import DatasetError, OutputError
-from yolact_deploy.paste import MaskCrops
+from yolact_deploy.mask_forms import MaskCrops
 
 KINDS = ("disc", "square", "triangle", "star", "ring", "cross", "crescent", "bone")
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.accuracy import KINDS, AveragePrecision, Result, accuracy
-from yolact_deploy.paste import MaskCrops, compress_counts
+from yolact_deploy.mask_forms import MaskCrops, compress_counts
 from yolact_deploy.postprocess import box_iou
 
 SCORE_THRESHOLD = 0.15

@@ -184,7 +184,7 @@ def write_pairs(
 
 def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[Outputs, Detections]:
     outputs = predictor.backend.run(predictor.preprocess([picture]))
-    return outputs, predictor.postprocess(outputs, 0, picture.shape)
+    return outputs, predictor.postprocess(outputs, 0, picture.shape, lazy_masks=predictor.lazy_masks)
 
 
 class _TensorMeter:

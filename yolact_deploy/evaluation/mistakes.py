@@ -17,10 +17,10 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.detections import Detections, PrototypeMasks
+from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import ImageAgreement, compare_detections
-from yolact_deploy.paste import MaskCrops
-from yolact_deploy.postprocess import MaskWindows, box_iou
+from yolact_deploy.mask_forms import MaskCrops
+from yolact_deploy.postprocess import box_iou
 from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
 
@@ -242,12 +242,4 @@ def _mirrored_crops(case: Case, place: _Place, axis: int) -> Detections:
     bounds = detections.boxes[:, [column, column + 2]]
     offsets[:, column] = place(offsets[:, column], sizes, bounds, (old.height, old.width)[axis])
     crops = MaskCrops(old.height, old.width, offsets, tuple(np.flip(crop, axis) for crop in old.crops))
-    return dataclasses.replace(detections, prototype_masks=_pasted(crops))
-
-
-def _pasted(crops: MaskCrops) -> PrototypeMasks:
-    """Masks that are already pasted, with no prototypes behind them."""
-    nothing = MaskWindows(0, 0, False, crops.offsets, (np.zeros((0, 0), np.float32),) * len(crops))
-    masks = PrototypeMasks(nothing, crops.height, crops.width)
-    masks.__dict__["crops"] = crops  # as the cached property keeps them, so that selections share them
-    return masks
+    return dataclasses.replace(detections, mask_data=crops)

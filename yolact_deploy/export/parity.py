@@ -173,7 +173,7 @@ def _compare(reference: Sequence[Detections], found: Sequence[Detections], score
 def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[HeadOutputs, Detections]:
     outputs = predictor.backend.run(predictor.preprocess([picture]))
     assert isinstance(outputs, HeadOutputs)  # both backends were opened so
-    return outputs, predictor.postprocess(outputs, 0, picture.shape)
+    return outputs, predictor.postprocess(outputs, 0, picture.shape, lazy_masks=False)
 
 
 def _compare_tensors(

@@ -8,7 +8,7 @@ Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w 
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.detections import PackedMasks
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks
 from yolact_deploy.mask_iou import HostMaskIouNet
-from yolact_deploy.paste import MaskCrops, paste_windows
-from yolact_deploy.postprocess import MaskWindows, detect, mask_windows
+from yolact_deploy.paste import paste_windows
+from yolact_deploy.postprocess import detect, mask_windows
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL, StageTimer
 
 if TYPE_CHECKING:
@@ -45,36 +45,20 @@ class DetectionOutputs(NamedTuple):
     scores: Floats  #: [N, D]
     labels: NDArray[np.int32]  #: [N, D]
     masks: NDArray[Any]  #: [N, D, h, w] probabilities, cropped
+    mask_scores: Floats | None = None  #: [N, D], of a YOLACT++
 
 
-class RescoredOutputs(NamedTuple):
-    """Those of a YOLACT++: the same, and mask scores."""
-
-    num_detections: NDArray[np.int32]
-    boxes: Floats
-    scores: Floats
-    labels: NDArray[np.int32]
-    masks: NDArray[Any]
-    mask_scores: Floats  #: [N, D]
-
-
-Outputs = HeadOutputs | DetectionOutputs | RescoredOutputs
-
-
-def detection_outputs(values: Iterable[Any]) -> DetectionOutputs | RescoredOutputs:
-    """What a graph that ends in detections gives, in the order of its outputs."""
-    told = tuple(values)
-    return RescoredOutputs(*told) if len(told) == len(RescoredOutputs._fields) else DetectionOutputs(*told)
+Outputs = HeadOutputs | DetectionOutputs
 
 
 class ImageDetections(NamedTuple):
-    """Detections of one image before its size is known, best first."""
+    """Detections of one image as a tail or a frame hook returns them, best first."""
 
-    boxes: Floats  #: [n, 4] xyxy normalised
+    boxes: Floats  #: [n, 4] xyxy normalized
     scores: Floats  #: [n]
     labels: NDArray[np.int64]  #: [n]
-    masks: MaskWindows
-    mask_scores: Floats | None = None  #: [n] scores times the IoUs that the masks are told to have, of a YOLACT++
+    masks: MaskWindows | MaskCrops | PackedMasks
+    mask_scores: Floats | None = None  #: [n] for a YOLACT++: scores times the predicted IoUs of the masks
 
 
 @dataclass(frozen=True)
@@ -85,16 +69,6 @@ class DetectSettings:
     nms: str  #: one of vocabulary.NMS_VARIANTS, for graphs that end in heads
 
 
-class PastedDetections(NamedTuple):
-    """Detections of one frame, best first, with masks at the frame's size."""
-
-    boxes: Floats  #: [n, 4] xyxy normalised
-    scores: Floats  #: [n]
-    labels: NDArray[np.int64]  #: [n]
-    masks: PackedMasks
-    mask_scores: Floats | None = None  #: [n], of a YOLACT++
-
-
 class FrameTicket(abc.ABC):
     """A batch of frames under way."""
 
@@ -102,7 +76,7 @@ class FrameTicket(abc.ABC):
     timings: dict[str, float]
 
     @abc.abstractmethod
-    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+    def result(self, *, copy: bool = True) -> list[ImageDetections]:
         """Wait for the detections of each frame; asking again gives the same.
 
         Args:
@@ -227,7 +201,7 @@ class Backend(abc.ABC):
         """Free the runtime's memory."""
 
 
-def _above(outputs: DetectionOutputs | RescoredOutputs, index: int, score_threshold: float) -> ImageDetections:
+def _above(outputs: DetectionOutputs, index: int, score_threshold: float) -> ImageDetections:
     """Detections of image ``index`` that score above the threshold."""
     count = int(outputs.num_detections[index])
     keep = np.flatnonzero(outputs.scores[index, :count] > score_threshold)
@@ -236,5 +210,5 @@ def _above(outputs: DetectionOutputs | RescoredOutputs, index: int, score_thresh
         outputs.scores[index, keep],
         outputs.labels[index, keep].astype(np.int64),
         MaskWindows.from_dense(outputs.masks[index, keep]),
-        outputs.mask_scores[index, keep] if isinstance(outputs, RescoredOutputs) else None,
+        None if outputs.mask_scores is None else outputs.mask_scores[index, keep],
     )

@@ -11,7 +11,7 @@ from yolact_deploy.errors import BackendError, import_optional
 from yolact_deploy.graph.cpu_session import first_line, open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
 
 
 class OnnxRuntimeBackend(Backend):
@@ -47,7 +47,7 @@ class OnnxRuntimeBackend(Backend):
             outputs = self._session.run(None, {"images": images})
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
+        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
     @property
     def gives_heads(self) -> bool:

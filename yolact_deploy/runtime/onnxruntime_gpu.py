@@ -25,7 +25,7 @@ from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.nvidia import Gpu, require_gpu, tensorrt_flavours
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -157,7 +157,7 @@ class OnnxRuntimeGpuBackend(Backend):
             outputs = self._opened.session.run(None, {"images": images})
         except Exception as error:  # its exceptions have no common base
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
+        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
     @property
     def gives_heads(self) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
 
 #: OpenVINO's word for the precision of what is not quantised
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
@@ -72,7 +72,7 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             raise BackendError(f"OpenVINO failed: {str(error).strip().splitlines()[0]}") from error
         outputs = [np.asarray(results[i]) for i in range(len(self._compiled.outputs))]
-        return HeadOutputs(*outputs) if self._on_host else detection_outputs(outputs)
+        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
 
     @property
     def gives_heads(self) -> bool:

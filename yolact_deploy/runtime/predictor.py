@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, read_image, resize_image
-from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, Outputs
+from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, ImageDetections, Outputs
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
@@ -164,14 +165,10 @@ class Predictor:
         with self._lock:
             self._check_open()
             outputs = self.backend.run_timed(inputs, timer)
-        results = []
-        for index, image in enumerate(images):
-            found = self.postprocess(outputs, index, image.shape, timer)
-            if not self.lazy_masks:
-                with timer.stage("paste"):
-                    _ = found.crops
-            results.append(found)
-        return results
+        return [
+            self.postprocess(outputs, index, image.shape, timer, lazy_masks=self.lazy_masks)
+            for index, image in enumerate(images)
+        ]
 
     def _host_image(self, source: Source) -> Image:
         if self.backend.frames is not None and self.backend.frames.is_device_array(source):
@@ -192,19 +189,7 @@ class Predictor:
         """Detections of one batch that was submitted."""
         pasted = ticket.result()
         with timer.stage("detect"):
-            results = [
-                Detections.from_normalized(
-                    found.boxes,
-                    found.scores,
-                    found.labels,
-                    found.masks,
-                    found.mask_scores,
-                    class_names=self.config.class_names,
-                    height=found.masks.height,
-                    width=found.masks.width,
-                )
-                for found in pasted
-            ]
+            results = [self._detections(image, image.masks.height, image.masks.width) for image in pasted]
         timer.add(ticket.timings)
         return results
 
@@ -258,27 +243,31 @@ class Predictor:
         return batch
 
     def postprocess(
-        self, outputs: Outputs, index: int, shape: Sequence[int], timer: StageTimer | None = None
+        self,
+        outputs: Outputs,
+        index: int,
+        shape: Sequence[int],
+        timer: StageTimer | None = None,
+        *,
+        lazy_masks: bool = True,
     ) -> Detections:
         """Detections of image ``index`` of a batch, for an image of ``shape`` (H, W, ...).
 
         Args:
-            timer: gets the time of each stage
+            timer: receives the time of each stage
+            lazy_masks: False pastes the masks here, the way of the backend
         """
         timer = timer or StageTimer()
-        found = self.backend.detect(outputs, index, self._settings, timer)
+        height, width, *_ = shape
+        detected = self.backend.detect(outputs, index, self._settings, timer)
+        if not lazy_masks and isinstance(detected.masks, MaskWindows):
+            with timer.stage("paste"):
+                detected = detected._replace(masks=self.backend.paste(detected.masks, height, width))
         with timer.stage("detect"):
-            return Detections.from_normalized(
-                found.boxes,
-                found.scores,
-                found.labels,
-                found.masks,
-                found.mask_scores,
-                class_names=self.config.class_names,
-                height=shape[0],
-                width=shape[1],
-                paste=self.backend.paste,
-            )
+            return self._detections(detected, height, width)
+
+    def _detections(self, detected: ImageDetections, height: int, width: int) -> Detections:
+        return Detections.from_normalized(*detected, class_names=self.class_names, height=height, width=width)
 
     def stream(
         self, source: str | os.PathLike[str] | int | Iterable[Image], *, overlap: bool | None = None

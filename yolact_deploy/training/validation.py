@@ -68,7 +68,7 @@ class Evaluator:
         model = with_weights(self.model, weights)
         device = self.world.device
         backend = TorchBackend(model, device=device.index if device.type == "cuda" else None)
-        return Predictor(backend, score_threshold=0)
+        return Predictor(backend, score_threshold=0, lazy_masks=False)
 
 
 def with_weights(model: YolactModel, weights: Mapping[str, Tensor]) -> YolactModel:

@@ -28,7 +28,7 @@ from yolact_deploy.export.search.changes import int8
 from yolact_deploy.export.search.trials import HEADS, Change, Trials, pack_masks
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
 from yolact_deploy.loading import load
-from yolact_deploy.paste import MaskCrops
+from yolact_deploy.mask_forms import MaskCrops
 
 METADATA = Metadata(config=CONFIG, tail="heads")
 
@@ -166,7 +166,7 @@ def test_masks_as_bits() -> None:
     crops = tuple(rng.random((height, width)) < 0.5 for _, _, height, width in places)
     masks = MaskCrops(50, 40, np.array([(x, y) for x, y, _, _ in places]), crops)
     packed = pack_masks(masks)
-    assert np.array_equal(packed.crops.full(), masks.full())
+    assert np.array_equal(packed.unpacked().full(), masks.full())
     assert np.array_equal(packed.packed(), masks.packed())
     assert packed.bits.nbytes < sum(crop.size for crop in crops) / 3
     none = pack_masks(MaskCrops(50, 40, np.zeros((0, 2), np.int64), ()))

@@ -16,8 +16,9 @@ from cuda_emu import emulate
 from yolact_deploy.benchmarks.scenarios.scene import make_scene
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import BackendError, ConfigError
-from yolact_deploy.paste import MaskCrops, paste_windows
-from yolact_deploy.postprocess import MaskWindows, assemble_masks, crop_windows, detect, sigmoid
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, sigmoid
+from yolact_deploy.paste import paste_windows
+from yolact_deploy.postprocess import assemble_masks, crop_windows, detect
 from yolact_deploy.runtime.cuda.plans import plan_paste
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.benchmarks.gpu.gpu_kernels import Arrays, KernelCase
-from yolact_deploy.detections import PackedMasks
+from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste
 from yolact_deploy.runtime.cuda.plans.launch import joined
 

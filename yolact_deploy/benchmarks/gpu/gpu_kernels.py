@@ -18,10 +18,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from yolact_deploy.benchmarks.scenarios.scene import Scene, make_scene
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.detections import PackedMasks
 from yolact_deploy.evaluation.agreement import mask_iou
+from yolact_deploy.mask_forms import MaskWindows, PackedMasks
 from yolact_deploy.paste import paste_windows
-from yolact_deploy.postprocess import Detected, MaskWindows, assemble_masks, detect
+from yolact_deploy.postprocess import Detected, assemble_masks, detect
 from yolact_deploy.preprocess import resize_image
 from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.cuda.library import KernelLibrary
@@ -282,7 +282,7 @@ def _paste_case(
         least = 1.0
         for i, mask in enumerate(masks):
             number = len(mask)
-            pasted = PackedMasks(got["windows"][i, :number], got["bits"][i], height, width).crops
+            pasted = PackedMasks(got["windows"][i, :number], got["bits"][i], height, width).unpacked()
             expected = paste_windows(MaskWindows.from_dense(dense[i, :number].astype(np.float32)), height, width)
             least = min([least, *(mask_iou(expected, j, pasted, j) for j in range(number))])
         return f"a mask's IoU with NumPy's is {least:.4f}" if least < LEAST_IOU else ""

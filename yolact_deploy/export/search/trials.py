@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.datasets.image_sets import CocoImage, CocoImages
-from yolact_deploy.detections import Detections, PackedMasks
+from yolact_deploy.detections import Detections
 from yolact_deploy.errors import ArtifactError
 from yolact_deploy.evaluation.accuracy import AccuracyMeter
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, AgreementMeter
@@ -33,7 +33,7 @@ from yolact_deploy.evaluation.trunk_comparison import ErrorMeter, finite_or_none
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import copy_model, fit_trunk, mask_iou_net
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
-from yolact_deploy.paste import MaskCrops
+from yolact_deploy.mask_forms import MaskCrops, PackedMasks
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.backend import Backend, HeadOutputs
 from yolact_deploy.runtime.predictor import Predictor
@@ -257,11 +257,11 @@ class _Expected:
 
     def detections(self) -> Detections:
         """With masks that are unpacked when they are asked for, and forgotten with what is returned."""
-        return replace(self.packed, prototype_masks=replace(self.packed.prototype_masks))
+        return replace(self.packed)
 
 
 def _packed(found: Detections) -> Detections:
-    return replace(found, prototype_masks=pack_masks(found.crops))
+    return replace(found, mask_data=pack_masks(found.crops))
 
 
 def pack_masks(masks: MaskCrops) -> PackedMasks:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.backend import Backend, HeadOutputs, Outputs, detection_outputs
+from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_pipeline import FramePipeline
@@ -52,7 +52,7 @@ class CudaBackend(Backend):
         if self.metadata.tail == "heads":
             names = HeadOutputs._fields
             return HeadOutputs(*(found[name].astype(np.float32, copy=False) for name in names))
-        return detection_outputs(found[name] for name in self.metadata.outputs)
+        return DetectionOutputs(*(found[name] for name in self.metadata.outputs))
 
     def _checked(self, images: NDArray[Any]) -> NDArray[Any]:
         most, *shape = self.network.input.shape

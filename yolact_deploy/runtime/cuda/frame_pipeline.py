@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.detections import PackedMasks
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.preprocess import check_image
-from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
+from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, ImageDetections
 from yolact_deploy.runtime.cuda.arrays import DeviceArray, SharedArray, is_device_array
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
@@ -208,12 +208,12 @@ class Ticket(FrameTicket):
         self, pipeline: FramePipeline, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], copy_ms: float
     ) -> None:
         self._pipeline, self._slot, self._job, self._frames = pipeline, slot, job, frames
-        self._found: list[PastedDetections] | None = None
+        self._found: list[ImageDetections] | None = None
         self._error: BackendError | None = None
         self.timings = dict.fromkeys(pipeline.stages, 0.0)
         self.timings["copy"] = copy_ms
 
-    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+    def result(self, *, copy: bool = True) -> list[ImageDetections]:
         if self._job.for_device:
             raise BackendError("this batch was submitted for results on the device: see device_result()")
         if self._found is None and self._error is None:
@@ -237,13 +237,13 @@ class Ticket(FrameTicket):
         finally:
             slot.release()
 
-    def _read(self, index: int, frame: Frame, copy: bool) -> PastedDetections:
+    def _read(self, index: int, frame: Frame, copy: bool) -> ImageDetections:
         host = self._slot.host
         count = host["wanted"][index]
         # Of what was pasted, which is what is wanted.
         bits = self._slot.bits[index, : host["words_needed"][index]]
         mask_scores = host.get("mask_scores")
-        return PastedDetections(
+        return ImageDetections(
             host["boxes"][index, :count].copy(),
             host["scores"][index, :count].copy(),
             host["labels"][index, :count].astype(np.int64),

@@ -21,11 +21,11 @@ from torch.nn.functional import interpolate, pad
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.detections import PackedMasks
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.model import torch_ops as ops
 from yolact_deploy.preprocess import check_image
-from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, PastedDetections
+from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, ImageDetections
 from yolact_deploy.runtime.cuda.arrays import is_device_array
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.torch.torch_network import on, on_host
@@ -145,7 +145,7 @@ class EagerFrames(FrameHook):
 
 def _to_host(
     kept: ops.TorchDetected, packed: Tensor, mask_scores: Tensor | None, height: int, width: int
-) -> PastedDetections:
+) -> ImageDetections:
     """Detections of a frame of this size, whose masks are packed bits [n, height, bytes of a row]."""
     bits = packed.cpu().numpy()
     words = bits.shape[-1] * 8 // _WORD
@@ -154,16 +154,16 @@ def _to_host(
     windows[:, 5] = np.arange(len(bits)) * height * words
     masks = PackedMasks(windows, np.ascontiguousarray(bits).reshape(-1).view(np.uint32), height, width)
     told = None if mask_scores is None else mask_scores.cpu().numpy()
-    return PastedDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks, told)
+    return ImageDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks, told)
 
 
 class _Finished(FrameTicket):
     """Frames that are done: eager detection waits for the GPU anyway."""
 
-    def __init__(self, results: list[PastedDetections], timings: dict[str, float]) -> None:
+    def __init__(self, results: list[ImageDetections], timings: dict[str, float]) -> None:
         self._results, self.timings = results, timings
 
-    def result(self, *, copy: bool = True) -> list[PastedDetections]:
+    def result(self, *, copy: bool = True) -> list[ImageDetections]:
         return self._results
 
     def device_result(self) -> list[DeviceDetections]:

@@ -15,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows
 from yolact_deploy.mask_iou import HostMaskIouNet
 from yolact_deploy.model import torch_ops as ops
-from yolact_deploy.paste import MaskCrops
-from yolact_deploy.postprocess import MaskWindows
 from yolact_deploy.runtime.backend import Backend, DetectSettings, HeadOutputs, ImageDetections, Outputs
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.torch.frames import Clock, EagerFrames, detect_image

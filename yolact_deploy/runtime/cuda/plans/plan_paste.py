@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.detections import PackedMasks
 from yolact_deploy.errors import BackendError, ConfigError
-from yolact_deploy.paste import MaskCrops
+from yolact_deploy.mask_forms import MaskCrops, PackedMasks
 from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, ceil_div, float_bits, int32s
 
 SOURCE = "paste.cu"
@@ -116,7 +115,7 @@ def unpack(windows: NDArray[np.int32], bits: NDArray[np.uint32], num: int, heigh
         raise BackendError(
             f"masks were left out, since {len(bits)} words are too few for them: paste again with words_needed"
         )
-    return PackedMasks(windows[:num], bits, height, width).crops
+    return PackedMasks(windows[:num], bits, height, width).unpacked()
 
 
 def _check(batch: int, detections: int, height: int, width: int, capacity_words: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_values import check_another_process, check_plain_value, round_trip
 
 from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
 from yolact_deploy.detections import Detections
@@ -341,3 +342,45 @@ def test_boxes_in_pixels() -> None:
     expected = [[20, 0, 60, 40], [0, 0, 80, 40], [16, 4, 24, 36], [100, 60, 80, 40]]
     np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
     assert found.boxes.dtype == np.float32
+
+
+# -- a plain value --------------------------------------------------------------------------------------------------
+
+
+def in_each_form() -> list[Detections]:
+    masks = random_masks(6, 40, 50)
+    packed, lazy = from_masks(masks)
+    pasted = dataclasses.replace(lazy, mask_data=lazy.crops)
+    scored = dataclasses.replace(packed, mask_scores=packed.scores / 2)
+    return [packed, lazy, pasted, packed[[4, 1, 5]], lazy[1:], pasted[::-1], scored]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_pickles_and_copies_are_equal(number: int) -> None:
+    detections = in_each_form()[number]
+    check_plain_value(detections)
+    assert round_trip(detections[:0]) == detections[:0]
+
+
+def test_another_process_sees_the_same() -> None:
+    check_another_process(in_each_form())
+
+
+def test_equality() -> None:
+    packed, lazy, pasted, *_ = in_each_form()
+    assert packed == lazy == pasted, "the form of the masks does not matter"
+    assert packed != packed[:-1]
+    assert packed != "detections"
+    for field in ("boxes", "scores", "labels"):
+        assert packed != dataclasses.replace(packed, **{field: getattr(packed, field) + 1}), field
+    assert packed != dataclasses.replace(packed, class_names=COCO_NAMES[::-1])
+    assert packed != dataclasses.replace(packed, mask_scores=packed.scores)
+    wrong = random_masks(6, 40, 50)
+    wrong[3, 0, 0] ^= True
+    assert packed != from_masks(wrong)[0]
+
+
+def test_the_former_name_of_the_masks() -> None:
+    detections = make()
+    with pytest.warns(DeprecationWarning, match="prototype_masks is now mask_data"):
+        assert detections.prototype_masks is detections.mask_data

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 
 from fake_onnxruntime import FakeOnnxRuntime
+from plain_values import check_another_process, check_plain_value, outlive
 from tiny_onnx import CONFIG, write_model
 
 from yolact_deploy.model import torch_ops as ops
@@ -185,6 +187,22 @@ def test_stages(way: Way, picture: Path) -> None:
     assert tuple(way.model.timings) == way.stages
     assert all(spent > 0 for spent in way.model.timings.values())
     assert sum(way.model.timings.values()) <= whole
+
+
+def test_detections_outlive_their_model(picture: Path, tmp_path: Path) -> None:
+    """A plain value from every way to run: no pickle holds a runtime, no result keeps a backend alive."""
+    results = []
+    for name, (make, _) in WAYS.items():
+        for lazy_masks in (True, False):
+            (folder := tmp_path / f"{name}-{lazy_masks}").mkdir()
+            with pytest.MonkeyPatch.context() as patch:
+                results.append(outlive(partial(_predictor, make, folder, patch, lazy_masks), picture))
+            check_plain_value(results[-1])
+    check_another_process(results)
+
+
+def _predictor(make: Callable[..., Backend], folder: Path, patch: pytest.MonkeyPatch, lazy_masks: bool) -> Predictor:
+    return Predictor(make(folder, patch), score_threshold=0.0, lazy_masks=lazy_masks)
 
 
 class Clock:

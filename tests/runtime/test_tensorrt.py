@@ -13,6 +13,7 @@ import fake_cuda as fake
 import numpy as np
 import pytest
 from host_network import emulated
+from plain_values import check_another_process, check_plain_value, outlive
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError, YolactDeployError
@@ -110,6 +111,16 @@ def test_detections(make_engine: Any, tail: str, batch: Any, rtx: bool) -> None:
         reference = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
         for ours, theirs in zip(filled(model.backend.run(images)), filled(reference), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@with_driver
+def test_detections_outlive_their_engine(make_engine: Any) -> None:
+    onnx_path, engine = make_engine("functions", (1, 2, 4), profiles=((1, 2, 4),), mask_iou=True)
+    detections = outlive(lambda: load(engine), FRAMES[1])
+    assert_same(detections, Predictor(OnnxRuntimeBackend(onnx_path, tail="graph"))(FRAMES[1]))
+    assert detections.mask_scores is not None
+    check_plain_value(detections)
+    check_another_process([detections])
 
 
 @with_driver

@@ -24,6 +24,7 @@ import fake_cuda as fake
 import numpy as np
 import pytest
 from host_network import CONFIG, SIDE, SIZE, SLOTS, CpuBackend, HostNetwork, at, emulated
+from plain_values import check_another_process, check_plain_value, outlive
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
@@ -217,6 +218,17 @@ def test_run_gives_the_outputs_of_the_network(device: Device, tail: str, bindabl
         for wrong in (images[:0], images.astype(np.float32), images[:, :5], np.concatenate([images, images])):
             with pytest.raises(InputError, match=r"expected images uint8 \[1..2, 64, 64, 3\]"):
                 model.backend.run(wrong)
+
+
+# -- results as values ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tail", ["heads", "functions"])
+def test_detections_outlive_their_model(device: Device, tail: str) -> None:
+    detections = outlive(lambda: make(device, tail), picture(3))
+    assert_same(detections, reference(tail)(picture(3)))
+    check_plain_value(detections)
+    check_another_process([detections])
 
 
 # -- how much it costs ----------------------------------------------------------------------------------------------

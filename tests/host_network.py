@@ -23,10 +23,11 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError
 from yolact_deploy.postprocess import assemble_masks, detect
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs, Outputs
 
 SIZE, PRIORS, CLASSES, COEFFICIENTS, SIDE, SLOTS = 64, 40, 3, 4, 16, 6
 CONFIG = YolactConfig(image_size=SIZE, num_classes=CLASSES, class_names=("a", "b", "c"), top_k=12, max_detections=SLOTS)

@@ -36,7 +36,7 @@ from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.machine.yardstick import Yardstick
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows
 from yolact_deploy.model import YolactModel
-from yolact_deploy.runtime.backend import HeadOutputs, Outputs
+from yolact_deploy.runtime.tails import GraphTail, HeadOutputs, Outputs
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
 
@@ -223,20 +223,27 @@ class Clock:
         self.now += milliseconds * 1e-3 * self.machine * self.rng.uniform(0.97, 1.03)
 
 
+class TimedTail(GraphTail):
+    """Takes ``milliseconds`` for pasting, give or take 3 %."""
+
+    def __init__(self, clock: Clock, milliseconds: float) -> None:
+        self.clock, self.milliseconds = clock, milliseconds
+
+    def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
+        self.clock.spend(self.milliseconds)
+        return super().paste(masks, height, width)
+
+
 class TimedBackend(ScriptedBackend):
     """20 ms for the network and 2 ms for pasting, give or take 3 %; then ``slower`` ms more for pasting."""
 
     def __init__(self, clock: Clock, slower: float = 0.0) -> None:
         super().__init__(dict.fromkeys(SCRIPT, SCRIPT[1]))
-        self.clock, self.slower = clock, slower
+        self.clock, self.tail = clock, TimedTail(clock, 2 + slower)
 
     def run(self, images: Any) -> Outputs:
         self.clock.spend(20)
         return super().run(images)
-
-    def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
-        self.clock.spend(2 + self.slower)
-        return super().paste(masks, height, width)
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime import backend as runtime_backend
 from yolact_deploy.runtime import predictor as runtime_predictor
 from yolact_deploy.runtime import stage_timer as stages
-from yolact_deploy.runtime.backend import Outputs
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
+from yolact_deploy.runtime.tails import Outputs
 
 
 def measure(model: Predictor, images: Sequence[Path], **options: Any) -> Latency:

@@ -18,8 +18,9 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import main as cli
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import BackendError
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectionOutputs
 from yolact_deploy.streams import video
 from yolact_deploy.streams.sources import UniqueNames, image_ids
 

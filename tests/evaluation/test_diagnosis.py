@@ -23,8 +23,9 @@ from yolact_deploy.cli.main import main
 from yolact_deploy.evaluation.diagnosis import Diagnosis, diagnose
 from yolact_deploy.evaluation.trunk_comparison import LayerError, TrunkComparison
 from yolact_deploy.loading import load
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs, Outputs
 
 # -- files that are doctored ----------------------------------------------------------------------------------------
 
@@ -184,7 +185,7 @@ class Doctored(Backend):
         self, inner: Backend, change: Callable[[Any], Outputs] = lambda o: o, enter: Callable[[Any], Any] = lambda i: i
     ) -> None:
         self._inner, self._change, self._enter = inner, change, enter
-        self.metadata = inner.metadata
+        self.metadata, self.tail = inner.metadata, inner.tail
 
     def run(self, images: Any) -> Outputs:
         return self._change(self._inner.run(np.ascontiguousarray(self._enter(images))))

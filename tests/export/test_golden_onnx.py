@@ -23,8 +23,9 @@ from yolact_deploy.datasets.coco_results import score_of
 from yolact_deploy.detections import Detections
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import VARIANCES, make_priors
-from yolact_deploy.runtime.backend import Backend, DetectSettings, ImageDetections, Outputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs
 
 pytestmark = pytest.mark.golden
 
@@ -78,7 +79,7 @@ class Net:
     def detect(self, image: int, nms: str, tail: str, score_threshold: float = 0.0) -> ImageDetections:
         kind = "host" if tail == "host" else f"graph-{nms}"
         settings = DetectSettings(score_threshold, nms)
-        return self.open(kind).detect(self.outputs(kind, image), 0, settings)
+        return self.open(kind).tail.detect(self.outputs(kind, image), 0, settings)
 
     def detections(self, image: int, nms: str, tail: str, score_threshold: float) -> Detections:
         kind = "host" if tail == "host" else f"graph-{nms}"

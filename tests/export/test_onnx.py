@@ -182,9 +182,9 @@ def test_cross_class(export: Export, make_model: Callable[..., Any]) -> None:
     found = run(path, images)
     assert found["boxes"].shape == (1, 200, 4)  # the cross-class variant is limited by top_k only
     backend = OnnxRuntimeBackend(path, tail="host")
-    from yolact_deploy.runtime.backend import DetectSettings
+    from yolact_deploy.runtime.tails import DetectSettings
 
-    want = backend.detect(backend.run(images), 0, DetectSettings(0.0, "cross-class"))
+    want = backend.tail.detect(backend.run(images), 0, DetectSettings(0.0, "cross-class"))
     count = int(found["num_detections"][0])
     assert count == len(want.scores) > 0
     np.testing.assert_allclose(found["scores"][0, :count], want.scores, atol=1e-6)

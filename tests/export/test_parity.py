@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.evaluation.agreement import Agreement
-from yolact_deploy.runtime.backend import HeadOutputs
+from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")

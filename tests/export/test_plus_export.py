@@ -15,8 +15,9 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.mask_iou import PARAMETERS
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")

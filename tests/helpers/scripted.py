@@ -20,8 +20,9 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.engines import EngineSource
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs, Outputs
 
 CONFIG = YolactConfig(
     name="scripted", image_size=64, num_classes=3, class_names=("cat", "dog", "owl"), category_ids=(5, 7, 9)

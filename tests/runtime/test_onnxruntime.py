@@ -15,7 +15,7 @@ import yolact_deploy
 from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError
 from yolact_deploy.graph.onnx_graph import cut_tail
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs
 from yolact_deploy.samples import sample_images
 
 pytest.importorskip("onnxruntime")

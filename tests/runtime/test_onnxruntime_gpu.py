@@ -29,9 +29,9 @@ from tiny_onnx import CONFIG, write_model
 
 from yolact_deploy.machine.nvidia import Gpu
 from yolact_deploy.runtime import onnxruntime_gpu
-from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
 

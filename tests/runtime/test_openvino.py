@@ -15,7 +15,7 @@ import yolact_deploy
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.backend import DetectionOutputs, HeadOutputs
+from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs
 from yolact_deploy.samples import sample_images
 
 openvino = pytest.importorskip("openvino")

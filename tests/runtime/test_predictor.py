@@ -18,18 +18,10 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import MaskCrops, PackedMasks
-from yolact_deploy.runtime.backend import (
-    Backend,
-    DetectionOutputs,
-    DetectSettings,
-    FrameHook,
-    FrameTicket,
-    HeadOutputs,
-    ImageDetections,
-    Outputs,
-)
+from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
+from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, HeadOutputs, ImageDetections, Outputs
 
 SIZE = 64
 CONFIG = YolactConfig(image_size=SIZE, num_classes=3, class_names=("low", "middle", "high"))
@@ -338,7 +330,7 @@ class FakeTicket(FrameTicket):
         outputs = self.hook.backend.run(self.images)
         results = []
         for index, image in enumerate(self.images):
-            found = self.hook.backend.detect(outputs, index, self.settings)
+            found = self.hook.backend.tail.detect(outputs, index, self.settings)
             height, width, _ = image.shape
             bits = np.full((len(found.scores), height, 4 * -(-width // 32)), 255, np.uint8)
             windows = np.zeros((len(found.scores), 6), np.int32)

@@ -20,9 +20,9 @@ import pytest
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.machine.nvidia import Gpu
-from yolact_deploy.runtime import backend as backend_module
 from yolact_deploy.runtime import predictor as predictor_module
 from yolact_deploy.runtime import stage_timer as stages_module
+from yolact_deploy.runtime import tails as tails_module
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import PARTS, StageTimer, stage_with
@@ -134,10 +134,10 @@ WAYS: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], Backend], tuple[str, 
 NUMPY = {
     "decode": (predictor_module, "read_image"),
     "preprocess": (predictor_module, "resize_image"),
-    "nms": (backend_module, "detect"),
-    "assembly": (backend_module, "mask_windows"),
+    "nms": (tails_module, "detect"),
+    "assembly": (tails_module, "mask_windows"),
     "detect": (Detections, "from_normalized"),
-    "paste": (backend_module, "paste_windows"),
+    "paste": (tails_module, "paste_windows"),
 }
 TORCH = {
     **NUMPY,

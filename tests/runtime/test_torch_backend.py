@@ -118,22 +118,22 @@ def test_a_list_is_one_after_the_other(model: Any, pictures: list[Any]) -> None:
 @pytest.mark.parametrize("nms", ["fast", "cross-class", "traditional"])
 def test_the_numpy_tail_agrees(model: Any, pictures: list[Any], nms: str) -> None:
     """The same heads through the torch functions and through NumPy: detections, cropped masks and pasted ones."""
-    from yolact_deploy.runtime.backend import Backend, DetectSettings
+    from yolact_deploy.runtime.tails import DetectSettings, HostTail
 
-    backend = TorchBackend(model)
+    backend, host = TorchBackend(model), HostTail(model.config)
     predictor = Predictor(backend)
     settings = DetectSettings(0.15, nms)
     for picture in pictures:
         outputs = backend.run(predictor.preprocess([picture]))
-        ours = backend.detect(outputs, 0, settings)
-        numpy = Backend.detect(backend, outputs, 0, settings)
+        ours = backend.tail.detect(outputs, 0, settings)
+        numpy = host.detect(outputs, 0, settings)
         assert len(ours.scores) == len(numpy.scores) > 0
         np.testing.assert_array_equal(ours.labels, numpy.labels)
         np.testing.assert_allclose(ours.scores, numpy.scores, atol=1e-6)
         np.testing.assert_allclose(ours.boxes, numpy.boxes, atol=1e-5)
         height, width = picture.shape[:2]
-        full = backend.paste(ours.masks, height, width).full()
-        fast = Backend.paste(backend, numpy.masks, height, width).full()
+        full = backend.tail.paste(ours.masks, height, width).full()
+        fast = host.paste(numpy.masks, height, width).full()
         assert full.shape == fast.shape == (len(ours.scores), height, width)
         union = (full | fast).sum()
         assert (full & fast).sum() >= 0.98 * union > 0

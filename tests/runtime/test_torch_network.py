@@ -21,9 +21,9 @@ from yolact_deploy.machine import nvidia
 from yolact_deploy.machine.nvidia import Gpu
 from yolact_deploy.preprocess import normalize, read_image, resize_image
 from yolact_deploy.priors import make_priors
-from yolact_deploy.runtime.backend import DetectSettings
 from yolact_deploy.runtime.cuda.device_network import DeviceTensor
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import DetectSettings
 from yolact_deploy.samples import sample_images
 
 torch = pytest.importorskip("torch")

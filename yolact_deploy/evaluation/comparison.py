@@ -26,8 +26,8 @@ from yolact_deploy.evaluation.mistakes import Explained, alike
 from yolact_deploy.evaluation.trunk_comparison import TrunkComparison
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
-from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import HeadOutputs, Outputs
 
 #: number of pictures on which known mistakes are tried
 _DIAGNOSED = 4

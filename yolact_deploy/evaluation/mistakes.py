@@ -21,8 +21,8 @@ from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import ImageAgreement, compare_detections
 from yolact_deploy.mask_forms import MaskCrops
 from yolact_deploy.postprocess import box_iou
-from yolact_deploy.runtime.backend import HeadOutputs, Outputs
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import HeadOutputs, Outputs
 
 #: IoU from which two boxes or masks count as the same
 SAME_PLACE = 0.5

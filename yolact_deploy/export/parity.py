@@ -24,9 +24,9 @@ from yolact_deploy.export.quantization_noise import LIMIT_DB, TensorNoise
 from yolact_deploy.graph.tensor_probe import TensorProbe
 from yolact_deploy.model import YolactModel
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.backend import HeadOutputs
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.samples import sample_images
 

@@ -19,7 +19,7 @@ from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import copy_model
 from yolact_deploy.model import YolactModel
 from yolact_deploy.progress import SILENT, Progress
-from yolact_deploy.runtime.backend import HeadOutputs
+from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.samples import sample_images
 from yolact_deploy.vocabulary import CALIBRATION_METHODS
 

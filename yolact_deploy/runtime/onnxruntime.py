@@ -11,13 +11,14 @@ from yolact_deploy.errors import BackendError, import_optional
 from yolact_deploy.graph.cpu_session import first_line, open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
+from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
 
 class OnnxRuntimeBackend(Backend):
     """An exported ONNX file in ONNX Runtime's CPU provider.
 
-    It computes in FP32; what operators put out is rounded to the file's precision. A file in INT8 is computed in INT8,
+    It computes in FP32 and rounds the results of operators to the file's precision. An INT8 file is computed in INT8,
     fitted to the kernels of this CPU.
 
     Args:
@@ -35,23 +36,16 @@ class OnnxRuntimeBackend(Backend):
     def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto") -> None:
         self._ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
         graph = load_graph(path, tail, half="round", unsigned=wants_unsigned())
-        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
-        self.precision = self.metadata.precision
-        low, _, self.max_batch = self.metadata.batch
-        self.fixed_batch = low == self.max_batch
+        self.metadata, self.precision = graph.metadata, graph.metadata.precision
+        self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         self._threads = threads
         self._session = open_cpu_session(graph.data, threads, str(path))
 
     def run(self, images: NDArray[Any]) -> Outputs:
         try:
-            outputs = self._session.run(None, {"images": images})
+            return self.tail.outputs(*self._session.run(None, {"images": images}))
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
-
-    @property
-    def gives_heads(self) -> bool:
-        return self._on_host
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -60,7 +54,7 @@ class OnnxRuntimeBackend(Backend):
             "precision": self.precision,
             "providers": self._session.get_providers(),
             "threads": self._threads or "all cores",
-            "tail": "host" if self._on_host else "graph",
+            "tail": self.tail.name,
         }
 
     def close(self) -> None:

@@ -25,7 +25,8 @@ from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.nvidia import Gpu, require_gpu, tensorrt_flavours
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
+from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -144,24 +145,18 @@ class OnnxRuntimeGpuBackend(Backend):
     ) -> None:
         require_gpu(device)  # before anything that takes time
         graph = load_graph(path, tail, gpu=True)
-        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
+        self.metadata = graph.metadata
+        self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         self.precision = "tf32" if tf32 else self.metadata.precision
-        low, _, self.max_batch = self.metadata.batch
-        self.fixed_batch = low == self.max_batch
         self._opened = open_session(
             graph.data, self.metadata, provider=provider, device=device, tf32=tf32, provider_options=provider_options
         )
 
     def run(self, images: NDArray[Any]) -> Outputs:
         try:
-            outputs = self._opened.session.run(None, {"images": images})
+            return self.tail.outputs(*self._opened.session.run(None, {"images": images}))
         except Exception as error:  # its exceptions have no common base
             raise BackendError(f"ONNX Runtime failed: {first_line(error)}") from error
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
-
-    @property
-    def gives_heads(self) -> bool:
-        return self._on_host
 
     @property
     def run_stages(self) -> tuple[str, ...]:
@@ -169,7 +164,7 @@ class OnnxRuntimeGpuBackend(Backend):
         return (f"upload+{network}+download",)  # one call of ONNX Runtime
 
     def describe(self) -> dict[str, Any]:
-        return {**self._opened.describe(), "tail": "host" if self._on_host else "graph"}
+        return {**self._opened.describe(), "tail": self.tail.name}
 
     def close(self) -> None:
         del self._opened

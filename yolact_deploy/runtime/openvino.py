@@ -1,7 +1,8 @@
 """OpenVINO on the CPU, in FP32, BF16 or INT8.
 
-In BF16 OpenVINO keeps what follows the last convolutions (softmax, box decoding) in FP32 by itself. A file whose trunk
-is BF16 already is computed as it says, layers kept in FP32 among them. So is one whose trunk is INT8, in either form.
+In BF16 OpenVINO itself keeps everything after the last convolutions (softmax, box decoding) in FP32. A file whose trunk
+is BF16 is computed as it says, including the layers that it keeps in FP32. So is a file whose trunk is INT8, in either
+form.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
+from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
-#: OpenVINO's word for the precision of what is not quantised
+#: OpenVINO's word for the precision of everything that is not quantized
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -26,14 +28,14 @@ class OpenVinoBackend(Backend):
 
     Args:
         path: the ONNX file
-        precision: "fp32", or "bf16" (native on CPUs with AVX512_BF16 or AMX) for the whole trunk; by default that of a
-            BF16 file where the CPU has it, and FP32 for all others. Of an INT8 file it is that of what is not INT8
+        precision: "fp32", or "bf16" for the whole trunk (native on CPUs with AVX512_BF16 or AMX). By default BF16 for
+            a BF16 file if the CPU supports it, and FP32 otherwise. In an INT8 file it applies to what is not INT8
         threads: by default as many as there are cores
         tail: as for ONNX Runtime
 
     Raises:
         ArtifactError: not one of our ONNX files.
-        BackendError: OpenVINO is missing, or has no BF16 on this CPU.
+        BackendError: OpenVINO is missing, or BF16 was asked for on a CPU without it.
     """
 
     name = "openvino"
@@ -48,14 +50,13 @@ class OpenVinoBackend(Backend):
             raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
         keeps_bf16 = has_bf16 and precision != "fp32"
         graph = load_graph(path, tail, half="keep" if keeps_bf16 else "fp32")
-        self.metadata, self._on_host, self.mask_iou = graph.metadata, graph.on_host, graph.mask_iou
+        self.metadata = graph.metadata
+        self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         if self.metadata.precision == "int8":
             self.precision = "int8"
         else:
             self.precision = precision or ("bf16" if keeps_bf16 and self.metadata.precision == "bf16" else "fp32")
-        low, _, self.max_batch = self.metadata.batch
-        self.fixed_batch = low == self.max_batch
-        # The hint is for what the file has in FP32; its BF16 is computed in BF16 anyway.
+        # The hint applies to what is FP32 in the file; its BF16 is computed in BF16 in any case.
         hint = HINTS[precision or "fp32"]
         properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -71,12 +72,7 @@ class OpenVinoBackend(Backend):
             results = self._request.infer({"images": images}, share_inputs=True)
         except Exception as error:
             raise BackendError(f"OpenVINO failed: {str(error).strip().splitlines()[0]}") from error
-        outputs = [np.asarray(results[i]) for i in range(len(self._compiled.outputs))]
-        return HeadOutputs(*outputs) if self._on_host else DetectionOutputs(*outputs)
-
-    @property
-    def gives_heads(self) -> bool:
-        return self._on_host
+        return self.tail.outputs(*(np.asarray(results[i]) for i in range(len(self._compiled.outputs))))
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -84,7 +80,7 @@ class OpenVinoBackend(Backend):
             "version": self._ov.__version__,
             "precision": self.precision,
             "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
-            "tail": "host" if self._on_host else "graph",
+            "tail": self.tail.name,
         }
 
     def close(self) -> None:
@@ -93,10 +89,10 @@ class OpenVinoBackend(Backend):
 
 @lru_cache
 def shared_core() -> Any:
-    """One Core a process, never freed.
+    """One Core per process, never freed.
 
-    The CPU plugin of each Core installs a signal stack and puts back the one before when it is freed; freed in another
-    order than made, they leave the process with a stack that is gone, and the next signal kills it.
+    The CPU plugin of each Core installs a signal stack and restores the previous one when it is freed. Cores freed in
+    another order than they were made leave the process with a freed stack, and the next signal kills it.
     """
     purpose = "Running an ONNX file in OpenVINO"
     core = import_optional("openvino", "openvino", purpose).Core()
@@ -106,12 +102,12 @@ def shared_core() -> Any:
 
 
 def _deform_conv(node: Any) -> list[Any]:
-    """ONNX's DeformConv, which OpenVINO's reader does not know, as OpenVINO's own operator, which it has."""
+    """ONNX's DeformConv as OpenVINO's own operator, which its ONNX reader does not map."""
     from openvino import opset8
 
     x, weight, offset, bias, mask = (node.get_input(index) for index in range(5))
     strides, pads = (node.get_attribute(name) for name in ("strides", "pads"))
-    found = opset8.deformable_convolution(
+    convolved = opset8.deformable_convolution(
         x,
         offset,
         weight,
@@ -121,7 +117,7 @@ def _deform_conv(node: Any) -> list[Any]:
         dilations=[1, 1],
         auto_pad="EXPLICIT",
         mask=mask,
-        bilinear_interpolation_pad=True,  # outside of the features is 0, bit by bit
+        bilinear_interpolation_pad=True,  # features fade to 0 outside their borders
     )
     column = opset8.reshape(bias, opset8.constant(np.array([1, -1, 1, 1])), special_zero=False)
-    return [opset8.add(found, column).output(0)]
+    return [opset8.add(convolved, column).output(0)]

@@ -24,8 +24,9 @@ from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, read_image, resize_image
-from yolact_deploy.runtime.backend import Backend, DetectSettings, FrameHook, FrameTicket, ImageDetections, Outputs
+from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
 if TYPE_CHECKING:
@@ -104,8 +105,7 @@ class Predictor:
         hook = self._hook
         if hook is not None:
             return ("decode", *hook.stages, "detect")
-        tail = ("nms", "assembly") if self.backend.gives_heads else ()
-        return ("decode", "preprocess", *self.backend.run_stages, *tail, "detect", "paste")
+        return ("decode", "preprocess", *self.backend.run_stages, *self.backend.tail.stages, "detect", "paste")
 
     @property
     def _settings(self) -> DetectSettings:
@@ -259,10 +259,10 @@ class Predictor:
         """
         timer = timer or StageTimer()
         height, width, *_ = shape
-        detected = self.backend.detect(outputs, index, self._settings, timer)
+        detected = self.backend.tail.detect(outputs, index, self._settings, timer)
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
-                detected = detected._replace(masks=self.backend.paste(detected.masks, height, width))
+                detected = detected._replace(masks=self.backend.tail.paste(detected.masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
 

@@ -28,7 +28,6 @@ from plain_values import check_another_process, check_plain_value, outlive
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.runtime.backend import DetectSettings
 from yolact_deploy.runtime.cuda import frame_pipeline as pipeline_module
 from yolact_deploy.runtime.cuda.arrays import SharedArray
 from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
@@ -36,6 +35,7 @@ from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import DetectSettings
 
 __all__ = ["emulated"]
 
@@ -525,7 +525,7 @@ def test_results_on_the_device(device: Device, tail: str) -> None:
             assert (one.height, one.width) == frame.shape[:2]
             num = int(at(one.num_detections.pointer, (1,), np.int32)[0])
             inputs = model.preprocess([frame])
-            theirs = cpu.detect(cpu.run(inputs), 0, DetectSettings(0.05, "fast"))
+            theirs = cpu.tail.detect(cpu.run(inputs), 0, DetectSettings(0.05, "fast"))
             assert num >= len(theirs.scores) > 0
             count = len(theirs.scores)
             np.testing.assert_array_equal(at(one.scores.pointer, (SLOTS,), np.float32)[:count], theirs.scores)

@@ -35,8 +35,9 @@ from yolact_deploy.graph.onnx_graph import copy_model, fit_trunk, mask_iou_net
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 from yolact_deploy.mask_forms import MaskCrops, PackedMasks
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.runtime.backend import Backend, HeadOutputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import HeadOutputs, HostTail
 
 HEADS = HeadOutputs._fields
 
@@ -235,10 +236,8 @@ class _MemoryBackend(Backend):
     name = "onnxruntime"
 
     def __init__(self, metadata: Metadata, mask_iou: Any) -> None:
-        self.metadata, self.mask_iou = replace(metadata, tail="heads"), mask_iou
-        self.precision = metadata.precision
-        low, _, self.max_batch = metadata.batch
-        self.fixed_batch = low == self.max_batch
+        self.metadata, self.precision = replace(metadata, tail="heads"), metadata.precision
+        self.tail = HostTail(metadata.config, mask_iou)
         self.session: Any = None
 
     def run(self, images: NDArray[Any]) -> HeadOutputs:

@@ -1,4 +1,4 @@
-"""A network on the GPU as a backend: frames through the pipeline, and resized images in and out for comparisons.
+"""A network on the GPU as a backend: frames go through the pipeline, resized images straight to the network.
 
 Legend: N images, S input side.
 """
@@ -11,20 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.backend import Backend, DetectionOutputs, HeadOutputs, Outputs
+from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_pipeline import FramePipeline
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import Outputs
 
 
 class CudaBackend(Backend):
-    """Any network whose tensors are in device memory.
+    """A network whose tensors are in device memory, with our kernels around it.
 
     Args:
-        network: closed together with the backend, and when the backend cannot be made
+        network: closed together with the backend, and if the constructor fails
         device: where the network is
-        graphs: False uses no CUDA graphs, for comparison and for finding errors
+        graphs: False uses no CUDA graphs, for comparison and debugging
 
     Raises:
         BackendError: too little memory, or a failure of CUDA.
@@ -48,11 +49,11 @@ class CudaBackend(Backend):
         return self.run_timed(images, StageTimer())
 
     def run_timed(self, images: NDArray[Any], timer: StageTimer) -> Outputs:
-        found = self.frames.infer(self._checked(images), timer)
+        outputs = self.frames.infer(self._checked(images), timer)
+        values = (outputs[name] for name in self.metadata.outputs)
         if self.metadata.tail == "heads":
-            names = HeadOutputs._fields
-            return HeadOutputs(*(found[name].astype(np.float32, copy=False) for name in names))
-        return DetectionOutputs(*(found[name] for name in self.metadata.outputs))
+            values = (value.astype(np.float32, copy=False) for value in values)
+        return self.tail.outputs(*values)
 
     def _checked(self, images: NDArray[Any]) -> NDArray[Any]:
         most, *shape = self.network.input.shape

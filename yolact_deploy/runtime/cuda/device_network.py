@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yolact_deploy.artifact import Metadata
+from yolact_deploy.runtime.backend import Network
 from yolact_deploy.runtime.cuda.driver import Stream
 
 
@@ -27,7 +27,7 @@ class DeviceTensor(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-class DeviceNetwork(abc.ABC):
+class DeviceNetwork(Network):
     """A loaded network whose input and outputs stay in device memory.
 
     ``input`` is [N, S, S, 3] BGR of ``metadata.input_dtype``; ``outputs`` have the exported names: with tail
@@ -39,14 +39,6 @@ class DeviceNetwork(abc.ABC):
     stream only, so its memory needs no copies for frames that overlap.
     """
 
-    #: "tensorrt", "onnxruntime", "torch"
-    name: str = "network"
-    metadata: Metadata
-    #: what the trunk computes in
-    precision: str
-    #: largest batch of one call, and whether smaller ones must be filled up
-    max_batch: int
-    fixed_batch: bool
     #: whether ``enqueue`` may be captured into a CUDA graph; asked anew before each capture
     capturable: bool = False
     #: whether outputs are written where :meth:`bind_outputs` says, instead of to memory of the network's own
@@ -67,10 +59,6 @@ class DeviceNetwork(abc.ABC):
         Graphs that were captured before go on writing to the addresses of their capture.
         """
         raise NotImplementedError
-
-    @abc.abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """JSON-ready facts: versions, device, bytes."""
 
     @abc.abstractmethod
     def close(self) -> None:

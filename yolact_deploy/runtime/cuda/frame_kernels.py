@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from yolact_deploy.runtime.backend import DetectSettings
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
@@ -20,6 +19,7 @@ from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 from yolact_deploy.runtime.cuda.plans.plan_paste import paste
 from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 from yolact_deploy.runtime.cuda.slot import Slot
+from yolact_deploy.runtime.tails import DetectSettings
 
 #: plans that are kept bound
 _LIMIT = 512

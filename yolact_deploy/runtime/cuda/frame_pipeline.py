@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.preprocess import check_image
-from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, ImageDetections
+from yolact_deploy.runtime.backend import FrameHook, FrameTicket
 from yolact_deploy.runtime.cuda.arrays import DeviceArray, SharedArray, is_device_array
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
@@ -32,6 +32,7 @@ from yolact_deploy.runtime.cuda.frame_work import Frame, FrameJob, FrameWork
 from yolact_deploy.runtime.cuda.results import DeviceDetections
 from yolact_deploy.runtime.cuda.slot import Slot, detection_slots, network_stage, stream_stages
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import DetectSettings, ImageDetections
 
 #: packed masks have room for so many that cover a whole frame, until more are needed
 _FULL_MASKS = 8

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.runtime.backend import DetectSettings
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.cuda.graph_cache import GraphCache
 from yolact_deploy.runtime.cuda.layout import Layout
 from yolact_deploy.runtime.cuda.slot import Slot, network_stage
+from yolact_deploy.runtime.tails import DetectSettings
 
 
 class Frame(NamedTuple):

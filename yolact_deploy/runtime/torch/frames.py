@@ -20,40 +20,22 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.model import torch_ops as ops
 from yolact_deploy.preprocess import check_image
-from yolact_deploy.runtime.backend import DetectSettings, FrameHook, FrameTicket, ImageDetections
+from yolact_deploy.runtime.backend import FrameHook, FrameTicket
 from yolact_deploy.runtime.cuda.arrays import is_device_array
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import DetectSettings, ImageDetections
 from yolact_deploy.runtime.torch.torch_network import on, on_host
+from yolact_deploy.runtime.torch.torch_tail import detect_image
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
 
 STAGES = ("upload", "preprocess", "network", "nms", "assembly", "paste", "download")
 _WORD = 32
-
-
-def detect_image(
-    boxes: Tensor, scores: Tensor, coeff: Tensor, config: YolactConfig, settings: DetectSettings
-) -> ops.TorchDetected:
-    """What NMS and the user's threshold leave of one image's boxes [P, 4], scores [P, C] and coeff [P, K]."""
-    found = ops.detect(
-        boxes,
-        scores,
-        coeff,
-        score_threshold=config.score_threshold,
-        iou_threshold=config.iou_threshold,
-        top_k=config.top_k,
-        max_detections=config.max_detections,
-        nms=settings.nms,
-        image_size=config.image_size,
-    )
-    keep = found.scores > settings.score_threshold
-    return ops.TorchDetected(*(values[keep] for values in found))
 
 
 def resize(frame: Tensor, size: int, *, rounded: bool) -> Tensor:

@@ -53,7 +53,7 @@ def outputs_of(image: Any, tail: str, *, mask_iou: bool = False) -> dict[str, An
     if tail == "heads":
         return {"boxes": boxes, "scores": scores, "coeff": coeff, "proto": proto}
     found = detect(
-        boxes, scores, coeff, score_threshold=CONFIG.score_threshold, top_k=CONFIG.top_k, max_detections=SLOTS
+        boxes, scores, coeff, score_threshold=CONFIG.nms_score_threshold, top_k=CONFIG.top_k, max_detections=SLOTS
     )
     num = len(found.scores)
     masks = np.zeros((SLOTS, SIDE, SIDE), np.float32)

@@ -134,7 +134,7 @@ def test_json_round_trip(name: str) -> None:
         ("deformable_blocks", (1, 2)),
         ("deformable_blocks", (0, 0, -1, 3)),
         ("deformable_interval", 0),
-        ("score_threshold", 1.0),
+        ("nms_score_threshold", 1.0),
         ("iou_threshold", 0.0),
         ("top_k", 0),
         ("top_k", 3841),
@@ -154,6 +154,13 @@ def test_wrong_values_name_the_field(field: str, value: object) -> None:
 def test_from_dict_with_a_wrong_type(field: str, value: object) -> None:
     with pytest.raises(ConfigError):
         YolactConfig.from_dict({**YolactConfig().to_dict(), field: value})
+
+
+def test_files_keep_their_key_of_the_nms_threshold() -> None:
+    values = YolactConfig(nms_score_threshold=0.2).to_dict()
+    assert values["score_threshold"] == 0.2
+    assert "nms_score_threshold" not in values
+    assert YolactConfig.from_dict(values).nms_score_threshold == 0.2
 
 
 def test_from_dict_of_a_newer_version() -> None:

@@ -66,7 +66,7 @@ class Net:
             ops.decode_boxes(loc, self.model.priors),
             logits.softmax(-1)[:, 1:],
             coeff,
-            score_threshold=config.score_threshold,
+            score_threshold=config.nms_score_threshold,
             iou_threshold=config.iou_threshold,
             top_k=config.top_k,
             max_detections=config.max_detections,

@@ -19,6 +19,9 @@ from yolact_deploy.errors import ConfigError
 
 BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2")
 
+#: fields whose key in files differs from their name
+_STORED_AS = {"nms_score_threshold": "score_threshold"}
+
 _BASE_SIZE = 550
 _BASE_SCALES = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
 _NUM_LEVELS = 5
@@ -70,8 +73,8 @@ class YolactConfig:
     deformable_interval: int = 1
     #: the mask-IoU re-scoring network of YOLACT++
     mask_iou: bool = False
-    #: a prior is kept when its best foreground score is above this
-    score_threshold: float = 0.05
+    #: NMS looks at priors whose best foreground score is above this; the threshold of `load` cuts what NMS keeps
+    nms_score_threshold: float = 0.05
     #: Fast NMS drops an entry whose IoU with a better one of its class is above this
     iou_threshold: float = 0.5
     #: best entries a class that take part in NMS
@@ -129,7 +132,7 @@ class YolactConfig:
         counts = len(blocks) == 4 and all(_whole(count) and count >= 0 for count in blocks)
         _check(counts, "deformable_blocks", "four numbers, 0 or more", blocks)
         _check(_whole(interval) and interval >= 1, "deformable_interval", "1 or more", interval)
-        _check(0 <= self.score_threshold < 1, "score_threshold", "0 <= value < 1", self.score_threshold)
+        _check(0 <= self.nms_score_threshold < 1, "nms_score_threshold", "0 <= value < 1", self.nms_score_threshold)
         _check(0 < self.iou_threshold <= 1, "iou_threshold", "0 < value <= 1", self.iou_threshold)
         _check(1 <= self.top_k <= 3840, "top_k", "1 to 3840 (TensorRT's limit)", self.top_k)
         _check(1 <= self.max_detections <= 3840, "max_detections", "1 to 3840 (TensorRT's limit)", self.max_detections)
@@ -195,21 +198,21 @@ class YolactConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
-        return {key: _listed(value) for key, value in dataclasses.asdict(self).items()}
+        return {_STORED_AS.get(key, key): _listed(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> YolactConfig:
         """Read what :meth:`to_dict` wrote; raises :class:`ConfigError` on unknown or ill-typed fields."""
         if not isinstance(values, dict):
             raise ConfigError(f"a configuration is a JSON object, got {type(values).__name__}")
-        fields = {field.name: field for field in dataclasses.fields(cls)}
+        fields = {_STORED_AS.get(field.name, field.name): field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise ConfigError(
                 f"unknown configuration fields {unknown}: was the file written by a newer version? Update yolact-deploy"
             )
         try:
-            return cls(**{key: _tupled(value) for key, value in values.items()})
+            return cls(**{fields[key]: _tupled(value) for key, value in values.items()})
         except TypeError as error:
             raise ConfigError(f"configuration with a value of the wrong type: {error}") from error
 

@@ -295,7 +295,7 @@ def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[
 def test_few_classes(tmp_path: Path, classes: int, cross_class: bool) -> None:
     torch.manual_seed(classes)
     config = YolactConfig(
-        backbone="mobilenet_v2", image_size=128, num_classes=classes, score_threshold=0.0, max_detections=20
+        backbone="mobilenet_v2", image_size=128, num_classes=classes, nms_score_threshold=0.0, max_detections=20
     )
     model = YolactModel(config).eval()
     path = tmp_path / "m.onnx"

@@ -151,7 +151,7 @@ def test_training_outputs_of_plus_have_the_mask_iou_network() -> None:
 
 
 def test_detections_of_plus() -> None:
-    model = _settled(_small_plus(score_threshold=0.2))
+    model = _settled(_small_plus(nms_score_threshold=0.2))
     with torch.inference_mode():
         out = model(torch.randn(2, 3, 97, 97))
     assert list(out) == ["boxes", "masks", "scores", "labels", "mask_scores"]
@@ -208,7 +208,7 @@ def test_every_trained_parameter_gets_a_gradient(backbone: str) -> None:
 
 
 def test_detections() -> None:
-    model = _settled(_small(score_threshold=0.2))
+    model = _settled(_small(nms_score_threshold=0.2))
     with torch.inference_mode():
         out = model(torch.randn(2, 3, 97, 97))
     assert list(out) == ["boxes", "masks", "scores", "labels"]

@@ -72,7 +72,7 @@ class _Pipeline(nn.Module):
         config = self.metadata.config
         attributes = ops.FAST_NMS.attribute_values(
             {
-                "score_threshold": config.score_threshold,
+                "score_threshold": config.nms_score_threshold,
                 "iou_threshold": config.iou_threshold,
                 "top_k": min(config.top_k, config.num_priors),
                 "max_detections": config.top_k if self.metadata.cross_class else config.max_detections,

@@ -198,7 +198,7 @@ class YolactModel(nn.Module):
                 ops.decode_boxes(loc, self.priors),
                 logits.softmax(dim=-1)[:, 1:],
                 coeff,
-                score_threshold=config.score_threshold,
+                score_threshold=config.nms_score_threshold,
                 iou_threshold=config.iou_threshold,
                 top_k=config.top_k,
                 max_detections=config.max_detections,

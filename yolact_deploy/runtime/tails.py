@@ -116,7 +116,7 @@ class HostTail(Tail):
                 outputs.boxes[index],
                 outputs.scores[index],
                 outputs.coeff[index],
-                score_threshold=config.score_threshold,
+                score_threshold=config.nms_score_threshold,
                 iou_threshold=config.iou_threshold,
                 top_k=config.top_k,
                 max_detections=config.max_detections,

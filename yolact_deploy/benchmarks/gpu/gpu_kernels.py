@@ -145,7 +145,7 @@ def _detected(scene: Scene, config: YolactConfig) -> Detected:
         scene.boxes,
         scene.scores,
         scene.coeff,
-        score_threshold=config.score_threshold,
+        score_threshold=config.nms_score_threshold,
         iou_threshold=config.iou_threshold,
         top_k=config.top_k,
         max_detections=config.max_detections,
@@ -187,7 +187,7 @@ def _nms_case(config: YolactConfig, scenes: list[Scene], found: list[Detected]) 
         coeff.shape[2],
         top_k=config.top_k,
         max_detections=slots,
-        score_threshold=config.score_threshold,
+        score_threshold=config.nms_score_threshold,
         iou_threshold=config.iou_threshold,
     )
     outputs: dict[str, tuple[tuple[int, ...], DTypeLike]] = {

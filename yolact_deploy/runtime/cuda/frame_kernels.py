@@ -63,7 +63,7 @@ class FrameKernels:
                 top_k=min(config.top_k, priors),
                 max_detections=slot.detections,
                 # What scores less than the user wants can neither suppress nor displace what scores more.
-                score_threshold=max(config.score_threshold, settings.score_threshold),
+                score_threshold=max(config.nms_score_threshold, settings.score_threshold),
                 iou_threshold=config.iou_threshold,
                 cross_class=settings.nms == "cross-class",
             )

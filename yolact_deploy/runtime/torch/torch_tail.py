@@ -26,7 +26,7 @@ def detect_image(
         boxes,
         scores,
         coeff,
-        score_threshold=config.score_threshold,
+        score_threshold=config.nms_score_threshold,
         iou_threshold=config.iou_threshold,
         top_k=config.top_k,
         max_detections=config.max_detections,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import itertools
+import re
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from yolact_deploy.config import get_config
 from yolact_deploy.detections import Detections
-from yolact_deploy.draw import draw_detections, instance_colour
+from yolact_deploy.draw import draw_detections, instance_color
 from yolact_deploy.errors import InputError
 
 HEIGHT, WIDTH = 240, 320
@@ -54,7 +58,7 @@ def test_masks_are_blended_exactly_and_nothing_else_is_touched(image: NDArray[np
         rows, columns = np.nonzero(mask)
         inner = np.zeros_like(mask)  # away from the outline
         inner[rows.min() + 5 : rows.max() - 5, columns.min() + 5 : columns.max() - 5] = True
-        expected = image[inner] * 0.5 + np.array(instance_colour(index)) * 0.5
+        expected = image[inner] * 0.5 + np.array(instance_color(index)) * 0.5
         assert np.abs(drawn[inner] - expected).max() <= 1
     outside = np.ones((HEIGHT, WIDTH), bool)
     for x1, y1, x2, y2 in detections.pixel_boxes:
@@ -75,11 +79,11 @@ def test_higher_score_is_on_top(image: NDArray[np.uint8]) -> None:
         boxes, scores, np.array([0, 1]), masks, class_names=NAMES, height=HEIGHT, width=WIDTH
     )
     drawn = draw_detections(image, detections, alpha=1.0, labels=False)
-    assert drawn[HEIGHT // 2, WIDTH // 2].tolist() == list(instance_colour(1))
+    assert drawn[HEIGHT // 2, WIDTH // 2].tolist() == list(instance_color(1))
 
 
 def test_colours_are_distinct() -> None:
-    colours = [instance_colour(i) for i in range(100)]
+    colours = [instance_color(i) for i in range(100)]
     assert len(set(colours)) == 100
     for first, second in itertools.pairwise(colours):
         assert np.abs(np.subtract(first, second)).max() > 60
@@ -127,3 +131,50 @@ def test_refused(image: NDArray[np.uint8]) -> None:
         draw_detections(image[..., 0], make_detections())
     with pytest.raises(InputError, match="alpha"):
         draw_detections(image, make_detections(), alpha=1.5)
+
+
+# -- in notebooks ---------------------------------------------------------------------------------------------------
+
+
+def decoded(png: bytes) -> NDArray[np.uint8]:
+    image: NDArray[np.uint8] = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    return image
+
+
+def test_png_shows_the_detections_on_a_dark_canvas() -> None:
+    detections = make_detections()
+    shown = decoded(detections._repr_png_())
+    np.testing.assert_array_equal(shown, detections.draw(np.full((HEIGHT, WIDTH, 3), 32, np.uint8)))
+    assert (shown[0, 0] == 32).all()
+    assert (shown[detections.masks[0]] != 32).any(axis=1).all()
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1080, 1920), (360, 640)), ((2000, 1000), (640, 320)), ((1, 1), (1, 1)), ((1, 2000), (1, 640))],
+)
+def test_png_has_a_largest_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert decoded(make_detections(1, *size)._repr_png_()).shape[:2] == expected
+
+
+def test_html_lists_the_best_and_escapes_names() -> None:
+    detections = make_detections()
+    text = detections._repr_html_()
+    assert "<td>person</td><td>0.87</td><td>32, 48, 144, 192</td>" in text
+    assert "2 detections in 320 x 240 pixels" in text
+    png = re.search(r'src="data:image/png;base64,([^"]+)"', text)
+    assert png is not None
+    assert base64.b64decode(png[1]) == detections._repr_png_()
+    evil = dataclasses.replace(detections, class_names=("<script>&", *NAMES[1:]))
+    assert "<td>&lt;script&gt;&amp;</td>" in evil._repr_html_()
+    assert "<script>" not in evil._repr_html_()
+
+
+def test_html_of_many_and_of_none() -> None:
+    many = make_detections()[[0, 1] * 15]
+    text = many._repr_html_()
+    assert text.count("<tr>") == 21
+    assert "... and 10 more" in text
+    nothing = make_detections()[:0]._repr_html_()
+    assert "0 detections" in nothing
+    assert "more" not in nothing

@@ -266,6 +266,18 @@ class Detections:
 
         return draw_detections(image, self, alpha=alpha, labels=labels)
 
+    def _repr_png_(self) -> bytes:
+        """The detections on a dark canvas, for notebooks."""
+        from yolact_deploy.draw import preview_png
+
+        return preview_png(self)
+
+    def _repr_html_(self) -> str:
+        """The same with a table of classes, scores and boxes."""
+        from yolact_deploy.draw import preview_html
+
+        return preview_html(self)
+
 
 def _pixel_boxes(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Normalized boxes [n, 4] in pixels: corners sorted, clamped to 0 below and to the image's size above."""

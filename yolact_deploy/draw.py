@@ -1,11 +1,13 @@
-"""Detections drawn over a picture: tinted masks with an outline, boxes and names.
+"""Detections drawn on an image: tinted masks with an outline, boxes and names. Also their view in a notebook.
 
-Legend: H x W the image. Pictures are uint8 BGR.
+Legend: H x W the image. Images are uint8 BGR.
 """
 
 from __future__ import annotations
 
+import base64
 import colorsys
+import html
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +22,24 @@ if TYPE_CHECKING:
     from yolact_deploy.detections import Detections
 
 Image = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 _GOLDEN = 0.618033988749895
+_CANVAS = 32
+_PREVIEW_SIDE, _PREVIEW_ROWS = 640, 20
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def draw_detections(image: Image, detections: Detections, *, alpha: float = 0.45, labels: bool = True) -> Image:
-    """A copy of the image with the detections drawn over it, the lower-scored first.
+    """A copy of the image with the detections drawn on it, lower scores first.
 
     Args:
-        image: uint8 BGR [H, W, 3], the one that the detections are of
+        image: uint8 BGR [H, W, 3], the one in which the objects were detected
         alpha: opacity of the masks, 0 to 1
-        labels: write the class name and score at each box
+        labels: write class name and score at each box
 
     Raises:
-        InputError: not a uint8 BGR image, of another size than the detections', or alpha out of range.
+        InputError: not a uint8 BGR image, not of the detections' size, or alpha out of range.
     """
     out: Image = check_image(image).copy()
     if out.shape[:2] != (detections.height, detections.width):
@@ -45,26 +49,52 @@ def draw_detections(image: Image, detections: Detections, *, alpha: float = 0.45
         )
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha: expected 0 <= value <= 1, got {alpha}")
-    scale = max(0.5, min(out.shape[:2]) / 720)  # sizes below are those for 720 lines
+    scale = max(0.5, min(out.shape[:2]) / 720)  # sizes below are for 720 lines
     crops, boxes = detections.crops, detections.pixel_boxes.tolist()
     order = np.argsort(detections.scores, kind="stable")
     for i in order:
-        _draw_mask(out, crops.crops[i], crops.offsets[i], instance_colour(int(i)), alpha, scale)
-    # Boxes and names above all masks, or a large mask would cover the names of what stands before it.
+        _draw_mask(out, crops.crops[i], crops.offsets[i], instance_color(int(i)), alpha, scale)
+    # Boxes and names on top of all masks, or a large mask would cover the names of objects in front of it.
     for i in order:
-        colour, box = instance_colour(int(i)), boxes[i]
-        cv2.rectangle(out, box[:2], box[2:], colour, max(1, round(1.5 * scale)))
+        color, box = instance_color(int(i)), boxes[i]
+        cv2.rectangle(out, box[:2], box[2:], color, max(1, round(1.5 * scale)))
         if labels:
             name = detections.class_names[detections.labels[i]]
-            _draw_label(out, f"{name} {detections.scores[i]:.2f}", box, colour, scale)
+            _draw_label(out, f"{name} {detections.scores[i]:.2f}", box, color, scale)
     return out
 
 
-@cache
-def instance_colour(index: int) -> Colour:
-    """BGR colour of the index-th instance; neighbours in the sequence are far apart in hue.
+def preview_png(detections: Detections) -> bytes:
+    """The detections on a dark canvas as a PNG of at most 640 pixels a side."""
+    height, width = detections.height, detections.width
+    drawn = draw_detections(np.full((height, width, 3), _CANVAS, np.uint8), detections)
+    scale = min(1.0, _PREVIEW_SIDE / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.imencode(".png", cv2.resize(drawn, size, interpolation=cv2.INTER_AREA))[1].tobytes()
 
-    >>> instance_colour(0) == instance_colour(0) != instance_colour(1)
+
+def preview_html(detections: Detections) -> str:
+    """:func:`preview_png` and a table of classes, scores and boxes, best first."""
+    shown = detections[:_PREVIEW_ROWS]
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td>{score:.2f}</td><td>{', '.join(map(str, box))}</td></tr>"
+        for name, score, box in zip(shown.names, shown.scores, shown.pixel_boxes.tolist(), strict=True)
+    ]
+    more = len(detections) - len(shown)
+    rest = f"<p>... and {more} more</p>" if more else ""
+    picture = base64.b64encode(preview_png(detections)).decode("ascii")
+    return (
+        f"<p>{len(detections)} detections in {detections.width} x {detections.height} pixels</p>"
+        f'<img alt="detections" src="data:image/png;base64,{picture}">'
+        f"<table><tr><th>class</th><th>score</th><th>box (x1, y1, x2, y2)</th></tr>{''.join(rows)}</table>{rest}"
+    )
+
+
+@cache
+def instance_color(index: int) -> Color:
+    """BGR color of the index-th instance; neighbors in the sequence are far apart in hue.
+
+    >>> instance_color(0) == instance_color(0) != instance_color(1)
     True
     """
     saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.9, 0.8))[index // 8 % 3]
@@ -73,34 +103,34 @@ def instance_colour(index: int) -> Colour:
 
 
 @cache
-def _tint(colour: Colour, alpha: float) -> NDArray[np.uint8]:
-    """Lookup table uint8 [1, 256, 3]: each grey level of each channel blended with the colour."""
-    levels = np.arange(256)[None, :, None] * (1 - alpha) + np.array(colour) * alpha
+def _tint(color: Color, alpha: float) -> NDArray[np.uint8]:
+    """Lookup table uint8 [1, 256, 3]: each gray level of each channel blended with the color."""
+    levels = np.arange(256)[None, :, None] * (1 - alpha) + np.array(color) * alpha
     return np.asarray(levels.round(), dtype=np.uint8)
 
 
-def _draw_mask(out: Image, mask: NDArray[np.bool_], offset: Any, colour: Colour, alpha: float, scale: float) -> None:
+def _draw_mask(out: Image, mask: NDArray[np.bool_], offset: Any, color: Color, alpha: float, scale: float) -> None:
     if not mask.size:
         return
     x, y = (int(v) for v in offset)
     region = out[y : y + mask.shape[0], x : x + mask.shape[1]]
     inside = mask.view(np.uint8)
-    # Into the picture itself: its rows are contiguous, so OpenCV writes through the view.
-    cv2.copyTo(cv2.LUT(region, _tint(colour, alpha)), inside, region)
+    # In place: the rows of the region are contiguous, so OpenCV writes through the view.
+    cv2.copyTo(cv2.LUT(region, _tint(color, alpha)), inside, region)
     outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(out, outlines, -1, colour, max(1, round(scale)), offset=(x, y))
+    cv2.drawContours(out, outlines, -1, color, max(1, round(scale)), offset=(x, y))
 
 
-def _draw_label(out: Image, text: str, box: list[int], colour: Colour, scale: float) -> None:
+def _draw_label(out: Image, text: str, box: list[int], color: Color, scale: float) -> None:
     size, thickness = 0.55 * scale, max(1, round(1.2 * scale))
     (width, height), baseline = cv2.getTextSize(text, _FONT, size, thickness)
     margin = max(1, round(3 * scale))
     full_width, full_height = width + 2 * margin, height + baseline + 2 * margin
-    # Above the box where there is room, else inside it; never past the picture's edges.
+    # Above the box if there is room, else inside it; never past the edges of the image.
     x = max(0, min(box[0], out.shape[1] - full_width))
     y = box[1] - full_height if box[1] >= full_height else box[1]
     y = max(0, min(y, out.shape[0] - full_height))
-    cv2.rectangle(out, (x, y), (x + full_width, y + full_height), colour, cv2.FILLED)
-    luminance = 0.114 * colour[0] + 0.587 * colour[1] + 0.299 * colour[2]
+    cv2.rectangle(out, (x, y), (x + full_width, y + full_height), color, cv2.FILLED)
+    luminance = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]
     ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
     cv2.putText(out, text, (x + margin, y + margin + height), _FONT, size, ink, thickness, cv2.LINE_AA)

@@ -434,7 +434,7 @@ def test_results_on_the_device() -> None:
     assert model.on_device([DARK, BRIGHT]) == [("on the device", DARK.shape), ("on the device", BRIGHT.shape)]
     with pytest.raises(InputError, match="at most 2 images at once"):
         model.on_device([DARK] * 3)
-    with pytest.raises(BackendError, match="leaves no results on a GPU"):
+    with pytest.raises(BackendError, match="cannot leave results on a GPU"):
         Predictor(FakeBackend()).on_device(DARK)
 
 

@@ -112,7 +112,7 @@ def _broken(cases: Sequence[Case], score_threshold: float) -> tuple[str, str] | 
     """A diagnosis for outputs that are not finite or detect nothing."""
     for case in cases:
         for name, value in case.engine_outputs._asdict().items():
-            if not np.isfinite(value).all():
+            if value is not None and not np.isfinite(value).all():
                 return "not finite", (
                     f"{name} of the engine has values that are not finite (NaN or infinity): a layer overflows (FP16 "
                     "ends at 65504); compare layers to see which, and keep it in FP32"

@@ -1,9 +1,9 @@
 """`Predictor`: images in, detections out, over any backend.
 
-A backend that takes frames as they are (`FrameHook`) gets them, and gives masks that are pasted; for the others images
-are resized here, and their masks pasted when they are asked for.
+A backend with a frame hook receives frames as they are and returns pasted masks. For all others, images are resized
+here and masks are pasted on first use.
 
-Thread-safe: one image batch at a time goes through the network. Several predictors can live in one process.
+Thread-safe: one batch at a time goes through the network. One process can have several predictors.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CudaArray(Protocol):
     def __cuda_array_interface__(self) -> Any: ...
 
 
-#: a BGR image, the path of a picture, or where the backend takes it an image in device memory
+#: a BGR image, the path of an image file, or an image in device memory if the backend takes it
 Source = Image | str | os.PathLike[str] | DlpackArray | CudaArray
 
 _Item = TypeVar("_Item")
@@ -62,11 +62,11 @@ class Predictor:
     >>> detections = model(cv2.imread("street.jpg"))       # doctest: +SKIP
 
     Args:
-        backend: the network
-        score_threshold: detections that score lower are left out; 0 keeps all (as evaluation wants)
+        backend: the network and its tail
+        score_threshold: only detections that score above it are returned; 0 returns all, as evaluation requires
         nms: variant for graphs that end in heads: "fast", "cross-class", "traditional"; default as exported
-        lazy_masks: False pastes the masks inside the call, so that :attr:`timings` covers them; a backend with a frame
-            hook always does so
+        lazy_masks: False pastes the masks inside the call, so that :attr:`timings` includes them; a backend with a
+            frame hook always does so
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Predictor:
         self.score_threshold = score_threshold
         self.nms = nms or ("cross-class" if backend.metadata.cross_class else "fast")
         self.lazy_masks = lazy_masks
-        #: milliseconds of each of :attr:`stages` in the last call; "paste" is 0 while masks are lazy
+        #: milliseconds of each of :attr:`stages` in the last call; "paste" is 0 if masks are lazy
         self.timings: dict[str, float] = dict.fromkeys(self.stages, 0.0)
         self._lock = threading.Lock()
         self._closed = False
@@ -97,10 +97,10 @@ class Predictor:
     def stages(self) -> tuple[str, ...]:
         """The keys of :attr:`timings`, in order; :data:`~yolact_deploy.runtime.stage_timer.PARTS` explains them.
 
-        decode, preprocess, network, nms, assembly, detect and paste where the network gives heads to the host. Several
-        at once are one stage with all their names: network+nms+assembly where the graph goes on to detections. On a
-        GPU also copy, upload and download; there the last stage is detect, and paste, which writes the packed masks
-        straight into host memory, leaves only boxes, scores and labels to download.
+        They are decode, preprocess, network, nms, assembly, detect and paste for a network whose tail runs on the host.
+        Work that cannot be separated is one stage with all its names, such as network+nms+assembly for a graph that
+        ends in detections. A GPU adds copy, upload and download. There paste writes packed masks straight into host
+        memory, so only boxes, scores and labels are left to download.
         """
         hook = self._hook
         if hook is not None:
@@ -113,7 +113,7 @@ class Predictor:
 
     @property
     def _hook(self) -> FrameHook | None:
-        """The backend's frame hook, where it has one that serves the present settings."""
+        """The backend's frame hook, if it has one that serves the present settings."""
         hook = self.backend.frames
         return hook if hook is not None and hook.serves(self._settings) else None
 
@@ -122,22 +122,25 @@ class Predictor:
     @overload
     def __call__(self, images: Sequence[Source]) -> list[Detections]: ...
     def __call__(self, images: Source | Sequence[Source]) -> Detections | list[Detections]:
-        """Detect in one image or a list of them; each a uint8 BGR array [H, W, 3] or the path of a picture.
+        """Detect objects in one image or in each of a list.
 
-        A backend on a GPU also takes arrays in the GPU's memory (torch, CuPy, pycuda and whatever else has
-        ``__cuda_array_interface__`` or DLPack), which must not be written to before the call returns. Lists longer than
-        a batch overlap there: one batch is put together while the one ahead is on the GPU.
+        A backend on a GPU also takes arrays in the GPU's memory (torch, CuPy, pycuda and everything else with
+        ``__cuda_array_interface__`` or DLPack), which must not be written to before the call returns. Batches of a
+        long list overlap there: the host prepares one while the GPU works on the one before.
+
+        Args:
+            images: uint8 BGR arrays [H, W, 3] or paths of image files
 
         Raises:
             InputError: an image that cannot be read or has another shape or dtype.
             BackendError: the runtime failed.
         """
         sources, single = self._sources(images)
-        found = self._predict(sources)
-        return found[0] if single else found
+        detections = self._predict(sources)
+        return detections[0] if single else detections
 
     def _sources(self, images: Source | Sequence[Source]) -> tuple[list[Source], bool]:
-        """The images as a list, and whether there was but one and no list."""
+        """The images as a list, and whether a single image was given."""
         if isinstance(images, (str, os.PathLike, np.ndarray)):
             return [images], True
         if self.backend.frames is not None and self.backend.frames.is_device_array(images):
@@ -149,15 +152,15 @@ class Predictor:
         batches = (sources[first : first + step] for first in range(0, len(sources), step))
         timer = StageTimer(self.stages)
         if hook is None:
-            results = [found for batch in batches for found in self._run(batch, timer)]
+            results = [image for batch in batches for image in self._run(batch, timer)]
         else:
             tickets = _ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
-            results = [found for ticket in tickets for found in self._collect(ticket, timer)]
+            results = [image for ticket in tickets for image in self._collect(ticket, timer)]
         self.timings = timer.spent
         return results
 
     def _run(self, sources: list[Source], timer: StageTimer) -> list[Detections]:
-        """Detections of one batch by the stages of this module."""
+        """Detections of one batch through :meth:`preprocess`, the network and :meth:`postprocess`."""
         with timer.stage("decode"):
             images = [self._host_image(source) for source in sources]
         with timer.stage("preprocess"):
@@ -173,23 +176,25 @@ class Predictor:
     def _host_image(self, source: Source) -> Image:
         if self.backend.frames is not None and self.backend.frames.is_device_array(source):
             raise InputError(
-                f"nms={self.nms!r} runs on the host and takes images in host memory, got one on the GPU: leave nms at "
-                "its default, or give NumPy arrays"
+                f"nms={self.nms!r} runs on the host and requires images in host memory, got one on the GPU: leave nms "
+                "at its default, or pass NumPy arrays"
             )
         return _image(source)
 
-    def _submit(self, hook: FrameHook, sources: Sequence[Source], timer: StageTimer) -> FrameTicket:
-        """Start on one batch."""
+    def _submit(
+        self, hook: FrameHook, sources: Sequence[Source], timer: StageTimer, *, for_device: bool = False
+    ) -> FrameTicket:
+        """Start one batch."""
         with timer.stage("decode"):
             frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
         self._check_open()
-        return hook.submit(frames, self._settings)
+        return hook.submit(frames, self._settings, for_device=for_device)
 
     def _collect(self, ticket: FrameTicket, timer: StageTimer) -> list[Detections]:
-        """Detections of one batch that was submitted."""
-        pasted = ticket.result()
+        """Wait for the detections of a batch that was submitted."""
+        images = ticket.result()
         with timer.stage("detect"):
-            results = [self._detections(image, image.masks.height, image.masks.width) for image in pasted]
+            results = [self._detections(image, image.masks.height, image.masks.width) for image in images]
         timer.add(ticket.timings)
         return results
 
@@ -202,10 +207,9 @@ class Predictor:
     @overload
     def on_device(self, images: Sequence[Source]) -> list[DeviceDetections]: ...
     def on_device(self, images: Source | Sequence[Source]) -> DeviceDetections | list[DeviceDetections]:
-        """Detect in one image or a batch of them, and leave what is found on the GPU, without waiting for it.
+        """Detect objects in one image or a batch, and leave the results on the GPU without waiting for them.
 
-        The arrays are those of :class:`~yolact_deploy.runtime.cuda.results.DeviceDetections`. They are overwritten by
-        the second call after this one: use or copy them before.
+        The second call after this one overwrites the arrays of the results: use or copy them before.
 
         Args:
             images: as for a call of the predictor; at most ``backend.max_batch``
@@ -217,22 +221,20 @@ class Predictor:
         hook = self._hook
         if hook is None:
             raise BackendError(
-                f"backend {self.backend.name!r} leaves no results on a GPU with nms={self.nms!r}: load a TensorRT "
+                f"backend {self.backend.name!r} cannot leave results on a GPU with nms={self.nms!r}: load a TensorRT "
                 "engine and leave nms at its default, or call the predictor for results in host memory"
             )
         sources, single = self._sources(images)
         if len(sources) > self.backend.max_batch:
             raise InputError(
                 f"expected at most {self.backend.max_batch} images at once for results on the device, "
-                f"got {len(sources)}: call for fewer, or export with a larger --batch"
+                f"got {len(sources)}: pass fewer, or export with a larger --batch"
             )
-        frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
-        self._check_open()
-        found = hook.submit(frames, self._settings, for_device=True).device_result()
-        return found[0] if single else found
+        results = self._submit(hook, sources, StageTimer(), for_device=True).device_result()
+        return results[0] if single else results
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """BGR images to the network's input [N, S, S, 3], filled up with zeros where the batch is fixed."""
+        """BGR images to the network's input [N, S, S, 3], padded with zeros if the batch is fixed."""
         size, dtype = self.config.image_size, self.backend.metadata.input_dtype
         if len(images) == 1 and (self.backend.max_batch == 1 or not self.backend.fixed_batch):
             return resize_image(images[0], size, dtype)[None]
@@ -255,7 +257,7 @@ class Predictor:
 
         Args:
             timer: receives the time of each stage
-            lazy_masks: False pastes the masks here, the way of the backend
+            lazy_masks: False pastes the masks here, as the backend's tail does it
         """
         timer = timer or StageTimer()
         height, width, *_ = shape
@@ -272,13 +274,14 @@ class Predictor:
     def stream(
         self, source: str | os.PathLike[str] | int | Iterable[Image], *, overlap: bool | None = None
     ) -> Iterator[tuple[Image, Detections]]:
-        """Yield (frame, detections) of a video file, a camera number or an iterable of BGR frames.
+        """Yield (frame, detections) of a video file, a camera or an iterable of BGR frames.
 
-        Frames are decoded in a thread of their own, a few ahead, while the network works.
+        A thread decodes a few frames ahead while the network works.
 
         Args:
-            overlap: where the backend has a frame hook, hand a frame out only when the next one is under way: more
-                frames a second, each a frame later. By default of all sources but cameras
+            source: path of a video, number of a camera, or frames
+            overlap: yield a frame only when the next one is in flight: more frames per second, each one frame later.
+                It requires a frame hook and is the default for all sources but cameras
         """
         from yolact_deploy.streams.video import is_camera, read_ahead
 
@@ -294,12 +297,12 @@ class Predictor:
 
         with contextlib.closing(frames):
             for frame, ticket, timer in _ahead(frames, start, hook.depth):
-                (found,) = self._collect(ticket, timer)
+                (detections,) = self._collect(ticket, timer)
                 self.timings = timer.spent
-                yield frame, found
+                yield frame, detections
 
     def warm_up(self, times: int = 1) -> None:
-        """Run an empty image, so that the first real one is not slowed by start-up work."""
+        """Run an empty image, so that start-up work does not slow down the first real one."""
         size = self.config.image_size
         for _ in range(times):
             self(np.zeros((size, size, 3), np.uint8))
@@ -321,13 +324,13 @@ class Predictor:
 
 
 def _ahead(items: Iterable[_Item], start: Callable[[_Item], _Started], depth: int) -> Iterator[_Started]:
-    """What ``start`` makes of each item, handed out when ``depth`` of them are under way or no more come."""
-    under_way: deque[_Started] = deque()
+    """The results of ``start`` in order, each yielded once ``depth`` items are in flight or the last one is."""
+    in_flight: deque[_Started] = deque()
     for item in items:
-        under_way.append(start(item))
-        if len(under_way) == depth:
-            yield under_way.popleft()
-    yield from under_way
+        in_flight.append(start(item))
+        if len(in_flight) == depth:
+            yield in_flight.popleft()
+    yield from in_flight
 
 
 def _image(source: Source) -> Image:

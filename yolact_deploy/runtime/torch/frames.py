@@ -1,7 +1,7 @@
-"""The original's way on a GPU: frames are uploaded, resized, run, detected and pasted by eager PyTorch operations.
+"""The original's way on a GPU: eager PyTorch uploads, resizes, detects and pastes.
 
-This is the baseline of the GPU benchmarks. Masks are pasted whole, as the original does, and packed into bits on the
-GPU before they come to the host, so that both sides of a comparison end in the same place.
+This is the baseline of the GPU benchmarks. It pastes whole masks, as the original does, and packs them into bits on the
+GPU before they are copied to the host, so that both sides of a comparison end with the same result.
 
 Legend: n detections, H x W the frame, S input side, K mask coefficients, h x w prototypes.
 """
@@ -39,14 +39,14 @@ _WORD = 32
 
 
 def resize(frame: Tensor, size: int, *, rounded: bool) -> Tensor:
-    """A frame [H, W, 3] as float32 [S, S, 3], bilinear without antialiasing; ``rounded`` to whole grey levels."""
+    """A frame [H, W, 3] as float32 [S, S, 3], bilinear without antialiasing; ``rounded`` to whole gray levels."""
     planes = frame.permute(2, 0, 1)[None].float()
     small = interpolate(planes, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     return small.round() if rounded else small
 
 
 def pack(masks: Tensor) -> Tensor:
-    """Masks bool [n, H, W] as bits, uint8 [n, H, 4 x words of a row], the first pixel in the highest bit of a byte."""
+    """Masks bool [n, H, W] as bits, uint8 [n, H, 4 x words per row], the first pixel in the highest bit of a byte."""
     padded = pad(masks, (0, -masks.shape[-1] % _WORD)).to(torch.uint8)
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
     groups = padded.reshape(*padded.shape[:-1], padded.shape[-1] // 8, 8)
@@ -57,7 +57,7 @@ class EagerFrames(FrameHook):
     """The frame hook of `TorchBackend` on a GPU.
 
     Args:
-        heads: the network, from [N, S, S, 3] on the device to boxes, scores, coeff and proto there
+        heads: the network, from images [N, S, S, 3] on the device to boxes, scores, coeff and proto on the device
         place: torch's name of the device
         rescorer: of a YOLACT++, from masks [n, 1, h, w] to their IoUs [n, C]
     """
@@ -84,7 +84,7 @@ class EagerFrames(FrameHook):
     @torch.inference_mode()
     def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> FrameTicket:
         if for_device:
-            raise BackendError("eager PyTorch leaves no results on the GPU: use an engine, or call the predictor")
+            raise BackendError("eager PyTorch cannot leave results on the GPU: use an engine, or call the predictor")
         with self._lock, on(self._place):
             clock = Clock(self._place)
             images = [self._upload(frame) for frame in frames]
@@ -94,15 +94,15 @@ class EagerFrames(FrameHook):
             clock.mark("preprocess")
             outputs = self._heads(inputs)
             clock.mark("network")
-            found = []
+            detected = []
             for boxes, scores, coeff, proto in zip(*outputs, strict=True):
                 kept = detect_image(boxes, scores, coeff, self._metadata.config, settings)
                 clock.mark("nms")
                 masks = ops.assemble_masks(proto, kept.coeff, kept.boxes)
-                found.append((kept, masks, self._mask_scores(kept, masks)))
+                detected.append((kept, masks, self._mask_scores(kept, masks)))
                 clock.mark("assembly")
             results = []
-            for (kept, masks, mask_scores), image in zip(found, images, strict=True):
+            for (kept, masks, mask_scores), image in zip(detected, images, strict=True):
                 height, width, _ = image.shape
                 bits = pack(ops.paste_masks_full(masks, height, width))
                 clock.mark("paste")
@@ -128,19 +128,19 @@ class EagerFrames(FrameHook):
 def _to_host(
     kept: ops.TorchDetected, packed: Tensor, mask_scores: Tensor | None, height: int, width: int
 ) -> ImageDetections:
-    """Detections of a frame of this size, whose masks are packed bits [n, height, bytes of a row]."""
+    """Detections of a frame of this size, with masks as packed bits [n, height, bytes per row]."""
     bits = packed.cpu().numpy()
     words = bits.shape[-1] * 8 // _WORD
     windows = np.zeros((len(bits), 6), np.int32)
     windows[:, 2:5] = width, height, words
     windows[:, 5] = np.arange(len(bits)) * height * words
     masks = PackedMasks(windows, np.ascontiguousarray(bits).reshape(-1).view(np.uint32), height, width)
-    told = None if mask_scores is None else mask_scores.cpu().numpy()
-    return ImageDetections(kept.boxes.cpu().numpy(), kept.scores.cpu().numpy(), kept.labels.cpu().numpy(), masks, told)
+    boxes, scores, labels = (values.cpu().numpy() for values in (kept.boxes, kept.scores, kept.labels))
+    return ImageDetections(boxes, scores, labels, masks, None if mask_scores is None else mask_scores.cpu().numpy())
 
 
 class _Finished(FrameTicket):
-    """Frames that are done: eager detection waits for the GPU anyway."""
+    """Frames that are finished: eager detection waits for the GPU anyway."""
 
     def __init__(self, results: list[ImageDetections], timings: dict[str, float]) -> None:
         self._results, self.timings = results, timings
@@ -149,14 +149,14 @@ class _Finished(FrameTicket):
         return self._results
 
     def device_result(self) -> list[DeviceDetections]:
-        raise BackendError("eager PyTorch leaves no results on the GPU")
+        raise BackendError("eager PyTorch cannot leave results on the GPU")
 
 
 class Clock:
-    """Milliseconds between marks, by the GPU's own events, so that measuring waits for nothing.
+    """Milliseconds between marks, from the GPU's own events, so that measuring does not wait.
 
     Args:
-        place: torch's name of the device, which is the current one where it is a GPU
+        place: torch's name of the device; a GPU must be the current one
     """
 
     def __init__(self, place: str) -> None:
@@ -171,7 +171,7 @@ class Clock:
         return event
 
     def mark(self, stage: str) -> None:
-        """The end of a stage, which may come again."""
+        """The end of a stage; the same stage may be marked several times."""
         self._marks.append((stage, self._now()))
 
     def spent(self) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""The network in PyTorch, in any precision: from images as they are resized to the four outputs of heads.
+"""The network in PyTorch, in any precision: from resized images to the four outputs of heads.
 
-`HeadsModule` is what `TorchBackend` and `TorchNetwork` run, and what is compiled. `TorchNetwork` is the network of the
-CUDA frame path: its tensors stay where they are, and their addresses are what the kernels around it read.
+`TorchBackend` and `TorchNetwork` run, and compile, a `HeadsModule`. `TorchNetwork` is the network of the CUDA frame
+path: its tensors never move, so the kernels around it can use their addresses.
 
-Only the trunk computes in half precision; normalisation before it, and softmax and box decoding after it, are in FP32,
-as in the exported files.
+Only the trunk computes in half precision. Normalization before it, and softmax and box decoding after it, are in FP32,
+as in exported files.
 
 Legend: N images, S input side, P priors, C foreground classes, K mask coefficients, h x w prototypes.
 """
@@ -38,7 +38,7 @@ _WARM_UP_RUNS = 3
 
 
 class Trunk(Protocol):
-    """What is needed of a model: its configuration, its priors and its raw heads."""
+    """What this module requires of a model: its configuration, priors and raw heads."""
 
     config: YolactConfig
     priors: Tensor
@@ -55,7 +55,7 @@ class HeadsModule(nn.Module):
         model: put into evaluation mode, and moved to the device and precision, in place
         precision: one of :data:`DTYPES`
         device: of torch
-        channels_last: memory layout of the trunk; by default that of half precision on a GPU, where it is faster
+        channels_last: memory layout of the trunk; by default only for half precision, where a GPU is faster with it
     """
 
     mean: Tensor
@@ -78,12 +78,12 @@ class HeadsModule(nn.Module):
         # Decoding stays in FP32, so the priors must not be rounded with the weights.
         self.register_buffer("priors", model.priors.float().clone().to(device), persistent=False)
         model.eval()
-        # As a plain attribute: a change of this module's own device or dtype must not touch the model.
+        # In a tuple, so that it is no submodule: a change of this module's device or dtype must not touch the model.
         self._trunk = (model.to(device=device, dtype=self.dtype, memory_format=self._layout),)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        normalised = (images.float() - self.mean) / self.std
-        rgb = normalised.flip(3).permute(0, 3, 1, 2).to(self.dtype)
+        normalized = (images.float() - self.mean) / self.std
+        rgb = normalized.flip(3).permute(0, 3, 1, 2).to(self.dtype)
         (trunk,) = self._trunk
         heads = trunk.heads(rgb.contiguous(memory_format=self._layout))
         loc, logits, coeff, proto = (output.float() for output in heads)
@@ -91,17 +91,16 @@ class HeadsModule(nn.Module):
 
 
 def rescorer(model: Trunk, device: str) -> nn.Module | None:
-    """A copy of the mask-IoU network of a YOLACT++, in FP32 on the device; None where the model has none."""
+    """A copy of the mask-IoU network of a YOLACT++, in FP32 on the device; None if the model has none."""
     network = getattr(model, "maskiou_net", None)
     return None if network is None else copy.deepcopy(network).float().eval().to(device)
 
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """How a GPU multiplies: in "fp32" exactly and by PyTorch's usual choice of algorithms.
+    """Set how a GPU multiplies: in "fp32" exactly, with the algorithms that PyTorch selects by default.
 
-    In everything else as fast as it can: TF32 in convolutions of FP32, and the algorithm of each shape that was fastest
-    when tried.
+    All other precisions use TF32 in FP32 convolutions, and for each shape the algorithm that was fastest when tried.
     """
     cudnn, exact = torch.backends.cudnn, precision == "fp32"
     with cudnn.flags(
@@ -116,14 +115,14 @@ def products_in(precision: str) -> Iterator[None]:
 def compiled(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """``torch.compile`` for fixed shapes; CUDA graphs, which need fixed memory, are left to :class:`TorchNetwork`.
 
-    What the compiler lacks shows when it first runs.
+    A missing compiler shows only at the first run.
     """
     return torch.compile(module, dynamic=False)
 
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Turn what PyTorch raises while it runs into :class:`BackendError` with a cure."""
+    """Turn errors of PyTorch into :class:`BackendError` with a cure."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -133,8 +132,8 @@ def translated() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__module__.startswith("torch._dynamo") or type(error).__module__.startswith("torch._inductor"):
             raise BackendError(
-                f"torch.compile failed ({_line(error)}): it needs a C++ compiler, and on a GPU the triton package; "
-                "run without compile=yes"
+                f"torch.compile failed ({_line(error)}): it requires a C++ compiler, and on a GPU the package triton; "
+                "install them, or run without compile=yes"
             ) from error
         raise BackendError(f"PyTorch failed: {_line(error)}") from error
 
@@ -144,13 +143,13 @@ def _line(error: BaseException) -> str:
 
 
 class TorchNetwork(DeviceNetwork):
-    """A YOLACT model in PyTorch on a GPU, between tensors that stay where they are.
+    """A YOLACT model in PyTorch on a GPU, with input and output tensors that never move.
 
     Args:
         model: moved to the GPU and converted in place; fold its batch normalisation first
         device: where it runs
         precision: "fp32", "tf32", "fp16" or "bf16"
-        compile: compile it, and replay it as a CUDA graph, of which there is one for each power of two of the batch
+        compile: compile it, and replay it as a CUDA graph; there is one for each batch that is a power of two
         channels_last: as for :class:`HeadsModule`
         max_batch: largest batch
         input_dtype: "uint8" or "float32"
@@ -161,7 +160,7 @@ class TorchNetwork(DeviceNetwork):
 
     name = "torch"
     fixed_batch = False
-    #: its allocator would hand memory of a captured graph to others
+    #: PyTorch's allocator would give memory of a captured graph to others
     capturable = False
 
     def __init__(
@@ -222,7 +221,7 @@ class TorchNetwork(DeviceNetwork):
                 self._run(batch)
 
     def _graph_size(self, batch: int) -> int:
-        """The batch of the graph that serves ``batch``: the compiler gives up after a handful of shapes."""
+        """Batch of the graph that serves ``batch``; powers of two, since the compiler gives up after a few shapes."""
         return min(1 << (batch - 1).bit_length(), self.max_batch)
 
     @torch.inference_mode()
@@ -233,20 +232,20 @@ class TorchNetwork(DeviceNetwork):
                 result[:batch].copy_(output)
 
     def _record(self, batch: int) -> torch.cuda.CUDAGraph:
-        """Compile for this batch by running it, then record it as a CUDA graph."""
+        """Run this batch, which compiles for it, then record it as a CUDA graph."""
         side = torch.cuda.Stream(self._place)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_RUNS):
                 self._run(batch)
         side.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on allocating meanwhile.
+        # Other threads may allocate in the meantime.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._run(batch)
         return graph
 
     def _on(self, handle: int) -> AbstractContextManager[Any]:
-        """Make a CUDA stream of someone else's torch's current one."""
+        """Make a CUDA stream that torch did not create torch's current stream."""
         if handle not in self._streams:
             stream = torch.cuda.ExternalStream(handle, device=self._place)  # type: ignore[no-untyped-call]
             self._streams[handle] = stream
@@ -282,24 +281,24 @@ def place(index: int | None) -> str:
     gpu = require_gpu(index)
     if torch.version.cuda is None:
         raise BackendError(
-            f"this torch ({torch.__version__}) was built without CUDA: install torch from its CUDA index (pytorch.org)"
+            f"torch {torch.__version__} was built without CUDA: install torch from its CUDA index (pytorch.org)"
         )
     if not torch.cuda.is_available():
         raise BackendError(
-            f"torch {torch.__version__} cannot use {gpu} (it was built for CUDA {torch.version.cuda}): update the "
-            "driver, or install a torch for an older CUDA"
+            f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use {gpu}: update the driver, or "
+            "install torch for an older CUDA"
         )
     return f"cuda:{index}"
 
 
 def on_host(array: NDArray[Any]) -> Tensor:
-    """A NumPy array as a tensor: the same memory, unless PyTorch would warn that it may not be written to."""
+    """A NumPy array as a tensor that shares its memory; read-only arrays are copied, or PyTorch would warn."""
     contiguous = np.ascontiguousarray(array)
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
 
 
 def on(device: str) -> AbstractContextManager[Any]:
-    """Make a device by its torch name the current one, where it is a GPU."""
+    """Make the GPU of this torch name the current device; does nothing for the CPU."""
     return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""The mask-IoU network of YOLACT++ in NumPy: for graphs whose Fast NMS and masks run on the host.
+"""The mask-IoU network of YOLACT++ in NumPy, for graphs whose Fast NMS and mask assembly run on the host.
 
 Legend: n masks, h x w the prototypes, C foreground classes.
 
@@ -17,7 +17,7 @@ from yolact_deploy.array_types import Array, Float32, Floats, Integer
 PARAMETERS = tuple(f"maskiou_net.maskiou_net.{2 * i}.{kind}" for i in range(6) for kind in ("weight", "bias"))
 #: the smallest mask from which the last 3x3 convolution computes a value
 SMALLEST_SIDE = 63
-_AT_ONCE = 4  # masks whose patches fit into the processor's cache
+_AT_ONCE = 4  # masks at a time, so that their patches fit into the processor's cache
 
 
 class HostMaskIouNet:
@@ -29,12 +29,12 @@ class HostMaskIouNet:
 
     def __init__(self, parameters: Mapping[str, Array]) -> None:
         tensors = [np.asarray(parameters[name], np.float32) for name in PARAMETERS]
-        # [out, in, k, k] as the matrix [k * k * in, out], by which pixels with their channels last are multiplied.
+        # [out, in, k, k] as a matrix [k * k * in, out] for pixels with channels last.
         kernels = (weight.transpose(2, 3, 1, 0).reshape(-1, len(weight)) for weight in tensors[::2])
         self._layers = [*zip(map(np.ascontiguousarray, kernels), tensors[1::2], strict=True)]
 
     def __call__(self, masks: Float32[Floats, "n h w"], labels: Integer[Array, " n"]) -> Float32[Floats, " n"]:
-        """IoU [n] of masks [n, h, w], cropped probabilities, of objects of the classes ``labels`` [n].
+        """Predicted IoU of masks, which are cropped probabilities, as objects of the classes ``labels``.
 
         Masks with sides below 63 pixels are padded with zeros on the right and at the bottom.
         """

@@ -1,12 +1,12 @@
-"""The two ops of YOLACT's tail: names, attributes, dtypes and shapes, on which all their implementations agree.
+"""The two ops of YOLACT's tail: the names, attributes, dtypes and shapes that all their implementations share.
 
-The ONNX functions, the plugins of TensorRT and their CUDA kernels are written against this module; it needs nothing and
-computes nothing. What the ops compute is in :mod:`yolact_deploy.postprocess`.
+The ONNX functions, the TensorRT plugins and their CUDA kernels follow this module. It has no dependencies and computes
+nothing itself; :mod:`yolact_deploy.postprocess` defines what the ops compute.
 
-A third op is of YOLACT++'s trunk: :data:`DEFORM_CONV`, ONNX's own operator under our domain.
+The trunk of YOLACT++ has a third op: :data:`DEFORM_CONV`, ONNX's own operator in our domain.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes, L lists of Fast
-NMS: one a class, or a single one across classes.
+NMS: one per class, or a single one across classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 DOMAIN = "yolact"
 DOMAIN_VERSION = 1
 
-#: version of the TensorRT plugins; their namespace is :data:`DOMAIN`
+#: version of the TensorRT plugins, whose namespace is :data:`DOMAIN`
 PLUGIN_VERSION = "1"
 
 #: values of MaskAssembly's attribute mask_dtype, numbered as in ``onnx.TensorProto``
@@ -30,9 +30,9 @@ Attributes = Mapping[str, "int | float"]
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of a node; ``default`` also tells its type, int or float.
+    """An attribute of a node; the type of ``default`` is its type, int or float.
 
-    What is ``plugin_only`` is set when a graph is fitted to plugins; exported files and their functions lack it.
+    Attributes that are ``plugin_only`` are set when a graph is fitted to plugins; exported files do not have them.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Attribute:
 class Tensor:
     """An input or an output.
 
-    ``shape`` has letters of the legend (the same letter is the same number throughout an op), numbers, and names of
-    attributes. ``dtypes`` are NumPy's names of what is allowed.
+    ``shape`` consists of letters of the legend (one letter is one number throughout an op), numbers, and names of
+    attributes. ``dtypes`` are the NumPy names of allowed types.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Op:
-    """A node's type within :data:`DOMAIN`."""
+    """A type of node in :data:`DOMAIN`."""
 
     name: str
     attributes: tuple[Attribute, ...]
@@ -68,14 +68,14 @@ class Op:
 
     @property
     def exported_attributes(self) -> list[str]:
-        """Names of the attributes that an exported file has."""
+        """Names of the attributes in exported files."""
         return [attribute.name for attribute in self.attributes if not attribute.plugin_only]
 
     def attribute_values(self, given: Attributes) -> dict[str, int | float]:
-        """All attributes, with what is given in place of the defaults.
+        """All attributes: the given values, and defaults for the rest.
 
         Raises:
-            ValueError: a name that the op does not have.
+            ValueError: an attribute that the op does not have.
         """
         names = [attribute.name for attribute in self.attributes]
         if unknown := sorted(set(given) - set(names)):
@@ -83,34 +83,34 @@ class Op:
         return {item.name: item.type(given.get(item.name, item.default)) for item in self.attributes}
 
     def dimensions(self, input_shapes: Sequence[Sequence[Any]], attributes: Attributes) -> dict[str, Any]:
-        """What each letter of the legend stands for.
+        """The value of each letter of the legend.
 
         Args:
-            input_shapes: one for each input; a dimension is an int or any symbol of a runtime, handed on untouched
-            attributes: as of :meth:`attribute_values`
+            input_shapes: one per input; a dimension is an int or a symbol of a runtime, which is passed on unchanged
+            attributes: from :meth:`attribute_values`
 
         Raises:
-            ValueError: an input too many or too few, or of another rank, or two ints for one letter.
+            ValueError: wrong number of inputs, wrong rank, or two ints for one letter.
         """
         if len(input_shapes) != len(self.inputs):
             raise ValueError(f"{self.name}: expected {len(self.inputs)} inputs, got {len(input_shapes)}")
-        found: dict[str, Any] = {}
+        sizes: dict[str, Any] = {}
         for tensor, shape in zip(self.inputs, input_shapes, strict=True):
             if len(shape) != len(tensor.shape):
                 raise ValueError(f"{self.name}: expected {tensor.name} {_text(tensor.shape)}, got {_text(shape)}")
             for letter, value in zip(tensor.shape, shape, strict=True):
-                expected = found.setdefault(letter, value) if isinstance(letter, str) else letter
+                expected = sizes.setdefault(letter, value) if isinstance(letter, str) else letter
                 if isinstance(expected, int) and isinstance(value, int) and expected != value:
                     known = f" with {letter} = {expected}" if isinstance(letter, str) else ""
                     raise ValueError(
                         f"{self.name}: expected {tensor.name} {_text(tensor.shape)}{known}, got {_text(shape)}"
                     )
-        if "C" in found:
-            found.setdefault("L", 1 if attributes.get("cross_class") else found["C"])
-        return {**attributes, **found}
+        if "C" in sizes:
+            sizes.setdefault("L", 1 if attributes.get("cross_class") else sizes["C"])
+        return {**attributes, **sizes}
 
     def output_shapes(self, input_shapes: Sequence[Sequence[Any]], attributes: Attributes) -> list[tuple[Any, ...]]:
-        """The shapes of the outputs, for ints or symbols as :meth:`dimensions` takes them."""
+        """Shapes of the outputs; arguments as for :meth:`dimensions`."""
         known = self.dimensions(input_shapes, attributes)
         return [
             tuple(known[letter] if isinstance(letter, str) else letter for letter in output.shape)
@@ -139,7 +139,7 @@ _DETECTIONS = (
     Tensor("out_coeff", ("N", "max_detections", "K")),
 )
 
-#: slots past num_detections are 0
+#: slots past num_detections are zero
 FAST_NMS = Op(
     "FastNMS",
     (_SCORE_THRESHOLD, _IOU_THRESHOLD, _TOP_K, _MAX_DETECTIONS, _CROSS_CLASS),
@@ -147,7 +147,7 @@ FAST_NMS = Op(
     _DETECTIONS,
 )
 
-#: the prototypes may be half precision, and so may the masks by mask_dtype; sums are in single precision
+#: prototypes may be in half precision, and masks too, by mask_dtype; sums are in single precision
 MASK_ASSEMBLY = Op(
     "MaskAssembly",
     (Attribute("padding", 1.0), Attribute("mask_dtype", FLOAT32, plugin_only=True)),
@@ -161,6 +161,6 @@ MASK_ASSEMBLY = Op(
 
 OPS = (FAST_NMS, MASK_ASSEMBLY)
 
-#: Type of the nodes of deformable convolutions in :data:`DOMAIN`. Inputs and attributes are those of ONNX's DeformConv
-#: (x, weight 3x3, offset, bias, mask; strides, pads), so that a change of the domain makes one of the other.
+#: Type of deformable convolutions in :data:`DOMAIN`. Inputs and attributes are those of ONNX's DeformConv (x, weight
+#: 3x3, offset, bias, mask; strides, pads), so changing the domain converts one into the other.
 DEFORM_CONV = "DeformConv"

@@ -1,10 +1,10 @@
-"""Masks from prototype resolution to image pixels, and their packed forms, in NumPy.
+"""Masks from prototype resolution to image pixels in NumPy.
 
-Bilinear interpolation (align_corners False) followed by a threshold changes its mind only in the cells between four
-neighbouring prototype pixels of which some are inside and some outside. So only those cells are interpolated; the
-others are filled. No full-size float mask is ever made.
+Bilinear interpolation (align_corners False) crosses the threshold only in cells between four neighboring prototype
+pixels of which some are inside and some outside. So only those cells are interpolated; all others are filled. No
+full-size float mask is ever made.
 
-Legend: n masks, h x w prototype resolution, H x W the image. Run-length encodings are COCO's.
+Legend: n masks, h x w prototype resolution, H x W the image.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from yolact_deploy.mask_forms import Bools, MaskCrops, MaskWindows, sigmoid
 
 
 class _Axis(NamedTuple):
-    """How the output pixels of one axis fall into the cells between source pixels."""
+    """The output pixels of one axis in each cell between source pixels."""
 
     cell: NDArray[np.intp]  #: [out] the cell of each output pixel
     start: NDArray[np.intp]  #: [in + 1] first output pixel of each cell
     pixel: NDArray[np.intp]  #: [k, in] the output pixels of each cell, the last one repeated
-    weight: NDArray[np.float32]  #: [k, in] their weights of the cell's far side
+    weight: NDArray[np.float32]  #: [k, in] their weights of the cell's far end
 
 
 @lru_cache(maxsize=64)
@@ -41,25 +41,25 @@ def _axis(source: int, target: int) -> _Axis:
 
 
 def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = False) -> MaskCrops:
-    """Binary masks at image size from masks [n, h, w] at prototype resolution, cropped already.
+    """Binary masks at image size from cropped masks [n, h, w] at prototype resolution.
 
-    A pixel is inside where the bilinearly interpolated probability is above 0.5.
+    A pixel is inside if the bilinearly interpolated probability is above 0.5.
 
     Args:
-        masks: probabilities, or their logits when ``logits`` is True; any float dtype.
+        masks: probabilities, or logits if ``logits`` is True; any float dtype
     """
     return paste_windows(MaskWindows.from_dense(masks, logits=logits), height, width)
 
 
 def paste_windows(masks: MaskWindows, height: int, width: int) -> MaskCrops:
-    """:func:`paste_masks` for masks that are held only inside their boxes."""
+    """:func:`paste_masks` for masks that are stored only inside their boxes."""
     if len(masks) == 0:
         return MaskCrops(height, width, np.empty((0, 2), np.int64), ())
     cells = _Cells.of(masks)
     down, across = _axis(masks.height, height), _axis(masks.width, width)
     whole, touched = cells.classify(0.0 if masks.logits else 0.5)
 
-    # A crop for each mask: the output pixels of the cells it touches.
+    # One crop for each mask: the output pixels of the cells it touches.
     used = np.flatnonzero(touched)
     mask, x, y = cells.locate(used)
     (x1, x2), (y1, y2) = (_extent(mask, position, len(masks)) for position in (x, y))
@@ -85,7 +85,7 @@ def paste_windows(masks: MaskWindows, height: int, width: int) -> MaskCrops:
 
 
 class _Boundary(NamedTuple):
-    """Cells with pixels inside and outside; output pixel (x, y) of their mask stands at origin + y * stride + x."""
+    """Cells with pixels inside and outside; output pixel (x, y) of their mask is at origin + y * stride + x."""
 
     cell: NDArray[np.intp]  #: number of the cell
     x: NDArray[np.intp]  #: column at prototype resolution
@@ -98,16 +98,16 @@ class _Boundary(NamedTuple):
 class _Cells:
     """The prototype pixels of all windows in one list, mask by mask, row by row.
 
-    A cell is what lies between a pixel, its right and its lower neighbour. Around each window stands a ring of outside
-    pixels; at the right and lower edges of the prototype a repetition of the last pixels. So a cell's neighbours stand
-    one and one row further, and the last column and row of a window are no cells of their own.
+    A cell lies between a pixel and its right and lower neighbors. A ring of outside pixels surrounds each window; at
+    the right and lower edges of the prototype the last pixels are repeated instead. So a cell's neighbors are one
+    pixel and one row further on, and the last column and row of a window are not cells.
     """
 
     value: NDArray[np.float32]  #: [total]
     left: list[int]  #: per mask, column of its first pixel
     top: list[int]
     shape: list[tuple[int, int]]  #: per mask, rows and columns
-    first: list[int]  #: per mask, where it begins in ``value``
+    first: list[int]  #: per mask, index of its first pixel in ``value``
 
     @classmethod
     def of(cls, masks: MaskWindows) -> _Cells:
@@ -130,13 +130,13 @@ class _Cells:
         return cells
 
     def plane(self, values: NDArray[Any], i: int) -> NDArray[Any]:
-        """Mask ``i`` of a list of one value a pixel, [rows, columns]."""
+        """Mask ``i`` of a list with one value per pixel, [rows, columns]."""
         rows, columns = self.shape[i]
         return values[self.first[i] : self.first[i] + rows * columns].reshape(rows, columns)
 
     @cached_property
     def _rows(self) -> tuple[NDArray[np.intp], ...]:
-        """Of each row of each window: its mask, its y, its length, and its cells' numbers minus their x."""
+        """For each row of each window: its mask, its y, its length, and the index of its cells minus their x."""
         rows, columns = np.array(self.shape, dtype=np.intp).T
         mask = np.repeat(np.arange(len(rows)), rows)
         begin = np.cumsum(rows) - rows
@@ -152,7 +152,7 @@ class _Cells:
         return np.repeat(columns, rows * columns)
 
     def classify(self, threshold: float) -> tuple[Bools, Bools]:
-        """Which cells have all, and which have any of their four pixels above the threshold."""
+        """Which cells have all four pixels above the threshold, and which have any."""
         inside = np.append(self.value > threshold, False)
         both, either = inside[:-1] & inside[1:], inside[:-1] | inside[1:]
         below = np.arange(len(both)) + self._length
@@ -179,7 +179,7 @@ class _Cells:
 def _extent(
     owner: NDArray[np.intp], position: NDArray[np.intp], count: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Least and one past the largest position of each of ``count`` owners (sorted); 0 and 0 of those without any."""
+    """Least and one past the largest position of each of ``count`` owners (sorted); 0 and 0 without positions."""
     low, high = np.zeros(count, np.intp), np.zeros(count, np.intp)
     if owner.size:
         begins = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
@@ -189,11 +189,11 @@ def _extent(
 
 
 def _interpolate(buffer: Bools, cells: _Cells, where: _Boundary, axes: tuple[_Axis, _Axis], logits: bool) -> None:
-    """Write the output pixels of the boundary cells of all masks. Legend: m cells, each of up to r x c pixels."""
+    """Write the output pixels of the boundary cells of all masks. Legend: m cells of up to r x c pixels each."""
     down, across = axes
-    filled = (down.start[where.y + 1] > down.start[where.y]) & (across.start[where.x + 1] > across.start[where.x])
-    if not filled.all():  # a shrinking paste passes over cells
-        where = _Boundary(*(values[filled] for values in where))
+    has_pixels = (down.start[where.y + 1] > down.start[where.y]) & (across.start[where.x + 1] > across.start[where.x])
+    if not has_pixels.all():  # a paste that shrinks skips cells
+        where = _Boundary(*(values[has_pixels] for values in where))
     corners = cells.corners(where.cell)
     if logits:
         corners = sigmoid(corners)

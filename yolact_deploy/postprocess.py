@@ -1,10 +1,10 @@
-"""From the heads' outputs to detections, in NumPy: the reference and the fast CPU path in one.
+"""From the outputs of heads to detections in NumPy: the reference and the fast CPU path in one.
 
 Legend: P priors, n boxes or detections, C foreground classes, K mask coefficients, h x w the prototypes.
-Boxes are xyxy, normalised to 0..1 of the image and neither clipped nor sorted. Scores are probabilities.
+Boxes are xyxy, normalized to 0..1 of the image and neither clipped nor sorted. Scores are probabilities.
 
-Source: YOLACT (arXiv:1904.02689) sections 3.2 and 5, Fast NMS included. The masks' last step, from prototype
-resolution to image pixels, is in :mod:`yolact_deploy.paste`.
+Source: YOLACT (arXiv:1904.02689) sections 3.2 and 5, including Fast NMS. :mod:`yolact_deploy.paste` takes masks from
+prototype resolution to image pixels.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 from yolact_deploy.mask_forms import Floats, Ints, MaskWindows, sigmoid
 from yolact_deploy.vocabulary import NMS_VARIANTS
 
-#: entries examined at a time by fast_nms: a few times max_detections, so that one round is the rule
+#: entries that fast_nms examines at a time: a few times max_detections, so that one round usually suffices
 _NMS_CHUNK = 512
 
-#: share of the prototype pixels inside boxes up to which masks are assembled box by box
+#: up to this share of prototype pixels inside boxes, masks are assembled box by box
 _SPARSE_SHARE = 0.13
 
 
 class Detected(NamedTuple):
-    """What a detector leaves of one image, best first."""
+    """What NMS keeps of one image, best first."""
 
-    boxes: Floats  #: [n, 4] xyxy normalised
+    boxes: Floats  #: [n, 4] xyxy normalized
     scores: Floats  #: [n]
     labels: Ints  #: [n], 0-based
     coeff: Floats  #: [n, K]
@@ -38,7 +38,7 @@ class Detected(NamedTuple):
 
 
 def box_iou(a: Floats, b: Floats) -> Floats:
-    """Intersection over union [n, m] of boxes [n, 4] and [m, 4]; NaN where both have no area."""
+    """Intersection over union [n, m] of boxes [n, 4] and [m, 4]; NaN if both have no area."""
     ax1, ay1, ax2, ay2 = np.ascontiguousarray(a.T)[:, :, None]
     bx1, by1, bx2, by2 = np.ascontiguousarray(b.T)  # contiguous, for the inner loops
     with np.errstate(invalid="ignore", over="ignore"):
@@ -72,9 +72,9 @@ def detect(
         boxes: [P, 4]
         scores: [P, C], foreground probabilities
         coeff: [P, K]
-        score_threshold: priors whose best score is not above it are left out
+        score_threshold: priors take part if their best score is above it
         nms: one of :data:`~yolact_deploy.vocabulary.NMS_VARIANTS`
-        image_size: only the traditional NMS needs it, for its boxes in pixels
+        image_size: used by the traditional NMS only, which works on boxes in pixels
     """
     above = np.flatnonzero(scores > score_threshold) // scores.shape[1]  # few, so faster than a maximum of each row
     candidates = above[np.r_[True, above[1:] != above[:-1]]] if above.size else above
@@ -106,23 +106,23 @@ def fast_nms(
 ) -> Detected:
     """Fast NMS per class over boxes [n, 4], scores [C, n], coeff [n, K].
 
-    Within each class the ``top_k`` best entries take part. An entry is dropped when a better one of its class, itself
+    Within each class the ``top_k`` best entries take part. An entry is dropped if a better one of its class, itself
     dropped or not, overlaps it by more than ``iou_threshold`` (or by NaN). Entries may score below the score threshold
     in their class, unless ``second_threshold`` is given.
 
-    Entries are examined in falling order of score, over all classes together, and the work ends with the
-    ``max_detections``-th survivor: nothing below it can be in the answer.
+    Entries of all classes are examined together in falling order of score until ``max_detections`` survive: no later
+    entry can be among the results.
     """
-    if (missing := np.isnan(scores)).any():  # a broken network's: they are no scores
+    if (missing := np.isnan(scores)).any():  # from a broken network; they must not win
         scores = np.where(missing, -np.inf, scores)
     kept_class: list[NDArray[np.intp]] = []
     kept_prior: list[NDArray[np.intp]] = []
     count = 0
     for classes, priors in _by_falling_score(scores, top_k, second_threshold, _NMS_CHUNK):
-        own = scores[classes]  # [m, n]: the scores of all boxes in each entry's class
+        own = scores[classes]  # [m, n]: scores of all boxes in each entry's class
         score = scores[classes, priors][:, None]
         better = own > score
-        if (ties := own == score).sum() > len(classes):  # equal scores: the lower prior is the better one
+        if (ties := own == score).sum() > len(classes):  # equal scores: the lower prior is better
             better |= ties & (np.arange(scores.shape[1]) < priors[:, None])
         distinct, where = np.unique(priors, return_inverse=True)
         overlaps = ~(box_iou(boxes[distinct], boxes) <= iou_threshold)  # NaN overlaps
@@ -147,11 +147,11 @@ def _by_falling_score(
         return
     left = (scores if num <= top_k else np.where(_in_top_k(scores, top_k), scores, -np.inf)).flatten()
     limit = -np.inf if threshold is None else threshold
-    # The best are sorted first, and more only when they are asked for: mostly the first round is enough.
+    # Sort only the best; sort more if the caller continues. Usually the first round is enough.
     count = chunk
     while True:
         bar = np.partition(left, left.size - count)[left.size - count] if count < left.size else -np.inf
-        picked = np.flatnonzero((left >= bar) & (left > limit))  # all that equal the bar: ties go by index
+        picked = np.flatnonzero((left >= bar) & (left > limit))  # includes all that equal the bar: ties go by index
         if not picked.size:
             return
         order = picked[np.argsort(-left[picked], kind="stable")]
@@ -162,7 +162,7 @@ def _by_falling_score(
 
 
 def _in_top_k(scores: Floats, k: int) -> NDArray[np.bool_]:
-    """Mask [C, n] of the k best of each row; among equal scores the lower index is the better."""
+    """Mask [C, n] of the k best of each row; among equal scores the lower index is better."""
     num = scores.shape[1]
     bar = np.partition(scores, num - k, axis=1)[:, num - k, None]
     inside = scores >= bar
@@ -175,7 +175,7 @@ def _in_top_k(scores: Floats, k: int) -> NDArray[np.bool_]:
 def cross_class_nms(
     boxes: Floats, scores: Floats, coeff: Floats, *, iou_threshold: float = 0.5, top_k: int = 200
 ) -> Detected:
-    """Fast NMS over all classes together: each prior stands for its best class; at most ``top_k`` survive."""
+    """Fast NMS over all classes together: each prior takes part with its best class; at most ``top_k`` survive."""
     if scores.size == 0:
         return _nothing(coeff.shape[-1])
     best = scores.max(axis=0)
@@ -195,7 +195,7 @@ def traditional_nms(
     max_detections: int = 100,
     image_size: int = 550,
 ) -> Detected:
-    """Greedy NMS per class on boxes in pixels whose sides count both ends (+1); an overlap of the threshold drops."""
+    """Greedy NMS per class on boxes in pixels whose sides include both ends (+1); IoU at the threshold drops a box."""
     pixels = boxes * np.float32(image_size)
     labels, index = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for label in range(scores.shape[0]):
@@ -235,15 +235,15 @@ def _nothing(num_coeff: int) -> Detected:
 
 
 def sanitize_coordinates(first: Any, second: Any, size: int, padding: int = 0) -> tuple[Any, Any]:
-    """Sorted pixel coordinates of two normalised ones, padded; the lower held at 0, the upper at ``size``."""
+    """Two normalized coordinates in pixels: sorted, padded, and clamped to 0 below and ``size`` above."""
     a, b = np.asarray(first) * np.float32(size), np.asarray(second) * np.float32(size)
     return np.maximum(np.minimum(a, b) - padding, 0), np.minimum(np.maximum(a, b) + padding, size)
 
 
 def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> Ints:
-    """Rows and columns that a crop by the boxes leaves: int [n, 4] as (x_start, y_start, x_stop, y_stop).
+    """Rows and columns inside the padded boxes: int [n, 4] as (x_start, y_start, x_stop, y_stop).
 
-    A pixel stays when start <= index < stop in floating point, hence the ceilings. Boxes of NaN leave nothing.
+    A pixel is inside if start <= index < stop in floating point, hence the ceilings. Boxes of NaN are empty.
     """
     x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, padding)
     y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, padding)
@@ -255,7 +255,7 @@ def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> In
 
 
 def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> MaskWindows:
-    """Mask logits inside the padded boxes, or everywhere when they are None.
+    """Mask logits inside the padded boxes, or everywhere if they are None.
 
     Args:
         proto: [h, w, K]
@@ -269,7 +269,7 @@ def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: in
         bounds = crop_windows(boxes, height, width, padding)
     x1, y1, x2, y2 = bounds.T
     covered = (np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)).sum()
-    if covered > _SPARSE_SHARE * len(coeff) * height * width:  # then one matrix product for all is faster
+    if covered > _SPARSE_SHARE * len(coeff) * height * width:  # one matrix product for all is faster
         planes = (coeff @ proto.reshape(-1, num).T).reshape(-1, height, width)
         windows = tuple(plane[b:d, a:c] for plane, (a, b, c, d) in zip(planes, bounds.tolist(), strict=True))
     else:

@@ -379,7 +379,7 @@ def runs(stage: Stage) -> None:
 
     network = tensorrt.TensorRtNetwork(write_engine(stage, "functions", {}))
     network.bind_outputs(dict.fromkeys(network.outputs, 1 << 40))
-    for member, words in (("set_tensor_address", "does not take a batch of 2"), ("execute_async_v3", "failed to run")):
+    for member, words in (("set_tensor_address", "rejects a batch of 2"), ("execute_async_v3", "failed to run")):
         stage.answers[("IExecutionContext", member)] = False
         with pytest.raises(BackendError, match=words):
             network.enqueue(stream, 2)

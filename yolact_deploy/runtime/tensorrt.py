@@ -1,8 +1,8 @@
-"""TensorRT engines, of TensorRT and of TensorRT for RTX, as networks on the GPU.
+"""Engines of TensorRT and of TensorRT for RTX as networks on the GPU.
 
-What a file says of itself is read first, so that a wrong one is told with its cure before anything is loaded. The
-engine takes its scratch memory from us, once for all its contexts, of which there is one for each batch size and place
-of the outputs: a captured graph keeps what its context was when it was captured.
+The header of a file is read first, so that a wrong file is rejected, with its cure, before anything is loaded. There is
+one context for each batch size and each set of output addresses, since a captured graph keeps the state that its
+context had at capture. All contexts share scratch memory that we allocate.
 
 Legend: N images, D detection slots, h x w prototypes, S input side.
 """
@@ -41,11 +41,11 @@ class TensorRtNetwork(DeviceNetwork):
     """One engine on one GPU.
 
     Args:
-        path: an engine that ``yolact-deploy build`` made
+        path: an engine built by ``yolact-deploy build``
         device: ordinal of the GPU
 
     Raises:
-        ArtifactError: not an engine of ours, cut short, or built by another version of TensorRT.
+        ArtifactError: not one of our engines, truncated, or built by another version of TensorRT.
         MissingDependencyError: TensorRT of the engine's kind is not installed.
         BackendError: no driver, no such GPU, too little memory, or TensorRT refuses the engine.
     """
@@ -66,7 +66,7 @@ class TensorRtNetwork(DeviceNetwork):
         self._addresses: tuple[int, ...] = ()
         self._contexts: dict[tuple[int, tuple[int, ...]], Any] = {}
         self._engines: list[Any] = []
-        # TensorRT's objects go before the CUDA context does, also at the end of the program.
+        # TensorRT's objects must be destroyed before the CUDA context, even at the end of the program.
         self._destroy = weakref.finalize(self, _destroy, self._contexts, self._engines)
         with self.device:
             self._check_memory(self.header.size, "the engine")
@@ -88,17 +88,17 @@ class TensorRtNetwork(DeviceNetwork):
         return engine
 
     def _check_memory(self, needed: int, what: str) -> None:
-        """Say that memory will not do before TensorRT runs into it."""
+        """Raise before TensorRT runs out of memory."""
         free, total = self.device.memory()
         if needed > free:
             raise BackendError(
-                f"{self.path}: {what} needs {-(-needed // _MEBIBYTE)} MiB of GPU memory, and {free // _MEBIBYTE} of "
-                f"{total // _MEBIBYTE} MiB are free on cuda:{self.device.index}: close other programs, take another "
+                f"{self.path}: {what} needs {-(-needed // _MEBIBYTE)} MiB of GPU memory, but only {free // _MEBIBYTE} "
+                f"of {total // _MEBIBYTE} MiB are free on cuda:{self.device.index}: close other programs, use another "
                 "GPU with device='cuda:N', or build with a smaller batch"
             )
 
     def _read_tensors(self) -> None:
-        """Shapes and dtypes as the engine has them, held against what its metadata says."""
+        """Read shapes and dtypes of the engine, and check them against its metadata."""
         engine, trt = self._engine, self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         expected = ("images", *self.metadata.outputs)
@@ -141,7 +141,7 @@ class TensorRtNetwork(DeviceNetwork):
         return ArtifactError(f"{self.path} {what}: {_rebuild(self.path, self.flavour)}")
 
     def _allocate(self) -> None:
-        """The input, and scratch memory that all contexts share, since they run one after another."""
+        """Allocate the input, and scratch memory shared by all contexts, which run one after another."""
         sizes = [api.scratch_bytes(self._engine, i) for i in range(len(self._profiles))]
         self._check_memory(max(sizes) + self.input.nbytes, "running the engine")
         self._scratch = self.device.allocate(max(sizes), "TensorRT scratch")
@@ -166,7 +166,7 @@ class TensorRtNetwork(DeviceNetwork):
                 raise BackendError(f"TensorRT failed to run {self.path}: {reasons}")
 
     def _prepare(self, batch: int, stream: Stream) -> Any:
-        """A context for this batch and these addresses, which is never changed afterwards."""
+        """A context for this batch and the present addresses; it never changes afterwards."""
         context = api.create_context(self._trt, self.flavour, self._engine, user_memory=True, kernels=self._kernels)
         with api.complaints(self.flavour) as heard:
             fits = self._set_shapes(context, batch, stream)
@@ -174,17 +174,17 @@ class TensorRtNetwork(DeviceNetwork):
                 fits = context.set_tensor_address(name, address) and fits
             fits = context.set_tensor_address("images", self.input.pointer) and fits
         if not fits:
-            raise BackendError(f"TensorRT does not take a batch of {batch} for {self.path}: {'; '.join(heard)}")
+            raise BackendError(f"TensorRT rejects a batch of {batch} for {self.path}: {'; '.join(heard)}")
         api.set_scratch(context, self._scratch.pointer, self._scratch.nbytes)
         self.capturable = self.capturable and api.capturable(context, stream.handle)
         self._contexts[batch, self._addresses] = context
         return context
 
     def _set_shapes(self, context: Any, batch: int, stream: Stream) -> bool:
-        # The narrowest profile is the one that was optimized most for this batch.
+        # The narrowest profile is the one best optimized for this batch.
         fitting = [i for i, (low, high) in enumerate(self._profiles) if low <= batch <= high]
         index = min(fitting, key=lambda i: self._profiles[i][1] - self._profiles[i][0])
-        # Only the first context of an engine is sure to begin with profile 0.
+        # Only the first context of an engine is guaranteed to begin with profile 0.
         if not context.set_optimization_profile_async(index, stream.handle):
             return False
         return self.fixed_batch or bool(context.set_input_shape("images", (batch, *self.input.shape[1:])))
@@ -199,7 +199,7 @@ class TensorRtNetwork(DeviceNetwork):
         try:
             return cache_folder("rtx") / f"{name}.bin"
         except OutputError as error:
-            _log.warning("kernels will be compiled at each start: %s", str(error))
+            _log.warning("kernels are compiled at each start: %s", error)
             return None
 
     def _read_kernels(self) -> bytes | None:
@@ -208,14 +208,14 @@ class TensorRtNetwork(DeviceNetwork):
         return None
 
     def keep_kernels(self) -> None:
-        """Write what RTX has compiled for this GPU so far, so that the next start need not do it again."""
+        """Cache the kernels that RTX has compiled for this GPU, so that the next start need not compile them."""
         if self._kernel_file is None:
             return
         for context in self._contexts.values():
             compiled = api.compiled_kernels(context)
             if compiled and compiled != self._kernels:
                 self._kernels = compiled
-                with contextlib.suppress(OutputError):  # a cache is worth no failure
+                with contextlib.suppress(OutputError):  # it is only a cache
                     write_bytes(self._kernel_file, compiled)
 
     # -- the rest ---------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class TensorRtNetwork(DeviceNetwork):
 
 
 class TensorRtBackend(CudaBackend):
-    """An engine file as a backend; see :class:`TensorRtNetwork` for what can go wrong.
+    """An engine file as a backend; raises as :class:`TensorRtNetwork` does.
 
     Args:
         path: the engine
@@ -251,7 +251,7 @@ class TensorRtBackend(CudaBackend):
     def __init__(self, path: Path, *, device: int = 0, graphs: bool = True) -> None:
         network = TensorRtNetwork(path, device)
         super().__init__(network, network.device, graphs=graphs)
-        # The first run loads kernels, and RTX compiles them: not while the first picture waits.
+        # The first run loads kernels, and RTX compiles them: do it before the first image.
         try:
             count = self.max_batch if self.fixed_batch else 1
             self.frames.infer(np.zeros((count, *network.input.shape[1:]), network.input.dtype))
@@ -262,13 +262,13 @@ class TensorRtBackend(CudaBackend):
 
 
 def _destroy(contexts: dict[Any, Any], engines: list[Any]) -> None:
-    """Contexts before their engine."""
+    """Destroy contexts before their engine."""
     contexts.clear()
     engines.clear()
 
 
 def _check_version(path: Path, header: EngineHeader, installed: str) -> None:
-    """An engine runs on the version that built it: the first three numbers must agree."""
+    """An engine runs only on the version that built it: the first three numbers must agree."""
     if header.version.split(".")[:3] != installed.split(".")[:3]:
         raise ArtifactError(
             f"{path} was built by {header.kind} {header.version} and does not run on {installed}, which is installed: "
@@ -277,7 +277,7 @@ def _check_version(path: Path, header: EngineHeader, installed: str) -> None:
 
 
 def _rebuild(path: Path, flavour: str) -> str:
-    """The command that makes the engine anew."""
+    """The command that builds the engine again."""
     beside = path.with_suffix(".onnx")
     onnx = str(beside) if beside.exists() else "MODEL.onnx"
     return f"build it again with: yolact-deploy build {onnx} --engine {flavour} -o {path}"

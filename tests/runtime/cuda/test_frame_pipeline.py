@@ -497,7 +497,7 @@ def test_the_producer_is_waited_for_on_the_device(device: Device) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((2, 8, 8, 3), "give a list of its images"), ((8, 8), "expected BGR frames"), ((3, 8, 8), "channels first")],
+    [((2, 8, 8, 3), "pass a list of its images"), ((8, 8), "expected BGR frames"), ((3, 8, 8), "channels first")],
 )
 def test_arrays_that_are_no_frames(device: Device, shape: tuple[int, ...], message: str) -> None:
     with make(device) as model:

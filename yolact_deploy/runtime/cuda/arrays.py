@@ -1,7 +1,7 @@
 """Device arrays of other libraries in, and ours out: ``__cuda_array_interface__`` and DLPack, without a copy.
 
-What other libraries do with a pointer after it was handed out is not known here: an array whose memory was freed or is
-being written elsewhere cannot be told from a good one.
+This module does not know what other libraries do with a pointer: it cannot detect an array whose memory was freed or
+is being written elsewhere.
 
 Legend: N images, H x W image.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-#: handle of the default stream that synchronises with the others
+#: handle of the default stream that synchronizes with the others
 LEGACY_STREAM = 1
 
 
@@ -30,7 +30,7 @@ def is_device_array(value: object) -> bool:
     """Whether this is an array on a CUDA device (torch, CuPy, pycuda, Numba, ours), without touching its data."""
     if isinstance(value, np.ndarray):
         return False
-    # DLPack first: the other property of torch raises where a tensor needs a gradient.
+    # DLPack first: torch's other property raises for a tensor that requires a gradient.
     place = getattr(value, "__dlpack_device__", None)
     if place is not None:
         return int(place()[0]) in dlpack.CUDA_KINDS
@@ -48,33 +48,33 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class DeviceArray:
-    """An array on a device that belongs to someone else."""
+    """An array on a device that belongs to another library."""
 
     pointer: int  #: address of the first element
     shape: Shape
     strides: Shape  #: bytes from one element to the next, along each axis
     dtype: np.dtype[Any]
     device: int  #: ordinal
-    stream: int | None  #: handle of the stream whose work must be waited for, if any
+    stream: int | None  #: handle of the stream to wait for, if any
     owner: object  #: keeps the memory alive
 
     @classmethod
     def from_any(cls, value: Any, stream: Stream) -> DeviceArray:
-        """Take an array of another library, which is then ready for ``stream``: it waits for the producer's work.
+        """Take an array of another library and make ``stream`` wait for the work that writes it.
 
         Raises:
-            InputError: it is no device array, lies on another device, or cannot be shared; says what to do
+            InputError: not a device array, on another device, or not shareable; the message says what to do
         """
         interface = _interface(value)
-        # Before version 3 the interface does not say which stream writes the data; DLPack settles that.
+        # Before version 3 the interface does not name the stream that writes the data; DLPack does.
         if interface is not None and (interface.get("version", 0) >= 3 or not hasattr(value, "__dlpack__")):
             array = cls._from_interface(interface, value)
         elif is_device_array(value):
             array = cls._from_dlpack(value, stream)
         else:
             raise InputError(
-                f"expected an array on a CUDA device (torch, CuPy, pycuda, Numba), got {_kind(value)}. Arrays in host "
-                "memory go in as NumPy arrays"
+                f"expected an array on a CUDA device (torch, CuPy, pycuda, Numba), got {_kind(value)}: pass arrays in "
+                "host memory as NumPy arrays"
             )
         with stream.device:
             if array.pointer:  # an empty array may have none
@@ -86,7 +86,7 @@ class DeviceArray:
     @classmethod
     def _from_interface(cls, interface: dict[str, Any], value: Any) -> DeviceArray:
         if interface.get("mask") is not None:
-            raise InputError("masked device arrays are not supported: give the plain array")
+            raise InputError("masked device arrays are not supported: pass the plain array")
         dtype = np.dtype(interface["typestr"])
         shape = tuple(int(size) for size in interface["shape"])
         strides = interface.get("strides")
@@ -127,12 +127,12 @@ class DeviceArray:
         if 0 in self.shape:
             raise InputError(f"expected frames with pixels, got {list(self.shape)}")
         pitch, pixel, channel = self.strides[-3:]
-        # Along an axis of one element the stride means nothing.
+        # The stride of an axis with one element has no meaning.
         pitch = pitch if height > 1 else 3 * width
         if channel != 1 or (width > 1 and pixel != 3) or pitch < 3 * width:
             raise InputError(
-                "expected frames whose pixels of a row lie next to each other (rows may be padded), got strides "
-                f"{list(self.strides)} for {list(self.shape)}. Cure: tensor.contiguous(), cupy.ascontiguousarray(array)"
+                f"expected frames with adjacent pixels in each row (rows may be padded), got strides {list(self.strides)} "
+                f"for {list(self.shape)}: call tensor.contiguous() or cupy.ascontiguousarray(array)"
             )
         step = self.strides[0] if len(self.shape) == 4 else 0
         return Images(tuple(self.pointer + index * step for index in range(batch)), height, width, pitch)
@@ -143,16 +143,16 @@ def _kind(value: object) -> str:
 
 
 def _interface(value: Any) -> dict[str, Any] | None:
-    """``__cuda_array_interface__``, if there is one; libraries raise errors of many kinds where it cannot be had."""
+    """``__cuda_array_interface__``, if there is one; libraries raise errors of many kinds if it is not available."""
     try:
-        found: dict[str, Any] | None = getattr(value, "__cuda_array_interface__", None)
+        interface: dict[str, Any] | None = getattr(value, "__cuda_array_interface__", None)
     except Exception as error:
         raise InputError(f"{_kind(value)} cannot be shared with other libraries: {error}") from error
-    return found
+    return interface
 
 
 def _stream_of(interface: dict[str, Any]) -> int | None:
-    """The stream to wait for. Version 3 says it, None being none; before, work of the default stream is waited for."""
+    """The stream to wait for: version 3 names it, with None for none; earlier versions imply the default stream."""
     if interface.get("version", 0) < 3:
         return LEGACY_STREAM
     stream = interface.get("stream")
@@ -165,17 +165,17 @@ def _check_pointer(array: DeviceArray, device: Device, kind: str) -> int:
     kinds = bindings.CUpointer_attribute
     error, ordinal = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
     if error:
-        raise InputError(f"{kind} points to {array.pointer:#x}, which is no memory of the GPU: {error.name}")
+        raise InputError(f"{kind} points to {array.pointer:#x}, which is not GPU memory: {error.name}")
     if ordinal != device.index:
         raise InputError(
-            f"the array is on cuda:{ordinal} and the model on cuda:{device.index}. Cure: move the array "
+            f"the array is on cuda:{ordinal} and the model on cuda:{device.index}: move the array "
             f"(tensor.to('cuda:{device.index}')), or load the model with device=cuda:{ordinal}"
         )
     error, context = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_CONTEXT, array.pointer)
     if not error and int(context) not in (0, int(device.context)):
         raise InputError(
-            f"{kind} belongs to a CUDA context of its own, whose memory the model cannot read. Cure, for pycuda: "
-            "'import pycuda.autoprimaryctx' in place of 'import pycuda.autoinit'"
+            f"{kind} belongs to a CUDA context of its own, whose memory the model cannot read: with pycuda, use "
+            "'import pycuda.autoprimaryctx' instead of 'import pycuda.autoinit'"
         )
     return int(ordinal)
 
@@ -183,14 +183,14 @@ def _check_pointer(array: DeviceArray, device: Device, kind: str) -> int:
 class SharedArray:
     """Our device memory for other libraries, without a copy: ``torch.from_dlpack(shared)``, ``cupy.asarray(shared)``.
 
-    The memory lives as long as this object and everything made from it. How long its *contents* stay is told by
-    whoever made it.
+    The memory lives as long as this object and everything made from it. Its creator documents how long its *contents*
+    stay.
 
     Attributes:
         pointer: device address
         shape, dtype: contiguous, in C order
         device: where it is
-        stream: whose work writes it; a consumer's stream waits for what it holds when the consumer asks
+        stream: writes it; a consumer's stream waits for the work that is on it when the consumer takes the array
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class SharedArray:
         """
         Args:
             owner: keeps the memory alive
-            ready: an Event after which the data is there, where later work of the stream need not be waited for
+            ready: an Event after which the data is complete, so that consumers need not wait for later work
         """
         self._owner = owner
         self._ready = ready
@@ -242,10 +242,10 @@ class SharedArray:
         """A DLPack capsule.
 
         Args:
-            stream: of the consumer, which is made to wait; None: the legacy default stream; -1: nothing waits
+            stream: of the consumer, which waits for ours; None: the legacy default stream; -1: no waiting
         """
         if copy:
-            raise BufferError("no copy is made here: share the memory and copy it there")
+            raise BufferError("only shared memory is available: copy it after sharing")
         if dl_device is not None and tuple(map(int, dl_device)) != self.__dlpack_device__():
             raise BufferError(f"the memory is on cuda:{self.device.index}; copy it there, after sharing it")
         consumer = LEGACY_STREAM if stream is None else int(stream)

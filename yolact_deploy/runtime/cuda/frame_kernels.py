@@ -1,4 +1,4 @@
-"""Our kernels around a network, bound to the memory of a slot: resize before it, NMS, masks and paste after it.
+"""Our kernels around a network, bound to the memory of a slot: resize before it; NMS, masks and paste after it.
 
 Legend: N images, D detection slots, H x W a frame, S input side, K coefficients, h x w prototypes.
 """
@@ -21,12 +21,12 @@ from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 from yolact_deploy.runtime.cuda.slot import Slot
 from yolact_deploy.runtime.tails import DetectSettings
 
-#: plans that are kept bound
+#: most plans that stay bound
 _LIMIT = 512
 
 
 class FrameKernels:
-    """Makes and keeps the bound plans of one network; used by one thread at a time."""
+    """Binds plans to the memory of one network and caches them; used by one thread at a time."""
 
     def __init__(self, device: Device, network: DeviceNetwork, outputs: Mapping[str, int]) -> None:
         """
@@ -36,11 +36,11 @@ class FrameKernels:
         self._device, self._network, self._outputs = device, network, outputs
         self._library = KernelLibrary(device)
         self._bound: OrderedDict[tuple[Any, ...], BoundPlan] = OrderedDict()
-        # Shared by all slots, which take turns on one stream. What was too small stays for the graphs that know it.
+        # Shared by all slots, which take turns on one stream. Outgrown buffers stay for graphs that use them.
         self._scratch: list[tuple[str, DeviceBuffer]] = []
 
     def resize(self, index: int, pointer: int, height: int, width: int, pitch: int) -> BoundPlan:
-        """From a frame at ``pointer``, of rows ``pitch`` bytes apart, to image ``index`` of the network's input."""
+        """From a frame at ``pointer``, with rows ``pitch`` bytes apart, to image ``index`` of the network's input."""
 
         def plan() -> LaunchPlan:
             size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
@@ -62,7 +62,7 @@ class FrameKernels:
                 heads["coeff"].shape[2],
                 top_k=min(config.top_k, priors),
                 max_detections=slot.detections,
-                # What scores less than the user wants can neither suppress nor displace what scores more.
+                # Boxes below the user's threshold can neither suppress nor displace boxes above it.
                 score_threshold=max(config.nms_score_threshold, settings.score_threshold),
                 iou_threshold=config.iou_threshold,
                 cross_class=settings.nms == "cross-class",
@@ -74,7 +74,7 @@ class FrameKernels:
         return self._bind((slot.index, "nms", batch, settings), plan, pointers)
 
     def forget(self, slot: Slot) -> None:
-        """Drop what is bound to the slot's memory, which is about to change."""
+        """Drop plans bound to the slot's memory, which is about to change."""
         for key in [key for key in self._bound if key[0] == slot.index]:
             del self._bound[key]
 
@@ -94,7 +94,7 @@ class FrameKernels:
         return self._bind((slot.index, "masks", batch, zero_outside), plan, pointers)
 
     def wanted(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
-        """From the slot's scores to how many of them the user wants."""
+        """Count the slot's scores above the user's threshold."""
 
         def plan() -> LaunchPlan:
             return count_above(batch, slot.detections, score_threshold=settings.score_threshold)
@@ -102,7 +102,7 @@ class FrameKernels:
         return self._bind((slot.index, "wanted", batch, settings), plan, slot.pointers)
 
     def paste(self, slot: Slot, batch: int) -> BoundPlan:
-        """From the slot's masks to packed bits at the frames' sizes, of the detections that are wanted."""
+        """From the slot's masks to packed bits at the frames' sizes, for detections above the user's threshold."""
         (_, _, h, w), dtype = slot.arrays["masks"]
         pointers = {**slot.pointers, "num_detections": slot.pointers["wanted"]}
 

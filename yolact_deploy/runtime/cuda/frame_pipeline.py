@@ -1,10 +1,10 @@
-"""From frames to pasted detections on the GPU, with one launch and one wait a batch where that is possible.
+"""From frames to pasted detections on the GPU, with one launch and one wait per batch if possible.
 
-A batch takes one of two slots. Its frames are copied into pinned memory, and the stream does the rest up to the packed
-masks in host memory. So one batch is put together by the CPU while the one before it is on the GPU.
+A batch takes one of two slots. Its frames are copied into pinned memory, and the stream does the rest, up to packed
+masks in host memory. So the CPU prepares one batch while the GPU works on the one before.
 
-Several threads may use a pipeline: each slot has a lock, and what goes onto the stream has another, which is always
-taken last. Nothing here knows which runtime the network comes from.
+Several threads may use a pipeline: each slot has a lock, and the stream has another, which is always taken last. This
+module does not know which runtime the network comes from.
 
 Legend: N images, D detection slots, H x W a frame.
 """
@@ -34,7 +34,7 @@ from yolact_deploy.runtime.cuda.slot import Slot, detection_slots, network_stage
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.tails import DetectSettings, ImageDetections
 
-#: packed masks have room for so many that cover a whole frame, until more are needed
+#: initial room for packed masks, in masks that cover a whole frame
 _FULL_MASKS = 8
 
 
@@ -44,7 +44,7 @@ class FramePipeline(FrameHook):
     Args:
         device: where it runs
         network: closed together with the pipeline
-        graphs: False enqueues everything directly, for comparison and for finding errors
+        graphs: False enqueues everything directly, for comparison and debugging
     """
 
     depth = 2
@@ -52,9 +52,9 @@ class FramePipeline(FrameHook):
     def __init__(self, device: Device, network: DeviceNetwork, *, graphs: bool = True) -> None:
         self.device, self.network = device, network
         self.stream_stages = stream_stages(network)
-        #: "copy" is the host's: frames into pinned memory; the others are the GPU's
+        #: "copy" runs on the host (frames into pinned memory), the others on the GPU
         self.stages = ("copy", *self.stream_stages)
-        #: of :meth:`infer`
+        #: stages of :meth:`infer`
         self.infer_stages = ("upload", network_stage(network), "download")
         self._lock = threading.Lock()
         self._turn = itertools.count()
@@ -93,7 +93,7 @@ class FramePipeline(FrameHook):
                 slot.occupy(tuple(frames))
                 try:
                     self._work.enqueue(slot, job, placed, upload)
-                finally:  # what got onto the stream before an error uses the slot as well
+                finally:  # work enqueued before an error uses the slot as well
                     self.stream.record(slot.done)
             slot.ticket = None if for_device else ticket
         return ticket
@@ -102,7 +102,7 @@ class FramePipeline(FrameHook):
         """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`.
 
         Args:
-            timer: gets the time of each of :attr:`infer_stages`
+            timer: receives the time of each of :attr:`infer_stages`
         """
         slot = self._slots[next(self._turn) % self.depth]
         with slot.lock:
@@ -114,12 +114,12 @@ class FramePipeline(FrameHook):
                 return outputs
 
     def describe(self) -> dict[str, Any]:
-        """JSON-ready facts: how graphs are used, and bytes of device and pinned memory by label, of all pipelines."""
+        """JSON-ready facts: use of graphs, and bytes of device and pinned memory by label, for all pipelines."""
         memory = {"device_bytes": self.device.usage(), "pinned_bytes": self.device.pinned_usage()}
         return {**self._work.describe(), **memory}
 
     def close(self) -> None:
-        """Free everything, after what is under way. Results that were not asked for yet can still be."""
+        """Finish the batches in flight and free everything. Results that were not read yet stay available."""
         for slot in self._slots:
             slot.lock.acquire()
         try:
@@ -142,7 +142,7 @@ class FramePipeline(FrameHook):
     # -- before the stream ------------------------------------------------------------------------------------------
 
     def _vacate(self, slot: Slot) -> None:
-        """Make a slot free: what it holds for others is taken out, or waited for."""
+        """Free a slot: take its results out for their ticket, or wait until the device has finished."""
         if self._closed:
             raise BackendError("this model is closed: load it again")
         if slot.ticket is not None:
@@ -162,7 +162,7 @@ class FramePipeline(FrameHook):
     def _place(
         self, frames: Sequence[Any], images: dict[int, NDArray[np.uint8]], pointers: list[int]
     ) -> tuple[Frame, ...]:
-        """Where the GPU finds each frame; our stream waits for those that are still being made."""
+        """Where the GPU reads each frame; our stream waits for frames that other streams still write."""
         staged = {
             index: Frame(pointer, image.shape[0], image.shape[1], 3 * image.shape[1])
             for pointer, (index, image) in zip(pointers, images.items(), strict=True)
@@ -173,17 +173,17 @@ class FramePipeline(FrameHook):
         array = DeviceArray.from_any(frame, self.stream)
         images = array.as_images()
         if len(array.shape) != 3:
-            raise InputError(f"expected frames [H, W, 3], got {list(array.shape)}: give a list of its images")
+            raise InputError(f"expected frames [H, W, 3], got {list(array.shape)}: pass a list of its images")
         return Frame(images.pointers[0], images.height, images.width, images.pitch)
 
     def _reserve(self, slot: Slot, detections: int) -> None:
-        """Room for so many detections of an image."""
+        """Make room for this many detections per image."""
         if detections != slot.detections:
             self._work.forget(slot)
             slot.make_results(detections)
 
     def _reserve_bits(self, slot: Slot, words: int) -> None:
-        """Room for so many words of packed masks an image."""
+        """Make room for this many words of packed masks per image."""
         if words > slot.capacity:
             self._work.forget(slot)
             slot.make_bits(words)
@@ -191,7 +191,7 @@ class FramePipeline(FrameHook):
     # -- after the stream -------------------------------------------------------------------------------------------
 
     def wait(self, slot: Slot, job: FrameJob) -> None:
-        """Wait for the one mark at a batch's end; masks that found no room are pasted once more, with enough of it."""
+        """Wait for the end of a batch; if its masks did not fit, make enough room and paste them again."""
         slot.done.synchronize()
         needed = int(slot.host["words_needed"][: job.batch].max())
         if needed > slot.capacity:
@@ -209,7 +209,7 @@ class Ticket(FrameTicket):
         self, pipeline: FramePipeline, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], copy_ms: float
     ) -> None:
         self._pipeline, self._slot, self._job, self._frames = pipeline, slot, job, frames
-        self._found: list[ImageDetections] | None = None
+        self._results: list[ImageDetections] | None = None
         self._error: BackendError | None = None
         self.timings = dict.fromkeys(pipeline.stages, 0.0)
         self.timings["copy"] = copy_ms
@@ -217,23 +217,23 @@ class Ticket(FrameTicket):
     def result(self, *, copy: bool = True) -> list[ImageDetections]:
         if self._job.for_device:
             raise BackendError("this batch was submitted for results on the device: see device_result()")
-        if self._found is None and self._error is None:
+        if self._results is None and self._error is None:
             with self._slot.lock:
-                if self._slot.ticket is self:  # otherwise another thread was faster
+                if self._slot.ticket is self:  # else another thread was faster
                     self.collect(copy=copy)
         if self._error is not None:
             raise self._error
-        assert self._found is not None
-        return self._found
+        assert self._results is not None
+        return self._results
 
     def collect(self, *, copy: bool) -> None:
-        """Take the results out of the slot, whose lock must be held, and free it."""
+        """Take the results out of the slot and free it; its lock must be held."""
         slot = self._slot
         try:
             self._pipeline.wait(slot, self._job)
-            self._found = [self._read(index, frame, copy) for index, frame in enumerate(self._frames)]
+            self._results = [self._read(index, frame, copy) for index, frame in enumerate(self._frames)]
             self.timings.update(slot.timings(self._pipeline.stream_stages))
-        except BackendError as error:  # for him who asks for the result, not for him who needs the slot
+        except BackendError as error:  # raised to the reader of this result, not to the next user of the slot
             self._error = error
         finally:
             slot.release()
@@ -241,7 +241,7 @@ class Ticket(FrameTicket):
     def _read(self, index: int, frame: Frame, copy: bool) -> ImageDetections:
         host = self._slot.host
         count = host["wanted"][index]
-        # Of what was pasted, which is what is wanted.
+        # Only detections above the user's threshold were pasted.
         bits = self._slot.bits[index, : host["words_needed"][index]]
         mask_scores = host.get("mask_scores")
         return ImageDetections(

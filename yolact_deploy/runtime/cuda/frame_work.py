@@ -1,9 +1,9 @@
-"""The work of a batch of frames, put onto one stream: as one graph where that can be, and directly where not.
+"""The work of a batch of frames on one stream, as one CUDA graph if possible.
 
-Three parts: *before* the network (upload, resize), the network, and *after* it (NMS and masks where the network ends
-in heads, paste, download). The network and what is after it do not depend on the sizes of the frames, so they are one
-graph for all sizes; sizes that come again get a graph of all three parts. A network that cannot be captured has graphs
-around it.
+There are three parts: *before* the network (upload, resize), the network, and *after* it (NMS and masks if the network
+ends in heads, paste, download). The network and the part after it do not depend on the sizes of the frames, so one
+graph serves all sizes. Sizes that occur again get a graph of all three parts. A network that cannot be captured has
+graphs around it.
 
 Used by one thread at a time, with the device current.
 
@@ -28,7 +28,7 @@ from yolact_deploy.runtime.tails import DetectSettings
 
 
 class Frame(NamedTuple):
-    """A frame in the GPU's reach."""
+    """A frame that the GPU can read."""
 
     pointer: int
     height: int
@@ -37,7 +37,7 @@ class Frame(NamedTuple):
 
 
 class FrameJob(NamedTuple):
-    """What is wanted of the frames of a slot, whatever their sizes; hashable, to know what comes again."""
+    """The work on the frames of a slot, whatever their sizes; hashable, as a key of graphs."""
 
     slot: int
     batch: int  #: frames
@@ -46,7 +46,7 @@ class FrameJob(NamedTuple):
 
 
 class FrameWork:
-    """Puts batches onto the stream.
+    """Enqueues batches on the stream.
 
     Args:
         graphs: False enqueues everything directly
@@ -55,7 +55,7 @@ class FrameWork:
     def __init__(self, device: Device, network: DeviceNetwork, stream: Stream, *, graphs: bool) -> None:
         self.network, self.stream = network, stream
         self._heads = network.metadata.tail == "heads"
-        #: of a network that ends in detections, which go to the slot's arrays of the same names
+        #: outputs of a network that ends in detections; the slot has arrays of the same names
         self._detections = () if self._heads else network.metadata.outputs
         self._network_stage = network_stage(network)
         self._graphs = GraphCache(stream) if graphs else None
@@ -69,14 +69,14 @@ class FrameWork:
             network.bind_outputs(pointers)
         self._outputs = pointers
         self._kernels = FrameKernels(device, network, pointers)
-        # Images that fill a batch up are those of earlier batches; the first must be something as well.
+        # A fixed batch is padded with images of earlier batches; before the first batch these must be defined.
         stream.fill(network.input.pointer, 0, network.input.nbytes)
 
     def enqueue(self, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], upload: int) -> None:
-        """The whole way of a batch.
+        """All work of a batch.
 
         Args:
-            upload: bytes that go up from the slot's pinned memory
+            upload: bytes to upload from the slot's pinned memory
         """
         if self._graphs is None:
             self._before(slot, frames, upload)
@@ -105,7 +105,7 @@ class FrameWork:
             return
         self._before(slot, frames, upload)
         graphs.run((slot.index, job), rest)
-        # Once refused is enough: then there are graphs around the network.
+        # After one refusal, graphs are captured around the network only.
         self._network_in_graphs = not graphs.refused
 
     # -- the three parts --------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class FrameWork:
         if not network.bindable and not self._heads:
             for name in self._detections:
                 tensor = network.outputs[name]
-                # The next batch overwrites the network's own memory, maybe before this one is collected.
+                # The next batch may overwrite the network's own memory before this one is collected.
                 nbytes = tensor.nbytes // network.max_batch * job.batch
                 self.stream.copy(slot.pointers[name], tensor.pointer, nbytes)
         self.stream.record(slot.marks[self._network_stage])
@@ -154,10 +154,10 @@ class FrameWork:
     # -- without frames ---------------------------------------------------------------------------------------------
 
     def infer(self, images: NDArray[Any], slot: Slot) -> dict[str, NDArray[Any]]:
-        """Outputs of the network alone, by their names, for images [N, S, S, 3]; waits for the GPU.
+        """Outputs of the network alone, by name, for images [N, S, S, 3]; waits for the GPU.
 
         Args:
-            slot: lends its memory, and its marks of upload, network and download
+            slot: its memory and its marks of upload, network and download are used
         """
         network, outputs, record = self.network, {}, self.stream.record
         record(slot.marks["start"])
@@ -182,7 +182,7 @@ class FrameWork:
     # -- housekeeping -----------------------------------------------------------------------------------------------
 
     def forget(self, slot: Slot) -> None:
-        """Drop what knows the slot's memory, which is about to change; the stream must be done with it."""
+        """Drop plans and graphs on the slot's memory, which is about to change; the stream must no longer use it."""
         self._kernels.forget(slot)
         if self._graphs is not None:
             self._graphs.drop(lambda key: key[0] == slot.index)
@@ -196,7 +196,7 @@ class FrameWork:
         return {**facts, "graphs_refused": self._graphs.refused} if self._graphs.refused else facts
 
     def close(self) -> None:
-        """Free graphs and memory, once the stream has come to its end."""
+        """Free graphs and memory; the stream must be idle."""
         if self._graphs is not None:
             self._graphs.drop()
         self._kernels.close()

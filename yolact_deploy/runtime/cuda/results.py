@@ -1,4 +1,4 @@
-"""What was found in a frame, left on the GPU for other libraries.
+"""Detections of a frame that stay on the GPU for other libraries.
 
 Legend: D detection slots, h x w prototypes.
 """
@@ -12,14 +12,14 @@ from yolact_deploy.runtime.cuda.arrays import SharedArray
 
 @dataclass(frozen=True)
 class DeviceDetections:
-    """Detections of one frame in device memory, best first, for torch, CuPy and others without a copy.
+    """Detections of one frame in device memory, best first, which torch, CuPy and others use without a copy.
 
-    ``torch.from_dlpack(found.boxes)``, ``cupy.asarray(found.masks)``: the consumer's stream waits for ours, the host
-    for nothing. The memory is that of the pipeline: **the second batch submitted after this one overwrites it**, so
-    what is wanted for longer must be copied, and work on other streams that reads it must be done by then.
+    With ``torch.from_dlpack(detections.boxes)`` or ``cupy.asarray(detections.masks)`` the consumer's stream waits for
+    ours; the host does not wait. The memory belongs to the pipeline: **the second batch submitted after this one
+    overwrites it**. Copy what you need for longer, and finish work on other streams that reads it before then.
 
-    Slots past ``num_detections`` are zero. Detections below the predictor's score threshold may be among the last: how
-    many there are above it is not known before the host asks.
+    Slots past ``num_detections`` are zero. The last detections may score below the predictor's threshold, since only
+    the host counts those above it.
 
     Attributes:
         num_detections: int32 [1]
@@ -29,7 +29,7 @@ class DeviceDetections:
         masks: float16 or float32 [D, h, w], probabilities at prototype resolution, 0 outside the boxes
         height: of the frame, in pixels
         width: of the frame, in pixels
-        mask_scores: float32 [D], of a YOLACT++ whose network gives them
+        mask_scores: float32 [D], of a YOLACT++ whose graph computes them
     """
 
     num_detections: SharedArray

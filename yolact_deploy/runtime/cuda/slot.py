@@ -1,4 +1,4 @@
-"""One of the places for a batch under way: its memory on both sides, and its marks in the stream.
+"""One of the slots for a batch in flight: its memory on host and device, and its marks in the stream.
 
 Legend: N images at the largest batch, D detection slots, K coefficients, h x w prototypes.
 """
@@ -24,21 +24,21 @@ _LEAST_CAPACITY = 4096
 
 
 class Slot:
-    """Memory of one batch, and who uses it. Whoever touches anything but ``lock`` holds it.
+    """Memory of one batch, and its user. Hold ``lock`` to touch anything else.
 
     Attributes:
-        arrays: shape and dtype of what is found: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
+        arrays: shape and dtype of the results: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
             [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], wanted int32 [N] (detections
-            above the user's threshold), masks [N, D, h, w] and, where the network ends in heads, coeff [N, D, K]; of
-            a YOLACT++ that ends in detections also mask_scores float32 [N, D]
+            above the user's threshold) and masks [N, D, h, w]; coeff [N, D, K] if the network ends in heads;
+            mask_scores float32 [N, D] for a YOLACT++ that ends in detections
         pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
             pinned host memory
         host: the arrays that are downloaded: all up to wanted, and mask_scores
         detections: D
-        capacity: words of packed masks that there is room for, of each image
-        marks: an event at the "start", and one at the end of each of :func:`stream_stages`, by its name
-        done: an event at the end of all
-        ticket: whose results are under way
+        capacity: room for packed masks, in words per image
+        marks: events by name: "start", and the end of each of :func:`stream_stages`
+        done: an event at the end of the batch
+        ticket: waits for the results of the slot
         busy: whether the stream may still use the slot
         memory: on the device
     """
@@ -58,15 +58,15 @@ class Slot:
         self.make_bits(_LEAST_CAPACITY)
 
     def occupy(self, frames: Sequence[Any]) -> None:
-        """The stream uses the slot from now on, and frames on the device, which must live until then."""
+        """The stream uses the slot from now on; frames on the device are kept alive until it is released."""
         self.busy, self._owners = True, frames
 
     def release(self) -> None:
-        """The stream is done with the slot."""
+        """The stream no longer uses the slot."""
         self.ticket, self.busy, self._owners = None, False, ()
 
     def close(self) -> None:
-        """Give the memory back, as soon as nobody looks at the results any more."""
+        """Drop the memory, which is freed once no result refers to it."""
         for event in (*self.marks.values(), self.done):
             event.close()
         del self.memory, self.host, self._host, self.bits, self._bits
@@ -75,15 +75,15 @@ class Slot:
     # -- frames in --------------------------------------------------------------------------------------------------
 
     def fits(self, nbytes: Sequence[int]) -> bool:
-        """Whether frames of these sizes have room."""
+        """Whether there is room for frames of these sizes."""
         return self._header + sum(map(aligned, nbytes)) <= self._staging.nbytes
 
     def make_room(self, nbytes: Sequence[int]) -> None:
-        """Room for frames of these sizes; the stream must be done with the slot, and graphs that know it be dropped."""
-        # A quarter more, so that pictures of all sizes do not reallocate each time.
+        """Make room for frames of these sizes; the stream must no longer use the slot, nor graphs its addresses."""
+        # A quarter more, so that images of varying sizes do not reallocate each time.
         total = self._header + sum(map(aligned, nbytes)) * 5 // 4
         staging = self._device.pinned(total, "frames")
-        # Where CPU and GPU share one memory the kernels read the frames in place.
+        # If CPU and GPU share one memory, the kernels read the frames in place.
         self.needs_upload = not self._device.integrated
         self._frames = self._device.allocate(total, "frames") if self.needs_upload else staging
         self._staging = staging
@@ -95,7 +95,7 @@ class Slot:
         """Copy frames from host memory into pinned memory.
 
         Returns:
-            the device address that each will have, and how many bytes are to be uploaded for all of them
+            the device address of each frame after the upload, and the bytes to upload for all of them
         """
         offset, pointers = self._header, []
         for frame in frames:
@@ -105,7 +105,7 @@ class Slot:
         return pointers, offset
 
     def set_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Height and width of each frame, which go up ahead of them."""
+        """Set height and width of each frame; they are uploaded ahead of the frames."""
         self._sizes[: len(sizes)] = sizes
 
     def upload(self, nbytes: int) -> tuple[int, int, int]:
@@ -115,7 +115,7 @@ class Slot:
     # -- results out ------------------------------------------------------------------------------------------------
 
     def make_results(self, detections: int) -> None:
-        """Room for so many detections an image; the same condition as for :meth:`make_room`."""
+        """Make room for this many detections per image; same conditions as for :meth:`make_room`."""
         small, large = _results(self._network, detections)
         first, both = Layout(small), Layout({**small, **large})
         memory = self._device.allocate(both.nbytes, "results")
@@ -126,7 +126,7 @@ class Slot:
         self.detections, self.arrays = detections, {**small, **large}
 
     def make_bits(self, capacity: int) -> None:
-        """Room for packed masks of so many words an image; the same condition as for :meth:`make_room`."""
+        """Make room for this many words of packed masks per image; same conditions as for :meth:`make_room`."""
         self._bits = self._device.pinned(self._batch * capacity * 4, "packed masks")
         self.bits: NDArray[np.uint32] = self._bits.array(np.uint32, (self._batch, capacity))
         self.pointers["bits"] = self._bits.pointer
@@ -137,24 +137,24 @@ class Slot:
         return self._host.host_pointer, self.memory.pointer, self._downloaded
 
     def timings(self, stages: Sequence[str]) -> dict[str, float]:
-        """Milliseconds of each stage of the batch that came to its end last; ``stages`` are those that it had."""
+        """Milliseconds of each stage of the last finished batch; ``stages`` are the stages that it had."""
         marks = [self.marks["start"], *(self.marks[stage] for stage in stages)]
         return {stage: end.elapsed_since(start) for stage, start, end in zip(stages, marks, marks[1:], strict=False)}
 
 
 def network_stage(network: DeviceNetwork) -> str:
-    """The name of the stage that is the network."""
+    """Name of the network's stage."""
     return "network" if network.metadata.tail == "heads" else NETWORK_WITH_TAIL
 
 
 def stream_stages(network: DeviceNetwork) -> tuple[str, ...]:
-    """What the stream does with a batch of frames, in its order."""
+    """Stages of a batch of frames on the stream, in order."""
     tail = ("nms", "assembly") if network.metadata.tail == "heads" else ()
     return ("upload", "preprocess", network_stage(network), *tail, "paste", "download")
 
 
 def detection_slots(network: DeviceNetwork, nms: str) -> int:
-    """How many detections an image can have; NMS across classes is limited by its list alone."""
+    """Most detections per image; cross-class NMS is limited only by the length of its list."""
     if network.metadata.tail != "heads":
         return network.outputs["scores"].shape[1]
     config = network.metadata.config
@@ -162,7 +162,7 @@ def detection_slots(network: DeviceNetwork, nms: str) -> int:
 
 
 def _results(network: DeviceNetwork, detections: int) -> tuple[Arrays, Arrays]:
-    """The arrays that come to the host, and those that stay on the device."""
+    """The arrays that are downloaded, and those that stay on the device."""
     n, d, outputs = network.max_batch, detections, network.outputs
     small: Arrays = {
         "num_detections": ((n,), "int32"),

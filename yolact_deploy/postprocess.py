@@ -115,27 +115,29 @@ def fast_nms(
     """
     if (missing := np.isnan(scores)).any():  # from a broken network; they must not win
         scores = np.where(missing, -np.inf, scores)
-    kept_class: list[NDArray[np.intp]] = []
-    kept_prior: list[NDArray[np.intp]] = []
-    count = 0
+    kept = [np.empty((2, 0), np.intp)]
     for classes, priors in _by_falling_score(scores, top_k, second_threshold, _NMS_CHUNK):
-        own = scores[classes]  # [m, n]: scores of all boxes in each entry's class
-        score = scores[classes, priors][:, None]
-        better = own > score
-        if (ties := own == score).sum() > len(classes):  # equal scores: the lower prior is better
-            better |= ties & (np.arange(scores.shape[1]) < priors[:, None])
-        distinct, where = np.unique(priors, return_inverse=True)
-        overlaps = ~(box_iou(boxes[distinct], boxes) <= iou_threshold)  # NaN overlaps
-        better &= overlaps[where]
-        kept = ~better.any(axis=1)
-        kept_class.append(classes[kept])
-        kept_prior.append(priors[kept])
-        count += int(kept.sum())
-        if count >= max_detections:
+        survive = ~_overlapped(boxes, scores, classes, priors, iou_threshold)
+        kept.append(np.stack([classes[survive], priors[survive]]))
+        if sum(entries.shape[1] for entries in kept) >= max_detections:
             break
-    labels = np.concatenate([np.empty(0, np.intp), *kept_class])[:max_detections]
-    index = np.concatenate([np.empty(0, np.intp), *kept_prior])[:max_detections]
+    labels, index = np.concatenate(kept, axis=1)[:, :max_detections]
     return Detected(boxes[index], scores[labels, index], labels.astype(np.int64), coeff[index])
+
+
+def _overlapped(
+    boxes: Floats, scores: Floats, classes: NDArray[np.intp], priors: NDArray[np.intp], iou_threshold: float
+) -> NDArray[np.bool_]:
+    """Whether a better entry of its class overlaps each entry (class, prior) too much: bool [m]; NaN is too much."""
+    own = scores[classes]  # [m, n]: scores of all boxes in each entry's class
+    score = scores[classes, priors][:, None]
+    better = own > score
+    if (ties := own == score).sum() > len(classes):  # equal scores: the lower prior is better
+        better |= ties & (np.arange(scores.shape[1]) < priors[:, None])
+    distinct, where = np.unique(priors, return_inverse=True)
+    overlaps = ~(box_iou(boxes[distinct], boxes) <= iou_threshold)
+    result: NDArray[np.bool_] = (better & overlaps[where]).any(axis=1)
+    return result
 
 
 def _by_falling_score(

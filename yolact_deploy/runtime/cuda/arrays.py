@@ -131,8 +131,9 @@ class DeviceArray:
         pitch = pitch if height > 1 else 3 * width
         if channel != 1 or (width > 1 and pixel != 3) or pitch < 3 * width:
             raise InputError(
-                f"expected frames with adjacent pixels in each row (rows may be padded), got strides {list(self.strides)} "
-                f"for {list(self.shape)}: call tensor.contiguous() or cupy.ascontiguousarray(array)"
+                "expected frames with adjacent pixels in each row (rows may be padded), got "
+                f"{list(self.shape)} with strides {list(self.strides)}: call tensor.contiguous() or "
+                "cupy.ascontiguousarray(array)"
             )
         step = self.strides[0] if len(self.shape) == 4 else 0
         return Images(tuple(self.pointer + index * step for index in range(batch)), height, width, pitch)

@@ -136,8 +136,8 @@ def _overlapped(
         better |= ties & (np.arange(scores.shape[1]) < priors[:, None])
     distinct, where = np.unique(priors, return_inverse=True)
     overlaps = ~(box_iou(boxes[distinct], boxes) <= iou_threshold)
-    result: NDArray[np.bool_] = (better & overlaps[where]).any(axis=1)
-    return result
+    better &= overlaps[where]
+    return better.any(axis=1)
 
 
 def _by_falling_score(

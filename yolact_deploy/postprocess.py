@@ -137,7 +137,7 @@ def _overlapped(
     distinct, where = np.unique(priors, return_inverse=True)
     overlaps = ~(box_iou(boxes[distinct], boxes) <= iou_threshold)
     better &= overlaps[where]
-    return better.any(axis=1)
+    return np.asarray(better.any(axis=1), dtype=np.bool_)
 
 
 def _by_falling_score(

@@ -129,13 +129,13 @@ class TensorRtNetwork(DeviceNetwork):
 
     def _check_tensor(self, name: str, dtype: np.dtype[Any], shape: list[int]) -> None:
         if name == "images":
-            wanted: tuple[str, ...] = (self.metadata.input_dtype,)
+            allowed: tuple[str, ...] = (self.metadata.input_dtype,)
         elif name in _INTEGERS:
-            wanted = ("int32",)
+            allowed = ("int32",)
         else:
-            wanted = ("float32", "float16") if name in _HALF_ALLOWED else ("float32",)
-        if dtype.name not in wanted or min(shape, default=1) < 1:
-            raise self._foreign(f"has {name} {dtype} {shape}, expected {' or '.join(wanted)} of a fixed size")
+            allowed = ("float32", "float16") if name in _HALF_ALLOWED else ("float32",)
+        if dtype.name not in allowed or min(shape, default=1) < 1:
+            raise self._foreign(f"has {name} {dtype} {shape}, expected {' or '.join(allowed)} of a fixed size")
 
     def _foreign(self, what: str) -> ArtifactError:
         return ArtifactError(f"{self.path} {what}: {_rebuild(self.path, self.flavour)}")

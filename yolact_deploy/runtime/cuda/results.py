@@ -23,7 +23,7 @@ class DeviceDetections:
 
     Attributes:
         num_detections: int32 [1]
-        boxes: float32 [D, 4], xyxy normalised, neither sorted nor clamped
+        boxes: float32 [D, 4], xyxy normalized, neither sorted nor clamped
         scores: float32 [D]
         labels: int32 [D], 0-based
         masks: float16 or float32 [D, h, w], probabilities at prototype resolution, 0 outside the boxes

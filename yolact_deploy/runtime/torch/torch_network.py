@@ -146,7 +146,7 @@ class TorchNetwork(DeviceNetwork):
     """A YOLACT model in PyTorch on a GPU, with input and output tensors that never move.
 
     Args:
-        model: moved to the GPU and converted in place; fold its batch normalisation first
+        model: moved to the GPU and converted in place; fuse its batch normalization first
         device: where it runs
         precision: "fp32", "tf32", "fp16" or "bf16"
         compile: compile it, and replay it as a CUDA graph; there is one for each batch that is a power of two

@@ -58,8 +58,9 @@ _Started = TypeVar("_Started")
 class Predictor:
     """A loaded model.
 
-    >>> model = yolact_deploy.load("yolact.onnx")          # doctest: +SKIP
-    >>> detections = model(cv2.imread("street.jpg"))       # doctest: +SKIP
+    Examples:
+        >>> model = yolact_deploy.load("yolact.onnx")
+        >>> detections = model(cv2.imread("street.jpg"))
 
     Args:
         backend: the network and its tail

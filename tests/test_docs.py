@@ -198,6 +198,9 @@ def test_reference_of_the_command_line() -> None:
     reference = site.cli_reference()
     sections = dict(zip(*[iter(re.split(r"^## (\w+)\n", reference, flags=re.MULTILINE)[1:])] * 2, strict=True))
     assert list(sections) == list(COMMANDS)
+    overview = reference.partition("\n## ")[0]
+    assert all(option in overview for option in ("--debug", "--quiet", "--json"))
+    assert reference.count("<code>--debug</code>") == 1
     for name, section in sections.items():
         options = {option for action in command_parser(name)._actions for option in action.option_strings}
         options -= {"-h", "--help", "--debug", "--quiet", "--json"}

@@ -21,7 +21,6 @@ from yolact_deploy.cli.main import COMMANDS, PROGRAM, command_parser
 ROOT = Path(__file__).resolve().parents[2]
 _REPOSITORY_LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
 _SPHINX_ROLE = re.compile(r":(?:class|attr|meth|func|data|mod|exc):<code>~?(?:[\w.]+\.)?([\w()]+)</code>")
-_GLOBAL_GROUP = "everywhere"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -57,7 +56,7 @@ def cli_reference() -> str:
         f"| command | purpose |\n| --- | --- |\n{overview}",
         "Exit codes: 0 done, 1 a gate failed (such as `--min-fps`), 2 any other failure.",
         "Every command accepts:",
-        *(_table(group) for group in next(iter(parsers.values()))._action_groups if group.title == _GLOBAL_GROUP),
+        *(_table(group) for group in next(iter(parsers.values()))._action_groups if _is_global(group)),
     ]
     for name, parser in parsers.items():
         lines += [f"## {name}", *_command(parser, level=3)]
@@ -69,7 +68,7 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     yield from _text(description)
     yield f"```sh\n{_usage(parser)}\n```"
     for group in parser._action_groups:
-        if group.title == _GLOBAL_GROUP or not _shown(group):
+        if _is_global(group) or not _shown(group):
             continue
         if group.title not in ("options", "positional arguments"):
             yield f"**{group.title.capitalize()}**" if group.title else ""
@@ -82,6 +81,11 @@ def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
             for name, child in action.choices.items():
                 yield f"{'#' * level} {parser.prog.removeprefix(PROGRAM).strip()} {name}"
                 yield from _command(child, level + 1)
+
+
+def _is_global(group: argparse._ArgumentGroup) -> bool:
+    """Whether it holds the options of every command."""
+    return any("--debug" in action.option_strings for action in group._group_actions)
 
 
 def _usage(parser: argparse.ArgumentParser) -> str:

@@ -201,10 +201,10 @@ def test_throttling_in_between_is_counted(tmp_path: Path) -> None:
     assert (found.thermal_throttles, found.overcurrents) == (5, 3)
     assert (found.before.slowed, found.after.slowed) == ((), ("cpufreq-cpu4",))
     told = " ".join(found.warnings)
-    assert "slowed down for heat (5 times)" in told
+    assert "throttled for heat (5 times)" in told
     assert "cpufreq-cpu4" in told
     assert "pwm-fan" not in told
-    assert "power supply (3 times" in told
+    assert "power supply (3 overcurrent" in told
 
 
 def test_gpus(tmp_path: Path) -> None:
@@ -227,9 +227,7 @@ def test_gpus(tmp_path: Path) -> None:
     )
     assert found.gpu_throttled_s["GPU 0 (NVIDIA T4)"]["power"] == pytest.approx(0.5)
     held, shared = found.warnings[: len(found.warnings) - len(found.debug)]
-    assert held.startswith(
-        "GPU 0 (NVIDIA T4) was held below its clock (power for 0.5 s, thermal slowdown by the driver)"
-    )
+    assert held.startswith("GPU 0 (NVIDIA T4) was throttled (power for 0.5 s, thermal slowdown by the driver)")
     assert "nvidia-smi -pl" in held
     assert "cool it better" in held
     assert shared.startswith("1 other processes use GPU 0")
@@ -262,9 +260,9 @@ def quiet(tmp_path: Path) -> Conditions:
         ({"stolen_cores": 0.4}, "5.0 % of this virtual machine's time"),
         ({"quota_cores": 2.0}, "OMP_NUM_THREADS=2"),
         ({"quota_cores": 0.5}, "OMP_NUM_THREADS=1"),
-        ({"quota_cores": 2.0, "quota_stopped_s": 3.0}, "stopped for 3.0 s because its quota of 2"),
+        ({"quota_cores": 2.0, "quota_stopped_s": 3.0}, "the CPU quota of 2 stopped the container for 3.0 s"),
         ({"governor": "powersave"}, "cpupower frequency-set -g performance"),
-        ({"clock_limit_mhz": 1500.0, "hardware_clock_mhz": 2200.0}, "below 1500 of its 2200 MHz"),
+        ({"clock_limit_mhz": 1500.0, "hardware_clock_mhz": 2200.0}, "to 1500 of its 2200 MHz"),
         ({"debug": ("torch is a debug build: install a release build",)}, "torch is a debug build"),
     ],
 )
@@ -293,7 +291,7 @@ def test_others_count_against_the_cores_this_process_may_use(quiet: Conditions) 
     assert "1.1 of 8 cores" in dataclasses.replace(quiet, usable_cores=2, other_cores=1.1).warnings[0]
 
 
-@pytest.mark.parametrize(("turbo", "cure"), [(True, "turn turbo off"), (None, "cool the processor")])
+@pytest.mark.parametrize(("turbo", "cure"), [(True, "turn turbo off"), (None, "improve the cooling")])
 def test_a_clock_that_fell(quiet: Conditions, turbo: bool | None, cure: str) -> None:
     def at(mhz: float) -> Conditions:
         before = dataclasses.replace(quiet.before, cpu_mhz=4800.0)
@@ -329,7 +327,7 @@ def onnxruntime(kind: str) -> SimpleNamespace:
     [
         ({"torch": torch(debug=True)}, "torch is a debug build"),
         ({"torch": torch(settings="BUILD_TYPE=Debug, CXX_FLAGS= -O0")}, "torch is a debug build"),
-        ({"torch": torch(settings="BUILD_TYPE=RelWithAssert, CXX_FLAGS= -O2")}, "assertions on"),
+        ({"torch": torch(settings="BUILD_TYPE=RelWithAssert, CXX_FLAGS= -O2")}, "assertions enabled"),
         ({"torch": torch(anomalies=True)}, "set_detect_anomaly(False)"),
         ({"onnxruntime": onnxruntime("Debug")}, "onnxruntime is a debug build"),
     ],

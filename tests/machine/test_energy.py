@@ -134,7 +134,7 @@ def test_gpus(tmp_path: Path) -> None:
     found = measure(tmp_path, lambda: None, nvml, images=30)
     assert found.sources == (EnergySource("GPU 0 (NVIDIA L4)", "nvml", 60.0),)
     assert found.images_per_joule == pytest.approx(0.5)
-    assert "GPU 1 (Quadro P600): counts no energy (GPUs before Volta do not)" in found.reasons
+    assert "GPU 1 (Quadro P600): does not count energy (GPUs before Volta)" in found.reasons
     assert nvml.open == 0, "NVML is closed again"
 
 
@@ -142,7 +142,7 @@ def test_a_gpu_counter_that_begins_anew_is_no_figure(tmp_path: Path) -> None:
     counts = iter([5_000, 5_000, 100])
     found = measure(tmp_path, lambda: None, FakeNvml(gpu(TotalEnergyConsumption=lambda: next(counts))))
     assert found.joules is None
-    assert "GPU 0 (NVIDIA T4): its readings broke off" in found.reasons
+    assert "GPU 0 (NVIDIA T4): its readings failed during the measurement" in found.reasons
 
 
 def test_a_driver_that_does_not_start_is_told(tmp_path: Path) -> None:

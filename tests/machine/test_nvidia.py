@@ -83,13 +83,13 @@ def test_gpus(driver: Install) -> None:
 
 def test_what_may_be_wrong(driver: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(H200)
-    with pytest.raises(BackendError, match=r"there is no cuda:1 here: the driver finds 1 GPU\(s\)"):
+    with pytest.raises(BackendError, match=r"there is no cuda:1: the driver sees 1 GPU\(s\)"):
         require_gpu(1)
     driver(H200, status=803)
     with pytest.raises(BackendError, match=r"does not start \(cuInit gives 803\): check it with nvidia-smi"):
         find_driver()
     driver()
-    with pytest.raises(BackendError, match="finds no GPU: check it"):
+    with pytest.raises(BackendError, match="sees no GPU: check nvidia-smi"):
         find_driver()
 
     def missing(name: str) -> Any:

@@ -96,7 +96,7 @@ def test_nvml_is_not_to_be_had(missing: str, tmp_path: Path, monkeypatch: pytest
     """Only where there may be a GPU it is worth installing something."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     module = None if missing == "package" else FakeNvml(gpu(), starts=False)
-    cure = "yolact-deploy[bench]" if missing == "package" else "check nvidia-smi"
+    cure = "yolact-deploy[bench]" if missing == "package" else "check it with nvidia-smi"
 
     def reason(name: str, files: dict[str, str]) -> str:
         write(tmp_path / name, files)

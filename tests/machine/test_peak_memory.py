@@ -62,7 +62,7 @@ def test_memory_of_gpus(tmp_path: Path) -> None:
     with PeakMemoryMeter(root=tmp_path, nvml=nvml, modules={}) as meter:
         assert done.wait(60)
     assert meter.peak.devices == (DeviceMemory("GPU 0 (NVIDIA L4)", 100, 700),)
-    assert meter.peak.reasons == ("GPU 1 (Orin): does not tell its memory",)
+    assert meter.peak.reasons == ("GPU 1 (Orin): does not report its memory",)
     assert nvml.open == 0
 
 

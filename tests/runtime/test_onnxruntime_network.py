@@ -207,7 +207,7 @@ def test_a_run_that_fails(
 def test_no_such_gpu(fake: FakeOnnxRuntime, tmp_path: Path) -> None:
     """Asked of the driver itself, by ctypes."""
     path = write_model(tmp_path / "m.onnx")
-    with pytest.raises(BackendError, match=r"there is no cuda:2 here: the driver finds 2 GPU\(s\)"):
+    with pytest.raises(BackendError, match=r"there is no cuda:2: the driver sees 2 GPU\(s\)"):
         onnxruntime_gpu.OnnxRuntimeGpuBackend(path, provider="cuda", device=2)
 
 

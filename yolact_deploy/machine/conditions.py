@@ -1,7 +1,7 @@
-"""Under which conditions something was measured: clocks and temperatures before and after, who else used the machine.
+"""The conditions of a measurement: clocks and temperatures before and after, and other load on the machine.
 
-What spoils a measurement becomes a warning, a sentence with the cure. The absence of a warning says only that nothing
-was found in what this machine tells: a virtual machine tells neither its clock nor its heat.
+Whatever spoils a measurement becomes a warning, a sentence with the cure. No warning means only that nothing shows in
+the values that this machine reports; a virtual machine reports neither clocks nor temperatures.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from yolact_deploy.machine.debug_builds import debug_builds
 from yolact_deploy.machine.nvml import Nvml, NvmlGpu
 from yolact_deploy.machine.sysfiles import ROOT
 
-#: share of the usable cores that other programs may keep busy in a quiet measurement
+#: share of the usable cores that other programs may keep busy
 QUIET_SHARE = 0.15
-#: share of the cores' time that a host may give to other machines; above it the tail of the latency shows it
+#: share of core time that the host may give to other machines; more shows in the latency tail
 _STOLEN_SHARE = 0.01
-#: share of the time for which a limit may hold a GPU's clock down or a quota stop the process
+#: share of the time that a GPU may be throttled or a quota may stop the process
 _STOPPED_SHARE = 0.01
-#: a clock below this share of its former height has fallen; less is what turbo does as more cores wake up
+#: a clock below this share of its first value has fallen; smaller changes are turbo with more active cores
 _CLOCK_SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class GpuState:
-    """One GPU at one moment; ``throttle`` tells what holds its clock down."""
+    """One GPU at one moment; ``throttle`` lists what holds its clock down."""
 
     name: str
     clock_mhz: int | None
@@ -48,9 +48,9 @@ class State:
     """Clocks and temperatures at one moment.
 
     Attributes:
-        cpu_mhz: highest clock of a processor: the others may be idle
-        temperatures_c: thermal zones and the processor's sensors
-        slowed: what the system slows down to cool it, as far as it tells
+        cpu_mhz: highest clock among the processors; others may be idle
+        temperatures_c: thermal zones and processor sensors
+        slowed: devices that the system slows down for cooling
     """
 
     cpu_mhz: float | None
@@ -61,24 +61,24 @@ class State:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the machine told while something was measured; None where it did not tell.
+    """What the machine reported during a measurement; None for unknown values.
 
     Attributes:
-        cores: of the machine
-        usable_cores: of these, what this process may use
-        other_cores: how many cores other processes kept busy, on average
-        stolen_cores: how many cores the host of this virtual machine gave to others, on average
+        cores: cores of the machine
+        usable_cores: cores that this process may use
+        other_cores: average number of cores that other processes kept busy
+        stolen_cores: average number of cores that the host gave to other virtual machines
         turbo: whether clocks may rise above the base clock
         clock_limit_mhz: highest clock that the settings allow
         hardware_clock_mhz: highest clock of the hardware
         quota_cores: cores that the container may use
-        quota_stopped_s: how long processes of the container waited for its quota, during the measurement
-        thermal_throttles: how often a core or package slowed down for heat, at most
-        overcurrents: how often a Jetson slowed down for its power supply
-        gpu_throttled_s: for each GPU how long each limit held its clock down
-        gpu_processes: for each GPU how many other processes compute on it
+        quota_stopped_s: how long the quota stopped the processes of the container
+        thermal_throttles: largest number of thermal throttles of a core or package
+        overcurrents: number of throttles of a Jetson for its power supply
+        gpu_throttled_s: per GPU, how long each limit held its clock down
+        gpu_processes: per GPU, the number of other processes that compute on it
         debug: debug builds and debugging aids
-        warnings: what makes figures worse than this machine can do, or different from run to run, each with the cure
+        warnings: what makes figures worse than this machine allows or unstable from run to run, each with the cure
     """
 
     seconds: float
@@ -107,14 +107,14 @@ class Conditions:
 
 
 class ConditionsMeter:
-    """Watches the conditions of a ``with`` block, after the warm-up; ``conditions`` holds them afterwards.
+    """Records the conditions of a ``with`` block; ``conditions`` is set afterwards.
 
-    Nothing runs inside the block.
+    It runs nothing inside the block. Start it after the warm-up.
 
     Args:
-        root: the folder that stands for /
-        nvml: stands for the module ``pynvml``
-        modules: loaded modules, of which torch and onnxruntime are asked for debug builds
+        root: replaces / in tests
+        nvml: replaces the module ``pynvml`` in tests
+        modules: loaded modules; torch and onnxruntime are checked for debug builds
     """
 
     conditions: Conditions
@@ -135,7 +135,7 @@ class ConditionsMeter:
         limit = cpu_state.clock_limit_mhz(self._root)
         other = stolen = None
         if first.cpu is not None and last.cpu is not None:
-            # Ticks of 10 ms: over a short time a little more of ours than of all may be seen.
+            # Ticks are 10 ms: over a short time our share may exceed the total.
             other = max(0.0, (last.cpu.busy - first.cpu.busy - (last.own - first.own)) / seconds)
             stolen = (last.cpu.stolen - first.cpu.stolen) / seconds
         self.conditions = Conditions(
@@ -192,7 +192,7 @@ class ConditionsMeter:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Counters at one moment; times in seconds, ``own`` is core time of this process."""
+    """Counters at one moment; times in seconds. ``own`` is the core time of this process."""
 
     time: float
     own: float
@@ -208,9 +208,9 @@ def _advances(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, 
 
 
 def _other_processes(gpu: NvmlGpu) -> int:
-    """Processes on a GPU beside this one, which in a container may go by another number."""
-    found = gpu.processes() or frozenset()
-    return len(found - {os.getpid()}) if os.getpid() in found else max(0, len(found) - 1)
+    """Other processes on a GPU. In a container this process may have another number there."""
+    processes = gpu.processes() or frozenset()
+    return len(processes - {os.getpid()}) if os.getpid() in processes else max(0, len(processes) - 1)
 
 
 # -- warnings -------------------------------------------------------------------------------------------------------
@@ -219,26 +219,27 @@ def _other_processes(gpu: NvmlGpu) -> int:
 def _of_others(c: Conditions) -> Iterator[str]:
     if c.other_cores is not None and c.other_cores > QUIET_SHARE * c.usable_cores:
         yield (
-            f"other programs used {c.other_cores:.1f} of {c.cores} cores meanwhile: times are too long, and ratios to "
-            "eager PyTorch, which suffers most, too good; measure again on a quiet machine"
+            f"other programs used {c.other_cores:.1f} of {c.cores} cores: times are too long, and ratios to eager "
+            "PyTorch, which suffers most, are too good; measure again on a quiet machine"
         )
     if c.stolen_cores is not None and c.stolen_cores > _STOLEN_SHARE * c.cores:
         yield (
             f"the host gave {100 * c.stolen_cores / c.cores:.1f} % of this virtual machine's time to others (steal): "
-            "measure on a machine with cores of its own"
+            "measure on a machine with dedicated cores"
         )
 
 
 def _of_quota(c: Conditions) -> Iterator[str]:
     if c.quota_stopped_s > _STOPPED_SHARE * c.seconds:
         yield (
-            f"the container was stopped for {c.quota_stopped_s:.1f} s because its quota of {_cores(c)} was used up: "
-            "raise the quota (--cpus), or give it whole cores instead (--cpuset-cpus)"
+            f"the CPU quota of {_cores(c)} stopped the container for {c.quota_stopped_s:.1f} s: raise the quota "
+            "(--cpus) or assign whole cores instead (--cpuset-cpus)"
         )
     elif c.quota_cores is not None and c.quota_cores < c.usable_cores:
         yield (
-            f"the container may use {_cores(c)} of {c.usable_cores} cores but sees all, so runtimes start too many "
-            f"threads: set OMP_NUM_THREADS={max(1, int(c.quota_cores))}, or give it whole cores (--cpuset-cpus)"
+            f"the container may use {_cores(c)} of {c.usable_cores} cores but sees all of them, so runtimes "
+            f"start too many threads: set OMP_NUM_THREADS={max(1, int(c.quota_cores))} or assign whole cores "
+            "(--cpuset-cpus)"
         )
 
 
@@ -249,37 +250,37 @@ def _cores(c: Conditions) -> str:
 def _of_settings(c: Conditions) -> Iterator[str]:
     if c.governor is not None and c.governor != "performance":
         yield (
-            f"the frequency governor is {c.governor}: clocks follow the load with delay; set it with "
+            f"the frequency governor is {c.governor}: clocks follow the load with a delay; run "
             "sudo cpupower frequency-set -g performance"
         )
     if c.clock_limit_mhz and c.hardware_clock_mhz and c.clock_limit_mhz < c.hardware_clock_mhz:
         yield (
-            f"settings hold the processor below {c.clock_limit_mhz:.0f} of its {c.hardware_clock_mhz:.0f} MHz: raise "
-            "the limit with sudo cpupower frequency-set -u (on a Jetson choose a higher power mode by nvpmodel)"
+            f"settings limit the processor to {c.clock_limit_mhz:.0f} of its {c.hardware_clock_mhz:.0f} MHz: raise the "
+            "limit with sudo cpupower frequency-set -u (on a Jetson choose a higher power mode with nvpmodel)"
         )
 
 
 def _of_heat(c: Conditions) -> Iterator[str]:
     if c.thermal_throttles:
-        yield f"the processor slowed down for heat ({c.thermal_throttles} times): cool it better and measure again"
+        yield f"the processor throttled for heat ({c.thermal_throttles} times): cool it better and measure again"
     if c.after.slowed:
-        yield f"the system slows down {', '.join(c.after.slowed)} for heat: cool it better and measure again"
+        yield f"the system throttles {', '.join(c.after.slowed)} for heat: cool it better and measure again"
     if c.overcurrents:
         yield (
-            f"the board slowed down for its power supply ({c.overcurrents} times too much current or too little "
-            "voltage): use a stronger supply or a lower power mode (nvpmodel)"
+            f"the board throttled for its power supply ({c.overcurrents} overcurrent or undervoltage events): use a "
+            "stronger supply or a lower power mode (nvpmodel)"
         )
     before, after = c.before.cpu_mhz, c.after.cpu_mhz
     if before and after and after < _CLOCK_SHARE * before:
-        cure = "turn turbo off to compare runs" if c.turbo else "cool the processor and warm it up before measuring"
-        yield f"the processor's clock fell from {before:.0f} to {after:.0f} MHz while measuring: {cure}"
+        cure = "turn turbo off to compare runs" if c.turbo else "improve the cooling and warm up before measuring"
+        yield f"the processor clock fell from {before:.0f} to {after:.0f} MHz during the measurement: {cure}"
 
 
-#: cures of what holds a GPU's clock down, by the first word of NVML's reasons and counters
+#: cures for a throttled GPU, by the first word of NVML's reasons and counters
 _GPU_CURES = {
-    "power": "raise the limit (nvidia-smi -pl) or lock a clock that it can hold (nvidia-smi -lgc)",
+    "power": "raise the power limit (nvidia-smi -pl) or lock a clock that it can hold (nvidia-smi -lgc)",
     "thermal": "cool it better",
-    "hardware": "look at its power supply and cooling (nvidia-smi -q -d PERFORMANCE)",
+    "hardware": "check its power supply and cooling (nvidia-smi -q -d PERFORMANCE)",
 }
 
 
@@ -287,12 +288,12 @@ def _of_gpus(c: Conditions) -> Iterator[str]:
     for gpu in c.after.gpus:
         times = c.gpu_throttled_s.get(gpu.name, {})
         limits = {name: f"{name} for {s:.1f} s" for name, s in times.items() if s > _STOPPED_SHARE * c.seconds}
-        # A counter tells more than what holds at the end; not every GPU has one.
-        told = {limit.split()[0] for limit in limits}
-        limits.update({reason: reason for reason in gpu.throttle if reason.split()[0] not in told})
+        # A counter says more than the state at the end, but not every GPU has one.
+        counted = {limit.split()[0] for limit in limits}
+        limits.update({reason: reason for reason in gpu.throttle if reason.split()[0] not in counted})
         if limits:
             cures = dict.fromkeys(_GPU_CURES.get(name.split()[0], _GPU_CURES["hardware"]) for name in limits)
-            yield f"{gpu.name} was held below its clock ({', '.join(limits.values())}): {'; '.join(cures)}"
+            yield f"{gpu.name} was throttled ({', '.join(limits.values())}): {'; '.join(cures)}"
     for name, count in c.gpu_processes.items():
         if count:
-            yield f"{count} other processes use {name}: end them, or choose another by CUDA_VISIBLE_DEVICES"
+            yield f"{count} other processes use {name}: end them or choose another GPU with CUDA_VISIBLE_DEVICES"

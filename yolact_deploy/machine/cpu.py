@@ -1,19 +1,33 @@
-"""What the CPU is, as Linux tells it."""
+"""Name and instruction sets of the CPU, as Linux reports them."""
 
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
+from yolact_deploy.machine.sysfiles import ROOT, read_text
 
-def cpu_info() -> tuple[str, frozenset[str]]:
-    """Name and instruction sets, as in ``/proc/cpuinfo``; empty where they are not known."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "", frozenset()
-    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return values.get("model name", ""), frozenset(values.get("flags", "").split())
+#: instruction sets that decide how fast a CPU runs networks
+INSTRUCTIONS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd",
+)  # fmt: skip
+
+
+def cpu_info(root: Path = ROOT) -> tuple[str, frozenset[str]]:
+    """Name and flags from ``/proc/cpuinfo``; without it, the name from Python and no flags."""
+    cpuinfo = read_text(root / "proc/cpuinfo") or ""
+    name = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    board = (read_text(root / "proc/device-tree/model") or "").strip("\0")  # cpuinfo of a Jetson has no model name
+    model = name[1].strip() if name else board or platform.processor() or platform.machine()
+    return model, frozenset(flags[1].split() if flags else ())
+
+
+def instructions(root: Path = ROOT) -> list[str]:
+    """The :data:`INSTRUCTIONS` that this CPU has."""
+    flags = cpu_info(root)[1]
+    return [name for name in INSTRUCTIONS if name in flags]
 
 
 def is_x86() -> bool:

@@ -1,13 +1,13 @@
-"""The processor's state as Linux tells it: clocks, governor, turbo, throttling, time spent, and the container's quota.
+"""State of the processor under Linux: clocks, governor, turbo, throttling, busy time, and the quota of the container.
 
-Nothing needs root; what the kernel does not tell (virtual machines hide most, other systems all) is None or empty.
+Nothing needs root. Values that the kernel hides (most in virtual machines, all on other systems) are None or empty.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +15,20 @@ from yolact_deploy.errors import MissingDependencyError, import_optional
 from yolact_deploy.machine.sysfiles import ROOT, first_line_int, read_int, read_text
 
 _CPU = "sys/devices/system/cpu"
-#: cooling devices that slow something down; the others are fans and the like
+#: cooling devices that slow something down; others are fans and the like
 _SLOWING = re.compile(r"cpufreq|devfreq|^Processor$", re.IGNORECASE)
-#: sensors in the processor itself, among those of hwmon
+#: hwmon sensors inside the processor
 _CPU_SENSORS = ("coretemp", "k10temp", "zenpower")
-#: degrees Celsius outside of which a sensor is switched off or broken
+#: degrees Celsius; outside this range a sensor is off or broken
 _PLAUSIBLE = (-40, 200)
-#: of psutil's times of the processors; those of guests are part of user's
+#: fields of psutil's CPU times; guest time is part of user time
 _NOT_BUSY = ("idle", "iowait", "steal", "guest", "guest_nice")
 
 
 def governor(root: Path = ROOT) -> str | None:
-    """The frequency governor of the processors; several, if they differ."""
-    found = {read_text(path) for path in sorted((root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_governor"))} - {None, ""}
-    return ", ".join(sorted(map(str, found))) or None
+    """The frequency governor of the processors; several if they differ."""
+    names = {read_text(path) for path in sorted((root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_governor"))} - {None, ""}
+    return ", ".join(sorted(map(str, names))) or None
 
 
 def turbo(root: Path = ROOT) -> bool | None:
@@ -49,7 +49,7 @@ def usable_cores() -> int:
 
 
 def clocks_mhz(root: Path = ROOT) -> list[float]:
-    """The clock of each processor at this moment; in a virtual machine often a constant."""
+    """The current clock of each processor; in a virtual machine often a constant."""
     paths = sorted((root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
     khz = [value for path in paths if (value := read_int(path))]
     if khz:
@@ -59,7 +59,7 @@ def clocks_mhz(root: Path = ROOT) -> list[float]:
 
 
 def clock_limit_mhz(root: Path = ROOT) -> tuple[float, float] | None:
-    """The highest clock that the settings allow any processor, and the highest that the hardware does."""
+    """The highest clock that the settings allow, and the highest of the hardware."""
     pairs = [
         (read_int(path), read_int(path.with_name("cpuinfo_max_freq")))
         for path in (root / _CPU).glob("cpu[0-9]*/cpufreq/scaling_max_freq")
@@ -69,43 +69,37 @@ def clock_limit_mhz(root: Path = ROOT) -> tuple[float, float] | None:
 
 
 def thermal_throttles(root: Path = ROOT) -> dict[str, int]:
-    """How often each core and package slowed down for heat since the start of the machine (Intel)."""
-    found = {}
-    for path in (root / _CPU).glob("cpu[0-9]*/thermal_throttle/*_throttle_count"):
-        value = read_int(path)
-        if value is not None:
-            found[str(path)] = value
-    return found
+    """How often each core and package throttled for heat since boot (Intel)."""
+    return _read_counts((root / _CPU).glob("cpu[0-9]*/thermal_throttle/*_throttle_count"))
 
 
 def overcurrents(root: Path = ROOT) -> dict[str, int]:
-    """How often a Jetson slowed down for its power supply: too little voltage, too much current."""
-    found = {}
-    for path in (root / "sys/class/hwmon").glob("hwmon*/oc[0-9]*_event_cnt"):
-        value = read_int(path)
-        if value is not None:
-            found[path.name] = value
-    return found
+    """How often a Jetson throttled for low voltage or overcurrent since boot."""
+    return _read_counts((root / "sys/class/hwmon").glob("hwmon*/oc[0-9]*_event_cnt"))
+
+
+def _read_counts(paths: Iterable[Path]) -> dict[str, int]:
+    return {str(path): count for path in paths if (count := read_int(path)) is not None}
 
 
 def active_cooling(root: Path = ROOT) -> tuple[str, ...]:
-    """Names of what is being slowed down at this moment to cool it."""
-    found = set()
+    """Names of the devices that are being slowed down for cooling."""
+    names = set()
     for folder in (root / "sys/class/thermal").glob("cooling_device*"):
         name, state = read_text(folder / "type") or "", read_int(folder / "cur_state")
         if _SLOWING.search(name) and (state or 0) > 0:
-            found.add(name)
-    return tuple(sorted(found))
+            names.add(name)
+    return tuple(sorted(names))
 
 
 def temperatures_c(root: Path = ROOT) -> dict[str, float]:
-    """Thermal zones and the processor's own sensors in degrees Celsius; of several of one name the hottest."""
-    found: dict[str, float] = {}
+    """Thermal zones and processor sensors in degrees Celsius; the hottest of each name."""
+    hottest: dict[str, float] = {}
     for name, millidegrees in _sensors(root):
         degrees = (millidegrees or 0) / 1e3
         if name and millidegrees is not None and _PLAUSIBLE[0] < degrees < _PLAUSIBLE[1]:
-            found[name] = max(degrees, found.get(name, degrees))
-    return dict(sorted(found.items()))
+            hottest[name] = max(degrees, hottest.get(name, degrees))
+    return dict(sorted(hottest.items()))
 
 
 def _sensors(root: Path) -> Iterator[tuple[str | None, int | None]]:
@@ -120,25 +114,25 @@ def _sensors(root: Path) -> Iterator[tuple[str | None, int | None]]:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """Core seconds since the start of the machine: what ran here, and what the host gave to other machines."""
+    """Core seconds since boot: busy here, and given by the host to other virtual machines (steal)."""
 
     busy: float
     stolen: float
 
 
 def cpu_times(root: Path = ROOT) -> CpuTimes | None:
-    """The sums of all processors in /proc/stat; elsewhere than on Linux those of psutil, which knows of no host."""
+    """Sums over all processors from /proc/stat; on other systems from psutil, which does not report steal."""
     fields = (read_text(root / "proc/stat") or "").partition("\n")[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return _cpu_times_elsewhere() if root == ROOT else None
-    # Time of guests, further behind, is part of user's.
+    # The guest fields that follow are part of user time.
     user, nice, system, _, _, irq, softirq, stolen = map(int, fields[1:9])
     ticks = os.sysconf("SC_CLK_TCK")
     return CpuTimes((user + nice + system + irq + softirq) / ticks, stolen / ticks)
 
 
 def _cpu_times_elsewhere() -> CpuTimes | None:
-    """None where psutil, which belongs to an extra, is not installed."""
+    """None without psutil, which comes with an extra."""
     try:
         psutil = import_optional("psutil", "bench", "Measuring the machine's load")
     except MissingDependencyError:
@@ -149,14 +143,14 @@ def _cpu_times_elsewhere() -> CpuTimes | None:
 
 @dataclass(frozen=True)
 class Quota:
-    """What the container or service may use of the processors; ``stopped`` is how long it was made to wait so far."""
+    """CPU quota of the container or service; ``stopped`` is the time in seconds it was throttled so far."""
 
     cores: float | None
     stopped: float
 
 
 def quota(root: Path = ROOT) -> Quota:
-    """The tightest limit of the control group of this process and the groups around it (version 1 or 2)."""
+    """The tightest limit among the control group of this process and its parents (version 1 or 2)."""
     limits, stopped = [], 0.0
     for folder in _control_groups(root):
         limit, period = _limit(folder)
@@ -170,7 +164,7 @@ def quota(root: Path = ROOT) -> Quota:
 
 
 def _limit(folder: Path) -> tuple[int | None, int | None]:
-    """Microseconds of core time that may be used in each period of so many microseconds."""
+    """Microseconds of core time per period, and the period in microseconds."""
     fields = (read_text(folder / "cpu.max") or "").split()
     if len(fields) == 2:
         return (int(fields[0]) if fields[0].isdigit() else None), int(fields[1])
@@ -178,7 +172,7 @@ def _limit(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _control_groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that count this process's core time, inner ones first."""
+    """Folders of the control groups that account for this process, innermost first."""
     mount = root / "sys/fs/cgroup"
     for line in (read_text(root / "proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
@@ -189,6 +183,6 @@ def _control_groups(root: Path) -> Iterator[Path]:
             base = mount / controllers if (mount / controllers).is_dir() else mount / "cpu"
         else:
             continue
-        # A container is told the host's path, of which its own mount shows the end only: missing folders are passed.
+        # A container sees the path on the host, of which its mount has only the end: skip missing folders.
         group = base / path.strip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base) and folder.is_dir())

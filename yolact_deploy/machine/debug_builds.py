@@ -1,4 +1,4 @@
-"""What makes this process slower than a user's would be: debug builds of Python and the runtimes, debugging aids."""
+"""Debug builds and debugging aids that make this process slow."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-#: variables that make CUDA wait for each kernel, or runtimes write about each layer
+#: variables that make CUDA wait for each kernel or runtimes log each layer
 _SLOWING_VARIABLES = ("CUDA_LAUNCH_BLOCKING", "TORCH_SHOW_DISPATCH_TRACE", "ONEDNN_VERBOSE", "DNNL_VERBOSE")
 
 
 def debug_builds(
     modules: Mapping[str, ModuleType | Any] = sys.modules, variables: Mapping[str, str] = os.environ
 ) -> tuple[str, ...]:
-    """A sentence with the cure for each; only modules that are loaded are looked at."""
+    """A sentence with the cure for each; checks loaded modules only."""
     return (*_python(), *_torch(modules.get("torch")), *_ort(modules.get("onnxruntime")), *_set(variables))
 
 
@@ -26,7 +26,7 @@ def _python() -> Iterator[str]:
     elif sys.flags.dev_mode:
         yield "Python's development mode is on: leave out -X dev and PYTHONDEVMODE"
     if sys.gettrace() is not None:
-        yield "a debugger or coverage tool traces each line of Python: measure without it"
+        yield "a debugger or coverage tool traces every line of Python: measure without it"
 
 
 def _torch(torch: Any) -> Iterator[str]:
@@ -44,9 +44,9 @@ def _torch(torch: Any) -> Iterator[str]:
     if kind and kind[1] == "Debug":
         yield "torch is a debug build: install a release build"
     elif "CXX_FLAGS=" in settings and "-DNDEBUG" not in settings:
-        yield "torch was built with its assertions on: install a release build"
+        yield "torch was built with assertions enabled: install a release build"
     if anomalies:
-        yield "torch looks for anomalies in each operation: call torch.autograd.set_detect_anomaly(False)"
+        yield "torch checks every operation for anomalies: call torch.autograd.set_detect_anomaly(False)"
 
 
 def _ort(onnxruntime: Any) -> Iterator[str]:

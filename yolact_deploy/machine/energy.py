@@ -1,9 +1,9 @@
-"""Energy that a piece of work takes, where the machine can tell: GPUs by NVML, processors by RAPL, Jetsons by INA3221.
+"""Energy of a piece of work, if the machine reports it: GPUs by NVML, processors by RAPL, Jetsons by INA3221.
 
-Every source counts the whole chip or board, whoever uses it, and the time in which it idles. A wall plug sees more:
-fans, disks, losses of the power supply. Sources are read before and after (RAPL's counters, which wrap around, also in
-between); Jetsons tell power only, which is read ten times a second and summed up. Counters move in steps: measure for
-seconds, not for single images.
+Each source counts the whole chip or board, with idle time and other programs. A meter at the wall plug shows more:
+fans, disks, losses of the power supply. Sources are read before and after; RAPL counters, which wrap around, also in
+between. Jetsons report power only, which is sampled ten times a second and integrated. Counters advance in steps:
+measure for seconds, not for single images.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from yolact_deploy.machine.sysfiles import ROOT, read_int, read_text
 
 #: seconds between readings of power
 _POWER_SECONDS = 0.1
-#: seconds between readings of counters; 32 bits of 15.3 uJ, RAPL's on servers, last two minutes at 500 W
+#: seconds between readings of counters; RAPL on servers wraps after two minutes at 500 W (32 bits of 15.3 uJ)
 _COUNTER_SECONDS = 10.0
-#: rails through which all of a Jetson's current flows; the others branch off
+#: rails that carry all current of a Jetson; the others branch off
 _INPUT_RAILS = ("VDD_IN", "POM_5V_IN")
 
 
 @dataclass(frozen=True)
 class EnergySource:
-    """What one meter of the machine counted.
+    """What one meter counted.
 
     Attributes:
-        name: as the machine names it: "package-0", "GPU 0 (NVIDIA H200)", "VDD_IN"
+        name: such as "package-0", "GPU 0 (NVIDIA H200)", "VDD_IN"
         kind: "rapl", "nvml" or "ina3221"
-        in_total: no other source of the total contains it
+        in_total: not contained in another source of the total
     """
 
     name: str
@@ -47,11 +47,11 @@ class EnergySource:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a piece of work; without sources nothing could be measured, and ``reasons`` says why.
+    """Energy of a piece of work; without sources nothing was measured, and ``reasons`` says why.
 
     Attributes:
-        images: None where nobody counted
-        reasons: for each kind of meter that is not there or cannot be read, why, and the cure where there is one
+        images: None if they were not counted
+        reasons: why each missing kind of meter cannot be read, with the cure if there is one
         joules: sum of the sources that no other source contains
     """
 
@@ -81,11 +81,11 @@ class _Meter(Protocol):
     joules: float | None
 
     def sample(self, now: float) -> None:
-        """Read the meter at a time in seconds."""
+        """Read the meter; ``now`` is in seconds."""
 
 
 class _Counter:
-    """Sums up what a counter of energy advances; ``wrap`` is the value after which it begins at 0 again."""
+    """Sums the advances of an energy counter; ``wrap`` is the value at which it restarts from 0."""
 
     in_total = True
 
@@ -111,7 +111,7 @@ class _Counter:
 
 
 class _Rail:
-    """Sums up the power of a rail, taken as straight between two readings."""
+    """Integrates the power of a rail, linear between two readings."""
 
     kind = "ina3221"
 
@@ -133,11 +133,11 @@ class _Rail:
 
 
 class EnergyMeter:
-    """Counts the energy of a ``with`` block; ask :meth:`energy` afterwards.
+    """Counts the energy of a ``with`` block; call :meth:`energy` afterwards.
 
     Args:
-        root: the folder that stands for /
-        nvml: stands for the module ``pynvml``
+        root: replaces / in tests
+        nvml: replaces the module ``pynvml`` in tests
     """
 
     def __init__(self, *, root: Path = ROOT, nvml: Any = None) -> None:
@@ -150,7 +150,7 @@ class EnergyMeter:
 
     @property
     def works(self) -> bool:
-        """Whether anything is being counted; known inside the block."""
+        """Whether anything is counted; known inside the block."""
         return bool(self._meters)
 
     def __enter__(self) -> EnergyMeter:
@@ -178,8 +178,12 @@ class EnergyMeter:
         self._nvml.close()
 
     def energy(self, images: int | None = None) -> Energy:
-        """What the block took, which worked on so many images."""
-        lost = [f"{meter.name}: its readings broke off" for meter in self._meters if meter.joules is None]
+        """The energy of the block, which processed ``images`` images."""
+        lost = [
+            f"{meter.name}: its readings failed during the measurement"
+            for meter in self._meters
+            if meter.joules is None
+        ]
         sources = tuple(
             EnergySource(meter.name, meter.kind, meter.joules, meter.in_total)
             for meter in self._meters
@@ -198,20 +202,20 @@ class EnergyMeter:
         return now
 
 
-# -- where energy is told -------------------------------------------------------------------------------------------
+# -- sources --------------------------------------------------------------------------------------------------------
 
 
 def _gpus(nvml: Nvml) -> tuple[list[_Counter], str]:
     silent = [gpu.name for gpu in nvml.gpus if gpu.millijoules() is None]
     counters = [_Counter(gpu.name, "nvml", gpu.millijoules, 1e-3, None) for gpu in nvml.gpus if gpu.name not in silent]
-    return counters, f"{', '.join(silent)}: counts no energy (GPUs before Volta do not)" if silent else nvml.reason
+    return counters, f"{', '.join(silent)}: does not count energy (GPUs before Volta)" if silent else nvml.reason
 
 
 def _rapl(root: Path) -> tuple[list[_Counter], str]:
-    """Packages and, where they are counted apart, their memory; parts of packages and ``psys``, their sum, are not."""
-    found: dict[str, _Counter] = {}
+    """Packages and their memory, if counted separately; not their parts, and not ``psys``, their sum."""
+    counters: dict[str, _Counter] = {}
     locked = False
-    # The same package may be told a second time as intel-rapl-mmio:0, which comes last; AMD's too are named intel-rapl.
+    # A package may be listed again as intel-rapl-mmio:0, which sorts last. AMD packages are named intel-rapl as well.
     folders = (root / "sys/class/powercap").glob("intel-rapl*:*")
     for folder in sorted(folders, key=lambda folder: ("mmio" in folder.name, folder.name)):
         name = read_text(folder / "name") or ""
@@ -219,25 +223,25 @@ def _rapl(root: Path) -> tuple[list[_Counter], str]:
             name = f"dram of {read_text(folder.parent / folder.name.rpartition(':')[0] / 'name')}"
         elif not name.startswith("package"):
             continue
-        if name in found:
+        if name in counters:
             continue
         path = folder / "energy_uj"
         if read_int(path) is None:
             locked = locked or path.exists()
             continue
-        found[name] = _Counter(name, "rapl", partial(read_int, path), 1e-6, read_int(folder / "max_energy_range_uj"))
+        counters[name] = _Counter(name, "rapl", partial(read_int, path), 1e-6, read_int(folder / "max_energy_range_uj"))
     if locked:
-        return list(found.values()), (
-            "processor (RAPL): only root may read its counters; allow it until the next start with "
+        return list(counters.values()), (
+            "processor (RAPL): only root may read its counters; allow it until the next boot with "
             "sudo chmod a+r /sys/class/powercap/intel-rapl*/energy_uj"
         )
-    return list(found.values()), "" if found else (
+    return list(counters.values()), "" if counters else (
         "processor (RAPL): no counters in /sys/class/powercap, as in most virtual machines and on ARM"
     )
 
 
 def _rails(root: Path) -> tuple[list[_Rail], str]:
-    """A Jetson's power rails, by hwmon (from JetPack 5 on) or iio (JetPack 4)."""
+    """Power rails of a Jetson, by hwmon (JetPack 5 and later) or iio (JetPack 4)."""
     readers = dict(itertools.chain(_hwmon_rails(root), _iio_rails(root)))
     inputs = [name for name in readers if name in _INPUT_RAILS]
     rails = [_Rail(name, watts, name in inputs or not inputs) for name, watts in sorted(readers.items())]
@@ -250,7 +254,7 @@ def _hwmon_rails(root: Path) -> Iterator[tuple[str, Callable[[], float | None]]]
     for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         if read_text(chip / "name") != "ina3221":
             continue
-        for channel in (1, 2, 3):  # further ones are sums
+        for channel in (1, 2, 3):  # higher ones are sums
             name = read_text(chip / f"in{channel}_label") or "NC"
             volts, amperes = chip / f"in{channel}_input", chip / f"curr{channel}_input"
             if name != "NC" and read_int(volts) is not None and read_int(amperes) is not None:  # NC: not connected

@@ -1,11 +1,12 @@
-"""What a measurement was taken on: machine, versions, settings and code, without names or paths that would tell whose.
+"""The environment of a measurement: machine, versions, settings and code, without names or paths that identify a user.
 
-A GPU's number, a host's name, a branch are left out; `commit` and `code_sha256` say which code of this package ran.
+GPU serial numbers, host names and branches are left out; `commit` and `code_sha256` identify the code that ran.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -18,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.machine import cpu_state
+from yolact_deploy.machine.cpu import cpu_info, instructions
 from yolact_deploy.machine.nvidia import find_jetson
 from yolact_deploy.machine.nvml import Nvml, NvmlGpu
 from yolact_deploy.machine.sysfiles import ROOT, read_text
 from yolact_deploy.version import __version__
 
-#: distributions of each part; the first that is installed tells the version
+#: distributions of each part; the first that is installed gives the version
 _DISTRIBUTIONS = {
     "numpy": ("numpy",),
     "opencv": ("opencv-python-headless", "opencv-python", "opencv-contrib-python"),
@@ -40,61 +42,33 @@ _DISTRIBUTIONS = {
     "faster_coco_eval": ("faster-coco-eval",),
     "loadgen": ("mlcommons-loadgen",),
 }
-#: instruction sets that decide how fast a CPU runs networks
-_INSTRUCTIONS = (
-    "avx2",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_bf16",
-    "amx_int8",
-    "asimd",
-)
-
-
 #: variables that decide how many threads the runtimes start, where they run and which instructions they use
 _SETTINGS = (
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "OMP_PLACES",
-    "OMP_WAIT_POLICY",
-    "OMP_DYNAMIC",
-    "GOMP_CPU_AFFINITY",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "MKL_NUM_THREADS",
-    "MKL_DYNAMIC",
-    "OPENBLAS_NUM_THREADS",
-    "ATEN_CPU_CAPABILITY",
-    "ONEDNN_MAX_CPU_ISA",
-    "ONEDNN_DEFAULT_FPMATH_MODE",
-    "NVIDIA_TF32_OVERRIDE",
-    "CUDA_MODULE_LOADING",
-)
+    "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "OMP_WAIT_POLICY", "OMP_DYNAMIC", "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OPENBLAS_NUM_THREADS", "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE", "CUDA_MODULE_LOADING",
+)  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 def environment(
     *, root: Path = ROOT, nvml: Any = None, variables: Mapping[str, str] = os.environ, package: Path | None = None
 ) -> dict[str, Any]:
-    """A JSON-ready description of this machine and what is installed; none of the runtimes is imported.
+    """A JSON-ready description of this machine and its software; imports none of the runtimes.
 
-    What the machine does not tell is left out: ``gpus`` and ``driver`` without NVML, ``governor`` in most virtual
-    machines, ``commit`` where the package is installed and not run from its checkout.
+    Unknown values are left out: ``gpus`` and ``driver`` without NVML, ``governor`` in most virtual machines, ``commit``
+    if the package does not run from its checkout.
 
     Args:
-        root: the folder that stands for /
-        nvml: stands for the module ``pynvml``
+        root: replaces / in tests
+        nvml: replaces the module ``pynvml`` in tests
         variables: environment variables
         package: the folder of this package
     """
-    cpuinfo = read_text(root / "proc/cpuinfo") or ""
     package = package or Path(__file__).resolve().parents[1]
-    found = {
-        "cpu": _cpu_model(cpuinfo, root),
-        "cpu_instructions": _instructions(cpuinfo),
+    facts = {
+        "cpu": cpu_info(root)[0],
+        "cpu_instructions": instructions(root),
         "cores": cpu_state.usable_cores(),
         "memory_gib": _memory_gib(),
         **_gpus(nvml, variables),
@@ -105,20 +79,20 @@ def environment(
         "threads": _threads(variables),
         "os": _os(),
         "python": platform.python_version(),
-        "versions": {name: found for name, names in _DISTRIBUTIONS.items() if (found := _version(names))},
+        "versions": {name: text for name, names in _DISTRIBUTIONS.items() if (text := _version(names))},
         "yolact_deploy": __version__,
         "commit": commit(package.parent),
         "code_sha256": code_sha256(package),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
     optional = ("governor", "turbo", "cpu_quota", "commit")
-    return {name: value for name, value in found.items() if value is not None or name not in optional}
+    return {name: value for name, value in facts.items() if value is not None or name not in optional}
 
 
 def commit(checkout: Path) -> str | None:
-    """The commit that a checkout stands on, read from git's files; None where the folder is no checkout.
+    """The commit of a checkout, read from git's files; None if the folder is not a checkout.
 
-    What was changed since is not told: compare :func:`code_sha256`.
+    Uncommitted changes do not show here; compare :func:`code_sha256`.
     """
     git = checkout / ".git"
     if git.is_file():  # a worktree or submodule
@@ -127,11 +101,11 @@ def commit(checkout: Path) -> str | None:
     if not head.startswith("ref:"):
         return head if _COMMIT.fullmatch(head) else None
     name = head.removeprefix("ref:").strip()
-    common = git / (read_text(git / "commondir") or ".")  # branches of worktrees are kept with the main one
+    common = git / (read_text(git / "commondir") or ".")  # branches of worktrees are in the main one
     for folder in (git, common):
-        found = read_text(folder / name)
-        if found and _COMMIT.fullmatch(found):
-            return found
+        value = read_text(folder / name)
+        if value and _COMMIT.fullmatch(value):
+            return value
     for line in (read_text(common / "packed-refs") or "").splitlines():
         value, _, packed = line.partition(" ")
         if packed == name and _COMMIT.fullmatch(value):
@@ -140,7 +114,7 @@ def commit(checkout: Path) -> str | None:
 
 
 def code_sha256(package: Path) -> str:
-    """One hash of all Python and CUDA sources of a package, so that uncommitted changes are seen too."""
+    """One hash over all Python and CUDA sources of a package; it shows uncommitted changes."""
     digest = hashlib.sha256()
     for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -148,7 +122,7 @@ def code_sha256(package: Path) -> str:
 
 
 def _gpus(module: Any, variables: Mapping[str, str]) -> dict[str, Any]:
-    """GPUs that this process may use, and their driver; empty where there are none, or no NVML."""
+    """GPUs that this process may use and their driver; empty without GPUs or NVML."""
     with Nvml(module, variables) as nvml:
         gpus = [_gpu(gpu) for gpu in nvml.gpus]
         return {"gpus": gpus, "driver": nvml.driver} if gpus else {}
@@ -166,33 +140,19 @@ def _gpu(gpu: NvmlGpu) -> dict[str, Any]:
 
 
 def _jetson(root: Path) -> dict[str, str]:
-    found = find_jetson(root / "etc/nv_tegra_release")
-    return {} if found is None else {"jetpack": found.jetpack, "l4t": found.l4t, "power_mode": found.power_mode}
+    jetson = find_jetson(root / "etc/nv_tegra_release")
+    return {} if jetson is None else dataclasses.asdict(jetson)
 
 
 def _threads(variables: Mapping[str, str]) -> dict[str, Any]:
-    """Settings in the environment, and the threads of what is loaded."""
-    found: dict[str, Any] = {name: variables[name] for name in _SETTINGS if name in variables}
+    """Settings in the environment, and the thread counts of loaded libraries."""
+    settings: dict[str, Any] = {name: variables[name] for name in _SETTINGS if name in variables}
     torch, cv2 = sys.modules.get("torch"), sys.modules.get("cv2")
     if torch is not None:
-        found["torch"] = torch.get_num_threads()
+        settings["torch"] = torch.get_num_threads()
     if cv2 is not None:
-        found["opencv"] = cv2.getNumThreads()
-    return found
-
-
-def _cpu_model(cpuinfo: str, root: Path) -> str:
-    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    if found:
-        return found[1].strip()
-    board = (read_text(root / "proc/device-tree/model") or "").strip("\0")  # a Jetson's cpuinfo names no model
-    return board or platform.processor() or platform.machine()
-
-
-def _instructions(cpuinfo: str) -> list[str]:
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = set(found[1].split()) if found else set()
-    return [name for name in _INSTRUCTIONS if name in flags]
+        settings["opencv"] = cv2.getNumThreads()
+    return settings
 
 
 def _memory_gib() -> float | None:

@@ -1,7 +1,7 @@
-"""What there is of NVIDIA here, asked of the driver alone: its CUDA version, the GPUs, and on a Jetson JetPack.
+"""NVIDIA driver, GPUs and JetPack of this machine, queried from the driver alone.
 
-By ctypes, so that nothing need be installed; each backend asks here before it loads a library that would fail late,
-at length, or by ending the process. It knows nothing of memory, streams or kernels: see `runtime.cuda.driver`.
+It uses ctypes, so nothing needs to be installed. Each backend checks here before it loads a library that would fail
+late or end the process. Memory, streams and kernels are in `runtime.cuda.driver`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _L4T_RELEASE = Path("/etc/nv_tegra_release")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as the driver tells it."""
+    """One GPU as the driver reports it."""
 
     index: int
     name: str
     capability: tuple[int, int]
-    #: shares its memory with the processor (a Jetson)
+    #: shares memory with the processor (Jetson)
     integrated: bool
     memory_bytes: int
 
@@ -45,7 +45,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Driver:
-    """The driver and what it drives."""
+    """The driver and its GPUs."""
 
     cuda_version: tuple[int, int]
     gpus: tuple[Gpu, ...]
@@ -53,18 +53,18 @@ class Driver:
 
 @dataclass(frozen=True)
 class Jetson:
-    """A Jetson's system software."""
+    """System software of a Jetson."""
 
     l4t: str  #: "36.4.3"
-    jetpack: str  #: "6.2" or "6", as far as the release tells
-    power_mode: str = ""  #: as ``nvpmodel -q`` names it
+    jetpack: str  #: "6.2", or "6" if the release is unknown
+    power_mode: str = ""  #: from ``nvpmodel -q``
 
 
 def parse_device(text: str) -> int | None:
-    """None for "cpu", else the number of the GPU: "cuda" is 0, "cuda:1" is 1.
+    """None for "cpu", otherwise the number of the GPU: 0 for "cuda", 1 for "cuda:1".
 
     Raises:
-        InputError: another spelling.
+        InputError: any other text.
     """
     if text == "cpu":
         return None
@@ -75,10 +75,10 @@ def parse_device(text: str) -> int | None:
 
 
 def find_driver() -> Driver:
-    """The driver, started.
+    """Start the driver.
 
     Raises:
-        BackendError: there is none, it does not start, or it finds no GPU; with the cure.
+        BackendError: there is no driver, it does not start, or it has no GPU; with the cure.
     """
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -92,19 +92,19 @@ def find_driver() -> Driver:
     cuda.cuDeviceGetCount(ctypes.byref(count))
     gpus = tuple(_describe(cuda, index) for index in range(count.value))
     if not gpus:
-        raise BackendError("the NVIDIA driver finds no GPU: check it with nvidia-smi and CUDA_VISIBLE_DEVICES")
+        raise BackendError("the NVIDIA driver sees no GPU: check nvidia-smi and CUDA_VISIBLE_DEVICES")
     return Driver((version.value // 1000, version.value % 1000 // 10), gpus)
 
 
 def require_gpu(index: int = 0) -> Gpu:
-    """The GPU of that number.
+    """The GPU with this number.
 
     Raises:
-        BackendError: no driver, or not so many GPUs.
+        BackendError: there is no driver or no such GPU.
     """
     gpus = find_driver().gpus
     if index >= len(gpus):
-        raise BackendError(f"there is no cuda:{index} here: the driver finds {len(gpus)} GPU(s), numbered from 0")
+        raise BackendError(f"there is no cuda:{index}: the driver sees {len(gpus)} GPU(s), numbered from 0")
     return gpus[index]
 
 
@@ -125,35 +125,35 @@ def _describe(cuda: ctypes.CDLL, index: int) -> Gpu:
 
 # -- which TensorRT serves which GPU --------------------------------------------------------------------------------
 
-#: compute capabilities in NVIDIA's support matrices of TensorRT for RTX 1.0 to 1.5; later ones of 12.x are taken too
+#: compute capabilities in the support matrices of TensorRT for RTX 1.0 to 1.5; later 12.x are accepted as well
 _RTX = ((7, 5), (8, 6), (8, 9), (12, 0), (12, 1))
 
 
 def tensorrt_flavours(capability: tuple[int, int]) -> list[str]:
-    """The TensorRT flavours whose published support matrix lists a compute capability.
+    """The kinds of TensorRT whose support matrix lists a compute capability.
 
     >>> tensorrt_flavours((8, 9))
     ['TensorRT', 'TensorRT for RTX']
     >>> tensorrt_flavours((9, 0))
     ['TensorRT']
     """
-    found = []
-    if capability >= (7, 5):  # 10.3 takes 7.0 as well; later ones do not
-        found.append("TensorRT")
+    names = []
+    if capability >= (7, 5):  # 10.3 supports 7.0 as well, later versions do not
+        names.append("TensorRT")
     if capability in _RTX or capability > (12, 1):
-        found.append("TensorRT for RTX")
-    return found
+        names.append("TensorRT for RTX")
+    return names
 
 
 # -- Jetson ---------------------------------------------------------------------------------------------------------
 
-#: L4T releases whose JetPack NVIDIA's download pages tell; the others give the major version only
+#: JetPack of L4T releases, from NVIDIA's download pages; for others only the major version is known
 _JETPACKS = {"36.3": "6.0", "36.4.0": "6.1", "36.4.3": "6.2", "36.4.4": "6.2.1", "38.2": "7.0", "38.4": "7.1"}
 _JETPACK_OF_MAJOR = {"35": "5", "36": "6", "38": "7", "39": "7"}
 
 
 def find_jetson(release: Path = _L4T_RELEASE) -> Jetson | None:
-    """JetPack's versions and the power mode, or None where this is no Jetson.
+    """JetPack versions and power mode; None if this is not a Jetson.
 
     Args:
         release: the file that L4T writes, whose first line is ``# R36 (release), REVISION: 4.3, ...``
@@ -162,12 +162,12 @@ def find_jetson(release: Path = _L4T_RELEASE) -> Jetson | None:
         text = release.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    found = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
-    if not found:
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    if not match:
         return None
-    l4t = f"{found[1]}.{found[2]}"
+    l4t = f"{match[1]}.{match[2]}"
     named = _JETPACKS.get(l4t) or _JETPACKS.get(l4t.rpartition(".")[0])
-    return Jetson(l4t, named or _JETPACK_OF_MAJOR.get(found[1], "unknown"), _power_mode())
+    return Jetson(l4t, named or _JETPACK_OF_MAJOR.get(match[1], "unknown"), _power_mode())
 
 
 def _power_mode(command: Sequence[str] = ("nvpmodel", "-q")) -> str:
@@ -175,5 +175,5 @@ def _power_mode(command: Sequence[str] = ("nvpmodel", "-q")) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    found = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
-    return found[1] if found else ""
+    match = re.search(r"NV Power Mode:\s*(\S+)", done.stdout)
+    return match[1] if match else ""

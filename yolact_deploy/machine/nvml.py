@@ -1,7 +1,7 @@
-"""What NVIDIA's management library tells of the GPUs: names, clocks, temperatures, energy, and why clocks fell.
+"""GPU names, clocks, temperatures, energy and throttling from NVIDIA's management library (NVML).
 
-Asked through the package nvidia-ml-py, which needs no CUDA and makes no context. Whatever a GPU, a driver or an older
-version of the package cannot tell is None. A MIG slice is told as the whole GPU that it is cut from.
+Uses the package nvidia-ml-py, which needs no CUDA and creates no context. Values that a GPU, a driver or an older
+version of the package does not report are None. A MIG slice shows as the whole GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from yolact_deploy.errors import MissingDependencyError, import_optional
 from yolact_deploy.machine.sysfiles import ROOT, read_text
 
-#: bits of nvmlClocksEventReasons (nvml.h) that hold the clock below what was asked for; not: idle, set by the user
+#: bits of nvmlClocksEventReasons (nvml.h) that mean throttling; not: idle, or set by the user
 _REASONS = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -25,7 +25,7 @@ _REASONS = {
     0x40: "thermal slowdown by the hardware",
     0x80: "power brake",
 }
-#: nvmlPerfPolicyType_t: what held the clock below the application clock, with a counter of the time
+#: nvmlPerfPolicyType_t: limits with a counter of the time that they held the clock down
 _POLICIES = {"power": 0, "thermal": 1, "board limit": 3, "reliability": 5}
 _NO_GPU = "NVIDIA GPUs: this machine has none"
 #: vendor id on the PCI bus
@@ -34,7 +34,7 @@ _CLOCK_SM, _CLOCK_MEMORY, _TEMPERATURE_GPU = 1, 2, 0
 
 
 class NvmlGpu:
-    """One GPU; ``index`` is its number among those this process may use."""
+    """One GPU; ``index`` is its number among the GPUs that this process may use."""
 
     def __init__(self, module: Any, handle: Any, index: int) -> None:
         self._module, self._handle, self.index = module, handle, index
@@ -45,7 +45,7 @@ class NvmlGpu:
         return f"GPU {self.index} ({self.model})"
 
     def millijoules(self) -> int | None:
-        """Energy since the driver was loaded; from Volta on."""
+        """Energy since the driver was loaded; Volta and later."""
         return self._number("nvmlDeviceGetTotalEnergyConsumption")
 
     def clock_mhz(self) -> int | None:
@@ -58,43 +58,43 @@ class NvmlGpu:
         return self._number("nvmlDeviceGetMaxClockInfo", _CLOCK_SM)
 
     def temperature_c(self) -> int | None:
-        # The older call is to go with CUDA 14, the newer one is unknown to older drivers.
-        found = self._number("nvmlDeviceGetTemperature", _TEMPERATURE_GPU)
-        return self._number("nvmlDeviceGetTemperatureV", _TEMPERATURE_GPU) if found is None else found
+        # CUDA 14 drops the older call; older drivers do not have the newer one.
+        degrees = self._number("nvmlDeviceGetTemperature", _TEMPERATURE_GPU)
+        return self._number("nvmlDeviceGetTemperatureV", _TEMPERATURE_GPU) if degrees is None else degrees
 
     def power_limit_w(self) -> float | None:
         milliwatts = self._number("nvmlDeviceGetEnforcedPowerLimit")
         return None if milliwatts is None else milliwatts / 1e3
 
     def memory(self) -> tuple[int, int] | None:
-        """Bytes used, by whatever process, and bytes in all."""
-        found = self._ask("nvmlDeviceGetMemoryInfo")
-        return None if found is None else (int(found.used), int(found.total))
+        """Bytes used by all processes, and total bytes."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo")
+        return None if memory is None else (int(memory.used), int(memory.total))
 
     def capability(self) -> tuple[int, int] | None:
-        found = self._ask("nvmlDeviceGetCudaComputeCapability")
-        return None if found is None else (found[0], found[1])
+        capability = self._ask("nvmlDeviceGetCudaComputeCapability")
+        return None if capability is None else (capability[0], capability[1])
 
     def throttle_reasons(self) -> tuple[str, ...]:
-        """What holds the clock down at this moment."""
+        """What holds the clock down now."""
         bits = self._ask("nvmlDeviceGetCurrentClocksEventReasons")
         if bits is None:  # its older name
             bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons")
         return tuple(text for bit, text in _REASONS.items() if (bits or 0) & bit)
 
     def throttled_seconds(self) -> dict[str, float]:
-        """Time since the driver was loaded in which each limit held the clock down, as far as it is counted."""
-        found = {name: self._ask("nvmlDeviceGetViolationStatus", policy) for name, policy in _POLICIES.items()}
-        return {name: status.violationTime / 1e9 for name, status in found.items() if status is not None}
+        """Time since the driver was loaded that each limit held the clock down, for the limits that are counted."""
+        statuses = {name: self._ask("nvmlDeviceGetViolationStatus", policy) for name, policy in _POLICIES.items()}
+        return {name: status.violationTime / 1e9 for name, status in statuses.items() if status is not None}
 
     def processes(self) -> frozenset[int] | None:
-        """Numbers of the processes that compute on it; a container may be told other numbers than its own."""
-        found = self._ask("nvmlDeviceGetComputeRunningProcesses")
-        return None if found is None else frozenset(process.pid for process in found)
+        """Ids of the processes that compute on the GPU; in a container they may differ from its own ids."""
+        processes = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        return None if processes is None else frozenset(process.pid for process in processes)
 
     def _number(self, function: str, *arguments: int) -> int | None:
-        found = self._ask(function, *arguments)
-        return None if found is None else int(found)
+        value = self._ask(function, *arguments)
+        return None if value is None else int(value)
 
     def _ask(self, function: str, *arguments: int) -> Any:
         with contextlib.suppress(AttributeError, self._module.NVMLError):
@@ -103,12 +103,12 @@ class NvmlGpu:
 
 
 class Nvml:
-    """The GPUs that this process may use, until closed; none where NVML is not to be had, and ``reason`` says why.
+    """The GPUs that this process may use, until closed. Without NVML there are none, and ``reason`` says why.
 
     Args:
-        module: stands for the module ``pynvml``
-        variables: environment; ``CUDA_VISIBLE_DEVICES`` chooses among the GPUs
-        root: the folder that stands for /
+        module: replaces the module ``pynvml`` in tests
+        variables: environment; ``CUDA_VISIBLE_DEVICES`` selects GPUs
+        root: replaces / in tests
     """
 
     def __init__(self, module: Any = None, variables: Mapping[str, str] = os.environ, *, root: Path = ROOT) -> None:
@@ -117,14 +117,14 @@ class Nvml:
         self.reason = ""
         self._module = None
         try:
-            module = module or import_optional("pynvml", "bench", "Asking NVIDIA GPUs for energy and clocks")
+            module = module or import_optional("pynvml", "bench", "Reading energy and clocks of NVIDIA GPUs")
         except MissingDependencyError as error:
             self.reason = f"NVIDIA GPUs: {error}" if may_have_gpu(root) else _NO_GPU
             return
         try:
             module.nvmlInit()
         except module.NVMLError as error:
-            failed = f"NVIDIA GPUs: NVML does not start ({error}): if there is a GPU, check nvidia-smi"
+            failed = f"NVIDIA GPUs: NVML does not start ({error}): if there is a GPU, check it with nvidia-smi"
             self.reason = failed if may_have_gpu(root) else _NO_GPU
             return
         self._module = module
@@ -158,9 +158,9 @@ class Nvml:
 
 
 def may_have_gpu(root: Path = ROOT) -> bool:
-    """False where Linux lists the devices on the PCI bus, none of them is of NVIDIA, and no driver shows another way.
+    """False if Linux lists no NVIDIA device on the PCI bus and there is no sign of a driver.
 
-    Jetsons' GPUs are on no such bus, those of WSL behind a device of their own.
+    GPUs of Jetsons are not on that bus, and those of WSL are behind a device of their own.
     """
     drivers = ("proc/driver/nvidia", "dev/nvidiactl", "dev/nvhost-gpu", "dev/nvgpu", "dev/dxg", "etc/nv_tegra_release")
     if any((root / path).exists() for path in drivers) or not (root / "proc/self").exists():
@@ -171,8 +171,8 @@ def may_have_gpu(root: Path = ROOT) -> bool:
 def visible(uuids: Sequence[str], models: Sequence[str], variables: Mapping[str, str]) -> list[int]:
     """NVML's numbers of the GPUs that CUDA shows to this process, in CUDA's order.
 
-    CUDA numbers unlike GPUs by speed unless told otherwise, NVML by their place on the bus: where numbers could mean
-    either, and where MIG slices are named, all GPUs are taken.
+    By default CUDA orders different GPUs by speed, NVML by bus position. If a number is ambiguous, or for MIG slices,
+    all GPUs are returned.
 
     >>> visible(["GPU-a", "GPU-b"], ["T4", "T4"], {"CUDA_VISIBLE_DEVICES": "1"})
     [1]
@@ -182,14 +182,14 @@ def visible(uuids: Sequence[str], models: Sequence[str], variables: Mapping[str,
     if wanted is None:
         return everything
     same_order = len(set(models)) <= 1 or variables.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
-    found: list[int] = []
+    chosen: list[int] = []
     for entry in (entry.strip() for entry in wanted.split(",")):
         if entry.startswith("MIG") or (entry.isdigit() and not same_order):
             return everything
         if entry.isdigit() and int(entry) < len(uuids):
-            found.append(int(entry))
+            chosen.append(int(entry))
         elif entry.startswith("GPU-") and (matching := [i for i in everything if uuids[i].startswith(entry)]):
-            found += matching[:1]
-        else:  # CUDA takes what stands before the first entry that is none
+            chosen += matching[:1]
+        else:  # CUDA ignores everything from the first invalid entry on
             break
-    return found
+    return chosen

@@ -1,7 +1,7 @@
-"""The most memory that a piece of work took: of this process, and of the GPUs.
+"""Peak memory of a piece of work, of this process and of the GPUs.
 
-On Linux the kernel itself keeps the highest resident memory, which is set back at the beginning, so that nothing runs
-beside the work; elsewhere samples are taken. A GPU's memory can be sampled only.
+The Linux kernel records the peak of resident memory, which is reset at the start, so nothing runs beside the work. On
+other systems memory is sampled. GPU memory can only be sampled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAMPLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of one GPU in MiB, used by whatever process: before the work, and at most during it."""
+    """Memory of one GPU in MiB, used by all processes: before the work, and the peak during it."""
 
     name: str
     before_mib: float
@@ -37,8 +37,8 @@ class PeakMemory:
     """Memory in MiB.
 
     Attributes:
-        host_before_mib: resident memory of this process at the beginning
-        host_peak_mib: its highest during the work
+        host_before_mib: resident memory of this process at the start
+        host_peak_mib: its peak during the work
         host_method: "kernel" (exact) or "samples"
         devices: GPUs, sampled; empty where NVML tells nothing
         torch_peak_mib: most that torch's allocator held on a GPU; None without torch on a GPU
@@ -59,15 +59,15 @@ class PeakMemory:
 
 
 class PeakMemoryMeter:
-    """Watches memory in a ``with`` block; ``peak`` holds it afterwards. Blocks must not lie within each other.
+    """Records the peak memory of a ``with`` block; ``peak`` is set afterwards. Do not nest blocks.
 
     Args:
-        root: the folder that stands for /
-        nvml: stands for the module ``pynvml``
-        modules: loaded modules, of which torch is asked
+        root: replaces / in tests
+        nvml: replaces the module ``pynvml`` in tests
+        modules: loaded modules; torch's allocator is queried
 
     Raises:
-        MissingDependencyError: psutil is missing where the kernel does not tell, from ``__enter__``.
+        MissingDependencyError: psutil is missing and the kernel records no peak; raised by ``__enter__``.
     """
 
     peak: PeakMemory
@@ -81,7 +81,7 @@ class PeakMemoryMeter:
         gc.collect()
         self._nvml = Nvml(self._module, root=self._root)
         self._kernel = self._reset()
-        # Only where it is needed: psutil belongs to an extra.
+        # psutil comes with an extra, so it is imported only if needed.
         self._process = None if self._kernel else import_optional("psutil", "bench", "Measuring memory").Process()
         if (cuda := self._cuda()) is not None:
             for index in range(cuda.device_count()):
@@ -101,7 +101,7 @@ class PeakMemoryMeter:
             self._thread.join()
         self._sample()
         high = first_line_int(self._status, "VmHWM") if self._kernel else None
-        silent = [f"{gpu.name}: does not tell its memory" for gpu in self._nvml.gpus if gpu.name not in self._before]
+        silent = [f"{gpu.name}: does not report its memory" for gpu in self._nvml.gpus if gpu.name not in self._before]
         cuda = self._cuda()
         self.peak = PeakMemory(
             host_before_mib=self._host_before / _MEBIBYTE,
@@ -123,7 +123,7 @@ class PeakMemoryMeter:
         return self._root / "proc/self/status"
 
     def _reset(self) -> bool:
-        """Have the kernel begin anew with the highest resident memory; False where it cannot."""
+        """Reset the peak that the kernel records; False if it cannot."""
         if first_line_int(self._status, "VmHWM") is None or first_line_int(self._status, "VmRSS") is None:
             return False
         try:
@@ -141,7 +141,7 @@ class PeakMemoryMeter:
         return {gpu.name: memory[0] for gpu in self._nvml.gpus if (memory := gpu.memory()) is not None}
 
     def _cuda(self) -> Any:
-        """``torch.cuda``, if something in this process uses it."""
+        """``torch.cuda``, if this process uses it."""
         cuda = getattr(self._modules.get("torch"), "cuda", None)
         return cuda if cuda is not None and cuda.is_initialized() else None
 

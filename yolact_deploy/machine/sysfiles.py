@@ -1,6 +1,6 @@
-"""Files of /sys and /proc as values: None where a file is missing, unreadable or holds something else.
+"""Values from /sys and /proc: None if a file is missing, unreadable or holds something else.
 
-All that reads the machine's state takes ``root``, the folder that stands for ``/``.
+Everything that reads the state of the machine takes ``root``, which replaces ``/`` in tests.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ ROOT = Path("/")
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without the white space around it; a sensor that is asleep answers with an error: None too."""
+    """The stripped text of a file; also None for a sleeping sensor, which answers with an error."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -19,12 +19,12 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """The number with which the file begins."""
+    """The number at the start of the file."""
     return first_int(read_text(path))
 
 
 def first_int(text: str | None) -> int | None:
-    """The number with which a text begins: ``"32760 ma"`` is 32760."""
+    """The number at the start of a text: 32760 for ``"32760 ma"``."""
     try:
         return int((text or "").split()[0])
     except (IndexError, ValueError):
@@ -32,7 +32,7 @@ def first_int(text: str | None) -> int | None:
 
 
 def first_line_int(path: Path, key: str) -> int | None:
-    """The number behind ``key`` in a file of lines like ``key 12`` or ``key: 12 kB``."""
+    """The number after ``key`` in a file with lines like ``key 12`` or ``key: 12 kB``."""
     for line in (read_text(path) or "").splitlines():
         name, _, rest = line.replace(":", " ", 1).partition(" ")
         if name == key:

@@ -1,11 +1,11 @@
-"""How fast the machine itself was during a run: a fixed piece of work that has nothing to do with any engine.
+"""The speed of the machine during a run, measured with a fixed workload that is independent of any engine.
 
-A virtual machine slows down and speeds up for reasons that it cannot see: other guests on the same cores, the host's
-clock. All engines feel it, and two runs of the same engine then differ by much more than the calls of either show. So
-the same small workload is timed all along a run, between the calls, and its times are stored; ``bench diff`` compares
-them as well, see :mod:`yolact_deploy.benchmarks.machine_change`.
+A virtual machine changes its speed for reasons that it cannot see: other guests on the same cores, the clock of the
+host. This affects all engines, and two runs of one engine then differ by much more than the calls within a run. So a
+small workload is timed between the calls throughout a run, and its times are stored; ``bench diff`` compares them as
+well, see :mod:`yolact_deploy.benchmarks.machine_change`.
 
-It is of the processor; of a GPU it tells nothing.
+It measures the processor, not the GPU.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ import numpy as np
 
 from yolact_deploy.machine.cpu_state import usable_cores
 
-#: of the work; times of different versions are not compared
+#: version of the workload; times of different versions are not compared
 VERSION = 1
-#: the part that takes all cores at once
+#: the part that uses all cores at once
 ALL_CORES = "all cores"
-#: rounds in a run, at most; each takes about ten milliseconds
+#: maximum number of rounds in a run; each takes about ten milliseconds
 _ROUNDS = 60
-#: side of the matrices: all three fit into a core's second cache
+#: side of the matrices; all three fit into the L2 cache of a core
 _SIDE = 128
-#: products of each core, where all work at once
+#: products per core
 _PRODUCTS = 2
-#: bytes of each of the two buffers of the copy
+#: bytes of each buffer of the copy
 _COPY_BYTES = 32 << 20
 _DECIMALS = 4
 
 
 @dataclass(frozen=True)
 class YardstickTimes:
-    """Milliseconds of every round, by the part of the work: "one core", "all cores", "memory"."""
+    """Milliseconds of every round by part: "one core", "all cores", "memory"."""
 
     version: int
     samples_ms: dict[str, tuple[float, ...]]
 
 
 class Yardstick:
-    """Times the work of a run with so many steps; a context manager, as it has threads of its own.
+    """Times the workload during a run of ``steps`` steps; a context manager, since it owns threads.
 
-    - one core: products of small matrices of integers, which NumPy multiplies itself, in one thread (those of floats
-      are a BLAS's, whose threads spin where cores are shared, and tell more of the BLAS than of the machine)
-    - all cores: the same on each core that this process may use, until the last is done
-    - memory: a copy of more than most caches hold
+    - one core: products of small integer matrices, which NumPy multiplies itself in one thread (float products go to
+      a BLAS, whose spinning threads measure the BLAS rather than the machine)
+    - all cores: the same on each core that this process may use, until the last one finishes
+    - memory: a copy that is larger than most caches
     """
 
     def __init__(self, steps: int) -> None:
@@ -71,11 +71,11 @@ class Yardstick:
 
     @property
     def times(self) -> YardstickTimes:
-        samples = {name: tuple(round(ms, _DECIMALS) for ms in found) for name, found in self._samples.items()}
+        samples = {name: tuple(round(ms, _DECIMALS) for ms in samples_ms) for name, samples_ms in self._samples.items()}
         return YardstickTimes(VERSION, samples)
 
     def after(self, step: int) -> None:
-        """Do the work, if it is its turn after this step; each part once untimed, as engines leave caches behind."""
+        """Run the workload if it is due after this step; each part once untimed first, to warm the caches."""
         if step % self._every:
             return
         for name, work in self._parts.items():

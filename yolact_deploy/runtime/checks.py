@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.machine import nvidia
-from yolact_deploy.machine.cpu import cpu_info
+from yolact_deploy.machine.cpu import cpu_info, instructions
 from yolact_deploy.runtime.probes import PROBES, Probe, UnusableError
 
 
@@ -52,13 +52,11 @@ def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> li
 
 def describe_machine() -> dict[str, Any]:
     """Processor, its instructions that matter here, Python, and the NVIDIA driver."""
-    model, flags = cpu_info()
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": model or platform.processor() or "unknown",
+        "processor": cpu_info()[0],
         "cores": os.cpu_count(),
-        "instructions": [flag for flag in wanted if flag in flags],
+        "instructions": instructions(),
         "python": platform.python_version(),
         **_jetson(),
     }

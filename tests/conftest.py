@@ -27,7 +27,7 @@ with contextlib.suppress(ImportError):
     assert not any(name.partition(".")[0] == "yolact_deploy" for name in sys.modules), "imported before the hook"
     jaxtyping.install_import_hook([f"yolact_deploy.{name}" for name in MODULES], "array_checker.checker")
 
-pytest_plugins = ("fake_cuda.plugin",)
+pytest_plugins = ("fake_cuda.plugin", "exports")
 
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that. Some tests press it.

@@ -1,4 +1,4 @@
-"""Exports that the tests of this folder share: each file is made once a session, on first use."""
+"""Fixtures of exported networks: each file is made once a session, on first use."""
 
 from __future__ import annotations
 

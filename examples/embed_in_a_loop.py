@@ -27,7 +27,7 @@ def read_frames(source: str) -> Iterator[Frame]:
         raise SystemExit(f"cannot open {source}: expected a video file or a camera number")
     try:
         while (frame := capture.read()[1]) is not None:
-            yield frame
+            yield frame.astype(np.uint8, copy=False)
     finally:
         capture.release()
 

@@ -113,10 +113,12 @@ class Runtime:
         expected = RTX_VERSION if self._rtx else VERSION
         found = tuple(data[24:28])
         if found != expected:
-            return self._refuse(f"The engine was made by another version, expecting {expected} got {found}")
+            self._refuse(f"The engine was made by another version, expecting {expected} got {found}")
+            return None
         capability, *profiles = data.partition(_MARK)[0].rpartition(b"\0")[2].decode().split(";")
         if capability not in ("", _current_capability()):
-            return self._refuse(f"The engine was built for compute capability {capability}, not for this device")
+            self._refuse(f"The engine was built for compute capability {capability}, not for this device")
+            return None
         shapes = [tuple(map(int, profile.split(","))) for profile in profiles if profile]
         return Engine(data.partition(_MARK)[2], shapes, self._rtx)
 
@@ -184,7 +186,7 @@ class Engine:
         return [(count, *self.tensors[name].shape[1:]) for count in self.profiles[index]]
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
-        return SCRATCH * self.profiles[index][2]
+        return int(SCRATCH * self.profiles[index][2])
 
     def create_runtime_config(self) -> RuntimeConfig:
         assert self._rtx
@@ -299,7 +301,7 @@ _TYPES = {"float": "float32", "float16": "float16", "int32": "int32", "uint8": "
 def _at(pointer: int, shape: tuple[int, ...], kind: str) -> Any:
     dtype = np.dtype(_TYPES[kind[len("tensor(") : -1]])
     memory = (ctypes.c_char * (int(np.prod(shape)) * dtype.itemsize)).from_address(pointer)
-    return np.frombuffer(memory, dtype).reshape(shape)
+    return np.frombuffer(memoryview(memory), dtype).reshape(shape)
 
 
 def _module(name: str, rtx: bool) -> types.ModuleType:

@@ -62,8 +62,8 @@ def imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        for child in ast.iter_child_nodes(node):
-            yield from visit(child)
+        for inner in ast.iter_child_nodes(node):
+            yield from visit(inner)
 
     return visit(tree)
 

@@ -174,7 +174,7 @@ def test_frozen_and_keyword_only() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         YolactConfig().image_size = 400  # type: ignore[misc]
     with pytest.raises(TypeError):
-        YolactConfig("yolact_base")  # type: ignore[misc]
+        YolactConfig("yolact_base")  # type: ignore[call-arg]
 
 
 def test_unknown_name_suggests() -> None:

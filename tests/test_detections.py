@@ -281,7 +281,7 @@ def random_masks(num: int, height: int, width: int) -> Any:
 def from_masks(masks: Any) -> tuple[Detections, Detections]:
     """The same detections with packed masks, and with masks that are pasted at their own size."""
     num, height, width = masks.shape
-    boxes = np.tile(np.float32([0.1, 0.2, 0.9, 0.8]), (num, 1))
+    boxes = np.tile(np.array([0.1, 0.2, 0.9, 0.8], np.float32), (num, 1))
     scores, labels = np.linspace(0.9, 0.2, num, dtype=np.float32), np.arange(num)
     both = (
         Detections.from_normalized(boxes, scores, labels, held, class_names=COCO_NAMES, height=height, width=width)
@@ -328,7 +328,7 @@ def test_choosing_among_packed_masks() -> None:
 
 
 def test_boxes_in_pixels() -> None:
-    boxes = np.float32([[0.75, -0.5, 0.25, 1.5], [0, 0, 1, 1], [0.2, 0.9, 0.3, 0.1], [1.25, 1.5, 2, 2]])
+    boxes = np.array([[0.75, -0.5, 0.25, 1.5], [0, 0, 1, 1], [0.2, 0.9, 0.3, 0.1], [1.25, 1.5, 2, 2]], np.float32)
     found = Detections.from_normalized(
         boxes,
         np.ones(4, np.float32),

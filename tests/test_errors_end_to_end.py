@@ -63,7 +63,7 @@ def engine(path: Path, kept: int = 1_000_000) -> None:
     path.write_bytes(whole.ljust(1_000_000, b"\0")[:kept])
 
 
-def annotations(path: Path, category_id: int) -> None:
+def write_annotations(path: Path, category_id: int) -> None:
     """The samples' annotations, all of them of one category."""
     content = json.loads(ANNOTATIONS.read_text())
     for annotation in content["annotations"]:
@@ -85,7 +85,7 @@ def fill(folder: Path, store: Path) -> Path:
     (folder / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(200))
     cv2.imwrite(str(folder / "good.png"), np.full((60, 80, 3), 99, np.uint8))
     (folder / "empty").mkdir()
-    annotations(folder / "dragons.json", 999)
+    write_annotations(folder / "dragons.json", 999)
     results = {"image_id": 196393, "category_id": 999, "bbox": [1, 1, 9, 9], "score": 0.5}
     (folder / "results.json").write_text(json.dumps([results]))
     return folder

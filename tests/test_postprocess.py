@@ -22,6 +22,7 @@ from yolact_deploy.postprocess import (
     sanitize_coordinates,
     traditional_nms,
 )
+from yolact_deploy.vocabulary import NMS_VARIANTS
 
 GOLDEN = Path(__file__).parent / "golden"
 PURE = sorted(GOLDEN.glob("pure_*.npz"))
@@ -127,7 +128,7 @@ def test_nothing_found_equals_the_originals(path: Path) -> None:
         assert golden["empty_detect.is_none"].all()
         assert not golden["empty_post.sizes"].any()
     low = np.full((30, 4), 0.01, np.float32)
-    for nms in postprocess.NMS_VARIANTS:
+    for nms in NMS_VARIANTS:
         found = detect(np.random.default_rng(0).random((30, 4), np.float32), low, np.ones((30, 8), np.float32), nms=nms)
         assert [len(part) for part in found] == [0, 0, 0, 0]
 
@@ -231,7 +232,7 @@ def test_overlap_of_the_threshold_stays() -> None:
 
 
 @pytest.mark.parametrize("bad", [[0.5, 0.5, 0.5, 0.5], [np.nan] * 4, [-np.inf, 0, np.inf, 1]])
-@pytest.mark.parametrize("nms", postprocess.NMS_VARIANTS)
+@pytest.mark.parametrize("nms", NMS_VARIANTS)
 def test_degenerate_boxes_neither_warn_nor_crash(bad: list[float], nms: str) -> None:
     boxes, scores, coeff = make_inputs(3, 40, 4)
     boxes[::5] = bad
@@ -251,7 +252,7 @@ def test_nan_scores_are_left_out() -> None:
     assert 4 not in detect(boxes, scores.T, coeff).coeff[:, 0]
 
 
-@pytest.mark.parametrize("nms", postprocess.NMS_VARIANTS)
+@pytest.mark.parametrize("nms", NMS_VARIANTS)
 @pytest.mark.parametrize("num", [0, 1])
 def test_few_boxes(nms: str, num: int) -> None:
     boxes, scores, coeff = make_inputs(5, num, 4)
@@ -281,7 +282,7 @@ def test_a_kept_prior_may_score_low_in_another_class() -> None:
 def test_inputs_are_not_changed() -> None:
     arrays = make_inputs(7, 300, 4)
     copies = [array.copy() for array in arrays]
-    for nms in postprocess.NMS_VARIANTS:
+    for nms in NMS_VARIANTS:
         detect(arrays[0], arrays[1].T, arrays[2], nms=nms, top_k=20)
     for array, copy in zip(arrays, copies, strict=True):
         np.testing.assert_array_equal(array, copy)

@@ -43,7 +43,7 @@ def test_star_import_gives_all() -> None:
 
 def test_unknown_attribute() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
-        _ = yolact_deploy.lod  # type: ignore[attr-defined]
+        _ = yolact_deploy.lod
 
 
 def test_signature_of_load() -> None:

@@ -79,7 +79,7 @@ def test_the_copy_has_a_bandwidth() -> None:
 
 
 def test_a_copy_that_leaves_bytes_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_roofline.np, "copyto", lambda target, source: None)
+    monkeypatch.setattr(np, "copyto", lambda target, source: None)
     with pytest.raises(BackendError, match="came out wrong"):
         copy_bandwidth(1000)
 

@@ -9,7 +9,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -109,7 +109,7 @@ def test_nothing_to_agree_on(tmp_path: Path) -> None:
         ({"max_p99_ms": float("nan")}, "--max-p99-ms: expected a number"),
     ],
 )
-def test_limits_that_mean_nothing(limits: dict[str, float], message: str) -> None:
+def test_limits_that_mean_nothing(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Limits(**limits)
 
@@ -131,7 +131,7 @@ class TinyBackend(TorchBackend):
     def run(self, images: Any) -> Outputs:
         if self.mistake == "channels":
             images = np.ascontiguousarray(images[..., ::-1])
-        boxes, scores, coeff, proto = super().run(images)
+        boxes, scores, coeff, proto = cast(HeadOutputs, super().run(images))
         if self.mistake == "labels":
             scores = np.roll(scores, 1, axis=2)
         if self.mistake == "masks":

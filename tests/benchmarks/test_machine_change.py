@@ -130,8 +130,8 @@ def test_all_cores_are_compared_of_the_same_engines_only() -> None:
 
 
 def test_a_gpu_is_not_compared_by_it() -> None:
-    gpu = {"runtime": {"device": "cuda:0"}}
-    a, b = runs(row("m", 1, **gpu), row("m", 2, **gpu), 1.3)
+    gpu = {"device": "cuda:0"}
+    a, b = runs(row("m", 1, runtime=gpu), row("m", 2, runtime=gpu), 1.3)
     (found,) = diff_records(a, b).rows
     assert (found.machine, found.verdict) == (None, NO_DIFFERENCE)
     assert found.p50.value == pytest.approx(found.measured, rel=1e-12)

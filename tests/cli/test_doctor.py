@@ -21,7 +21,7 @@ from yolact_deploy.machine.nvidia import Driver, Gpu, Jetson
 from yolact_deploy.runtime import checks as doctor
 from yolact_deploy.runtime import onnxruntime_gpu, probes
 from yolact_deploy.runtime.checks import Finding
-from yolact_deploy.runtime.probes import Probe
+from yolact_deploy.runtime.probes import PROBES, Probe
 
 
 def has_driver() -> bool:
@@ -37,7 +37,7 @@ def probe(attempt: object, *modules: str) -> Probe:
 
 
 def test_a_runtime_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.PROBES, "x", probe(lambda: ("1.2", "fast")))
+    monkeypatch.setitem(PROBES, "x", probe(lambda: ("1.2", "fast")))
     assert doctor.try_here("x") == Finding("x", "runtime", True, "1.2", "fast")
 
 
@@ -45,7 +45,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     def attempt() -> tuple[str, str]:
         raise ModuleNotFoundError("No module named 'absent'", name="absent")
 
-    monkeypatch.setitem(doctor.PROBES, "x", probe(attempt, "absent"))
+    monkeypatch.setitem(PROBES, "x", probe(attempt, "absent"))
     found = doctor.try_here("x")
     assert not found.works
     assert found.detail == "absent is not installed"
@@ -56,7 +56,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> N
     def attempt() -> tuple[str, str]:
         raise ImportError("libfoo.so.3: cannot open shared object file")
 
-    monkeypatch.setitem(doctor.PROBES, "x", probe(attempt, "absent"))
+    monkeypatch.setitem(PROBES, "x", probe(attempt, "absent"))
     assert "libfoo.so.3" in doctor.try_here("x").detail
 
 
@@ -64,7 +64,7 @@ def test_any_exception_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def attempt() -> tuple[str, str]:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setitem(doctor.PROBES, "x", probe(attempt))
+    monkeypatch.setitem(PROBES, "x", probe(attempt))
     assert doctor.try_here("x").detail == "RuntimeError: two lines"
 
 
@@ -192,7 +192,7 @@ def test_children_answer_and_crashes_are_told(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_child_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     # The child does not know this probe, so it ends with a traceback.
-    monkeypatch.setitem(doctor.PROBES, "unknown to the child", probe(lambda: ("", "")))
+    monkeypatch.setitem(PROBES, "unknown to the child", probe(lambda: ("", "")))
     (found,) = doctor.examine(["unknown to the child"])
     assert not found.works
     assert "KeyError" in found.detail

@@ -17,7 +17,7 @@ from scripted import SCRIPT, ScriptedBackend, Thing, predictor, write_coco
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets import yolact_dets
 from yolact_deploy.evaluation import engines
-from yolact_deploy.evaluation.accuracy import EVALUATORS
+from yolact_deploy.vocabulary import EVALUATORS
 
 WORSE = {**SCRIPT, 1: (Thing(0, 0.9, (12, 15, 44, 45)), Thing(1, 0.6, (50, 15, 75, 45)))}
 

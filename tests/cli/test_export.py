@@ -17,6 +17,7 @@ from yolact_deploy.artifact import sha256_file
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.export.parity import check_parity
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -57,7 +58,7 @@ def names(folder: Path) -> list[str]:
 @pytest.fixture
 def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare on one picture instead of three."""
-    check = pipeline.check_parity
+    check = check_parity
     monkeypatch.setattr(
         pipeline,
         "check_parity",

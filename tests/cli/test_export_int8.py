@@ -102,7 +102,7 @@ def test_a_calibration_that_does_not_fit_is_refused(
     here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     """One tensor is enough; nothing is written."""
-    calibrate = pipeline.calibrate
+    calibrate = calibration.calibrate
 
     def doctored(*args: Any, **options: Any) -> Any:
         found = calibrate(*args, **options)
@@ -124,13 +124,13 @@ def test_interrupted(
 ) -> None:
     """Nothing half-written is left, and the second run goes on."""
     monkeypatch.setattr(calibration, "_SECONDS_BETWEEN_SAVES", 0.0)
-    read, calls = tensor_probe.read_image, []
+    calls: list[Path] = []
 
     def interrupt(path: Path) -> Any:
         calls.append(path)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return read(path)
+        return read_image(path)
 
     monkeypatch.setattr(tensor_probe, "read_image", interrupt)
     arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]

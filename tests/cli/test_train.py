@@ -142,7 +142,11 @@ def test_a_stop_is_told_and_its_exit_code_is_2(
 ) -> None:
     from yolact_deploy.training.interrupt import StopRequest
 
-    monkeypatch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "wanted", True) or self)
+    def pressed(self: StopRequest) -> StopRequest:
+        self.wanted = True
+        return self
+
+    monkeypatch.setattr(StopRequest, "__enter__", pressed)
     data = tiny.tiny_set(tmp_path / "set")
     arguments = ["train", "--recipe", "shapes_demo", "--data", str(data), "-o", str(tmp_path / "run"), "--workers", "0"]
     assert cli.main([*arguments, "--device", "cpu", *tiny.as_arguments()]) == 2

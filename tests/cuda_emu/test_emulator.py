@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_emu import emulate
 
+from cuda_emu import emulate
 from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset, float_bits
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
@@ -130,7 +130,8 @@ def test_half_numbers_round_as_numpys() -> None:
     finite = halves[np.isfinite(halves)].astype(np.float32)
     middles = (np.sort(finite)[1:] + np.sort(finite)[:-1]) / 2
     values = np.concatenate([middles, np.nextafter(middles, np.float32(9e9)), np.nextafter(middles, np.float32(-9e9))])
-    values = np.concatenate([values, np.float32([65519.99, 65520, 1e9, -1e9, np.inf, -np.inf, 1e-9, 2e-8, 0, -0.0])])
+    edges = [65519.99, 65520, 1e9, -1e9, np.inf, -np.inf, 1e-9, 2e-8, 0, -0.0]
+    values = np.concatenate([values, np.array(edges, np.float32)])
     values = np.resize(values, -(-len(values) // 1024) * 1024)
     out = np.zeros(len(values), np.float16)
     run(

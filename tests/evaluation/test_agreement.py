@@ -1,5 +1,6 @@
 """Agreement of an engine's detections with the reference's."""
 
+# mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
 
 import dataclasses
@@ -43,8 +44,8 @@ def test_identical() -> None:
 def test_mask_scores_that_rank_otherwise() -> None:
     """A detection with a low box score and a high mask score is not judged and does not affect the others."""
     things = (*THINGS, Thing(0, 0.1, (60, 50, 90, 60)))
-    ours = dataclasses.replace(detections(things), mask_scores=np.float32([0.1, 0.2, 0.3, 0.9]))
-    other = dataclasses.replace(ours, mask_scores=np.float32([0.1, 0.25, 0.3, 0.9]))
+    ours = dataclasses.replace(detections(things), mask_scores=np.array([0.1, 0.2, 0.3, 0.9], np.float32))
+    other = dataclasses.replace(ours, mask_scores=np.array([0.1, 0.25, 0.3, 0.9], np.float32))
     meter = AgreementMeter()
     image = meter.add(ours, other)
     assert image.mask_score_differences == pytest.approx([0, 0.05, 0])

@@ -1,5 +1,6 @@
 """Engines that are wrong on purpose, and what is said about them."""
 
+# mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
 
 import dataclasses
@@ -42,12 +43,12 @@ def insert(graph: Any, before: str, nodes: list[Any], constants: dict[str, Any])
 def shift_labels(graph: Any) -> None:
     """What is class k becomes class k + 1, and the last one the first."""
     order = helper.make_node("Gather", ["scores_right", "class_order"], ["scores"], axis=2)
-    insert(graph, "scores", [order], {"class_order": np.int64([3, 0, 1, 2])})
+    insert(graph, "scores", [order], {"class_order": np.array([3, 0, 1, 2], np.int64)})
 
 
 def mix_labels(graph: Any) -> None:
     order = helper.make_node("Gather", ["scores_right", "class_order"], ["scores"], axis=2)
-    insert(graph, "scores", [order], {"class_order": np.int64([1, 0, 2, 3])})
+    insert(graph, "scores", [order], {"class_order": np.array([1, 0, 2, 3], np.int64)})
 
 
 def flip_masks(graph: Any) -> None:
@@ -65,7 +66,7 @@ def swap_red_and_blue(graph: Any) -> None:
 def swap_one_channel(graph: Any) -> None:
     """Blue and green exchanged as the picture comes in."""
     order = helper.make_node("Gather", ["grey_right", "channel_order"], ["grey"], axis=3)
-    insert(graph, "grey", [order], {"channel_order": np.int64([1, 0, 2])})
+    insert(graph, "grey", [order], {"channel_order": np.array([1, 0, 2], np.int64)})
 
 
 def spoil_a_layer(graph: Any) -> None:
@@ -255,9 +256,9 @@ class DetectionsBackend(Backend):
     def run(self, images: Any) -> Outputs:
         masks = np.zeros((1, 1, 32, 32), np.float32)
         masks[0, 0, 4:16, 2:6] = masks[0, 0, 4:7, 2:14] = 1
-        boxes = np.float32([[[2, 4, 14, 16]]]) / 32
+        boxes = np.array([[[2, 4, 14, 16]]], np.float32) / 32
         one = np.ones((1, 1), np.float32)
-        return DetectionOutputs(np.int32([1]), boxes, one, np.int32([[1]]), self._change(masks))
+        return DetectionOutputs(np.array([1], np.int32), boxes, one, np.array([[1]], np.int32), self._change(masks))
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -17,8 +17,9 @@ from random_coco import make_content, make_results
 
 from yolact_deploy.datasets.coco_results import of_kind
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.evaluation.accuracy import EVALUATORS, KINDS, AccuracyMeter, accuracy, average_precision, by_image
+from yolact_deploy.evaluation.accuracy import KINDS, AccuracyMeter, accuracy, average_precision, by_image
 from yolact_deploy.evaluation.matches import Matcher, Matches
+from yolact_deploy.vocabulary import EVALUATORS
 
 
 def cocoeval(content: dict[str, Any], results: list[Any], ids: list[int], kind: str) -> Any:
@@ -84,7 +85,10 @@ def test_masks_are_ranked_by_scores_of_their_own(evaluator: str) -> None:
     assert [set(mask) for mask in masks] == [set(plain[0]) - {"bbox"}] * len(plain)
     assert scored.mask is not None
     assert scored.mask.ap == pytest.approx(float(cocoeval(content, with_boxes(masks, plain), ids, "segm").stats[0]))
-    assert scored.mask.ap != accuracy(content, plain, ids, evaluator).mask.ap
+    plain_scored = accuracy(content, plain, ids, evaluator)
+    assert scored.mask is not None
+    assert plain_scored.mask is not None
+    assert scored.mask.ap != plain_scored.mask.ap
     boxes = of_kind(results, "bbox")
     assert boxes == [{k: v for k, v in result.items() if k != "segmentation"} for result in plain]
 

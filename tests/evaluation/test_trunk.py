@@ -202,14 +202,14 @@ def test_trunk_ends_at_the_raw_heads() -> None:
 
 def test_meter() -> None:
     meter = ErrorMeter()
-    meter.add(np.float32([3, 4]), np.float16([3, 4]))
-    meter.add(np.float32([0, 5]), np.float32([0, 5.5]))
+    meter.add(np.array([3, 4], np.float32), np.array([3, 4], np.float16))
+    meter.add(np.array([0, 5], np.float32), np.array([0, 5.5], np.float32))
     error = meter.error("x")
     assert error.max_error == 0.5
     assert error.relative_rms == pytest.approx(math.sqrt(0.25 / 50))
     assert error.sqnr_db == pytest.approx(10 * math.log10(50 / 0.25))
     broken = ErrorMeter()
-    broken.add(np.float32([1, 2]), np.float32([1, np.nan]))
+    broken.add(np.array([1, 2], np.float32), np.array([1, np.nan], np.float32))
     assert broken.error("x").relative_rms == math.inf
     assert broken.error("x").sqnr_db == -math.inf
     assert broken.error("x").to_json() == {"name": "x", "max_error": None, "relative_rms": None, "sqnr_db": None}

@@ -55,7 +55,7 @@ def images(export: Export) -> Any:
     return GraphInput.of(read_onnx(export(NAME, SMALL)).graph).read(sample_images()[:1])
 
 
-def heads(path: Path, images: Any, **options: str) -> list[Any]:
+def heads(path: Path, images: Any, **options: Any) -> list[Any]:
     with load(path, **options) as model:
         return list(model.backend.run(images))
 
@@ -134,8 +134,8 @@ def test_kept_layers_are_exact(export: Export, images: Any) -> None:
 def test_openvino_takes_the_files_precision(export: Export, images: Any) -> None:
     path = export(NAME, SMALL, precision="bf16")
     exact, rounded = heads(export(NAME, SMALL), images), heads(path, images)
-    for precision, name in (({}, "bf16"), ({"precision": "bf16"}, "bf16"), ({"precision": "fp32"}, "fp32")):
-        with load(path, backend="openvino", **precision) as model:
+    for precision, name in ((None, "bf16"), ("bf16", "bf16"), ("fp32", "fp32")):
+        with load(path, backend="openvino", precision=precision) as model:
             assert model.backend.precision == model.backend.describe()["precision"] == name
             found = list(model.backend.run(images))
         for reference, by_onnxruntime, ours in zip(exact, rounded, found, strict=True):

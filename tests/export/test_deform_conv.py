@@ -38,7 +38,7 @@ def in_openvino(model: Any, feed: dict[str, Any]) -> Any:
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
 
 
-def make(stride: int, kind: type, *, batch: Any = BATCH) -> tuple[Any, dict[str, Any], Any]:
+def make(stride: int, kind: Any, *, batch: Any = BATCH) -> tuple[Any, dict[str, Any], Any]:
     """A model of one deformable convolution, inputs, and what torchvision makes of them."""
     rng = np.random.default_rng(0)
     height, width = ((side - 1) // stride + 1 for side in (HEIGHT, WIDTH))

@@ -25,7 +25,7 @@ from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import VARIANCES, make_priors
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs
+from yolact_deploy.runtime.tails import DetectSettings, HeadOutputs, ImageDetections, Outputs
 
 pytestmark = pytest.mark.golden
 
@@ -127,6 +127,7 @@ def test_scores(net: Net, image: int) -> None:
 @pytest.mark.parametrize("image", IMAGES)
 def test_coefficients_and_prototypes(net: Net, image: int) -> None:
     heads = net.outputs("host", image)
+    assert isinstance(heads, HeadOutputs)
     _check(net, f"img{image}.mask", heads.coeff, 2e-4)
     _check(net, f"img{image}.proto", heads.proto, 5e-4)
 

@@ -17,6 +17,7 @@ from yolact_deploy.artifact import METADATA_KEY
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ExportError
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import make_priors
 from yolact_deploy.samples import sample_images
 
@@ -62,7 +63,7 @@ def run(path: Path, images: Any) -> dict[str, Any]:
 def pictures(count: int, size: int) -> Any:
     """Sample pictures [count, size, size, 3], uint8."""
     paths = (sample_images() * count)[:count]
-    return np.stack([cv2.resize(cv2.imread(str(path)), (size, size)) for path in paths])
+    return np.stack([cv2.resize(read_image(path), (size, size)) for path in paths])
 
 
 def signature(values: Any) -> dict[str, tuple[str, list[Any]]]:

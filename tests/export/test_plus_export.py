@@ -156,9 +156,11 @@ def test_an_open_batch(export: Export, picture: Any, eager: Any) -> None:
     path = export(NAME, SMALL, batch=(1, 2, 4))
     for tail in ("host", "graph"):
         with Predictor(onnxruntime_backend(path, tail=tail), score_threshold=0.0) as model:
-            both = model([picture[::-1].copy(), picture])
-        np.testing.assert_allclose(both[1].mask_scores, eager.mask_scores, rtol=1e-2, atol=1e-6)
-        assert not np.allclose(both[0].mask_scores, both[1].mask_scores)
+            flipped, same = (found.mask_scores for found in model([picture[::-1].copy(), picture]))
+        assert flipped is not None
+        assert same is not None
+        np.testing.assert_allclose(same, eager.mask_scores, rtol=1e-2, atol=1e-6)
+        assert not np.allclose(flipped, same)
 
 
 def test_the_mask_iou_network_stays_in_fp32(export: Export) -> None:

@@ -18,6 +18,7 @@ import pytest
 from yolact_deploy.cache import file_lock
 from yolact_deploy.engine_file import plugin_kind, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, BackendError, ExportError, MissingDependencyError, OutputError
+from yolact_deploy.machine import nvidia
 
 onnx = pytest.importorskip("onnx")
 
@@ -339,13 +340,14 @@ def test_a_damaged_entry_is_built_again(export: Export, tmp_path: Path, built: l
     folder = Path(os.environ["YOLACT_DEPLOY_CACHE"]) / "engines"
     (engine,), (record,) = folder.glob("*.trt"), folder.glob("*.json")
     data = engine.read_bytes()
-    {
+    ways: dict[str, Callable[[], object]] = {
         "cut": lambda: engine.write_bytes(data[:50]),
         "changed": lambda: engine.write_bytes(data[::-1]),
         "no engine": engine.unlink,
         "no record": record.unlink,
         "bad record": lambda: record.write_text("[]"),
-    }[damage]()
+    }
+    ways[damage]()
     again = build_engine(source, tmp_path / "b.trt", flavour="rtx", options=CACHED)
     assert not again.cached
     assert build_engine(source, tmp_path / "c.trt", flavour="rtx", options=CACHED).cached
@@ -408,7 +410,7 @@ def test_rtx_has_no_timing_cache(export: Export, tmp_path: Path) -> None:
 
 def test_tensorrt_needs_a_gpu(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", object())
-    monkeypatch.setattr(build_module.nvidia, "require_gpu", no_gpu)
+    monkeypatch.setattr(nvidia, "require_gpu", no_gpu)
     with pytest.raises(BackendError, match="no NVIDIA driver here"):
         build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="tensorrt")
     assert list(tmp_path.iterdir()) == []

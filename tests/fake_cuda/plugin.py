@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
             key = item.path, json.dumps(marker.kwargs, sort_keys=True)
             group = groups.setdefault(key, Group(session.config.rootpath, marker.kwargs))
             group.nodes.append(item.nodeid)
+            assert item.parent is not None
             items[index] = Distant.from_parent(item.parent, name=item.name, group=group)
 
 
 class Group:
     """Tests that share a child."""
 
-    def __init__(self, root: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
         self.root = root
         self.settings = settings
         self.nodes: list[str] = []

@@ -179,6 +179,8 @@ def test_mask_scores_on_the_host_are_those_of_the_graph(tmp_path: Path) -> None:
     host, graph = (Predictor(OnnxRuntimeBackend(path, tail=tail), score_threshold=0)(image) for tail in TAILS)
     assert len(graph) > 0
     assert host.labels.tolist() == graph.labels.tolist()
+    assert host.mask_scores is not None
+    assert graph.mask_scores is not None
     np.testing.assert_allclose(host.mask_scores, graph.mask_scores, rtol=1e-4)
     assert len(set(graph.mask_scores / graph.scores)) > 1, "the IoUs differ"
 

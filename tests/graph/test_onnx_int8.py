@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from yolact_deploy.graph import onnx_int8
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import use_unsigned
-from yolact_deploy.machine import cpu
 from yolact_deploy.runtime import onnxruntime
 
 x86_only = pytest.mark.skipif(not onnx_int8.wants_unsigned(), reason="kernels of x86 with VNNI")
@@ -355,6 +355,6 @@ def test_openvino_agrees_on_either_form() -> None:
     ],
 )
 def test_which_cpus_want_it(monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], wanted: bool) -> None:
-    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(onnx_int8, "cpu_info", lambda: ("a CPU", frozenset(flags)))
     assert onnx_int8.wants_unsigned() is wanted

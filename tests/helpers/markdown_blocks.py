@@ -60,6 +60,6 @@ def package_strings() -> frozenset[str]:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
                 elif isinstance(node, ast.JoinedStr):
-                    yield "".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+                    yield "".join(str(v.value) if isinstance(v, ast.Constant) else "\0" for v in node.values)
 
     return frozenset(texts())

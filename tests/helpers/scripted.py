@@ -140,7 +140,7 @@ def write_pictures(folder: Path, numbers: Sequence[int] = (1, 2, 3)) -> list[Pat
 
 def coco_content(script: Script = SCRIPT, numbers: Sequence[int] = (1, 2, 3)) -> dict[str, Any]:
     """A COCO file's content in which the script's things that score above 0.15 are the truth."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for number in numbers:
         for thing in script.get(number, ()):
             if thing.score > 0.15:

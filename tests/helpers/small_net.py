@@ -44,10 +44,10 @@ def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.
     """The file in memory; ``doctor`` may spoil its graph."""
     builder = _Builder()
     builder.node("Cast", ["images"], "grey", to=TensorProto.FLOAT)
-    builder.node("Sub", ["grey", builder.constant("mean", np.float32([104, 117, 124]))], "centred")
-    builder.node("Div", ["centred", builder.constant("std", np.float32([57, 57, 58]))], "scaled")
+    builder.node("Sub", ["grey", builder.constant("mean", np.array([104, 117, 124], np.float32))], "centred")
+    builder.node("Div", ["centred", builder.constant("std", np.array([57, 57, 58], np.float32))], "scaled")
     builder.node("Transpose", ["scaled"], "permute", perm=[0, 3, 1, 2])
-    ends = [builder.constant(name, np.int64([v])) for name, v in (("last", -1), ("first", -9), ("axis", 1))]
+    ends = [builder.constant(name, np.array([v], np.int64)) for name, v in (("last", -1), ("first", -9), ("axis", 1))]
     builder.node("Slice", ["permute", *ends, ends[0]], "flip")
     builder.relu(builder.conv("flip", "backbone.conv1", 3, CHANNELS, stride=2))
     stem = builder.relu(builder.conv("backbone.conv1_relu", "backbone.conv2", CHANNELS, CHANNELS, stride=2))
@@ -60,7 +60,7 @@ def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.
     coeff = builder.head(levels, "mask_layer", COEFFICIENTS, last="Tanh")
     builder.node("Concat", coeff, "coeff", axis=1)
     proto = builder.relu(builder.conv(top, "proto_net.0", CHANNELS, CHANNELS))
-    scales = builder.constant("scales", np.float32([1, 1, 2, 2]))
+    scales = builder.constant("scales", np.array([1, 1, 2, 2], np.float32))
     builder.node("Resize", [proto, "", scales], "larger", mode="linear")
     builder.node(
         "Transpose", [builder.conv("larger", "proto_net.2", CHANNELS, COEFFICIENTS)], "proto", perm=[0, 2, 3, 1]
@@ -70,11 +70,17 @@ def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.
     builder.node("Add", [builder.constant("priors", _priors()), "moves"], "boxes")
     builder.node("Concat", logits, "logits", axis=1)
     builder.node("Softmax", ["logits"], "all_scores", axis=2)
-    cut = [builder.constant(name, np.int64([v])) for name, v in (("one", 1), ("end", 1 << 30), ("classes", 2))]
+    cut = [
+        builder.constant(name, np.array([v], np.int64)) for name, v in (("one", 1), ("end", 1 << 30), ("classes", 2))
+    ]
     builder.node("Slice", ["all_scores", *cut], "scores")
 
     priors = sum(side * side for side in _LEVELS)
-    shapes = {"boxes": (priors, 4), "scores": (priors, CLASSES), "coeff": (priors, COEFFICIENTS)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "boxes": (priors, 4),
+        "scores": (priors, CLASSES),
+        "coeff": (priors, COEFFICIENTS),
+    }
     shapes["proto"] = (32, 32, COEFFICIENTS)
     value = helper.make_tensor_value_info
     outputs = [value(name, TensorProto.FLOAT, [1, *shape]) for name, shape in shapes.items()]
@@ -157,7 +163,7 @@ class _Builder:
         for i, level in enumerate(levels):
             output = self.conv(level, f"prediction_layers.0.{name}", CHANNELS, values, output=f"{name}_{i}")
             self.node("Transpose", [output], f"{output}_last", perm=[0, 2, 3, 1])
-            shape = self.constant(f"shape_{values}", np.int64([1, -1, values]))
+            shape = self.constant(f"shape_{values}", np.array([1, -1, values], np.int64))
             found.append(self.node("Reshape", [f"{output}_last", shape], f"{output}_rows"))
             if last:
                 found[-1] = self.node(last, [found[-1]], f"{output}_{last}")

@@ -59,7 +59,7 @@ Install = Callable[..., None]
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Install:
     def install(*gpus: tuple[str, int, int, bool, int], status: int = 0) -> None:
-        monkeypatch.setattr(nvidia.ctypes, "CDLL", lambda name: ScriptedDriver(list(gpus), status=status))
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: ScriptedDriver(list(gpus), status=status))
 
     return install
 
@@ -95,7 +95,7 @@ def test_what_may_be_wrong(driver: Install, monkeypatch: pytest.MonkeyPatch) -> 
     def missing(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(nvidia.ctypes, "CDLL", missing)
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(
         BackendError, match=r"^no NVIDIA driver here \(libcuda\.so\.1 cannot be loaded\): use a machine"
     ):

@@ -1,5 +1,6 @@
 """Which GPUs are asked, and what is made of the answers."""
 
+# mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
 
 import sys
@@ -87,8 +88,8 @@ def test_no_gpu_to_be_used() -> None:
 
 
 #: files of a machine with Linux, and of its PCI bus with a GPU
-LINUX = {"proc/self/stat": "1", "sys/bus/pci/devices/0000:00:02.0/vendor": "0x1af4"}
-NVIDIA = {**LINUX, "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de"}
+LINUX: dict[str, object] = {"proc/self/stat": "1", "sys/bus/pci/devices/0000:00:02.0/vendor": "0x1af4"}
+NVIDIA: dict[str, object] = {**LINUX, "sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de"}
 
 
 @pytest.mark.parametrize("missing", ["package", "driver"])
@@ -98,7 +99,7 @@ def test_nvml_is_not_to_be_had(missing: str, tmp_path: Path, monkeypatch: pytest
     module = None if missing == "package" else FakeNvml(gpu(), starts=False)
     cure = "yolact-deploy[bench]" if missing == "package" else "check it with nvidia-smi"
 
-    def reason(name: str, files: dict[str, str]) -> str:
+    def reason(name: str, files: dict[str, object]) -> str:
         write(tmp_path / name, files)
         nvml = Nvml(module, {}, root=tmp_path / name)
         assert nvml.gpus == ()

@@ -13,7 +13,6 @@ from scripted import SCRIPT, ScriptedBackend, source, write_pictures
 from yolact_deploy.benchmarks.measure import run_bench
 from yolact_deploy.benchmarks.record import from_json, to_json
 from yolact_deploy.datasets.image_sets import plain_images
-from yolact_deploy.machine import yardstick as yardstick_module
 from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.machine.yardstick import VERSION, Yardstick
 
@@ -55,8 +54,8 @@ def test_a_slower_machine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(yardstick_module.np, "matmul", slowly(multiply))
-    monkeypatch.setattr(yardstick_module.np, "copyto", slowly(copy))
+    monkeypatch.setattr(np, "matmul", slowly(multiply))
+    monkeypatch.setattr(np, "copyto", slowly(copy))
     with Yardstick(1) as yardstick:
         yardstick.after(0)
     one, everywhere, memory = (samples[0] for samples in yardstick.times.samples_ms.values())

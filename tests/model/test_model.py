@@ -14,7 +14,9 @@ from yolact_deploy.errors import ConfigError, InputError
 from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
 from yolact_deploy.priors import make_priors
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from yolact_deploy.model import YolactModel, fuse_batch_norm
 from yolact_deploy.model.deformable import DeformableConv
@@ -100,7 +102,7 @@ def test_a_deformable_convolution_begins_as_half_a_plain_one() -> None:
     torch.testing.assert_close(layer(x), plain / 2 + layer.bias[:, None, None])
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def test_a_deformable_convolution_moves_and_weights_its_taps() -> None:
     """Against loops over output pixels and taps, with offsets that leave the features."""
     torch.manual_seed(0)
@@ -118,6 +120,7 @@ def test_a_deformable_convolution_moves_and_weights_its_taps() -> None:
         return total
 
     told = layer.conv_offset_mask(x)[0]
+    assert layer.bias is not None
     expected = layer.bias[:, None, None].repeat(1, 4, 3)
     for row, column, tap in itertools.product(range(4), range(3), range(9)):
         dy, dx, weight = told[2 * tap, row, column], told[2 * tap + 1, row, column], told[18 + tap, row, column]

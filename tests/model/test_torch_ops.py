@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,13 +8,16 @@ import pytest
 from deterministic import GOLDEN
 
 from yolact_deploy import postprocess
+from yolact_deploy.vocabulary import NMS_VARIANTS
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 from yolact_deploy.model import torch_ops as ops
 
 FILES = sorted(path.stem for path in GOLDEN.glob("pure_*.npz"))
-NMS = {
+NMS: dict[str, Callable[..., Any]] = {
     "fast": ops.fast_nms,
     "fast2": lambda *arrays: ops.fast_nms(*arrays, second_threshold=0.05),
     "cc": ops.cross_class_nms,
@@ -136,7 +140,7 @@ def test_crop_golden(name: str, case: str) -> None:
     _close(ops.crop_masks(masks.permute(2, 0, 1), boxes, padding=0), out_pad0.permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("nms", postprocess.NMS_VARIANTS)
+@pytest.mark.parametrize("nms", NMS_VARIANTS)
 def test_no_candidate_gives_empty_detections(nms: str) -> None:
     found = ops.detect(torch.rand(5, 4), torch.full((5, 3), 0.01), torch.rand(5, 8), nms=nms)
     assert [tuple(t.shape) for t in found] == [(0, 4), (0,), (0,), (0, 8)]
@@ -147,7 +151,7 @@ def test_no_candidate_gives_empty_detections(nms: str) -> None:
     assert ops.pixel_boxes(found.boxes, 9, 10).shape == (0, 4)
 
 
-@pytest.mark.parametrize("nms", postprocess.NMS_VARIANTS)
+@pytest.mark.parametrize("nms", NMS_VARIANTS)
 def test_the_numpy_twin_agrees(nms: str) -> None:
     rng = np.random.default_rng(5)
     corner = rng.random((400, 2))
@@ -158,7 +162,7 @@ def test_the_numpy_twin_agrees(nms: str) -> None:
     twin = postprocess.detect(boxes, scores, coeff, nms=nms)
     assert ours._fields == twin._fields
     for a, b in zip(ours, twin, strict=True):
-        np.testing.assert_allclose(a.numpy(), b, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(a.numpy(), np.asarray(b), rtol=1e-5, atol=1e-6)
 
 
 def test_an_unknown_nms_is_refused() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import cast
+
 import pytest
 
 pytest.importorskip("torch")
@@ -46,7 +49,7 @@ def test_the_function_stays() -> None:
 def test_a_channel_that_is_always_the_same() -> None:
     network = _folded()
     with torch.no_grad():
-        network[0].weight[2] = 0
+        network.state_dict()["0.weight"][2] = 0
         before = network.eval()(torch.ones(2, 3, 9, 9))
         unfold_batch_norms(network, [torch.randn(4, 3, 9, 9)])
         after = network(torch.ones(2, 3, 9, 9))
@@ -62,7 +65,7 @@ def test_a_layer_that_never_runs() -> None:
             self.used, self.spare = _folded(), nn.BatchNorm2d(5)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.used(images)
+            return cast(torch.Tensor, self.used(images))
 
     network = Spare()
     unfold_batch_norms(network, [torch.randn(4, 3, 9, 9)])
@@ -71,7 +74,7 @@ def test_a_layer_that_never_runs() -> None:
 
 @pytest.mark.parametrize(("setting", "moves"), [("never", True), ("always", False)])
 def test_a_training_does_so_unless_frozen(
-    tmp_path: object, monkeypatch: pytest.MonkeyPatch, setting: str, moves: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, moves: bool
 ) -> None:
     from yolact_deploy.model.initialization import InitReport
     from yolact_deploy.training import fit as module
@@ -79,11 +82,11 @@ def test_a_training_does_so_unless_frozen(
     def initialise(model: YolactModel, source: str) -> InitReport:
         return InitReport(source, 1, 1, folded=True)
 
-    called: list[nn.Module] = []
+    called: list[tuple[nn.Module, list[torch.Tensor]]] = []
     monkeypatch.setattr(module, "initialise", initialise)
     monkeypatch.setattr(module, "unfold_batch_norms", lambda network, images: called.append((network, list(images))))
     recipe = tiny_recipe("iterations=1", f"freeze_batch_norm={setting}", "eval_interval=0")
-    module.fit(recipe, tiny_set(tmp_path / "set"), tmp_path / "run", workers=0)  # type: ignore[operator]
+    module.fit(recipe, tiny_set(tmp_path / "set"), tmp_path / "run", workers=0)
     assert bool(called) is moves
     for _, images in called:
         assert images[0].shape == (8, 3, 64, 64)  # all there are

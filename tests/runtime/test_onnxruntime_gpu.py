@@ -210,7 +210,7 @@ def test_an_onnxruntime_that_cannot_tell_nodes(
             self._inner.disable_fallback()
 
     fake_session = fake.InferenceSession
-    fake.InferenceSession = Old  # type: ignore[assignment]
+    fake.InferenceSession = Old
     path = write_model(tmp_path / "m.onnx", batch=batch)
     if strict:
         with pytest.raises(BackendError, match="CUDAExecutionProvider would leave some nodes to the CPU"):
@@ -265,7 +265,7 @@ def test_a_missing_library_is_named(
         asked.append(Path(name))
         raise OSError("libcublasLt.so.13: cannot open shared object file: No such file or directory")
 
-    monkeypatch.setattr(onnxruntime_gpu.ctypes, "CDLL", load)
+    monkeypatch.setattr(ctypes, "CDLL", load)
     with pytest.raises(BackendError) as caught:
         OnnxRuntimeGpuBackend(path, provider="cuda")
     assert str(caught.value) == (
@@ -283,7 +283,7 @@ def test_libraries_that_only_onnxruntime_can_load(
     def load(name: str) -> Any:
         raise OSError(f"{name}: undefined symbol: Provider_GetHost")
 
-    monkeypatch.setattr(onnxruntime_gpu.ctypes, "CDLL", load)
+    monkeypatch.setattr(ctypes, "CDLL", load)
     OnnxRuntimeGpuBackend(write_model(tmp_path / "m.onnx"), provider="cuda")
 
 
@@ -298,7 +298,7 @@ def test_the_rtx_plugin(fake: FakeOnnxRuntime, tmp_path: Path, monkeypatch: pyte
     def fail(name: str, library: str) -> None:
         raise RuntimeError(f"Failed to load library {library} with error: libcuda.so.1\nmore")
 
-    fake.register_execution_provider_library = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(fake, "register_execution_provider_library", fail)
     with pytest.raises(BackendError, match=r"plugin cannot be loaded \(Failed to load .*libcuda\.so\.1\): it needs"):
         OnnxRuntimeGpuBackend(path, provider="rtx")
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
@@ -306,15 +306,10 @@ def test_the_rtx_plugin(fake: FakeOnnxRuntime, tmp_path: Path, monkeypatch: pyte
         OnnxRuntimeGpuBackend(path, provider="rtx")
 
 
-def test_an_onnxruntime_without_plugins(fake: FakeOnnxRuntime, tmp_path: Path) -> None:
-    del FakeOnnxRuntime.register_execution_provider_library
-    try:
-        with pytest.raises(BackendError, match=r"needs onnxruntime 1\.24 or later, here is 9\.9\.9"):
-            OnnxRuntimeGpuBackend(write_model(tmp_path / "m.onnx"), provider="rtx")
-    finally:
-        FakeOnnxRuntime.register_execution_provider_library = lambda self, name, path: self.registered.append(
-            (name, path)
-        )
+def test_an_onnxruntime_without_plugins(fake: FakeOnnxRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FakeOnnxRuntime, "register_execution_provider_library")
+    with pytest.raises(BackendError, match=r"needs onnxruntime 1\.24 or later, here is 9\.9\.9"):
+        OnnxRuntimeGpuBackend(write_model(tmp_path / "m.onnx"), provider="rtx")
 
 
 def test_the_driver_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

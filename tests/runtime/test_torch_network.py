@@ -334,7 +334,7 @@ class Device:
 def view(tensor: DeviceTensor) -> Any:
     """The memory of a tensor, which here is the host's."""
     buffer = (ctypes.c_uint8 * tensor.nbytes).from_address(tensor.pointer)
-    return np.frombuffer(buffer, dtype=tensor.dtype).reshape(tensor.shape)
+    return np.frombuffer(memoryview(buffer), dtype=tensor.dtype).reshape(tensor.shape)
 
 
 def test_network_between_fixed_tensors(on_cpu: list[Any], model: Any, images: Any) -> None:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from tensorrt_stubs import bindings, doubles
 from tensorrt_stubs.sites import Sites, WatchingFinder
 
@@ -35,9 +36,10 @@ WATCHED = (
 
 def vocabulary(trt: ModuleType) -> set[str]:
     """Names of everything in TensorRT's module and its classes."""
-    found, waiting, done = set[str](), [trt], set[int]()
+    found, done = set[str](), set[int]()
+    waiting: list[Any] = [trt]
     while waiting:
-        holder: Any = waiting.pop()
+        holder = waiting.pop()
         for name, value in vars(holder).items():
             if not name.startswith("_"):
                 found.add(name)

@@ -78,7 +78,15 @@ class World:
 
     def _usual(self, returns: str, double: Double, member: str) -> Any:
         outer = returns.partition("[")[0]
-        simple = {"None": None, "bool": True, "int": 1, "float": 1.0, "str": "text", "list": [], "List": []}
+        simple: dict[str, Any] = {
+            "None": None,
+            "bool": True,
+            "int": 1,
+            "float": 1.0,
+            "str": "text",
+            "list": [],
+            "List": [],
+        }
         if outer in simple:
             return simple[outer]
         cls = self.find(returns)
@@ -96,7 +104,7 @@ class Factory:
         self.real = real
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        signatures = parse(self.real.__init__.__doc__, "__init__", drop_self=True)
+        signatures = parse(vars(self.real)["__init__"].__doc__, "__init__", drop_self=True)
         bound, _ = fit(self.world, self.real, "__init__", signatures, args, kwargs)
         self.world.note(self.real, "__init__", None)
         answer = self.world.answers.get((self.real.__name__, "__init__"))

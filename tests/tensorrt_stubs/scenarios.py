@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tensorrt_stubs.doubles import World
 
+from tensorrt_stubs.doubles import World
 from yolact_deploy import ops
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import get_config
@@ -67,9 +67,12 @@ def prepare(stage: Stage) -> None:
     stage.world.stand_in("Builder", "OnnxParser", "Runtime")
     registry = stage.world.double("IPluginRegistry")
     stage.patch.setattr(stage.trt, "get_plugin_registry", lambda: registry)
-    stage.answers[("IPluginRegistry", "register_creator")] = lambda double, creator, **_: (
-        stage.creators.append(creator) or True
-    )
+
+    def register(double: Any, creator: Any, **_: Any) -> bool:
+        stage.creators.append(creator)
+        return True
+
+    stage.answers[("IPluginRegistry", "register_creator")] = register
     stage.answers[("IPluginRegistry", "get_creator")] = lambda double, type, version, plugin_namespace="": next(
         (each for each in stage.creators if (each.name, each.plugin_namespace) == (type, plugin_namespace)), None
     )
@@ -127,7 +130,7 @@ def make_model(batch: tuple[int, int, int], *, half: bool = False) -> onnx.Model
         nodes.append(helper.make_node("Cast", ["proto16"], ["proto"], to=TensorProto.FLOAT))
         values.append(info("proto16", TensorProto.FLOAT16, shapes["proto"]))
     values.append(info("kept", TensorProto.FLOAT, [count, detections, COEFFICIENTS]))
-    attributes = {"top_k": 20, "max_detections": detections, "cross_class": 0}
+    attributes: dict[str, Any] = {"top_k": 20, "max_detections": detections, "cross_class": 0}
     nodes.append(
         helper.make_node(
             "FastNMS", ["boxes", "scores", "coeff"], [*outputs, "kept"], domain=ops.DOMAIN, name="nms",
@@ -185,9 +188,12 @@ def builds(stage: Stage) -> None:
         assert own.read_bytes() == b"host memory"
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(use_timing_cache=False))
         taken: list[bool] = []
-        stage.answers[("IBuilderConfig", "set_timing_cache")] = lambda double, cache, ignore_mismatch: (
-            taken.append(bool(taken)) or taken[-1]
-        )
+
+        def set_timing_cache(double: Any, cache: Any, ignore_mismatch: Any) -> bool:
+            taken.append(bool(taken))
+            return taken[-1]
+
+        stage.answers[("IBuilderConfig", "set_timing_cache")] = set_timing_cache
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(timing_cache=own))
         assert taken == [False, True]  # the first is of another version
 
@@ -362,10 +368,11 @@ def answer_as_engine(stage: Stage, tail: str, batch: int) -> None:
 
 def runs(stage: Stage) -> None:
     from yolact_deploy.runtime import tensorrt
+    from yolact_deploy.runtime.cuda.driver import calls
 
     stage.patch.setattr(tensorrt, "Device", SimpleNamespace(open=lambda index: FakeDevice()))
-    stage.patch.setattr(tensorrt.calls, "driver_version", lambda: (12, 8))
-    stream = SimpleNamespace(handle=1 << 20)
+    stage.patch.setattr(calls, "driver_version", lambda: (12, 8))
+    stream: Any = SimpleNamespace(handle=1 << 20)
     for tail, batch, versions in (("heads", -1, {}), ("functions", 2, {"plugins": "v3"})):
         answer_as_engine(stage, tail, batch)
         network = tensorrt.TensorRtNetwork(write_engine(stage, tail, versions))
@@ -395,6 +402,7 @@ def runs(stage: Stage) -> None:
 def run_backend(stage: Stage) -> None:
     """The backend without its pipeline, which is no matter of TensorRT."""
     from yolact_deploy.runtime import tensorrt
+    from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 
     ran: list[Any] = []
 
@@ -402,7 +410,7 @@ def run_backend(stage: Stage) -> None:
         self.network, self.max_batch, self.fixed_batch = network, network.max_batch, network.fixed_batch
         self.frames = SimpleNamespace(infer=ran.append, close=lambda: None)
 
-    stage.patch.setattr(tensorrt.CudaBackend, "__init__", make)
+    stage.patch.setattr(CudaBackend, "__init__", make)
     answer_as_engine(stage, "heads", -1)
     tensorrt.TensorRtBackend(write_engine(stage, "heads", {}))
     assert [images.shape for images in ran] == [(1, SIDE, SIDE, 3)]

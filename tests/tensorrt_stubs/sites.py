@@ -41,7 +41,7 @@ class Sites:
         self.seen.add(number)
         return getattr(value, name)
 
-    def set(self, value: Any, name: str, new: Any, number: int) -> None:
+    def assign(self, value: Any, name: str, new: Any, number: int) -> None:
         self.seen.add(number)
         setattr(value, name, new)
 
@@ -124,7 +124,7 @@ class WatchingFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         file = module.__file__ or ""
         source = self.sources.get(module.__name__) or Path(file).read_text(encoding="utf-8")
         tree = instrument(source, module.__name__, self.sites)
-        vars(module).update({_GET: self.sites.get, _SET: self.sites.set})
+        vars(module).update({_GET: self.sites.get, _SET: self.sites.assign})
         exec(compile(tree, file, "exec"), vars(module))
 
     def install(self) -> None:

@@ -45,7 +45,7 @@ def _targets(images: Any) -> list[Any]:
 def _crowded(seed: int = 0, priors: int = 900) -> tuple[Any, Any]:
     """A scene in which all priors are positive: they lie around the only object of the image."""
     outputs, images = _scene(seed, [(1, 0)], priors)
-    images[0]["boxes"] = np.float32([[12, 12, 36, 36]]) / scenes.SIZE
+    images[0]["boxes"] = np.array([[12, 12, 36, 36]], np.float32) / scenes.SIZE
     images[0]["masks"] = torch.from_numpy(ellipse_masks(images[0]["boxes"], scenes.SIZE))
     jitter = torch.rand((priors, 4), generator=torch.Generator().manual_seed(seed)) * 0.02
     outputs["prior_boxes"] = torch.tensor([0.5, 0.5, 0.5, 0.5]) + jitter

@@ -143,7 +143,7 @@ def test_an_object_that_no_prior_overlaps_is_forced_on_the_first() -> None:
 
 
 def test_an_image_or_a_batch_without_objects() -> None:
-    nothing = ([], [], [])
+    nothing: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     assert _labels(nothing) == [[0, 0, 0]]
     assert _labels(nothing, nothing) == [[0, 0, 0]] * 2
     assert _labels(nothing, ([[0.65, 0.65, 0.85, 0.85]], [2], [0]), nothing) == [[0, 0, 0], [0, 3, 0], [0, 0, 0]]

@@ -7,10 +7,12 @@ import dataclasses
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scripted import SCRIPT, ScriptedBackend, Thing, bench, bench_run, detections, source, write_coco, write_pictures
 
 from yolact_deploy.benchmarks.gates import GateCheck
@@ -20,6 +22,7 @@ from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.benchmarks.report import report_accuracy, report_pictures
 from yolact_deploy.benchmarks.report import report_page as report
 from yolact_deploy.datasets.image_sets import open_images, plain_images
+from yolact_deploy.detections import Detections
 from yolact_deploy.errors import OutputError
 from yolact_deploy.evaluation.bootstrap import Interval
 
@@ -167,13 +170,16 @@ def test_without_ground_truth(tmp_path: Path) -> None:
     assert "RTMDet" not in page.text
 
 
+def decoded(data: bytes) -> NDArray[Any]:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image
+
+
 def test_pictures_show_the_detections(tmp_path: Path) -> None:
     run = bench_run(tmp_path)
     text = report.render(run.record, pictures=run.pictures)
-    first, second = (
-        cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
-        for data in re.findall(r"base64,([^\"]+)", text)[:2]
-    )
+    first, second = (decoded(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]+)", text)[:2])
     assert first.shape == second.shape == (60, 80, 3)
     assert (first[15:45, 50:75].std(), second[15:45, 50:75].std()) > (5, 0), "eager's dog is drawn"
     assert first[20:40, 55:70].max() > second[20:40, 55:70].max() + 20
@@ -182,7 +188,7 @@ def test_pictures_show_the_detections(tmp_path: Path) -> None:
 
 
 def test_differences_by_class() -> None:
-    def seen(*labels: int) -> object:
+    def seen(*labels: int) -> Detections:
         return detections([Thing(label, 0.9, (10, 10, 30, 30)) for label in labels])
 
     say = report_pictures._differences
@@ -204,7 +210,7 @@ def test_wide_pictures_shrink() -> None:
     wide = report_pictures._jpeg(np.zeros((500, 2000, 3), np.uint8))
     tall = report_pictures._jpeg(np.zeros((4000, 100, 3), np.uint8))
     for data, shape in ((wide, (120, 480, 3)), (tall, (960, 24, 3))):
-        assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape == shape
+        assert decoded(data).shape == shape
 
 
 def test_the_file_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

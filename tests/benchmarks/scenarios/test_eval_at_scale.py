@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import pytest
 
 pytest.importorskip("pycocotools")
@@ -22,6 +21,7 @@ from yolact_deploy.benchmarks.scenarios import eval_at_scale
 from yolact_deploy.benchmarks.scenarios.eval_at_scale import Lines, generate, main, measure, problems, run_child
 from yolact_deploy.cli.main import main as command_line
 from yolact_deploy.errors import BackendError
+from yolact_deploy.preprocess import read_image
 
 _SLOW_EVAL = """\
 import sys
@@ -125,7 +125,7 @@ def test_images_are_generated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         generate(tmp_path, 2, 80, 64, quiet=True)
     assert codes == [0], "they were there the second time"
-    assert [cv2.imread(str(path)).shape for path in (tmp_path / "images").iterdir()] == [(64, 80, 3)] * 2
+    assert [read_image(path).shape for path in (tmp_path / "images").iterdir()] == [(64, 80, 3)] * 2
     with pytest.raises(BackendError, match="could not be generated"):
         generate(tmp_path, 3, 10, 10, quiet=True)
 

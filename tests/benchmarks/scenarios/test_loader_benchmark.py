@@ -12,6 +12,7 @@ pytest.importorskip("pycocotools")
 
 from yolact_deploy.benchmarks.scenarios import loader_speed as loader
 from yolact_deploy.datasets.shapes import write_shapes
+from yolact_deploy.training.data import training_loader
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,6 @@ def test_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_other_batches_than_the_steps_made_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     list(write_shapes(tmp_path, {"train": 4}, height=96, width=128))
-    genuine = loader.training_loader
+    genuine = training_loader
     monkeypatch.setattr(loader, "training_loader", lambda *a, **k: genuine(*a, **{**k, "seed": 9}))
     assert loader.main([str(tmp_path), "--batch", "2", "--workers", "0", "--seconds", "0", "--json"]) == 1

@@ -1,5 +1,6 @@
 """The fewest layers to keep so that a limit on accuracy is kept: on scripted trials, and of a network in INT8."""
 
+# mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
 
 import json

@@ -65,7 +65,8 @@ def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp
     quantize_trunk(model, calibration, keep_fp32=["proto_net.0"])
     onnx.helper.set_model_props(model, {"yolact_deploy": replace(METADATA, precision="int8").to_json()})
     onnx.save(model, str(tmp_path / "int8.onnx"))
-    meter, results, signal, noise = AgreementMeter(), ([], []), dict.fromkeys(HEADS, 0.0), dict.fromkeys(HEADS, 0.0)
+    meter, signal, noise = AgreementMeter(), dict.fromkeys(HEADS, 0.0), dict.fromkeys(HEADS, 0.0)
+    results: tuple[list[Any], list[Any]] = ([], [])
     with (
         load(tmp_path / "fp32.onnx", score_threshold=0.0, threads=1) as a,
         load(tmp_path / "int8.onnx", score_threshold=0.0, threads=1) as b,
@@ -92,7 +93,7 @@ def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp
     for name in HEADS:
         assert measured.relative_rms[name] == pytest.approx(np.sqrt(noise[name] / signal[name]), rel=1e-6)
     assert images.content is not None
-    expected = ap_difference(images.content, *results, images.image_ids, "segm")
+    expected = ap_difference(dict(images.content), *results, images.image_ids, "segm")
     assert trials.intervals(["proto_net.0"])["mask"] == expected
 
 

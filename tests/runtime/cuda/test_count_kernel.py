@@ -32,7 +32,7 @@ def test_counts(batch: int, slots: int, seed: int) -> None:
 
 
 def test_edges() -> None:
-    scores = np.float32([[0.5, 0.5, np.nan, 0.25]])
+    scores = np.array([[0.5, 0.5, np.nan, 0.25]], np.float32)
     assert count(scores, [4], 0.5) == [0], "the threshold itself is not above it"
     assert count(scores, [4], 0.25) == [2]
     assert count(scores, [0], 0.0) == [0]

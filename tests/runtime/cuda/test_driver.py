@@ -455,7 +455,7 @@ def test_host_functions_are_captured(device: Device, fake_cuda: fake.Control) ->
     memory = (ctypes.c_float * N).from_address(both.memory.pointer)
 
     def network() -> None:
-        np.frombuffer(memory, np.float32)[:] += 1
+        np.frombuffer(memoryview(memory), np.float32)[:] += 1
 
     with stream.capture() as graph:
         both.upload(stream)

@@ -5,22 +5,18 @@ Legend: P priors, C classes, K coefficients, D detection slots.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import fake_cuda as fake
 import numpy as np
 import pytest
+from cuda_emu import emulate
 
 from yolact_deploy.postprocess import detect
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import Arguments, Device
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, Offset
 from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "cuda_emu"))
-import emulate
 
 pytestmark = pytest.mark.fake_cuda
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import fake_cuda
 import pytest
@@ -31,7 +32,7 @@ def has_driver() -> bool:
     return True
 
 
-def answer(code: str, **settings: object) -> str:
+def answer(code: str, **settings: Any) -> str:
     done = fake_cuda.run_python(code, **settings)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

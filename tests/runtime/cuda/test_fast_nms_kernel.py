@@ -51,7 +51,8 @@ def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None =
     for array in outputs.values():
         array.view(np.uint8)[...] = GARBAGE
     buffers = emulate.run_plan(plan, {"boxes": boxes, "scores": scores, "coeff": coeff} | outputs, **(run or {}))
-    return Found(*outputs.values(), {name: buffers[name].bytes.tobytes() for name in plan.scratch})
+    scratch = {name: buffers[name].bytes.tobytes() for name in plan.scratch}
+    return Found(*outputs.values(), scratch=scratch)
 
 
 def run_image(boxes: Any, scores: Any, coeff: Any, **options: Any) -> postprocess.Detected:
@@ -174,7 +175,7 @@ def test_scene_equals_numpy(config: str, objects: int, cross_class: bool) -> Non
     """Outputs of a real size: P = 19248 and 57744, C = 80."""
     scene = make_scene(get_config(config), objects=objects)
     found = run_image(*scene[:3], cross_class=cross_class)
-    want = postprocess.detect(*scene[:3], nms="cross-class" if cross_class else "fast").select(np.s_[:100])
+    want = postprocess.detect(*scene[:3], nms="cross-class" if cross_class else "fast").select(np.arange(100))
     for mine, theirs in zip(found, want, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
@@ -227,7 +228,11 @@ def test_any_number_of_candidates_streams_through(order: str) -> None:
 
 def test_largest_lists_and_several_pages_of_detections() -> None:
     boxes, scores = make_inputs(4, 2500, 5, size=0.001)
-    options = {"top_k": plan_nms.MAX_KEPT, "max_detections": 3 * plan_nms.MAX_KEPT - 5, "score_threshold": ALL}
+    options: dict[str, Any] = {
+        "top_k": plan_nms.MAX_KEPT,
+        "max_detections": 3 * plan_nms.MAX_KEPT - 5,
+        "score_threshold": ALL,
+    }
     found = entries(boxes, scores, **options)
     assert len(found) > 2 * plan_nms.MAX_KEPT
     assert found == plain_entries(boxes, scores, **options)
@@ -246,7 +251,7 @@ def test_one_found(cross_class: bool) -> None:
     boxes, scores = make_inputs(6, 200, 5)
     scores[:] = 0
     scores[[3, 77, 199], [0, 4, 2]] = 0.05, 0.5, np.nan  # not above, above, nothing
-    options = {"cross_class": cross_class, "max_detections": 4}
+    options: dict[str, Any] = {"cross_class": cross_class, "max_detections": 4}
     assert entries(boxes, scores, **options) == plain_entries(boxes, scores, **options)
     assert entries(boxes, scores, **options)[0] == (4, 77)
 
@@ -257,7 +262,7 @@ def test_degenerate_boxes(bad: list[float], cross_class: bool) -> None:
     """Two boxes without area drop one another, NaN drops all that come after it and is dropped."""
     boxes, scores = make_inputs(7, 150, 5)
     boxes[::5] = bad
-    options = {"cross_class": cross_class, "top_k": 120}
+    options: dict[str, Any] = {"cross_class": cross_class, "top_k": 120}
     assert entries(boxes, scores, **options) == plain_entries(boxes, scores, **options)
 
 
@@ -272,7 +277,12 @@ def test_nan_infinite_negative_and_zero_scores(cross_class: bool) -> None:
     scores[4::9, 3] = -0.0
     scores[5::9, 3] = 0.0
     for threshold in (0.05, 0.0, -0.3, -1.0, -np.inf):
-        options = {"score_threshold": threshold, "cross_class": cross_class, "iou_threshold": 0.3, "top_k": 90}
+        options: dict[str, Any] = {
+            "score_threshold": threshold,
+            "cross_class": cross_class,
+            "iou_threshold": 0.3,
+            "top_k": 90,
+        }
         options |= {"max_detections": 450}
         assert entries(boxes, scores, **options) == plain_entries(boxes, scores, **options)
 
@@ -316,7 +326,7 @@ def busy_inputs() -> tuple[Any, Any, Any]:
     return np.stack([boxes for boxes, _ in images]), np.stack([scores for _, scores in images]), coeff
 
 
-BUSY = {"score_threshold": ALL, "top_k": 200, "max_detections": 1600}
+BUSY: dict[str, Any] = {"score_threshold": ALL, "top_k": 200, "max_detections": 1600}
 
 
 @pytest.mark.parametrize("cross_class", [False, True])

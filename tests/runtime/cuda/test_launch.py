@@ -189,6 +189,6 @@ def test_shared_memory_of_mask_assembly_fits_every_gpu(coefficients: int) -> Non
         ("mask_dtype", (1, 1, 8, 8, 4), {"mask_dtype": "uint8"}),
     ],
 )
-def test_what_mask_assembly_cannot_take(name: str, sizes: tuple[int, ...], options: dict[str, str]) -> None:
+def test_what_mask_assembly_cannot_take(name: str, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{name}: the CUDA kernel of mask assembly takes"):
         plan_masks.mask_assembly(*sizes, **options)

@@ -40,7 +40,7 @@ def run_masks(
     return masks
 
 
-def inside_of(boxes: Any, height: int, width: int, padding: float = 1.0) -> Any:
+def inside_of(boxes: Any, height: int, width: int, *, padding: float = 1.0) -> Any:
     """Pixels [..., h, w] within boxes [..., 4] padded, by float32 comparison, as the paper's crop has it."""
     x1, y1, x2, y2 = np.moveaxis(boxes.astype(np.float32), -1, 0)[..., None, None]
     sides = np.float32(width), np.float32(height), np.float32(padding)
@@ -67,7 +67,7 @@ def expected(proto: Any, coeff: Any) -> tuple[Any, Any]:
 
 def assert_masks(masks: Any, proto: Any, coeff: Any, boxes: Any, *, outside: float = 0.0, padding: float = 1.0) -> None:
     """Each pixel inside is the probability, within what rounding allows; each outside is ``outside``."""
-    inside = inside_of(boxes, *proto.shape[1:3], padding)
+    inside = inside_of(boxes, *proto.shape[1:3], padding=padding)
     probabilities, slack = expected(proto, coeff)
     if masks.dtype == np.float16:
         slack = slack + probabilities * 2.0**-11 + 2.0**-25
@@ -76,7 +76,7 @@ def assert_masks(masks: Any, proto: Any, coeff: Any, boxes: Any, *, outside: flo
 
 
 def make_inputs(
-    seed: int, batch: int, detections: int, height: int, width: int, num: int, dtype: str = "float32"
+    seed: int, batch: int, detections: int, height: int, width: int, num: int, *, dtype: str = "float32"
 ) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng(seed)
     proto = np.maximum(rng.normal(0.3, 1, (batch, height, width, num)), 0).astype(dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset
@@ -275,7 +276,7 @@ def test_without_any_wheel_of_nvidia(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def entries() -> list[Path]:
-    folder = nvrtc.cache_folder("kernels")
+    folder = cache_folder("kernels")
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]  # temporary files
     return sorted(folder.iterdir())
 

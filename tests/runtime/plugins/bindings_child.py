@@ -131,7 +131,10 @@ def emulate_kernels() -> None:
     """Load the emulator's libraries where the driver would get machine code."""
     from yolact_deploy.runtime.cuda import nvrtc
 
-    nvrtc.compile_source = lambda source, arch, defines=(): fake_cuda.image_of(emulate.compile_source(source, defines))
+    def compile_source(source: str, arch: Any, defines: Any = ()) -> bytes:
+        return fake_cuda.image_of(emulate.compile_source(source, defines))
+
+    nvrtc.compile_source = compile_source
 
 
 # -- descriptors ----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def break_plugins() -> None:
     def fail(*arguments: Any) -> Any:
         raise RuntimeError("broken on purpose")
 
-    v3.output_dtypes = fail
+    vars(v3)["output_dtypes"] = fail
 
 
 def build(trt: Any, model: Any, target: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def tail_model(
 
     count: Any = batch[0] if batch[0] == batch[2] else "batch"
     mask = FLOAT16 if half else FLOAT
-    chosen = ops.FAST_NMS.attribute_values(
+    chosen: dict[str, Any] = ops.FAST_NMS.attribute_values(
         {"top_k": 50, "max_detections": SLOTS, "cross_class": int(cross_class), **attributes}
     )
     slots = int(chosen["max_detections"])

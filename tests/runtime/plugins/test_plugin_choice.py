@@ -15,8 +15,10 @@ from onnx import helper
 from tail_model import tail_model
 
 from yolact_deploy.errors import BackendError, ConfigError, ExportError
+from yolact_deploy.machine import nvidia
 from yolact_deploy.ops import FAST_NMS, MASK_ASSEMBLY
 from yolact_deploy.runtime import plugins, tensorrt_api
+from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
 from yolact_deploy.runtime.plugins import aot, v3, work
 
@@ -175,13 +177,13 @@ def test_auto_falls_back(trt: Any, quick: Any, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ptx_that_the_driver_cannot_read(trt: Any, quick: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aot.nvrtc, "version", lambda: (13, 2))
-    monkeypatch.setattr(aot.nvidia, "find_driver", lambda: SimpleNamespace(cuda_version=(13, 1)))
+    monkeypatch.setattr(nvrtc, "version", lambda: (13, 2))
+    monkeypatch.setattr(nvidia, "find_driver", lambda: SimpleNamespace(cuda_version=(13, 1)))
     reason = r"NVRTC 13\.2 compiles plugins to PTX that a driver for CUDA 13\.1 cannot read: update the driver"
     with pytest.raises(BackendError, match=reason):
         plugins.prepare(tail_model(), trt, "tensorrt", "aot")
     assert plugins.prepare(tail_model(), trt, "tensorrt", "auto").kind == "none"
-    monkeypatch.setattr(aot.nvidia, "find_driver", lambda: SimpleNamespace(cuda_version=(13, 2)))
+    monkeypatch.setattr(nvidia, "find_driver", lambda: SimpleNamespace(cuda_version=(13, 2)))
     assert plugins.prepare(tail_model(), trt, "tensorrt", "auto").kind == "aot"
 
 

@@ -21,7 +21,7 @@ from yolact_deploy.training.data.augment import Augmentation, Colours, make_targ
 from yolact_deploy.training.data.geometry import View
 
 SIZE = 96
-NO_COLOURS = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
+NO_COLOURS: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 
 
 def ellipse(box: Any, points: int = 40) -> NDArray[np.float32]:
@@ -40,9 +40,10 @@ def encode(mask: NDArray[Any]) -> bytes:
 def scene(seed: int = 0, *, encoded: bool = False, crowds: int = 0) -> tuple[NDArray[np.uint8], Objects]:
     """A smooth image of 120 x 90 with four ellipses, as polygons or encoded; the last so many are crowds."""
     rng = np.random.default_rng(seed)
-    image = cv2.resize(rng.integers(0, 256, (9, 12, 3), np.uint8), (120, 90), interpolation=cv2.INTER_CUBIC)
+    noise = rng.integers(0, 256, (9, 12, 3), np.uint8)
+    image = cv2.resize(noise, (120, 90), interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
     boxes = np.array([[5, 8, 40, 60], [50, 10, 110, 50], [30, 55, 60, 85], [80, 60, 118, 88]], np.float32)
-    rings = tuple((ellipse(box),) for box in boxes)
+    rings: tuple[tuple[Any, ...], ...] = tuple((ellipse(box),) for box in boxes)
     rle: tuple[bytes, ...] = (b"",) * 4
     if encoded:
         y, x = np.mgrid[:90, :120] + 0.5
@@ -178,7 +179,7 @@ def distorted(image: NDArray[np.uint8], c: Colours) -> NDArray[np.float32]:
     hsv[..., 1] *= c.saturation
     hsv[..., 0] = (hsv[..., 0] + c.hue) % 360
     values = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
-    return values if c.contrast_first else values * np.float32(c.contrast)
+    return np.asarray(values if c.contrast_first else values * np.float32(c.contrast), np.float32)
 
 
 def test_colours_are_those_of_the_plain_steps() -> None:

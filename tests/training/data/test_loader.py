@@ -7,9 +7,10 @@ from itertools import islice
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
+import torch
 from sets import write_set
 
 from yolact_deploy.config import YolactConfig, get_config

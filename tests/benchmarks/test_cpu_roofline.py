@@ -63,14 +63,14 @@ def test_the_fastest_library_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_a_wrong_product_is_told(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_product_is_an_error(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(left: Any, right: Any) -> Any:
         product = np.matmul(left.astype(np.float32), right.astype(np.float32))
         product[0, 0] += np.abs(product).max() / 50
         return lambda: product
 
     monkeypatch.setattr(cpu_roofline, "_ATTEMPTS", [(precision, "numpy", wrong)])
-    with pytest.raises(BackendError, match=f"by numpy in {precision} came out wrong"):
+    with pytest.raises(BackendError, match=f"by numpy in {precision} is wrong"):
         matrix_rates(SIDE)
 
 
@@ -78,9 +78,9 @@ def test_the_copy_has_a_bandwidth() -> None:
     assert copy_bandwidth(100_003) > 0  # not a multiple of the cores
 
 
-def test_a_copy_that_leaves_bytes_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_leaves_bytes_out_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(np, "copyto", lambda target, source: None)
-    with pytest.raises(BackendError, match="came out wrong"):
+    with pytest.raises(BackendError, match="a copy by NumPy is wrong"):
         copy_bandwidth(1000)
 
 

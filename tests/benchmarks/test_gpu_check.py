@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from host_network import emulated
 
-from yolact_deploy.benchmarks import gpu_check, roofline
+from yolact_deploy.benchmarks import gpu_check, machine_limits
 from yolact_deploy.benchmarks.gpu import gpu_golden, gpu_kernels
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, MissingDependencyError
@@ -33,7 +33,7 @@ def cases(batch: int = 2) -> list[gpu_kernels.KernelCase]:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_kernels_are_found_right(number: int) -> None:
+def test_kernels_are_right(number: int) -> None:
     bench = gpu_kernels.KernelBench(Device.open(0), launches=2, rounds=1)
     case = cases()[number]
     report = gpu_kernels.kernel_report(bench, case, bandwidth=1e9)
@@ -47,7 +47,7 @@ def test_kernels_are_found_right(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_wrong_results_are_told(number: int) -> None:
+def test_wrong_results_are_reported(number: int) -> None:
     """What a check is given is changed a little: it must not be content."""
     bench = gpu_kernels.KernelBench(Device.open(0), launches=2, rounds=1)
     case = cases(1)[number]
@@ -110,12 +110,12 @@ def test_a_check_that_raises_is_a_result() -> None:
     check.run("wrong", lambda: ("it is wrong", "", {"a": 1}))
     assert [c.status for c in check.checks] == ["skipped", "failed", "failed", "failed"]
     assert check.checks[1].detail == "ZeroDivisionError: by zero"
-    assert check.failed
+    assert [line.partition(":")[0] for line in gpu_check.problems(check.to_json())] == ["broken", "refused", "wrong"]
     assert check.run("right", lambda: ("", "it is right", {"b": 2})) == {"b": 2}
 
 
 def test_copy_bandwidth_counts_both_directions() -> None:
-    rates = roofline.copy_bandwidth(Device.open(0))
+    rates = machine_limits.gpu_copy_bandwidth(Device.open(0))
     assert set(rates) == {"device_bytes_per_s", "upload_bytes_per_s", "download_bytes_per_s"}
     assert min(rates.values()) > 0
 
@@ -124,7 +124,7 @@ def test_the_command_writes_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = cases(1)[:2]
-    monkeypatch.setattr(roofline, "copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
+    monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: small)
     target = tmp_path / "gpu.json"
     code = gpu_check.main(["--quick", "-o", str(target), "--work", str(tmp_path / "work")])
@@ -141,10 +141,10 @@ def test_the_command_writes_its_result(
 def test_a_wrong_kernel_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = [replace(cases(1)[1], check=lambda outputs: "it is wrong")]
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: wrong)
-    monkeypatch.setattr(roofline, "copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
+    monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     assert gpu_check.main(["--quick", "--quiet"]) == 1
 
 
-def test_missing_weights_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--weights", "nowhere.pth"]) == 2
     assert capsys.readouterr().err == "gpu_check: error: no such checkpoint: nowhere.pth\n"

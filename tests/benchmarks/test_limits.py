@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from yolact_deploy.benchmarks import cpu_roofline
-from yolact_deploy.benchmarks import roofline as gpu_roofline
+from yolact_deploy.benchmarks import machine_limits as limits_module
 from yolact_deploy.benchmarks.cpu_roofline import MatrixRate
 from yolact_deploy.benchmarks.limits import MachineLimits, roofline
 from yolact_deploy.benchmarks.machine_limits import machine_limits
@@ -85,7 +85,7 @@ def test_limits_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.fake_cuda(memory=64 * 2**20)
 def test_limits_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {"fp16_operations_per_s": 8e12, "fp32_operations_per_s": 2e12}
-    monkeypatch.setattr(gpu_roofline, "matrix_rate", lambda index: rates)
+    monkeypatch.setattr(limits_module, "gpu_matrix_rate", lambda index: rates)
     found = machine_limits("cuda:0")
     assert found.device == "cuda:0"
     assert found.gmac_per_s == {"fp16": 4000.0, "fp32": 1000.0}  # a multiply-accumulate is two operations
@@ -98,7 +98,7 @@ def test_a_gpu_without_torch_has_its_bandwidth(monkeypatch: pytest.MonkeyPatch) 
     def missing(index: int) -> dict[str, float]:
         raise MissingDependencyError("no torch")
 
-    monkeypatch.setattr(gpu_roofline, "matrix_rate", missing)
+    monkeypatch.setattr(limits_module, "gpu_matrix_rate", missing)
     found = machine_limits("cuda")
     assert found.gmac_per_s == {}
     assert found.bytes_per_s > 0

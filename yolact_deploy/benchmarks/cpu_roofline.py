@@ -1,14 +1,13 @@
-"""The limits of this CPU, measured: how fast it multiplies matrices, by precision, and how fast it copies.
+"""Measured limits of this CPU: the rate of matrix products by precision, and the bandwidth of copies.
 
     python -m yolact_deploy.benchmarks.cpu_roofline
 
-Takes a few seconds on all cores. Each precision is tried with every installed library that knows it, and the fastest
-counts, since the limit is the machine's, not a library's. Other work at the same time makes the limits too low.
+Takes a few seconds on all cores. Each precision is tried with every installed library that supports it, and the fastest
+counts, because the limit belongs to the machine, not to a library. Other work at the same time lowers the result.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
@@ -20,40 +19,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.benchmarks.command import command_parser, run_command
 from yolact_deploy.benchmarks.limits import MachineLimits
-from yolact_deploy.console import print_json, print_table
-from yolact_deploy.errors import BackendError, MissingDependencyError, YolactDeployError, import_optional
+from yolact_deploy.console import print_table
+from yolact_deploy.errors import BackendError, MissingDependencyError, import_optional
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime.openvino import shared_core
 
-#: side of the matrices; large enough that a product's time is that of its multiplications
+#: side of the matrices, large enough for the multiplications to dominate
 MATRIX_SIDE = 1536
-#: bytes of each of the two buffers of a copy; more than caches hold, but for servers with a gigabyte of them
+#: bytes of each of the two buffers of a copy: more than most caches hold
 COPY_BYTES = 1 << 28
 
-#: each measurement is repeated for this long, and at least so many times; the fastest counts
+#: seconds and repetitions of each measurement, at least; the fastest counts
 _SECONDS = 0.4
 _ROUNDS = 3
 _CHECKED_ROWS = 4
 
 _Matrix = NDArray[Any]
-#: computes the product, as whatever its library gives
+#: computes the product, in the type of its library
 _Multiply = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class MatrixRate:
-    """The fastest library for a precision, and the rate that it reached."""
+    """The fastest library for a precision, and its rate."""
 
     gmac_per_s: float
     library: str
 
 
 def matrix_rates(side: int = MATRIX_SIDE) -> dict[str, MatrixRate]:
-    """Rate of products of square matrices on all cores, by precision: fp32, and bf16 and int8 where a library can.
+    """Rate of products of square matrices on all cores, by precision: fp32, and bf16 and int8 if a library supports it.
 
     Raises:
-        BackendError: a product that came out wrong.
+        BackendError: a product is wrong.
     """
     best: dict[str, MatrixRate] = {}
     for precision, library, attempt in _ATTEMPTS:
@@ -72,21 +72,21 @@ def matrix_rates(side: int = MATRIX_SIDE) -> dict[str, MatrixRate]:
 
 
 def copy_bandwidth(size: int = COPY_BYTES) -> float:
-    """Bytes a second, read and written ones together, of a copy of ``size`` bytes by all cores."""
+    """Bytes per second, read plus written, of a copy of ``size`` bytes by all cores."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     cores = environment()["cores"]
     edges = np.linspace(0, size, cores + 1).astype(int)
     slices = [slice(start, stop) for start, stop in itertools.pairwise(edges)]
     with ThreadPoolExecutor(cores) as pool:
-        # NumPy releases the interpreter's lock while it copies.
+        # NumPy releases the GIL while it copies.
         seconds = _seconds(lambda: list(pool.map(lambda part: np.copyto(target[part], source[part]), slices)))
     if not target.all():
-        raise BackendError("a copy by NumPy came out wrong: the memory of this machine is not to be trusted")
+        raise BackendError("a copy by NumPy is wrong: the memory of this machine is unreliable")
     return 2 * size / seconds
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Least time of a call."""
+    """Shortest time of a call."""
     call()
     best, rounds, end = float("inf"), 0, time.perf_counter() + _SECONDS
     while rounds < _ROUNDS or time.perf_counter() < end:
@@ -101,18 +101,18 @@ def _matrices(side: int, precision: str) -> tuple[_Matrix, _Matrix]:
     """Two matrices [side, side]: float32 of small whole numbers, or uint8 and int8."""
     rng = np.random.default_rng(0)
     if precision == "int8":
-        # 7 bits: two products fit the 16 bits that older CPUs add them up in.
+        # 7 bits: two products fit into the 16-bit sums of older CPUs.
         return rng.integers(0, 128, (side, side), np.uint8), rng.integers(-64, 64, (side, side), np.int8)
-    # bfloat16 holds these exactly, and FP32 their sums: only the product is rounded.
+    # bfloat16 represents these exactly, and FP32 their sums: only the product is rounded.
     left, right = rng.integers(-8, 9, (2, side, side))
     return left.astype(np.float32), right.astype(np.float32)
 
 
 def _check(product: Any, left: _Matrix, right: _Matrix, what: str) -> None:
-    found = np.asarray(product.float() if hasattr(product, "float") else product)[:_CHECKED_ROWS]
+    actual = np.asarray(product.float() if hasattr(product, "float") else product)[:_CHECKED_ROWS]
     expected = left[:_CHECKED_ROWS].astype(np.float64) @ right.astype(np.float64)
-    if not np.allclose(found, expected, rtol=2**-8, atol=np.abs(expected).max() * 2**-8):
-        raise BackendError(f"a product of matrices by {what} came out wrong: reinstall the library")
+    if not np.allclose(actual, expected, rtol=2**-8, atol=np.abs(expected).max() * 2**-8):
+        raise BackendError(f"a product of matrices by {what} is wrong: reinstall the library")
 
 
 def _numpy(left: _Matrix, right: _Matrix) -> _Multiply:
@@ -175,7 +175,7 @@ _ATTEMPTS: tuple[tuple[str, str, Callable[[_Matrix, _Matrix], _Multiply | None]]
 
 
 def cpu_limits() -> MachineLimits:
-    """Measure this CPU; raises :class:`BackendError` for a product that came out wrong."""
+    """Measure this CPU; raises :class:`BackendError` if a product is wrong."""
     rates = matrix_rates()
     return MachineLimits(
         device="cpu",
@@ -186,7 +186,7 @@ def cpu_limits() -> MachineLimits:
 
 
 def limit_rows(limits: MachineLimits) -> Iterator[tuple[str, str, str]]:
-    """Rows of a table: limit, value, what it was measured with."""
+    """Rows of a table: limit, value, library."""
     for precision, rate in limits.gmac_per_s.items():
         yield f"matrix product, {precision}", f"{rate:.1f} GMAC/s", limits.measured_with[precision]
     yield (
@@ -197,26 +197,13 @@ def limit_rows(limits: MachineLimits) -> Iterator[tuple[str, str, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m yolact_deploy.benchmarks.cpu_roofline",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-    try:
-        limits = cpu_limits()
-    except YolactDeployError as error:
-        print(f"cpu_roofline: error: {error}", file=sys.stderr)
-        return error.exit_code
-    if args.json:
-        print_json(asdict(limits))
-    else:
-        here = environment()
-        print_table(
-            ("limit", "value", "measured with"), limit_rows(limits), title=f"{here['cpu']}, {here['cores']} cores"
-        )
-    return 0
+    return run_command(command_parser("cpu_roofline", __doc__), argv, lambda args: asdict(cpu_limits()), show=_print)
+
+
+def _print(result: dict[str, Any]) -> None:
+    here = environment()
+    title = f"{here['cpu']}, {here['cores']} cores"
+    print_table(("limit", "value", "measured with"), limit_rows(MachineLimits(**result)), title=title)
 
 
 if __name__ == "__main__":

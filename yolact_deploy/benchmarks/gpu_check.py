@@ -1,43 +1,46 @@
-"""Everything that needs an NVIDIA GPU, in one command that ends in minutes.
+"""Everything that needs an NVIDIA GPU, in one command that takes minutes.
 
     python -m yolact_deploy.benchmarks.gpu_check --weights yolact_resnet50_54_800000.pth -o gpu.json
 
-Holds our kernels against NumPy and times them; exports the network, builds each engine that can be built and runs it in
-each runtime that is installed; compares with the eager model; measures latency at batch 1, throughput at batch 1, 8 and
-32, and how near the machine's measured limits (copies, matrix products) everything comes. What is not installed is
-skipped, and the table says why. Exit code 1 where something is wrong, 2 where nothing could be tried.
+Compares our kernels with NumPy and times them; exports the network, builds each engine that can be built and runs it in
+each installed runtime; compares with the eager model; measures latency at batch 1, throughput at batch 1, 8 and 32, and
+how close everything comes to the measured limits of the machine (copies, matrix products). What is not installed is
+skipped, and the table says why. Exit code 1 if something is wrong, 2 if nothing could be tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import write_json
+from yolact_deploy.benchmarks import machine_limits
+from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
 from yolact_deploy.config import YolactConfig, get_config
-from yolact_deploy.console import print_json, print_table
+from yolact_deploy.console import print_table
 from yolact_deploy.detections import Detections
-from yolact_deploy.errors import InputError, MissingDependencyError, OutputError, YolactDeployError
+from yolact_deploy.errors import InputError, MissingDependencyError, YolactDeployError, import_optional
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.runtime.cuda.driver import Device
 
 SCHEMA_VERSION = 1
 KERNEL_BATCHES = (1, 8, 32)
 
+#: what is wrong (empty: nothing), a line about the result, and its data
+Outcome = tuple[str, str, dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried."""
+    """One check."""
 
     name: str
     status: str  #: "passed", "failed", "skipped"
-    detail: str  #: what was found, or why not
+    detail: str  #: the result in words, or why there is none
     seconds: float
     data: dict[str, Any]
 
@@ -50,10 +53,10 @@ class GpuCheck:
         self.quiet = quiet
         self.checks: list[Check] = []
 
-    def run(self, name: str, attempt: Callable[[], tuple[str, str, dict[str, Any]]]) -> dict[str, Any]:
-        """Try one thing: ``attempt`` gives what is wrong (empty: nothing), a line about it, and its data.
+    def run(self, name: str, attempt: Callable[[], Outcome]) -> dict[str, Any]:
+        """Run one check and return its data.
 
-        Whatever it raises is its result, so that one broken runtime does not end the check.
+        An exception is a result, so that one broken runtime does not end the command.
         """
         start = time.perf_counter()
         data: dict[str, Any] = {}
@@ -79,10 +82,6 @@ class GpuCheck:
             "checks": [asdict(check) for check in self.checks],
         }
 
-    @property
-    def failed(self) -> bool:
-        return any(check.status == "failed" for check in self.checks)
-
 
 def describe_device(device: Device) -> dict[str, Any]:
     """JSON-ready facts about the GPU and its driver."""
@@ -103,7 +102,7 @@ def describe_device(device: Device) -> dict[str, Any]:
 def run_checks(
     check: GpuCheck, *, config: YolactConfig, weights: Path | None, folder: Path, golden: Path, quick: bool
 ) -> None:
-    """All of them, in order."""
+    """All checks, in order."""
     limits = _check_limits(check)
     _check_kernels(check, config, limits, quick)
     check.run("kernels against the original", lambda: _golden(check.device, golden))
@@ -113,31 +112,23 @@ def run_checks(
     _check_networks(check, weights, folder, limits, quick)
 
 
-def _no_weights() -> tuple[str, str, dict[str, Any]]:
-    raise MissingDependencyError("no network was tried: give --weights FILE")
+def _no_weights() -> Outcome:
+    raise MissingDependencyError("no network was checked: give --weights FILE")
 
 
 def _check_limits(check: GpuCheck) -> dict[str, float]:
-    from yolact_deploy.benchmarks import roofline
-
-    def bandwidth() -> tuple[str, str, dict[str, Any]]:
-        rates = roofline.copy_bandwidth(check.device)
+    def bandwidth() -> Outcome:
+        rates = machine_limits.gpu_copy_bandwidth(check.device)
         return "", ", ".join(f"{name.split('_')[0]} {rate / 1e9:.1f} GB/s" for name, rate in rates.items()), rates
 
-    def matrices() -> tuple[str, str, dict[str, Any]]:
-        _need_torch()
-        rates = roofline.matrix_rate(check.device.index)
+    def matrices() -> Outcome:
+        torch = import_optional("torch", "train", "The matrix rate")
+        if not torch.cuda.is_available():
+            raise MissingDependencyError(f"torch {torch.__version__} cannot use this GPU: see yolact-deploy doctor")
+        rates = machine_limits.gpu_matrix_rate(check.device.index)
         return "", ", ".join(f"{name.split('_')[0]} {rate / 1e12:.1f} T/s" for name, rate in rates.items()), rates
 
     return {**check.run("copy bandwidth", bandwidth), **check.run("matrix rate", matrices)}
-
-
-def _need_torch() -> None:
-    from yolact_deploy.errors import import_optional
-
-    torch = import_optional("torch", "train", "The matrix rate")
-    if not torch.cuda.is_available():
-        raise MissingDependencyError(f"torch {torch.__version__} cannot use this GPU: see yolact-deploy doctor")
 
 
 def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, float], quick: bool) -> None:
@@ -148,7 +139,7 @@ def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, floa
         for batch in KERNEL_BATCHES[: 1 if quick else None]:
             for case in kernel_cases(config, batch):
 
-                def attempt(case: Any = case) -> tuple[str, str, dict[str, Any]]:
+                def attempt(case: Any = case) -> Outcome:
                     nonlocal bench
                     bench = bench or KernelBench(check.device)
                     report = kernel_report(bench, case, limits.get("device_bytes_per_s"))
@@ -162,20 +153,20 @@ def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, floa
             bench.close()
 
 
-def _golden(device: Device, folder: Path) -> tuple[str, str, dict[str, Any]]:
+def _golden(device: Device, folder: Path) -> Outcome:
     from yolact_deploy.benchmarks.gpu.gpu_golden import golden_cases
     from yolact_deploy.benchmarks.gpu.gpu_kernels import KernelBench
 
     if not folder.is_dir():
-        raise MissingDependencyError(f"no golden files in {folder}: name the folder with --golden")
+        raise MissingDependencyError(f"no golden files in {folder}: give their folder with --golden")
     bench = KernelBench(device)
     try:
-        found = {case.name: case.check(bench.run(case, timed=False)[0]) for case in golden_cases(folder)}
+        reasons = {case.name: case.check(bench.run(case, timed=False)[0]) for case in golden_cases(folder)}
     finally:
         bench.close()
-    wrong = {name: reason for name, reason in found.items() if reason}
-    told = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
-    return told, f"{len(found)} cases", {"cases": len(found), "wrong": wrong}
+    wrong = {name: reason for name, reason in reasons.items() if reason}
+    sentence = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
+    return sentence, f"{len(reasons)} cases", {"cases": len(reasons), "wrong": wrong}
 
 
 def _check_networks(check: GpuCheck, weights: Path, folder: Path, limits: dict[str, float], quick: bool) -> None:
@@ -195,12 +186,13 @@ def _check_networks(check: GpuCheck, weights: Path, folder: Path, limits: dict[s
     gmac = _gmac(weights)
     for candidate in candidates(Workshop(weights, folder), check.device.index):
 
-        def attempt(candidate: Any = candidate) -> tuple[str, str, dict[str, Any]]:
+        def attempt(candidate: Any = candidate) -> Outcome:
             nonlocal reference, eager
             with open_candidate(candidate) as predictor:
-                report, found = measure_model(predictor, frames, reference, calls=50 if quick else 300, gmac=gmac)
+                calls = 50 if quick else 300
+                report, detections = measure_model(predictor, frames, reference, calls=calls, gmac=gmac)
             if reference is None:
-                reference, eager = found, report
+                reference, eager = detections, report
             report |= _compared(report, eager, limits, candidate.precision)
             latency, best = report["latency"], max(t["images_per_s"] for t in report["throughput"].values())
             detail = (
@@ -223,7 +215,7 @@ def _compared(
 
 
 def _gmac(weights: Path) -> float | None:
-    """Multiply-adds of the network for one image, in 10^9; None where torch is missing."""
+    """Multiply-adds of the network for one image, in 10^9; None without torch."""
     try:
         from yolact_deploy.model.checkpoint import load_model
         from yolact_deploy.model.layer_table import summary_dict
@@ -233,28 +225,11 @@ def _gmac(weights: Path) -> float | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parse(argv)
-    try:
-        return _run(args)
-    except YolactDeployError as error:
-        if args.debug:
-            raise
-        print(f"gpu_check: error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m yolact_deploy.benchmarks.gpu_check",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("gpu_check", __doc__)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the network to run")
-    parser.add_argument(
-        "--config", default="yolact_resnet50", metavar="NAME", help="sizes that the kernels are tried at"
-    )
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="which GPU (default 0)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep ONNX files and engines here, to be used again")
+    parser.add_argument("--config", default="yolact_resnet50", metavar="NAME", help="sizes for the kernels")
+    parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
+    parser.add_argument("--work", metavar="DIR", help="keep ONNX files and engines in this folder, to use them again")
     parser.add_argument(
         "--golden",
         type=Path,
@@ -262,24 +237,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="golden files of the original, in a checkout of this project (default: tests/golden)",
     )
-    parser.add_argument("--quick", action="store_true", help="kernels at batch 1, fewer calls")
-    parser.add_argument("--output", "-o", metavar="FILE.json", help="write the result as JSON")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--quiet", action="store_true", help="print no progress")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(argv)
+    parser.add_argument("--quick", action="store_true", help="kernels at batch 1 only, fewer calls")
+    return run_command(parser, argv, _measure, show=_print, problems=problems)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.weights is not None and not args.weights.is_file():
         raise InputError(f"no such checkpoint: {args.weights}")
     check = GpuCheck(Device.open(args.device), args.quiet)
-    with tempfile.TemporaryDirectory(prefix="yolact-gpu-check-") as scratch:
-        folder = args.work or Path(scratch)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make {folder}: {error.strerror}. Choose another --work") from error
+    with work_folder(args.work) as folder:
         run_checks(
             check,
             config=get_config(args.config),
@@ -288,15 +254,17 @@ def _run(args: argparse.Namespace) -> int:
             golden=args.golden,
             quick=args.quick,
         )
-    result = check.to_json()
-    if args.output:
-        write_json(args.output, result)
-    if args.json:
-        print_json(result)
-    else:
-        rows = [(c.name, c.status, f"{c.seconds:.1f}", c.detail) for c in check.checks]
-        print_table(("check", "status", "s", "found"), rows, title=f"{check.device.name}")
-    return 1 if check.failed else 0
+    return check.to_json()
+
+
+def problems(result: dict[str, Any]) -> list[str]:
+    """The failed checks, one sentence each."""
+    return [f"{check['name']}: {check['detail']}" for check in result["checks"] if check["status"] == "failed"]
+
+
+def _print(result: dict[str, Any]) -> None:
+    rows = [(c["name"], c["status"], f"{c['seconds']:.1f}", c["detail"]) for c in result["checks"]]
+    print_table(("check", "status", "s", "result"), rows, title=result["environment"]["gpu"]["name"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""How near a network comes to what its machine can do: the machine's limits, and a network's share of them.
+"""How close a network comes to the limits of its machine.
 
-The model is the plain roofline: a call cannot take less time than its multiplications at the rate of large matrix
-products, nor than its bytes at the rate of a large copy. Both rates are measured, not read off a data sheet.
+The model is the plain roofline: a call takes at least the time of its multiplications at the rate of large matrix
+products, and at least the time of its bytes at the rate of a large copy. Both rates are measured, not taken from a data
+sheet.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from yolact_deploy.graph.macs import Macs
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """What a device was measured to do at best.
+    """Measured limits of a device.
 
     Attributes:
         device: "cpu" or "cuda:N"
-        gmac_per_s: rate of large matrix products in 10^9 multiply-accumulates a second, by precision; those that could
-            not be measured are left out
-        measured_with: library that reached each of them
-        bytes_per_s: read and written by a large copy within the device's memory, together
+        gmac_per_s: rate of large matrix products in 10^9 multiply-accumulates per second, by precision; without those
+            that could not be measured
+        measured_with: library that reached each rate
+        bytes_per_s: read plus written by a large copy within the device's memory
     """
 
     device: str
@@ -32,17 +33,17 @@ class MachineLimits:
 
 @dataclass(frozen=True)
 class Roofline:
-    """One network on one machine; None where the limit of its precision was not measured.
+    """One network on one machine; None if the limit of its precision was not measured.
 
     Attributes:
-        precision: that the network computes in
+        precision: of the network's computation
         gmac: of a call, without the tail
-        bytes: that a call moves, see :mod:`yolact_deploy.graph.macs`
+        bytes: moved by a call, see :mod:`yolact_deploy.graph.macs`
         network_ms: time of a call, network only
-        achieved_gmac_per_s: what it reached
-        limit_gmac_per_s: what the machine could reach with this network
-        share: of the limit that is reached; above 1, caches or a cleverer algorithm have saved what the model counts
-        bound_by: "compute" or "memory", whichever would take longer
+        achieved_gmac_per_s: rate that the network reached
+        limit_gmac_per_s: rate that the machine could reach with this network
+        share: reached share of the limit; above 1, caches or a better algorithm save work that the model counts
+        bound_by: "compute" or "memory", whichever takes longer
     """
 
     precision: str
@@ -56,12 +57,12 @@ class Roofline:
 
 
 def roofline(macs: Macs, network_ms: float, precision: str, limits: MachineLimits) -> Roofline:
-    """What a network reaches, and what bounds it.
+    """The rate that a network reaches, and its limit.
 
     Args:
         macs: of one call
         network_ms: time of this call, network only
-        precision: that the runtime computes in, whatever the file's; a key of ``macs.ELEMENT_BYTES``
+        precision: of the runtime's computation, whatever the file's; a key of ``macs.ELEMENT_BYTES``
         limits: of the device that it ran on
 
     Raises:

@@ -1,7 +1,7 @@
-"""Our CUDA kernels held to what the original implementation put out: the golden files of a checkout of this project.
+"""Our CUDA kernels compared with the output of the original implementation: the golden files of a checkout.
 
-Fast NMS of both kinds on random and on awkward boxes, and masks from prototypes to pixels, cropped. An installed
-package has no golden files; there is nothing to hold the kernels to then but NumPy.
+Both kinds of Fast NMS on random and on difficult boxes, and cropped masks from prototypes to pixels. An installed
+package has no golden files; its kernels are only compared with NumPy.
 
 Legend: n boxes, C classes, K coefficients, D detection slots, h x w prototypes.
 """
@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.benchmarks.gpu.gpu_kernels import Arrays, KernelCase
+from yolact_deploy.benchmarks.gpu.gpu_kernels import Arrays, KernelCase, nms_shapes, paste_shapes
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste
 from yolact_deploy.runtime.cuda.plans.launch import joined
 
-#: where a checkout has them, from its root
+#: relative to the root of a checkout
 GOLDEN = Path("tests/golden")
 
 _VARIANTS = {"fast": False, "cc": True}
@@ -30,7 +30,7 @@ _FIELDS = ("class", "score", "box", "mask")
 
 
 def golden_cases(folder: Path = GOLDEN) -> Iterator[KernelCase]:
-    """A case for each output of the original in ``pure_*.npz`` that a kernel can give."""
+    """A case for each output of the original in ``pure_*.npz`` that a kernel computes."""
     for path in sorted(folder.glob("pure_*.npz")):
         with np.load(path) as golden:
             yield from _nms_cases(path.stem, golden)
@@ -58,40 +58,34 @@ def _nms_case(name: str, inputs: Arrays, expected: Arrays, *, cross_class: bool)
         *(1, count, classes, coefficients),
         top_k=_TOP_K,
         max_detections=slots,
-        score_threshold=-1.0,  # the original's function gets what passed already
+        score_threshold=-1.0,  # the original function gets only what passed the threshold
         iou_threshold=0.5,
         cross_class=cross_class,
     )
 
-    def check(got: Arrays) -> str:
-        number = int(got["num_detections"][0])
+    def check(outputs: Arrays) -> str:
+        number = int(outputs["num_detections"][0])
         names = ("out_labels", "out_scores", "out_boxes", "out_coeff")
-        ours = _rows(*(got[name][0, :number] for name in names))
+        ours = _rows(*(outputs[name][0, :number] for name in names))
         theirs = _rows(*(expected[field] for field in _FIELDS))
         if ours.shape != theirs.shape:
             return f"{number} detections instead of {len(theirs)}"
-        return "" if np.allclose(ours, theirs, rtol=1e-5, atol=1e-6) else "other detections than the original's"
+        return "" if np.allclose(ours, theirs, rtol=1e-5, atol=1e-6) else "the detections differ from the original's"
 
-    outputs: dict[str, Any] = {
-        "num_detections": ((1,), np.int32),
-        "out_boxes": ((1, slots, 4), np.float32),
-        "out_scores": ((1, slots), np.float32),
-        "out_labels": ((1, slots), np.int32),
-        "out_coeff": ((1, slots, coefficients), np.float32),
-    }
-    return KernelCase(f"fast_nms, {name}", plan, inputs, outputs, check)
+    shapes = nms_shapes(1, slots, coefficients)
+    return KernelCase(f"fast_nms, {name}", plan, inputs, shapes, check)
 
 
 def _rows(labels: Any, scores: Any, boxes: Any, coeff: Any) -> NDArray[np.float64]:
-    """Detections as rows in an order that does not depend on that of equals."""
+    """Detections as rows in an order that ties do not change."""
     rows = np.concatenate([labels[:, None], scores[:, None], boxes, coeff], axis=1).astype(np.float64)
     return rows[np.lexsort(np.round(rows, 4).T[::-1])]
 
 
 def _mask_cases(stem: str, golden: Mapping[str, NDArray[Any]]) -> Iterator[KernelCase]:
     for key in golden:
-        name, found, rest = key.partition(".out.mask_packed")
-        if not found or rest or "nocrop" in name:
+        name, separator, rest = key.partition(".out.mask_packed")
+        if not separator or rest or "nocrop" in name:
             continue
         case = {part: golden[f"{name}.{part}"] for part in ("proto", "coef", "boxes", "scores", "thr", "wh")}
         keep = case["scores"] > case["thr"]
@@ -110,11 +104,11 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
         ]
     )
 
-    def check(got: Arrays) -> str:
-        packed = PackedMasks(got["windows"][0], got["bits"][0], height, width).packed()
-        # The sigmoid is approximate on a GPU: a pixel at one half may fall to either side.
+    def check(outputs: Arrays) -> str:
+        packed = PackedMasks(outputs["windows"][0], outputs["bits"][0], height, width).packed()
+        # The sigmoid is approximate on a GPU: a pixel at 0.5 may fall to either side.
         wrong = int(np.unpackbits(packed ^ expected).sum())
-        return f"{wrong} pixels of {count} masks are not the original's" if wrong > count else ""
+        return f"{wrong} pixels of {count} masks differ from the original's" if wrong > count else ""
 
     inputs = {
         "proto": case["proto"][None],
@@ -123,10 +117,5 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
         "num_detections": np.array([count], np.int32),
         "image_sizes": np.array([[height, width]], np.int32),
     }
-    outputs: dict[str, Any] = {
-        "masks": ((1, count, h, w), np.float32),
-        "windows": ((1, count, 6), np.int32),
-        "words_needed": ((1,), np.int32),
-        "bits": ((1, words), np.uint32),
-    }
-    return KernelCase(f"masks and paste, {name}", plan, inputs, outputs, check)
+    shapes = {"masks": ((1, count, h, w), np.float32), **paste_shapes(1, count, words)}
+    return KernelCase(f"masks and paste, {name}", plan, inputs, shapes, check)

@@ -1,7 +1,7 @@
-"""Our CUDA kernels on a real GPU: right by NumPy's answer, and how near the memory's limit they run.
+"""Our CUDA kernels on a real GPU, compared with NumPy and with the memory bandwidth.
 
 Every kernel runs on a batch of different synthetic images (:mod:`yolact_deploy.benchmarks.scenarios.scene`). Its output
-is compared before it is timed. Times are CUDA events around many launches in a row.
+is compared before it is timed. CUDA events time many launches in a row.
 
 Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w prototypes, H x W image, S input side.
 """
@@ -30,29 +30,30 @@ from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, joined
 
 HEIGHT, WIDTH = 480, 640
 LEAST_IOU = 0.999
-#: largest difference of a mask probability, by the dtype it is kept in
+#: largest difference of a mask probability, by its dtype
 MASK_TOLERANCE = {"float32": 1e-3, "float16": 2e-3}
 
 Arrays = Mapping[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[tuple[int, ...], DTypeLike]]
 
 
 @dataclass(frozen=True)
 class KernelCase:
-    """A plan, what goes in, what comes out, and a check that says what is wrong (empty: nothing)."""
+    """A plan, its inputs, the shapes and dtypes of its outputs, and a check that names what is wrong, if anything."""
 
     name: str
     plan: LaunchPlan
     inputs: Arrays
-    outputs: Mapping[str, tuple[tuple[int, ...], DTypeLike]]
+    outputs: Shapes
     check: Callable[[Arrays], str]
 
 
 class KernelBench:
-    """Runs plans on one device, on a stream of its own.
+    """Runs plans on one device, on its own stream.
 
     Args:
         launches: runs of a plan that are timed together, as one graph
-        rounds: of which the median is taken
+        rounds: timed graphs, of which the median counts
     """
 
     def __init__(self, device: Device, *, launches: int = 50, rounds: int = 7) -> None:
@@ -85,7 +86,7 @@ class KernelBench:
                 buffer.free()
 
     def _time(self, enqueue: Callable[[], None]) -> float:
-        """Milliseconds of one call, the median of some rounds of many calls replayed as one graph."""
+        """Milliseconds of one call: the median of several rounds of many calls replayed as one graph."""
         with self.stream.capture() as graph:
             for _ in range(self.launches):
                 enqueue()
@@ -108,7 +109,7 @@ def kernel_report(bench: KernelBench, case: KernelCase, bandwidth: float | None)
     """Run, check and time one case.
 
     Args:
-        bandwidth: bytes/s that a copy reaches, for the share of the memory's limit
+        bandwidth: bytes/s of a copy, for the share of the memory limit
     """
     outputs, milliseconds = bench.run(case)
     assert milliseconds is not None
@@ -129,12 +130,12 @@ def kernel_cases(
 ) -> list[KernelCase]:
     """All kernels at the sizes of a configuration, on ``batch`` different scenes."""
     scenes = [make_scene(config, seed=seed) for seed in range(batch)]
-    found = [_detected(scene, config) for scene in scenes]
-    padded = _padded(found, config)
-    masks = [assemble_masks(scene.proto, one.coeff, one.boxes) for scene, one in zip(scenes, found, strict=True)]
+    detected = [_detected(scene, config) for scene in scenes]
+    padded = _padded(detected, config)
+    masks = [assemble_masks(scene.proto, one.coeff, one.boxes) for scene, one in zip(scenes, detected, strict=True)]
     return [
         _resize_case(config, batch, image_size),
-        _nms_case(config, scenes, found),
+        _nms_case(config, scenes, detected),
         *(_mask_case(config, scenes, padded, masks, dtype) for dtype in ("float32", "float16")),
         *(_paste_case(config, padded, masks, image_size, dtype) for dtype in ("float32", "float16")),
     ]
@@ -152,15 +153,35 @@ def _detected(scene: Scene, config: YolactConfig) -> Detected:
     )
 
 
-def _padded(found: list[Detected], config: YolactConfig) -> dict[str, NDArray[Any]]:
+def _padded(detected: list[Detected], config: YolactConfig) -> dict[str, NDArray[Any]]:
     """Detections of all images in slots: num_detections, boxes, coeff; unused slots are zero."""
     slots = config.max_detections
-    boxes = np.zeros((len(found), slots, 4), np.float32)
-    coeff = np.zeros((len(found), slots, config.num_prototypes), np.float32)
-    for i, one in enumerate(found):
+    boxes = np.zeros((len(detected), slots, 4), np.float32)
+    coeff = np.zeros((len(detected), slots, config.num_prototypes), np.float32)
+    for i, one in enumerate(detected):
         boxes[i, : len(one.boxes)] = one.boxes
         coeff[i, : len(one.coeff)] = one.coeff
-    return {"num_detections": np.array([len(one.boxes) for one in found], np.int32), "boxes": boxes, "coeff": coeff}
+    return {"num_detections": np.array([len(one.boxes) for one in detected], np.int32), "boxes": boxes, "coeff": coeff}
+
+
+def nms_shapes(count: int, slots: int, coefficients: int) -> Shapes:
+    """Outputs of Fast NMS."""
+    return {
+        "num_detections": ((count,), np.int32),
+        "out_boxes": ((count, slots, 4), np.float32),
+        "out_scores": ((count, slots), np.float32),
+        "out_labels": ((count, slots), np.int32),
+        "out_coeff": ((count, slots, coefficients), np.float32),
+    }
+
+
+def paste_shapes(count: int, slots: int, words: int) -> Shapes:
+    """Outputs of pasting."""
+    return {
+        "windows": ((count, slots, 6), np.int32),
+        "words_needed": ((count,), np.int32),
+        "bits": ((count, words), np.uint32),
+    }
 
 
 def _resize_case(config: YolactConfig, batch: int, image_size: tuple[int, int]) -> KernelCase:
@@ -172,52 +193,40 @@ def _resize_case(config: YolactConfig, batch: int, image_size: tuple[int, int]) 
 
     def check(outputs: Arrays) -> str:
         worst = int(np.abs(outputs["images"].astype(np.int16) - expected).max())
-        return f"grey levels differ from OpenCV's by up to {worst}" if worst > 1 else ""
+        return f"gray levels differ from OpenCV's by up to {worst}" if worst > 1 else ""
 
     return KernelCase("resize", plan, {"frame": frame}, {"images": ((batch, side, side, 3), np.uint8)}, check)
 
 
-def _nms_case(config: YolactConfig, scenes: list[Scene], found: list[Detected]) -> KernelCase:
-    count, slots = len(scenes), config.max_detections
+def _nms_case(config: YolactConfig, scenes: list[Scene], detected: list[Detected]) -> KernelCase:
     boxes, scores, coeff = (np.stack([getattr(s, name) for s in scenes]) for name in ("boxes", "scores", "coeff"))
     plan = plan_nms.fast_nms(
-        count,
+        len(scenes),
         boxes.shape[1],
         scores.shape[2],
         coeff.shape[2],
         top_k=config.top_k,
-        max_detections=slots,
+        max_detections=config.max_detections,
         score_threshold=config.nms_score_threshold,
         iou_threshold=config.iou_threshold,
     )
-    outputs: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-        "num_detections": ((count,), np.int32),
-        "out_boxes": ((count, slots, 4), np.float32),
-        "out_scores": ((count, slots), np.float32),
-        "out_labels": ((count, slots), np.int32),
-        "out_coeff": ((count, slots, coeff.shape[2]), np.float32),
-    }
 
-    def check(got: Arrays) -> str:
-        for i, one in enumerate(found):
-            number = int(got["num_detections"][i])
+    def rows(labels: NDArray[Any], scores: NDArray[Any], boxes: NDArray[Any]) -> set[tuple[float, ...]]:
+        return set(map(tuple, np.concatenate([labels[:, None], scores[:, None], boxes], axis=1).tolist()))
+
+    def check(outputs: Arrays) -> str:
+        for i, one in enumerate(detected):
+            number = int(outputs["num_detections"][i])
             if number != len(one.boxes):
                 return f"image {i}: {number} detections instead of {len(one.boxes)}"
-            ours = {
-                (int(label), float(score), *box.tolist())
-                for label, score, box in zip(
-                    got["out_labels"][i, :number], got["out_scores"][i, :number], got["out_boxes"][i], strict=False
-                )
-            }
-            theirs = {
-                (int(label), float(score), *box.tolist())
-                for label, score, box in zip(one.labels, one.scores, one.boxes, strict=True)
-            }
+            ours = rows(*(outputs[name][i, :number] for name in ("out_labels", "out_scores", "out_boxes")))
+            theirs = rows(one.labels, one.scores, one.boxes)
             if ours != theirs:
-                return f"image {i}: {len(theirs - ours)} detections are not NumPy's"
+                return f"image {i}: {len(theirs - ours)} detections differ from NumPy's"
         return ""
 
-    return KernelCase("fast_nms", plan, {"boxes": boxes, "scores": scores, "coeff": coeff}, outputs, check)
+    shapes = nms_shapes(len(scenes), config.max_detections, coeff.shape[2])
+    return KernelCase("fast_nms", plan, {"boxes": boxes, "scores": scores, "coeff": coeff}, shapes, check)
 
 
 def _mask_case(
@@ -232,7 +241,7 @@ def _mask_case(
     plan = plan_masks.mask_assembly(
         len(scenes), slots, side, side, config.num_prototypes, proto_dtype=dtype, mask_dtype=dtype
     )
-    # Half precision prototypes are other prototypes: the reference takes the same ones.
+    # Prototypes in half precision have other values: the reference uses the same ones.
     expected = masks
     if dtype != "float32":
         expected = [
@@ -240,16 +249,16 @@ def _mask_case(
             for i, mask in enumerate(masks)
         ]
 
-    def check(got: Arrays) -> str:
+    def check(outputs: Arrays) -> str:
         worst = max(
-            float(np.abs(got["masks"][i, : len(mask)].astype(np.float32) - mask).max(initial=0))
+            float(np.abs(outputs["masks"][i, : len(mask)].astype(np.float32) - mask).max(initial=0))
             for i, mask in enumerate(expected)
         )
         return f"probabilities differ by up to {worst:g}" if not worst <= MASK_TOLERANCE[dtype] else ""
 
     inputs = {"proto": proto, "coeff": padded["coeff"], "boxes": padded["boxes"]}
-    outputs = {"masks": ((len(scenes), slots, side, side), dtype)}
-    return KernelCase(f"mask_assembly {dtype}", plan, inputs, outputs, check)
+    shapes = {"masks": ((len(scenes), slots, side, side), dtype)}
+    return KernelCase(f"mask_assembly {dtype}", plan, inputs, shapes, check)
 
 
 def _paste_case(
@@ -272,19 +281,14 @@ def _paste_case(
         "num_detections": padded["num_detections"],
         "image_sizes": np.tile(np.array(image_size, np.int32), (count, 1)),
     }
-    outputs: dict[str, tuple[tuple[int, ...], DTypeLike]] = {
-        "windows": ((count, slots, 6), np.int32),
-        "words_needed": ((count,), np.int32),
-        "bits": ((count, words), np.uint32),
-    }
 
-    def check(got: Arrays) -> str:
+    def check(outputs: Arrays) -> str:
         least = 1.0
         for i, mask in enumerate(masks):
             number = len(mask)
-            pasted = PackedMasks(got["windows"][i, :number], got["bits"][i], height, width).unpacked()
+            pasted = PackedMasks(outputs["windows"][i, :number], outputs["bits"][i], height, width).unpacked()
             expected = paste_windows(MaskWindows.from_dense(dense[i, :number].astype(np.float32)), height, width)
             least = min([least, *(mask_iou(expected, j, pasted, j) for j in range(number))])
         return f"a mask's IoU with NumPy's is {least:.4f}" if least < LEAST_IOU else ""
 
-    return KernelCase(f"paste {dtype}", plan, inputs, outputs, check)
+    return KernelCase(f"paste {dtype}", plan, inputs, paste_shapes(count, slots, words), check)

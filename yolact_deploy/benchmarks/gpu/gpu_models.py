@@ -1,7 +1,7 @@
-"""Every way to run one network on a GPU: which there are, whether each agrees with the eager model, and how fast it is.
+"""Every way to run one network on a GPU, its agreement with the eager model, and its speed.
 
-Frames are arrays in host memory; a call ends when packed masks of the frames' size are in host memory (the backends
-with a frame hook), or masks of that size (PyTorch the original's way).
+Frames are arrays in host memory; a call ends when masks of the frames' size are in host memory: packed for backends
+with a frame hook, unpacked for PyTorch with the original method.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from yolact_deploy.runtime.stage_timer import stage_with
 Frames = Sequence[NDArray[np.uint8]]
 
 BATCHES = (1, 8, 32)
-#: smallest share of the eager model's detections that must be found, by precision
+#: least share of the eager model's detections that must be matched, by precision
 LEAST_MATCHED = {"fp32": 0.99, "tf32": 0.97, "fp16": 0.95, "bf16": 0.90}
 _WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the network; ``prepare`` gives what :func:`yolact_deploy.load` takes, building what it needs."""
+    """One way to run the network; ``prepare`` builds its files and gives the argument of :func:`yolact_deploy.load`."""
 
     name: str
     precision: str
@@ -40,7 +40,7 @@ class Candidate:
 
 
 class Workshop:
-    """Makes the files that the candidates need, each once, in one folder."""
+    """Builds the files of the candidates, each once, in one folder."""
 
     def __init__(self, weights: Path, folder: Path, batches: tuple[int, ...] = BATCHES) -> None:
         self.weights = weights
@@ -68,7 +68,7 @@ class Workshop:
         return path
 
     def engine(self, flavour: str, precision: str, tail: str, plugin: str = "off") -> Path:
-        """The engine built from it on this machine."""
+        """The engine built from the exported file on this machine."""
         path = self.folder / f"{flavour}_{precision}_{tail}_{plugin}.trt"
         if not path.exists():
             from yolact_deploy.export.build_options import BuildOptions
@@ -81,29 +81,27 @@ class Workshop:
 
 
 def candidates(shop: Workshop, device: int) -> Iterator[Candidate]:
-    """All ways, the reference (eager FP32, the original's way) first."""
+    """All candidates; the first is the reference (eager FP32, the original method)."""
     weights, cuda = shop.weights, f"device=cuda:{device}"
 
-    def torch(precision: str, options: str) -> Callable[[], str]:
+    def torch(precision: str, options: str = "") -> Callable[[], str]:
         return lambda: f"{weights}@torch-{precision}:{cuda}{options}"
 
-    yield Candidate("PyTorch eager", "fp32", torch("fp32", ""))
-    yield Candidate("PyTorch eager", "tf32", torch("tf32", ""))
-    yield Candidate("PyTorch eager", "fp16", torch("fp16", ""))
-    yield Candidate("PyTorch compiled", "fp16", torch("fp16", ",compile=yes"))
-    yield Candidate("PyTorch compiled", "bf16", torch("bf16", ",compile=yes"))
+    for precision in ("fp32", "tf32", "fp16"):
+        yield Candidate("PyTorch eager", precision, torch(precision))
+    for precision in ("fp16", "bf16"):
+        yield Candidate("PyTorch compiled", precision, torch(precision, ",compile=yes"))
     for provider in ("cuda", "tensorrt", "rtx"):
         for precision in ("fp32", "fp16"):
             yield Candidate(f"ONNX Runtime {provider}", precision, _onnxruntime(shop, provider, precision, cuda))
     for flavour, title in (("tensorrt", "TensorRT"), ("rtx", "TensorRT for RTX")):
-        yield Candidate(f"{title}, our kernels", "fp32", _engine(shop, flavour, "fp32", "heads", "off", cuda))
-        yield Candidate(f"{title}, our kernels", "fp16", _engine(shop, flavour, "fp16", "heads", "off", cuda))
-        yield Candidate(f"{title}, our kernels", "bf16", _engine(shop, flavour, "bf16", "heads", "off", cuda))
+        for precision in ("fp32", "fp16", "bf16"):
+            engine = _engine(shop, flavour, precision, "heads", "off", cuda)
+            yield Candidate(f"{title}, our kernels", precision, engine)
         yield Candidate(f"{title}, functions", "fp16", _engine(shop, flavour, "fp16", "functions", "off", cuda))
     for plugin in ("v3", "aot"):
-        yield Candidate(
-            f"TensorRT, {plugin} plugins", "fp16", _engine(shop, "tensorrt", "fp16", "functions", plugin, cuda)
-        )
+        engine = _engine(shop, "tensorrt", "fp16", "functions", plugin, cuda)
+        yield Candidate(f"TensorRT, {plugin} plugins", "fp16", engine)
 
 
 def _onnxruntime(shop: Workshop, provider: str, precision: str, cuda: str) -> Callable[[], str]:
@@ -123,11 +121,11 @@ def measure_model(
     predictor: Predictor, frames: Frames, reference: Sequence[Detections] | None, *, calls: int, gmac: float | None
 ) -> tuple[dict[str, Any], list[Detections]]:
     """Agreement with the reference's detections, latency and throughput of one model, and its detections."""
-    found = [predictor(frame) for frame in frames]
+    detections = [predictor(frame) for frame in frames]
     report: dict[str, Any] = {"backend": predictor.backend.name, "runtime": predictor.backend.describe()}
     if reference is not None:
         meter = AgreementMeter()
-        for ours, theirs in zip(found, reference, strict=True):
+        for ours, theirs in zip(detections, reference, strict=True):
             meter.add(theirs, ours)
         report["agreement"] = meter.result().to_json()
     report["latency"] = _latency(predictor, frames, calls)
@@ -141,11 +139,11 @@ def measure_model(
     network = stages[stage_with("network", stages) or ""]
     if gmac and network:
         report["network_operations_per_s"] = 2e9 * gmac / (network / 1e3)
-    return report, found
+    return report, detections
 
 
 def _latency(predictor: Predictor, frames: Frames, calls: int) -> dict[str, Any]:
-    """One image a call."""
+    """One image per call."""
     for _ in range(_WARM_UP):
         for frame in frames:
             predictor(frame)
@@ -163,7 +161,7 @@ def _latency(predictor: Predictor, frames: Frames, calls: int) -> dict[str, Any]
 
 
 def _throughput(predictor: Predictor, frames: Frames, batch: int, calls: int) -> dict[str, Any]:
-    """Lists of ``batch`` images of one size, one list a call."""
+    """Lists of ``batch`` images of one size, one list per call."""
     images = [frames[0]] * batch
     for _ in range(_WARM_UP):
         predictor(images)
@@ -181,7 +179,7 @@ def _throughput(predictor: Predictor, frames: Frames, batch: int, calls: int) ->
 
 
 def _stream(predictor: Predictor, frames: Frames, calls: int) -> float:
-    """Images/s of a video of one size, image by image, where the model overlaps what it can."""
+    """Images/s of a video, image by image, where the model overlaps its work."""
     video = [frames[0]] * calls
     start = time.perf_counter()
     count = sum(1 for _ in predictor.stream(video))
@@ -189,8 +187,8 @@ def _stream(predictor: Predictor, frames: Frames, calls: int) -> float:
 
 
 def disagreement(report: dict[str, Any], precision: str) -> str:
-    """What is wrong with the agreement of a report; empty when nothing is."""
+    """What is wrong with the agreement of a report; empty if nothing is."""
     share = report.get("agreement", {}).get("matched_share")
     if share is not None and share < LEAST_MATCHED[precision]:
-        return f"finds {share:.1%} of the eager model's detections, expected {LEAST_MATCHED[precision]:.0%}"
+        return f"matches {share:.1%} of the eager model's detections, expected {LEAST_MATCHED[precision]:.0%}"
     return ""

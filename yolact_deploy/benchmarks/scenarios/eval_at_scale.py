@@ -1,11 +1,11 @@
-"""`eval` on thousands of images: its memory, what an interruption costs, and the time that is not the network's.
+"""`eval` on thousands of images: its memory, the cost of an interruption, and the time outside the network.
 
     python -m yolact_deploy.benchmarks.scenarios.eval_at_scale --engine yolact.onnx --images 5000 -o result.json
 
-Generates images of shapes (or takes a set), and runs the command `eval` on them in processes of their own: once until
-half of the images are done, when it is interrupted as by Ctrl-C; again, to go on from there; and once as a whole. Where
-faster-coco-eval is installed, it scores the detections of the last, too. Exit code 1 where the figures differ or a
-process took too much memory. Needs Linux or macOS.
+Generates images of shapes (or uses a given set) and runs the command `eval` on them in separate processes: once until
+half of the images are done, then interrupted as by Ctrl-C; again, to resume; and once without interruption. If
+faster-coco-eval is installed, it scores the detections of the last run as well. Exit code 1 if the figures differ or a
+process used too much memory. Needs Linux or macOS.
 """
 
 from __future__ import annotations
@@ -19,22 +19,21 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import read_json, write_json
-from yolact_deploy.console import print_json
+from yolact_deploy.artifact import read_json
+from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
 from yolact_deploy.datasets.image_sets import open_images
-from yolact_deploy.errors import BackendError, DatasetError, InputError, YolactDeployError
+from yolact_deploy.errors import BackendError, DatasetError, InputError
 from yolact_deploy.machine.environment import environment
 
 IMAGES = 5000
 MOST_MIB = 2048
-#: of pycocotools and faster-coco-eval
+#: largest difference between pycocotools and faster-coco-eval
 TOLERANCE = 1e-6
 
 _PROGRAM = (sys.executable, "-m", "yolact_deploy")
@@ -48,13 +47,11 @@ class Child:
     """One run of the command.
 
     Attributes:
-        code: exit code
-        peak_mib: most resident memory, as the system tells it: at least what this process had when it started the other
+        peak_mib: peak resident memory, at least that of this process when it started the other
         seconds: from start to end
-        printed: its JSON, None where it printed none
+        printed: its JSON; None if it printed none
     """
 
-    code: int
     peak_mib: float
     seconds: float
     printed: dict[str, Any] | None
@@ -76,10 +73,13 @@ class Lines:
 
 
 def run_child(command: Sequence[str], work: Path, stop_at: tuple[Lines, int] | None = None) -> Child:
-    """Run a command that prints JSON; interrupt it when a file has so many lines.
+    """Run a command that prints JSON.
+
+    Args:
+        stop_at: interrupt the command when a file has this many lines
 
     Raises:
-        BackendError: the command failed, or was done before it could be interrupted.
+        BackendError: the command failed, or finished before it could be interrupted.
     """
     with open(work / "printed.json", "w+b") as printed:
         start = time.perf_counter()
@@ -105,8 +105,8 @@ def run_child(command: Sequence[str], work: Path, stop_at: tuple[Lines, int] | N
     if process.returncode != (_INTERRUPTED if stopped else 0):
         raise BackendError(f"eval ended with {process.returncode}: see its message above")
     if stop_at and not stopped:
-        raise BackendError("eval was done before it could be interrupted: take more images")
-    return Child(process.returncode, _peak_mib(usage), seconds, json.loads(text) if text else None)
+        raise BackendError("eval finished before it could be interrupted: use more images")
+    return Child(_peak_mib(usage), seconds, json.loads(text) if text else None)
 
 
 def _peak_mib(usage: resource.struct_rusage) -> float:
@@ -119,52 +119,54 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
 
     Args:
         command: `eval` with model and images; ``--cache`` and the like are added
-        images: how many there are
+        images: number of images
         work: folder for detections
     """
     floor = _peak_mib(resource.getrusage(resource.RUSAGE_SELF))
     cut, whole = work / "interrupted.jsonl", work / "whole.jsonl"
     for path in (cut, whole):
         path.unlink(missing_ok=True)
-    # Where a shell let this process ignore Ctrl-C, the children would, too.
+    # If a shell made this process ignore Ctrl-C, the children would ignore it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    lines = Lines(cut)
-    children = {"interrupted": run_child([*command, "--cache", str(cut)], work, (lines, 1 + images // 2))}
+    children = {"interrupted": run_child([*command, "--cache", str(cut)], work, (Lines(cut), 1 + images // 2))}
     done = Lines(cut).update() - 1
     children["resumed"] = run_child([*command, "--cache", str(cut), "--resume"], work)
     children["whole"] = run_child([*command, "--cache", str(whole)], work)
     if importlib.util.find_spec("faster_coco_eval"):
         faster = ["--cache", str(whole), "--resume", "--evaluator", "faster-coco-eval"]
         children["faster_coco_eval"] = run_child([*command, *faster], work)
-    printed = {name: child.printed for name, child in children.items() if child.printed}
-    resumed, once = printed["resumed"], printed["whole"]
     return {
         "images": images,
         "interrupted_after": done,
-        "figures": {kind: {name: once[kind][name] for name in _FIGURES} for kind in ("box", "mask")},
-        "detections": once["detections"],
-        "same_figures": all(resumed[key] == once[key] for key in ("box", "mask", "images", "detections", "curves")),
+        **_compared({name: child.printed for name, child in children.items() if child.printed}),
         "same_file": _same(cut, whole),
-        "faster_coco_eval_differs_by": _difference(once, printed["faster_coco_eval"])
-        if "faster_coco_eval" in printed
-        else None,
         "peak_mib": {name: round(child.peak_mib, 1) for name, child in children.items()},
         "peak_mib_of_this_process": round(floor, 1),
         "seconds": {name: round(child.seconds, 2) for name, child in children.items()},
-        "time_whole": once["time"],
-        "time_resumed": resumed["time"],
         "cache_mib": round(whole.stat().st_size / 2**20, 1),
     }
 
 
+def _compared(printed: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    resumed, whole, faster = printed["resumed"], printed["whole"], printed.get("faster_coco_eval")
+    return {
+        "figures": {kind: {name: whole[kind][name] for name in _FIGURES} for kind in ("box", "mask")},
+        "detections": whole["detections"],
+        "same_figures": all(resumed[key] == whole[key] for key in ("box", "mask", "images", "detections", "curves")),
+        "faster_coco_eval_differs_by": _difference(whole, faster) if faster else None,
+        "time_whole": whole["time"],
+        "time_resumed": resumed["time"],
+    }
+
+
 def _same(a: Path, b: Path) -> bool:
-    """Whether two files have the same lines, read one by one."""
+    """Whether two files have the same lines, compared one by one."""
     with open(a, "rb") as first, open(b, "rb") as second:
         return a.stat().st_size == b.stat().st_size and all(x == y for x, y in zip(first, second, strict=True))
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
-    """The largest difference of two evaluations' figures; infinite where one has a figure that the other lacks."""
+    """The largest difference between the figures of two evaluations; infinite if one lacks a figure."""
     worst = 0.0
     for kind in ("box", "mask"):
         pairs = [(a[kind][name], b[kind][name]) for name in _FIGURES]
@@ -176,31 +178,32 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
     return worst
 
 
-def problems(result: Mapping[str, Any], most_mib: float = MOST_MIB) -> list[str]:
-    """What is wrong with a result of :func:`measure`, a sentence each."""
-    found = [
-        f"the process {name!r} took {mib:.0f} MiB, {most_mib:.0f} are allowed"
+def problems(result: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a result of :func:`measure`, one sentence each."""
+    most_mib = result.get("most_mib", MOST_MIB)
+    sentences = [
+        f"the process {name!r} used {mib:.0f} MiB, {most_mib:.0f} are allowed"
         for name, mib in result["peak_mib"].items()
         if mib >= most_mib
     ]
     if not result["same_figures"]:
-        found.append("the figures after the interruption are not those of the whole run")
+        sentences.append("the figures after the interruption differ from those of the whole run")
     differs = result["faster_coco_eval_differs_by"]
     if differs is not None and differs > TOLERANCE:
-        found.append(f"faster-coco-eval differs by {differs:g}")
-    return found
+        sentences.append(f"faster-coco-eval differs by {differs:g}")
+    return sentences
 
 
 def generate(folder: Path, count: int, width: int, height: int, *, quiet: bool) -> None:
-    """Images of shapes, unless the folder has so many already.
+    """Images of shapes, unless the folder already has this many.
 
     Raises:
-        BackendError: they cannot be generated.
+        BackendError: the images cannot be generated.
     """
     file = folder / "annotations" / "instances_val.json"
     if file.is_file() and len(read_json(file, "annotation file", DatasetError)["images"]) == count:
         return
-    # In a process of its own: what it imports would count as memory of the children.
+    # In a separate process: imports here would count as memory of the children.
     command = [*_PROGRAM, "data", "shapes", "-o", str(folder), "--train", "0", "--val", str(count)]
     command += ["--size", f"{width}x{height}", *(["--quiet"] if quiet else [])]
     if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
@@ -208,52 +211,36 @@ def generate(folder: Path, count: int, width: int, height: int, *, quiet: bool) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("scenarios.eval_at_scale", __doc__)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--engine", metavar="SPEC", help="model to run: FILE[@BACKEND...]")
     model.add_argument("--weights", metavar="W", help="checkpoint to run in PyTorch")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--images", type=int, metavar="N", help=f"so many images (generated: {IMAGES}; of --coco: all)")
-    parser.add_argument("--coco", metavar="DIR", help="take this COCO folder, do not generate")
+    parser.add_argument("--images", type=int, metavar="N", help=f"number of images (generated: {IMAGES}; --coco: all)")
+    parser.add_argument("--coco", metavar="DIR", help="use this COCO folder instead of generated images")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"), help="of generated images")
-    parser.add_argument("--work", metavar="DIR", help="folder for images and detections (default: one that is removed)")
+    parser.add_argument("--work", metavar="DIR", help="folder for images and detections (default: a temporary one)")
     parser.add_argument("--most-mib", type=float, default=MOST_MIB, metavar="M", help=f"memory allowed ({MOST_MIB})")
-    parser.add_argument("--output", "-o", metavar="FILE", help="JSON file to write")
-    parser.add_argument("--quiet", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as temporary:
-            work = Path(args.work or temporary)
-            work.mkdir(parents=True, exist_ok=True)
-            result = _run(args, work)
-    except YolactDeployError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.output:
-        write_json(args.output, result)
-    print_json(result)
-    wrong = problems(result, args.most_mib)
-    for sentence in wrong:
-        print(f"error: {sentence}", file=sys.stderr)
-    return 1 if wrong else 0
+    return run_command(parser, argv, _run, problems=problems)
 
 
-def _run(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    folder, count = Path(args.coco or work / "shapes"), args.images
-    if not args.coco:
-        generate(folder, count or IMAGES, *args.size, quiet=args.quiet)
-    count = len(open_images(coco=folder, limit=count))
-    if count < 2:
-        raise InputError(f"{count} image cannot be interrupted at half: take more")
-    command = [*_PROGRAM, "eval", "--coco", str(folder), "--images", str(count), "--json"]
-    for option in ("engine", "weights", "threads"):
-        if (value := getattr(args, option)) is not None:
-            command += [f"--{option}", str(value)]
-    if args.quiet:
-        command.append("--quiet")
-    return {"model": Path(args.engine or args.weights).name, **measure(command, count, work)} | {
-        "environment": environment()
-    }
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    with work_folder(args.work) as work:
+        folder, count = Path(args.coco or work / "shapes"), args.images
+        if not args.coco:
+            generate(folder, count or IMAGES, *args.size, quiet=args.quiet)
+        count = len(open_images(coco=folder, limit=count))
+        if count < 2:
+            raise InputError(f"{count} image cannot be interrupted at half: use more")
+        command = [*_PROGRAM, "eval", "--coco", str(folder), "--images", str(count), "--json"]
+        for option in ("engine", "weights", "threads"):
+            if (value := getattr(args, option)) is not None:
+                command += [f"--{option}", str(value)]
+        if args.quiet:
+            command.append("--quiet")
+        result = measure(command, count, work)
+    name = Path(args.engine or args.weights).name
+    return {"model": name, **result, "most_mib": args.most_mib, "environment": environment()}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How many images a second the training loader makes, and where its time goes.
+"""Images per second of the training loader, and where its time goes.
 
     python -m yolact_deploy.benchmarks.scenarios.loader_speed DATA [--size 550] [--batch 8] [--workers 0 1 2] [--json]
 
-DATA is a dataset file (YAML) or a COCO folder. The steps are timed in one process with one thread, with the draws of
-the first epoch; then the whole loader, for each number of workers, after its first batches have come. What the loader
-made is compared with what the steps made, and the exit code is 1 where they differ.
+DATA is a dataset file (YAML) or a COCO folder. The steps are timed in one process with one thread, with the random
+draws of the first epoch; then the whole loader for each number of workers, after its first batches. The batches of the
+loader are compared with those of the steps; the exit code is 1 if they differ.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 import torch
 
-from yolact_deploy.console import print_json, print_table
+from yolact_deploy.benchmarks.command import command_parser, run_command
+from yolact_deploy.console import print_table
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, collate, open_dataset, training_loader
 from yolact_deploy.training.data.augment import Colours
@@ -48,12 +49,12 @@ class _Stopwatch:
 def time_steps(
     dataset: CocoDataset, augmentation: Augmentation, batches: Sequence[list[Key]], seed: int
 ) -> tuple[dict[str, float], float, Batch]:
-    """Milliseconds an image of each step, objects an image, and the first batch."""
+    """Milliseconds per image of each step, objects per image, and the first batch."""
     watch, first, objects = _Stopwatch(), None, 0
     for keys in batches:
         samples = [_sample(watch, dataset, augmentation, key, seed) for key in keys]
         batch = watch.time("collate", partial(collate, samples))
-        first = first or batch  # to keep all of them would measure the memory's page faults
+        first = first or batch  # keeping all of them would measure page faults
         objects += sum(batch.counts)
     assert first is not None
     images = sum(map(len, batches))
@@ -73,10 +74,10 @@ def _sample(watch: _Stopwatch, dataset: CocoDataset, augmentation: Augmentation,
 def time_loader(
     dataset: CocoDataset, augmentation: Augmentation, batch: int, *, workers: int, seconds: float, seed: int
 ) -> tuple[float, Batch]:
-    """Images a second after the first batches, and the first batch."""
+    """Images per second after the first batches, and the first batch."""
     loader = iter(training_loader(dataset, augmentation, batch, seed=seed, workers=workers))
     first = next(loader)
-    for _ in range(2 * workers):  # what was prepared while the workers started
+    for _ in range(2 * workers):  # prepared while the workers started
         next(loader)
     images, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
@@ -84,9 +85,9 @@ def time_loader(
     return images / (time.perf_counter() - start), first
 
 
-def run(data: str, args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """All measurements, JSON-ready."""
-    dataset = CocoDataset.of_split(open_dataset(data), args.split, keep_empty=False)
+    dataset = CocoDataset.of_split(open_dataset(args.data), args.split, keep_empty=False)
     augmentation = Augmentation(size=args.size)
     sampler = BatchSampler(len(dataset), args.batch, seed=args.seed)
     keys = list(itertools.islice(sampler, min(sampler.batches_per_epoch, max(1, 200 // args.batch))))
@@ -114,7 +115,7 @@ def run(data: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("scenarios.loader_speed", __doc__)
     parser.add_argument("data", metavar="DATA")
     parser.add_argument("--split", default="train")
     parser.add_argument("--size", type=int, default=550, metavar="S")
@@ -122,27 +123,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], metavar="N")
     parser.add_argument("--seconds", type=float, default=8.0, help="for each number of workers")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    args = parser.parse_args(argv)
-    result = run(args.data, args)
-    if args.json:
-        print_json(result)
-    else:
-        _print(result)
-    return 0 if result["same"] else 1
+    return run_command(parser, argv, run, show=_print, problems=_problems)
+
+
+def _problems(result: dict[str, Any]) -> list[str]:
+    return [] if result["same"] else ["the loader made different batches than its steps"]
 
 
 def _print(result: dict[str, Any]) -> None:
     steps = result["steps_ms_per_image"]
     print(
         f"{result['images']} images, batches of {result['batch']} at {result['size']}, "
-        f"{result['objects_per_image']:.1f} objects in an image"
+        f"{result['objects_per_image']:.1f} objects per image"
     )
     rows = [*((step, f"{value:.2f}") for step, value in steps.items()), ("all", f"{sum(steps.values()):.2f}")]
-    print_table(("one thread", "ms an image"), rows)
+    print_table(("one thread", "ms per image"), rows)
     print_table(("workers", "images/s"), [(n, f"{rate:.0f}") for n, rate in result["images_per_second"].items()])
-    if not result["same"]:
-        print("the loader made other batches than its steps", file=sys.stderr)
 
 
 if __name__ == "__main__":

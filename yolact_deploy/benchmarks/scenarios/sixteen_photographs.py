@@ -1,10 +1,10 @@
-"""Check that a network can learn sixteen photographs by heart.
+"""Check that a network can memorize sixteen photographs.
 
     python -m yolact_deploy.benchmarks.scenarios.sixteen_photographs --coco coco/ -o result.json
 
-Takes the first images of a COCO file, by image id, that can be learnt at this size (a few objects, none of them tiny,
-no crowds), trains the recipe `sixteen_images` on them, and scores the weights on these very images: by eager PyTorch,
-and through the exported ONNX file. Exit code 1 where the mask AP50 is below the limit.
+Selects the first images of a COCO file, by image id, that can be learned at this size (a few objects, none of them
+tiny, no crowds), trains the recipe `sixteen_images` on them, and scores the weights on the same images: in eager
+PyTorch and as an exported ONNX file. Exit code 1 if the mask AP50 is below the limit.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import write_json
-from yolact_deploy.console import console_progress, print_json
+from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
+from yolact_deploy.console import console_progress
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
-from yolact_deploy.errors import DatasetError, YolactDeployError
+from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.evaluate import evaluate
 from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
 from yolact_deploy.loading import load
@@ -33,7 +33,7 @@ from yolact_deploy.training.recipes import get_recipe
 
 IMAGES = 16
 MOST_OBJECTS = 8
-#: square root of the area of the smallest object, in pixels of the image
+#: square root of the area of the smallest object, in image pixels
 LEAST_SIDE = 24.0
 LEAST_MASK_AP50 = 0.80
 
@@ -43,10 +43,10 @@ def choose(content: Mapping[str, Any], present: Sequence[int], count: int = IMAG
 
     Args:
         content: of a COCO instances file
-        present: ids of the images whose pictures are there
+        present: ids of the images whose files exist
 
     Raises:
-        DatasetError: there are fewer.
+        DatasetError: there are fewer such images.
     """
     of_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
@@ -54,8 +54,8 @@ def choose(content: Mapping[str, Any], present: Sequence[int], count: int = IMAG
     chosen = [number for number in sorted(present) if _is_learnable(of_image.get(number, []))]
     if len(chosen) < count:
         raise DatasetError(
-            f"only {len(chosen)} of {len(present)} images have 1 to {MOST_OBJECTS} objects, none of them smaller than "
-            f"{LEAST_SIDE:g} pixels and no crowd: give a set with {count} such"
+            f"only {len(chosen)} of {len(present)} images have 1 to {MOST_OBJECTS} objects, none smaller than "
+            f"{LEAST_SIDE:g} pixels and no crowd: give a set with {count} of them"
         )
     return chosen[:count]
 
@@ -67,7 +67,7 @@ def _is_learnable(annotations: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def write_subset(images: CocoImages, chosen: Sequence[int], folder: Path) -> Path:
-    """A dataset file of the chosen images, for training and validation alike; the pictures stay where they are."""
+    """A dataset file of the chosen images, for both training and validation; the image files stay where they are."""
     assert images.content is not None
     inside = set(chosen)
     content = {
@@ -98,9 +98,9 @@ def run(
     for name, model in (("eager", checkpoint), ("onnx fp16", _exported(checkpoint, work))):
         with load(str(model), score_threshold=0.0, lazy_masks=False) as predictor:
             scores[name] = evaluate(predictor, subset, progress=progress).accuracy.to_json()
-    licences = {image["id"]: image.get("license") for image in images.content["images"]}
+    licenses = {image["id"]: image.get("license") for image in images.content["images"]}
     return {
-        "images": [{"id": number, "license": licences[number]} for number in chosen],
+        "images": [{"id": number, "license": licenses[number]} for number in chosen],
         "objects": sum(a["image_id"] in set(chosen) for a in images.content["annotations"]),
         "initial_weights": weights or recipe.weights,
         "recipe": recipe.to_json(),
@@ -118,29 +118,28 @@ def _exported(checkpoint: Path, work: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("scenarios.sixteen_photographs", __doc__)
     parser.add_argument("--coco", metavar="DIR", required=True, help="COCO folder")
-    parser.add_argument("--annotations", metavar="FILE", help="which of several annotation files of the folder")
-    parser.add_argument("--weights", help="initial weights, as for train (default: as the recipe says)")
-    parser.add_argument("--work", metavar="DIR", help="folder for data and run (default: one that is removed)")
+    parser.add_argument("--annotations", metavar="FILE", help="annotation file, if the folder has several")
+    parser.add_argument("--weights", help="initial weights, as for train (default: those of the recipe)")
+    parser.add_argument("--work", metavar="DIR", help="folder for data and run (default: a temporary one)")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="as for train")
-    parser.add_argument("--output", "-o", metavar="FILE", help="JSON file to write")
-    parser.add_argument("--quiet", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        images = open_images(coco=args.coco, annotations=args.annotations)
-        with tempfile.TemporaryDirectory() as folder:
-            work = Path(args.work or folder)
-            work.mkdir(parents=True, exist_ok=True)
-            result = run(images, args.weights, work, args.settings, progress=console_progress(args.quiet))
-    except YolactDeployError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if args.output:
-        write_json(args.output, result)
-    print_json(result)
-    worst = min(score["mask"]["ap50"] or 0.0 for score in result["scores"].values())
-    return 0 if worst >= LEAST_MASK_AP50 else 1
+    return run_command(parser, argv, _measure, problems=_problems)
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    images = open_images(coco=args.coco, annotations=args.annotations)
+    with work_folder(args.work) as work:
+        return run(images, args.weights, work, args.settings, progress=console_progress(args.quiet))
+
+
+def _problems(result: dict[str, Any]) -> list[str]:
+    scores = {name: score["mask"]["ap50"] or 0.0 for name, score in result["scores"].items()}
+    return [
+        f"mask AP50 of {name} is {ap50:.3f}, expected at least {LEAST_MASK_AP50:g}"
+        for name, ap50 in scores.items()
+        if ap50 < LEAST_MASK_AP50
+    ]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m yolact_deploy.benchmarks.scenarios.train_step
 
-The variants take turns, so that what else runs on the machine slows all of them alike. A step is everything from the
-batch in host memory to the updated weights; the loader is not in it. Images and targets are generated, and the losses
-of all variants are held against each other after the timing.
+The variants take turns, so that other work on the machine slows all of them alike. A step covers everything from the
+batch in host memory to the updated weights, without the loader. Images and targets are generated. After timing, the
+losses of all variants are compared.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from yolact_deploy.artifact import write_json
-from yolact_deploy.console import print_json
+from yolact_deploy.benchmarks.command import command_parser, run_command
 from yolact_deploy.datasets.shapes import render
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.environment import environment
@@ -44,7 +43,7 @@ _TOLERANCE = 0.1  # of the loss of the first step, between precisions
 
 
 def measure(recipe: Recipe, variants: Sequence[str], world: World, *, steps: int, warm_up: int) -> dict[str, Any]:
-    """Medians of the milliseconds of a step, images/s and the first loss of each variant.
+    """Median milliseconds of a step, images/s and the first loss of each variant.
 
     Raises:
         InputError: losses that differ by more than rounding.
@@ -124,30 +123,28 @@ def _loss(step: TrainStep) -> float:
 def _require_equal(losses: dict[str, float]) -> None:
     made = {name: loss for name, loss in losses.items() if loss}  # FP16 may have skipped its first step
     if made and max(made.values()) > (1 + _TOLERANCE) * min(made.values()):
-        raise InputError(f"the losses differ by more than rounding ({made}): the times are worth nothing, report this")
+        raise InputError(f"the losses differ by more than rounding ({made}): the times are meaningless, report this")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("scenarios.train_step", __doc__)
     parser.add_argument("--recipe", default="yolact_resnet50")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--variant", action="append", choices=VARIANTS, help="may be repeated (fp32 and bf16-channels-last)"
+        "--variant", action="append", choices=VARIANTS, help="repeatable (default: fp32 and bf16-channels-last)"
     )
-    parser.add_argument("--output", metavar="FILE", help="JSON file to write")
-    args = parser.parse_args(argv)
+    return run_command(parser, argv, _measure)
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
     recipe = get_recipe(args.recipe).for_batch(args.batch)
     variants = args.variant or ["fp32", "bf16-channels-last"]
     with processes(args.device) as world:
         result = measure(recipe, variants, world, steps=args.steps, warm_up=args.warm_up)
-    result["environment"] = environment()
-    if args.output:
-        write_json(args.output, result)
-    print_json(result)
-    return 0
+    return {**result, "environment": environment()}
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.environment import environment
-from yolact_deploy.runtime import backend as runtime_backend
 from yolact_deploy.runtime import predictor as runtime_predictor
 from yolact_deploy.runtime import stage_timer as stages
+from yolact_deploy.runtime import tails
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 from yolact_deploy.runtime.tails import Outputs
@@ -82,10 +82,10 @@ def test_every_millisecond_is_where_it_belongs(tmp_path: Path, monkeypatch: pyte
         (1, runtime_predictor, "read_image"),
         (2, runtime_predictor, "resize_image"),
         (4, model.backend, "run"),
-        (8, runtime_backend, "detect"),
-        (16, runtime_backend, "mask_windows"),
+        (8, tails, "detect"),
+        (16, tails, "mask_windows"),
         (32, Detections, "from_normalized"),
-        (64, model.backend, "paste"),
+        (64, tails, "paste_windows"),
         (128, model, "_check_open"),
         (256, Detections, "rle"),
     ):
@@ -107,7 +107,8 @@ def test_a_slow_paste_shows_in_its_stage(tmp_path: Path, monkeypatch: pytest.Mon
     Other programs make a sleep, as all else, only longer; of the other stages the median must not grow by half of it.
     """
     models = {name: predictor(ScriptedBackend(SCRIPT, name=name)) for name in ("usual", "slow")}
-    paste = models["slow"].backend.paste
+    tail = models["slow"].backend.tail
+    paste = tail.paste
 
     def slow(*args: Any) -> Any:
         end = time.perf_counter() + 0.005
@@ -115,7 +116,7 @@ def test_a_slow_paste_shows_in_its_stage(tmp_path: Path, monkeypatch: pytest.Mon
             time.sleep(left)
         return paste(*args)
 
-    monkeypatch.setattr(models["slow"].backend, "paste", slow)
+    monkeypatch.setattr(tail, "paste", slow)
     latencies = measure_interleaved(models, write_pictures(tmp_path), warmup=1, repeats=15)
     usual, slowed = latencies["usual"], latencies["slow"]
     assert min(slowed.samples_ms) >= 5

@@ -130,27 +130,33 @@ def test_a_slowed_paste_of_a_real_engine_is_caught(
     write_pictures(tmp_path / "pictures", range(1, 13))
     command = ["bench", "--engine", f"{model}@openvino", "--engine", str(model), "--threads", "1"]
     command += ["--images-dir", str(tmp_path / "pictures"), "--repeats", "5", "--quiet", "--output"]
-    paste = OnnxRuntimeBackend.paste
+    start = OnnxRuntimeBackend.__init__
 
-    def slowly(*args: Any) -> Any:
-        time.sleep(0.005)
-        return paste(*args)
+    def start_slowed(self: OnnxRuntimeBackend, *args: Any, **options: Any) -> None:
+        start(self, *args, **options)
+        paste = self.tail.paste
+
+        def slowly(*masks: Any) -> Any:
+            time.sleep(0.005)
+            return paste(*masks)
+
+        monkeypatch.setattr(self.tail, "paste", slowly)
 
     for _ in range(6):
         with monkeypatch.context() as patch:
             assert main([*command, str(last)]) == 0
-            patch.setattr(OnnxRuntimeBackend, "paste", slowly)
+            patch.setattr(OnnxRuntimeBackend, "__init__", start_slowed)
             code = main([*command, str(now), "--baseline", str(last), "--tolerance", "0.05"])
-        said = capsys.readouterr().err
+        error = capsys.readouterr().err
         before, after = (json.loads(file.read_text())["engines"][1]["latency"] for file in (last, now))
         assert after["stages_p50_ms"]["paste"] >= 5 > before["stages_p50_ms"]["paste"]
         if code:
             break
-    assert code == 1, said
+    assert code == 1, error
     assert re.search(
         r"tiny\.onnx against .*last\.json: takes [\d.]+ \([\d.]+ to [\d.]+\) times as long on an equally fast "
         r"machine \([\d.]+ as measured\): [\d.]+ instead of [\d.]+ ms at p50.* \(limit 1\.05\)$",
-        said.splitlines()[-1],
+        error.splitlines()[-1],
     )
     assert main(["bench", "diff", f"{last}:tiny.onnx", str(now), "--json"]) == 0
     (engine,) = json.loads(capsys.readouterr().out)["engines"]

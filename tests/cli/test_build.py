@@ -35,10 +35,11 @@ needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not i
 @pytest.fixture(scope="module")
 def source(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model.checkpoint import load_model
 
     path = tmp_path_factory.mktemp("build") / "small.onnx"
-    export_onnx(load_model(resnet50_checkpoint, image_size=97), path, precision="fp16")
+    export_onnx(load_model(resnet50_checkpoint, image_size=97), path, ExportSpec(precision="fp16"))
     yield path
     path.unlink()
 

@@ -68,7 +68,7 @@ def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def never_exported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "export_checkpoint", lambda *args: pytest.fail("the export was begun"))
+    monkeypatch.setattr(pipeline, "export_model", lambda *args, **options: pytest.fail("the export was begun"))
 
 
 @needs_rtx
@@ -155,7 +155,7 @@ def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.Capt
     given = ["--keep-fp32", "proto_net.10", "--calibration", str(more)]
     assert cli.main(["export", "--fp16", *given, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "4 of 70 layers are too much for FP16, found in 5 images" in out  # three are samples
+    assert "4 of 70 layers exceed FP16 in 5 images" in out  # three are samples
     for layer in ("upfeature.0", "bbox_layer", "conf_layer", "mask_layer"):
         assert f"prediction_layers.0.{layer} " in out
     assert "values up to " in out
@@ -200,12 +200,12 @@ def test_quiet_without_any_tensorrt(
     assert onnx_metadata(read_onnx("m.onnx"), "").cross_class
     assert "exporting" not in capsys.readouterr().out
 
-    monkeypatch.setattr(pipeline, "export_checkpoint", stop)
+    monkeypatch.setattr(pipeline, "export_model", stop)
     assert cli.main(["export", *arguments]) == 2
-    assert "no TensorRT is installed here: writing the ONNX file only" in capsys.readouterr().out
+    assert "TensorRT is not installed here: writing the ONNX file only" in capsys.readouterr().out
 
 
-def stop(*args: Any) -> None:
+def stop(*args: Any, **options: Any) -> None:
     raise ExportError("far enough")
 
 
@@ -230,15 +230,18 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["--weights", "W", "--size", "20"], "image_size: expected 64 to 4096, got 20"),
         (
             ["--weights", "W", "-o", "folder"],
-            "folder is a folder: give -o the files' common stem, such as folder/yolact",
+            "folder is a folder: give -o the common stem of the files, such as folder/yolact",
         ),
         (["--weights", "W", "--engine", "tensorrt"], "'yolact-deploy[tensorrt]'"),
         (
             ["--weights", "W", "--keep-fp32", "proto_net"],
-            "--keep-fp32 is of --fp16, --bf16 and --int8: without them all",
+            "--keep-fp32 requires --fp16, --bf16 or --int8: without them all",
         ),
-        (["--weights", "W", "--no-overflow-check"], "--no-overflow-check is of --fp16: nothing else overflows"),
-        (["--weights", "W", "--bf16", "--no-overflow-check"], "--no-overflow-check is of --fp16"),
+        (
+            ["--weights", "W", "--no-overflow-check"],
+            "--no-overflow-check requires --fp16: no other precision",
+        ),
+        (["--weights", "W", "--bf16", "--no-overflow-check"], "--no-overflow-check requires --fp16"),
         (["--weights", "W", "--fp16", "--keep-fp32", "none.json"], "no such list of layers: none.json"),
     ],
 )
@@ -305,7 +308,8 @@ def test_a_failing_export(
     def check_parity(*args: Any) -> None:
         fail()
 
-    monkeypatch.setattr(pipeline, "export_onnx", lambda model, path, **options: path.write_bytes(b"half"))
+    monkeypatch.setattr(pipeline, "trace", lambda model, metadata: None)
+    monkeypatch.setattr(pipeline, "write_onnx", lambda graph, metadata, path: path.write_bytes(b"half"))
     monkeypatch.setattr(pipeline, "check_parity", check_parity)
     assert cli.main(["export", "--weights", str(resnet50_checkpoint), *SMALL, "--engine", "none"]) == 2
     assert message in error_of(capsys)

@@ -155,15 +155,15 @@ def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--int8"], "--int8 needs pictures to find ranges on"),
+        (["--int8"], "--int8 requires pictures to choose ranges on"),
         (["--int8", "--calibration", "nowhere"], "--calibration: expected a folder with pictures, there is none"),
-        (["--calibration", "."], "--calibration is of --int8"),
-        (["--fp16", "--calibration-method", "mse"], "--calibration-method is of --int8"),
-        (["--images", "5"], "--images is of --int8, and of --fp16 where it looks for overflows: nothing else looks"),
-        (["--fp16", "--images", "5"], "--images is of --int8, and of --fp16 where it looks for overflows: give --cal"),
+        (["--calibration", "."], "--calibration requires --int8, or --fp16"),
+        (["--fp16", "--calibration-method", "mse"], "--calibration-method requires --int8"),
+        (["--images", "5"], "--images requires --calibration"),
+        (["--fp16", "--images", "5"], "--images requires --calibration"),
         (
             ["--int8", "--calibration", "{}", "--target", "onnxruntime", "--engine", "rtx"],
-            "nothing that TensorRT reads",
+            "TensorRT cannot read files for --target onnxruntime",
         ),
     ],
 )

@@ -137,8 +137,8 @@ def test_nothing_is_written_where_no_layer_may_be_in_int8(place: Path, tmp_path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--coco", "shapes"], "--coco goes with a limit for --int8: give --max-ap-drop or --min-agreement"),
-        (["--sensitivity", "f.json"], "--sensitivity goes with a limit for --int8"),
+        (["--coco", "shapes"], "--coco requires a limit for --int8: give --max-ap-drop or --min-agreement"),
+        (["--sensitivity", "f.json"], "--sensitivity requires a limit for --int8"),
         (["--max-ap-drop", "-1"], "expected 0 <= points < 100, got -1.0"),
         (["--min-agreement", "98"], "--min-agreement: expected 0 < share <= 1, got 98"),
         (["--min-agreement", "0.9", "--search-images", "0"], "--search-images: expected 1 or more, got 0"),
@@ -151,14 +151,14 @@ def test_wrong_options(
 ) -> None:
     """Known before anything is traced."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("yolact_deploy.export.pipeline.export_checkpoint", lambda *args: pytest.fail("begun"))
+    monkeypatch.setattr("yolact_deploy.export.pipeline.export_model", lambda *args, **more: pytest.fail("begun"))
     assert export(place, tmp_path / "m", *options) == 2
     assert message in capsys.readouterr().err
 
 
 def test_limits_are_of_int8(place: Path, capsys: Capture) -> None:
     assert main(["export", "--weights", str(place / "doctored.safetensors"), "--fp16", "--max-ap-drop", "1"]) == 2
-    assert "--max-ap-drop and --min-agreement are of --int8: give it, too" in capsys.readouterr().err
+    assert "--max-ap-drop and --min-agreement require --int8" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,15 +28,18 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import onnx as onnx_module
+from yolact_deploy.export import pipeline
 from yolact_deploy.export.engine import build_engine, import_tensorrt
 from yolact_deploy.export.mixed_precision import lower_trunk
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
 Export = Callable[..., Path]
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
 KEPT = ("backbone", "fpn", "proto_net")
 FLOAT, HALF, BF16 = 1, 10, 16
+SPEC = ExportSpec(precision="bf16")
 
 
 def has_bf16() -> bool:
@@ -201,17 +204,8 @@ def test_layer_by_layer(export: Export, images: Any, runtime: str, precision: st
 # -- the check after the export -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "w.pth"
-    path.write_bytes(b"only its hash is taken")
-    return path
-
-
-def test_a_good_export(make_model: Callable[..., Any], weights: Path, tmp_path: Path) -> None:
-    exported = export_checkpoint(
-        make_model("yolact_resnet50", SMALL), weights, tmp_path / "m.onnx", ExportOptions(precision="bf16")
-    )
+def test_a_good_export(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    exported = export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC)
     parity = exported.parity
     assert parity.failures == []
     assert [tensor.limit for tensor in parity.traced] == [1e-4] * 4
@@ -221,7 +215,7 @@ def test_a_good_export(make_model: Callable[..., Any], weights: Path, tmp_path: 
 
 
 def test_a_wrong_graph_does_not_hide_behind_the_rounding(
-    make_model: Callable[..., Any], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One part in a hundred in one layer, far below what BF16 is allowed."""
     trace = onnx_module._trace
@@ -232,18 +226,12 @@ def test_a_wrong_graph_does_not_hide_behind_the_rounding(
 
     monkeypatch.setattr(onnx_module, "_trace", perturbed)
     with pytest.raises(ExportError, match=r"proto of the graph in FP32 differ by .* \(relative RMS; at most 0\.0001\)"):
-        export_checkpoint(
-            make_model("yolact_resnet50", SMALL),
-            weights,
-            tmp_path / "m.onnx",
-            ExportOptions(precision="bf16"),
-            sample_images()[:1],
-        )
+        export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
     assert not (tmp_path / "m.onnx").exists()
 
 
 def test_a_wrong_lowering_fails(
-    make_model: Callable[..., Any], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The graph was right before it was lowered; what counts is the file."""
 
@@ -254,18 +242,12 @@ def test_a_wrong_lowering_fails(
                 array = onnx.numpy_helper.to_array(constant)
                 constant.CopyFrom(onnx.numpy_helper.from_array(np.roll(array, 1, axis=1), constant.name))
 
-    monkeypatch.setattr(onnx_module, "lower_trunk", lower)
+    monkeypatch.setattr(pipeline, "lower_trunk", lower)
     with pytest.raises(ExportError, match=r"eager model: proto differ by .* \(relative RMS; at most 0\.3\)"):
-        export_checkpoint(
-            make_model("yolact_resnet50", SMALL),
-            weights,
-            tmp_path / "m.onnx",
-            ExportOptions(precision="bf16"),
-            sample_images()[:1],
-        )
+        export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
 
 
-def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], weights: Path, tmp_path: Path) -> None:
+def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path) -> None:
     """What overflows FP16 needs no care in BF16."""
     model = copy.deepcopy(make_model("yolact_resnet50", SMALL))
     head = model.prediction_layers[0]
@@ -273,7 +255,7 @@ def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], weights: Path,
     head.upfeature[0].bias.data *= 2.0**40
     for reader in (head.bbox_layer, head.conf_layer, head.mask_layer):
         reader.weight.data /= 2.0**40
-    exported = export_checkpoint(model, weights, tmp_path / "m.onnx", ExportOptions(precision="bf16"))
+    exported = export_model(model, tmp_path / "m.onnx", SPEC)
     assert exported.metadata.keep_fp32 == ()
     for tensor in exported.parity.tensors:
         assert tensor.relative_rms < tensor.limit / 2

@@ -30,8 +30,9 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.engine import build_engine, import_tensorrt
-from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.onnx import export_onnx, trace, write_onnx
 from yolact_deploy.export.quantize import quantize_trunk
+from yolact_deploy.export.spec import ExportSpec
 
 BATCHES = {"static": (1, 1, 1), "dynamic": (1, 4, 16)}
 CASES = list(
@@ -64,12 +65,15 @@ def record() -> Iterator[dict[str, Any]]:
         write_json(target, {**head, "load_average": list(os.getloadavg()), "builds": {**known, **builds}})
 
 
-def _quantize(model: Any, metadata: Metadata) -> Metadata:
-    """INT8 for TensorRT; with pseudo-random weights the ranges of three pictures are as good as any."""
-    found = calibrate(model, sample_images())
-    quantize_trunk(model, found)
-    how = {"target": "symmetric", "method": found.method, "images": found.images}
-    return replace(metadata, quantization={**how, "images_sha256": found.images_sha256})
+def _export_int8(model: Any, path: Path, spec: ExportSpec) -> Metadata:
+    """INT8 without a check; with pseudo-random weights the ranges of three pictures are as good as any."""
+    metadata = spec.metadata(model.config)
+    graph = trace(model, metadata)
+    calibration = calibrate(graph, sample_images())
+    quantize_trunk(graph, calibration)
+    metadata = replace(metadata, quantization={"target": spec.form, "method": calibration.method})
+    write_onnx(graph, metadata, path)
+    return metadata
 
 
 @pytest.mark.slow
@@ -85,10 +89,9 @@ def test_every_configuration(
 ) -> None:
     source, target = tmp_path / "m.onnx", tmp_path / "m.trt"
     start = time.perf_counter()
-    quantize = _quantize if precision == "int8" else None
-    expected = export_onnx(
-        make_model(name), source, precision=precision, tail=tail, batch=BATCHES[batch], quantize=quantize
-    )
+    calibration = sample_images() if precision == "int8" else None
+    spec = ExportSpec(precision=precision, tail=tail, batch=BATCHES[batch], calibration=calibration)
+    expected = (_export_int8 if precision == "int8" else export_onnx)(make_model(name), source, spec)
     export_seconds = time.perf_counter() - start
     report = build_engine(source, target, flavour="rtx")
     header, found = read_engine_header(target), read_engine_metadata(target)

@@ -19,6 +19,7 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list
 from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_graph import cut_tail, onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
@@ -167,7 +168,7 @@ def test_weights_that_fp16_cannot_hold(export: Export) -> None:
 
 def test_export(make_model: Callable[..., Any], export: Export, tmp_path: Path) -> None:
     model = make_model(NAME, SMALL)
-    metadata = export_onnx(model, tmp_path / "m.onnx", precision="fp16", keep_fp32=KEPT)
+    metadata = export_onnx(model, tmp_path / "m.onnx", ExportSpec(precision="fp16", keep_fp32=KEPT))
     assert metadata.keep_fp32 == KEPT
     written = read_onnx(tmp_path / "m.onnx")
     assert onnx_metadata(written, "") == metadata
@@ -175,15 +176,7 @@ def test_export(make_model: Callable[..., Any], export: Export, tmp_path: Path) 
     for ours, wanted in zip(heads(written), heads(lowered(export(NAME, SMALL), KEPT)), strict=True):
         np.testing.assert_array_equal(ours, wanted)
     with pytest.raises(ExportError, match="no layer of this network is named 'proto'"):
-        export_onnx(model, tmp_path / "m.onnx", precision="fp16", keep_fp32=["proto"])
-    with pytest.raises(ExportError, match="keep_fp32: all layers are in FP32 already"):
-        export_onnx(model, tmp_path / "m.onnx", keep_fp32=["proto_net"])
-    found = {"proto_net.10": "values up to 1e+05", "fpn.lat_layers.0": "values up to 1e+05"}
-    metadata = export_onnx(
-        model, tmp_path / "m.onnx", precision="fp16", keep_fp32=["fpn"], on_traced=lambda graph, metadata: found
-    )
-    assert metadata.keep_fp32 == ("fpn", "proto_net.10")
-    assert metadata.keep_reasons == {"proto_net.10": "values up to 1e+05"}
+        export_onnx(model, tmp_path / "m.onnx", ExportSpec(precision="fp16", keep_fp32=("proto",)))
 
 
 def test_a_checkpoint_and_its_export_have_the_same_layers(

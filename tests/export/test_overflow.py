@@ -24,7 +24,8 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export.onnx import export_onnx
 from yolact_deploy.export.overflow import LARGEST, LayerRange, RangeReport, measure_ranges
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.model.checkpoint import load_model
 
 Export = Callable[..., Path]
@@ -32,7 +33,7 @@ NAME, SMALL = "yolact_resnet50", 138
 PICTURES = samples.sample_images()
 #: takes values of a few tens past 65504, and as a power of two changes nothing in FP32
 SCALE = 2.0**15
-FP16 = ExportOptions(precision="fp16")
+FP16 = ExportSpec(precision="fp16")
 
 
 # Each scales what a layer puts out by SCALE, which the Relu behind it lets through, and what reads it back.
@@ -104,7 +105,7 @@ def test_a_trained_model_is_repaired(
     model = load_model(samples.DEMO_MODEL)
     spoil(model)
     broken = tmp_path / "broken.onnx"
-    export_onnx(model, broken, precision="fp16")
+    export_onnx(model, broken, FP16)
     found = agreement(trained, broken, shapes)
     assert len(shapes) == found.images == 20
     assert found.reference_detections > 50
@@ -113,11 +114,11 @@ def test_a_trained_model_is_repaired(
     if spoil is spoil_head:
         assert found.missed == found.reference_detections, "none at all"
 
-    exported = export_checkpoint(model, samples.DEMO_MODEL, tmp_path / "repaired.onnx", FP16)
+    exported = export_model(model, tmp_path / "repaired.onnx", FP16)
     assert set(exported.metadata.keep_fp32) == layers
     assert set(exported.metadata.keep_reasons) == layers
-    assert exported.ranges is not None
-    assert exported.ranges.images == len(PICTURES)
+    assert exported.measured.ranges is not None
+    assert exported.measured.ranges.images == len(PICTURES)
     found = agreement(trained, tmp_path / "repaired.onnx", shapes)
     assert found.matched_share_90 is not None
     assert found.matched_share_90 >= 0.99
@@ -130,9 +131,9 @@ def test_the_check_of_the_file_sees_overflows_too(tmp_path: Path) -> None:
     """Who leaves the search out gets no broken file either."""
     model = load_model(samples.DEMO_MODEL)
     spoil_head(model)
-    options = ExportOptions(precision="fp16", find_overflow=False)
+    spec = ExportSpec(precision="fp16", overflow_check=False)
     with pytest.raises(ExportError, match=r"disagrees with the eager model: boxes differ by nan .*; try --fp32"):
-        export_checkpoint(model, samples.DEMO_MODEL, tmp_path / "m.onnx", options)
+        export_model(model, tmp_path / "m.onnx", spec)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -160,16 +161,14 @@ def test_golden_weights_are_repaired(
     model = copy.deepcopy(make_model(NAME, SMALL))
     spoil(model)
     pictures = [read_image(path) for path in PICTURES]
-    export_onnx(model, tmp_path / "broken.onnx", precision="fp16", batch=batch)
+    spec = ExportSpec(precision="fp16", batch=batch)
+    export_onnx(model, tmp_path / "broken.onnx", spec)
     with load(tmp_path / "broken.onnx", score_threshold=0) as broken:
         assert [len(broken(picture)) for picture in pictures] == [0, 0, 0]
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"only its hash is taken")
-    options = ExportOptions(precision="fp16", batch=batch)
-    exported = export_checkpoint(model, weights, tmp_path / "repaired.onnx", options)
+    exported = export_model(model, tmp_path / "repaired.onnx", spec)
     assert set(exported.metadata.keep_fp32) == layers
-    assert exported.ranges is not None
-    assert exported.ranges.images == 3, "a batch that is filled up has no more pictures"
+    assert exported.measured.ranges is not None
+    assert exported.measured.ranges.images == 3, "a batch that is filled up has no more pictures"
     assert exported.parity.failures == []
     wanted = agreement(plain["fp32"], plain["fp16"], pictures)
     found = agreement(plain["fp32"], tmp_path / "repaired.onnx", pictures)
@@ -262,11 +261,9 @@ def test_what_the_user_keeps_is_kept_too(make_model: Callable[..., Any], tmp_pat
     """Layers that a module of the list holds already are not named again."""
     model = copy.deepcopy(make_model(NAME, SMALL))
     spoil_head(model)
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"w")
     for named in (("proto_net.10",), ("proto_net.10", "prediction_layers.0.upfeature"), ("prediction_layers",)):
-        options = ExportOptions(precision="fp16", keep_fp32=named)
-        metadata = export_checkpoint(model, weights, tmp_path / "m.onnx", options, PICTURES[:1]).metadata
+        spec = ExportSpec(precision="fp16", keep_fp32=named)
+        metadata = export_model(model, tmp_path / "m.onnx", spec, check_images=PICTURES[:1]).metadata
         more = (
             HEAD - {"prediction_layers.0.upfeature.0"} if named[1:] else HEAD if named[0] == "proto_net.10" else set()
         )
@@ -275,29 +272,29 @@ def test_what_the_user_keeps_is_kept_too(make_model: Callable[..., Any], tmp_pat
         assert onnx_metadata(read_onnx(tmp_path / "m.onnx"), "") == metadata
 
 
-def test_other_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    """The pictures that are given are those that are looked at."""
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"w")
+def test_more_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """Those of the calibration are checked in addition to those of the comparison."""
     model = make_model(NAME, SMALL)
-    exported = export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], iter(PICTURES))
-    assert exported.ranges is not None
-    assert (exported.ranges.images, exported.parity.images) == (3, 1)
-    with pytest.raises(InputError, match=r"no such image: none\.png"):
-        export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [Path("none.png")])
+    spec = ExportSpec(precision="fp16", calibration=PICTURES[1:])
+    exported = export_model(model, tmp_path / "m.onnx", spec, check_images=PICTURES[:1])
+    assert exported.measured.ranges is not None
+    assert (exported.measured.ranges.images, exported.parity.images) == (3, 1)
+    spec = ExportSpec(precision="fp16", calibration=[Path("none.png")])
+    with pytest.raises(InputError, match="of 1 pictures for the calibration 1 cannot be read"):
+        export_model(model, tmp_path / "n.onnx", spec, check_images=PICTURES[:1])
+    assert not (tmp_path / "n.onnx").exists()
+
+
+def test_no_pictures(plain: dict[str, Path]) -> None:
     with pytest.raises(ExportError, match="no pictures to check for FP16 overflow: give at least one"):
-        export_checkpoint(model, weights, tmp_path / "m.onnx", FP16, PICTURES[:1], [])
+        measure_ranges(read_onnx(plain["fp32"]), [])
 
 
-def test_only_fp16_is_looked_at(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    weights = tmp_path / "w.pth"
-    weights.write_bytes(b"w")
+def test_only_fp16_is_checked(make_model: Callable[..., Any], tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
-        options = ExportOptions(precision=precision)
-        exported = export_checkpoint(
-            make_model(NAME, SMALL), weights, tmp_path / "m.onnx", options, PICTURES[:1], [Path("none.png")]
-        )
-        assert exported.ranges is None
+        spec = ExportSpec(precision=precision)
+        exported = export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", spec, check_images=PICTURES[:1])
+        assert exported.measured.ranges is None
 
 
 def test_infinite_in_fp32_too(plain: dict[str, Path]) -> None:

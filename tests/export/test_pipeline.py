@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from yolact_deploy.artifact import sha256_file
 from yolact_deploy.errors import ExportError, OutputError
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
-from yolact_deploy.samples import sample_images
+from yolact_deploy.samples import DEMO_MODEL, sample_images
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -19,7 +20,8 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import onnx as onnx_module
 from yolact_deploy.export import pipeline
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
 
 NAME, SMALL = "yolact_resnet50", 97
 ONE = sample_images()[:1]
@@ -41,8 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_good_export(make_model: Callable[..., Any], weights: Path, folder: Path) -> None:
     model = make_model(NAME, SMALL)
-    options = ExportOptions(precision="fp16", batch=(1, 2, 4), cross_class=True)
-    exported = export_checkpoint(model, weights, folder / "m.onnx", options, ONE)
+    spec = ExportSpec(precision="fp16", batch=(1, 2, 4), cross_class=True)
+    exported = export_model(model, folder / "m.onnx", spec, weights=weights, check_images=ONE)
     metadata, parity = exported.metadata, exported.parity
     assert [path.name for path in folder.iterdir()] == ["m.onnx"]
     assert onnx_metadata(read_onnx(folder / "m.onnx"), "m.onnx") == metadata
@@ -90,12 +92,12 @@ def test_a_wrong_graph_is_not_kept(
     (folder / "m.onnx").write_bytes(b"the good one of yesterday")
     monkeypatch.setattr(onnx_module, "_trace", trace)
     with pytest.raises(ExportError, match=message):
-        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions(precision=precision), ONE)
+        export_model(make_model(NAME, SMALL), folder / "m.onnx", ExportSpec(precision=precision), check_images=ONE)
     assert [path.name for path in folder.iterdir()] == ["m.onnx"]
     assert (folder / "m.onnx").read_bytes() == b"the good one of yesterday"
 
 
-@pytest.mark.parametrize("where", ["export_onnx", "check_parity"])
+@pytest.mark.parametrize("where", ["write_onnx", "check_parity"])
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt(), MemoryError(), ExportError("no")], ids=lambda e: type(e).__name__
 )
@@ -107,30 +109,45 @@ def test_nothing_is_left_when_it_is_interrupted(
     where: str,
     error: BaseException,
 ) -> None:
-    def write_and_fail(model: Any, path: Path, *args: Any, **kwargs: Any) -> None:
+    def write(graph: Any, metadata: Any, path: Path) -> None:
+        path.write_bytes(b"a file")
+
+    def write_and_fail(*args: Any) -> None:
+        path = next(argument for argument in args if isinstance(argument, Path))
         path.write_bytes(b"half a file")
         raise error
 
-    def write(model: Any, path: Path, **kwargs: Any) -> None:
-        path.write_bytes(b"a file")
-
-    monkeypatch.setattr(pipeline, "export_onnx", write)
+    monkeypatch.setattr(pipeline, "trace", lambda model, metadata: None)
+    monkeypatch.setattr(pipeline, "write_onnx", write)
     monkeypatch.setattr(pipeline, where, write_and_fail)
     with pytest.raises(type(error)):
-        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions())
+        export_model(make_model(NAME, SMALL), folder / "m.onnx", weights=weights)
     assert list(folder.iterdir()) == []
 
 
 def test_an_unwritable_place_is_known_before_the_work(
     make_model: Callable[..., Any], weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "export_onnx", lambda *args, **kwargs: pytest.fail("the work was begun"))
+    monkeypatch.setattr(pipeline, "trace", lambda *args: pytest.fail("the work was begun"))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write .*file/m\.onnx: .*Choose another place with -o"):
-        export_checkpoint(make_model(NAME, SMALL), weights, tmp_path / "file" / "m.onnx", ExportOptions())
+        export_model(make_model(NAME, SMALL), tmp_path / "file" / "m.onnx", weights=weights)
 
 
-def test_wrong_options(make_model: Callable[..., Any], weights: Path, folder: Path) -> None:
-    with pytest.raises(ExportError, match="precision: expected one of"):
-        export_checkpoint(make_model(NAME, SMALL), weights, folder / "m.onnx", ExportOptions(precision="fp8"))
-    assert list(folder.iterdir()) == []
+def test_a_checkpoint_by_its_path(tmp_path: Path) -> None:
+    """Configuration and size are those of the spec."""
+    exported = export_model(DEMO_MODEL, tmp_path / "m.onnx", ExportSpec(size=96), check_images=ONE)
+    assert exported.metadata.config.image_size == 96
+    assert exported.metadata.weights_sha256 == sha256_file(DEMO_MODEL)
+    assert exported.parity.failures == []
+
+
+def test_layers_kept_for_two_reasons(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """What the user named is not named again."""
+    model = make_model(NAME, SMALL)
+    graph = onnx_module.trace(model, ExportSpec().metadata(model.config))
+    reasons = {"proto_net.10": "values up to 1e+05", "fpn.lat_layers.0": "values up to 1e+05"}
+    spec = ExportSpec(precision="fp16", keep_fp32=("fpn",))
+    metadata = pipeline._keep_more(graph, spec.metadata(model.config), reasons)
+    assert metadata.keep_fp32 == ("fpn", "proto_net.10")
+    assert metadata.keep_reasons == {"proto_net.10": "values up to 1e+05"}

@@ -12,7 +12,7 @@ from deterministic import deterministic_state
 
 from yolact_deploy.config import YolactConfig, get_config
 
-# Of export_onnx, so that what is said and what is left out share a file.
+# Of ExportSpec, so that exports with and without explicit defaults share a file.
 DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input_dtype": "uint8", "cross_class": False}
 
 
@@ -50,12 +50,13 @@ def _priors(config: YolactConfig) -> Any:
 
 @pytest.fixture(scope="session")
 def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
-    """``export(name, size, **options of export_onnx)``: the ONNX file of ``make_model(name, size)``, cached.
+    """``export(name, size, **fields of ExportSpec)``: the ONNX file of ``make_model(name, size)``, cached.
 
     The files are shared: copy one before changing it.
     """
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
 
     folder = tmp_path_factory.mktemp("exports")
     files: dict[Any, Path] = {}
@@ -64,7 +65,7 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
         key = (name, size, *sorted({**DEFAULTS, **options}.items()))
         if key not in files:
             path = folder / f"{name}_{len(files)}.onnx"
-            export_onnx(make_model(name, size), path, **options)
+            export_onnx(make_model(name, size), path, ExportSpec(**options))
             files[key] = path
         return files[key]
 

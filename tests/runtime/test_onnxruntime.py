@@ -32,11 +32,14 @@ def files(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     import onnx
 
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("onnxruntime")
     paths = {name: folder / f"{name}.onnx" for name in ("dynamic", "two", "heads")}
-    written = export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), paths["dynamic"], batch=(1, 2, 4))
+    written = export_onnx(
+        load_model(resnet50_checkpoint, image_size=SIZE), paths["dynamic"], ExportSpec(batch=(1, 2, 4))
+    )
     # The others are made from it, which is quicker than to export them.
     model = onnx.load(str(paths["dynamic"]))
     model.metadata_props[0].value = dataclasses.replace(written, batch=(2, 2, 2)).to_json()

@@ -222,6 +222,7 @@ def test_a_real_network(resnet50_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model.checkpoint import load_model
 
     network = load_model(resnet50_checkpoint, image_size=138)
@@ -229,7 +230,7 @@ def test_a_real_network(resnet50_checkpoint: Path, tmp_path: Path) -> None:
     frames = [rng.integers(0, 256, size, np.uint8) for size in ((90, 120, 3), (138, 138, 3), (90, 120, 3))]
     for tail in ("functions", "heads"):
         onnx_path = tmp_path / f"{tail}.onnx"
-        export_onnx(network, onnx_path, tail=tail)
+        export_onnx(network, onnx_path, ExportSpec(tail=tail))
         engine = fake_tensorrt.write_engine(tmp_path / f"{tail}.trt", onnx_path)
         expected = load(onnx_path, score_threshold=0.0)
         with load(engine, score_threshold=0.0) as model:

@@ -42,6 +42,7 @@ def export(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("eager")
@@ -49,7 +50,7 @@ def export(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     def get(precision: str) -> Path:
         path = folder / f"{precision}.onnx"
         if not path.exists():
-            export_onnx(load_model(resnet50_checkpoint), path, precision=precision)
+            export_onnx(load_model(resnet50_checkpoint), path, ExportSpec(precision=precision))
         return path
 
     yield get

@@ -1,20 +1,18 @@
-"""A PyTorch model to one ONNX file that every runtime takes: images in, detections and masks out.
+"""Traces a PyTorch model to one ONNX file for every runtime: images in, detections and masks out.
 
-Precision lives in the graph: with "fp16" or "bf16" the trunk (everything that is convolution) computes in half
-precision, with "int8" in 8-bit integers between Q/DQ nodes, while normalisation, softmax, box decoding, NMS and masks
-stay in FP32. The graph is traced in FP32, batch normalisation being folded, and lowered then. Some layers of the trunk
-can be kept in FP32, too.
+The graph carries the precision: the trunk (all convolutions) computes in FP32, FP16, BF16, or in INT8 between Q/DQ
+nodes; normalization, softmax, box decoding, NMS and masks stay in FP32. The graph is traced in FP32 with batch
+normalization folded, and lowered afterwards. Chosen layers of the trunk can stay in FP32.
 
 Legend: N images, S input side, P priors, C classes, K coefficients, D detections, h x w prototypes.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -28,20 +26,17 @@ from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
+from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
 from yolact_deploy.graph.half_precision import BF16_OPSET
-from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fuse import fuse_batch_norm
 from yolact_deploy.model.torch_ops import decode_boxes
 from yolact_deploy.version import __version__
-from yolact_deploy.vocabulary import EXPORT_PRECISIONS, EXPORT_TAILS, INPUT_DTYPES
-
-MAX_BATCH = 1024
 
 
 class _Pipeline(nn.Module):
-    """What the file computes, in FP32: images [N, S, S, 3] BGR in 0..255 to the outputs of ``metadata.tail``."""
+    """What the file computes, in FP32: from images [N, S, S, 3] BGR in 0..255 to the outputs of ``metadata.tail``."""
 
     mean: Tensor
     std: Tensor
@@ -49,7 +44,7 @@ class _Pipeline(nn.Module):
     def __init__(self, model: YolactModel, metadata: Metadata) -> None:
         super().__init__()
         self.metadata = metadata
-        # Probabilities lose nothing in FP16 that they have in half precision of either kind.
+        # FP16 holds every probability that either kind of half precision does.
         self.mask_dtype = torch.float32 if metadata.precision == "fp32" else torch.float16
         self.model = fuse_batch_norm(model)
         self.priors = self.model.priors.float()
@@ -60,8 +55,8 @@ class _Pipeline(nn.Module):
         self.register_buffer("std", torch.tensor(metadata.config.pixel_std, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        normalised = (images.float() - self.mean) / self.std
-        loc, logits, coeff, proto = self.model.heads(normalised.permute(0, 3, 1, 2).flip(1))  # BGR to RGB
+        normalized = (images.float() - self.mean) / self.std
+        loc, logits, coeff, proto = self.model.heads(normalized.permute(0, 3, 1, 2).flip(1))  # BGR to RGB
         boxes = decode_boxes(loc, self.priors)
         scores = logits.softmax(dim=-1)[..., 1:]
         if self.metadata.tail == "heads":
@@ -79,14 +74,14 @@ class _Pipeline(nn.Module):
                 "cross_class": int(self.metadata.cross_class),
             }
         )
-        counts, found_boxes, found_scores, labels, found_coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)
-        (masks,) = _node(ops.MASK_ASSEMBLY, (proto, found_coeff, found_boxes), {"padding": 1.0})
-        found = counts, found_boxes, found_scores, labels, masks.to(self.mask_dtype)
+        counts, boxes, scores, labels, coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)
+        (masks,) = _node(ops.MASK_ASSEMBLY, (proto, coeff, boxes), {"padding": 1.0})
+        detections = counts, boxes, scores, labels, masks.to(self.mask_dtype)
         network = self.model.maskiou_net
         if network is None:
-            return found
-        told = network(masks.flatten(0, 1)[:, None]).reshape(*labels.shape, config.num_classes)
-        return (*found, found_scores * told.gather(2, labels.long()[..., None])[..., 0])
+            return detections
+        ious = network(masks.flatten(0, 1)[:, None]).reshape(*labels.shape, config.num_classes)
+        return (*detections, scores * ious.gather(2, labels.long()[..., None])[..., 0])
 
 
 def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
@@ -105,7 +100,7 @@ def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) ->
 def _deform_conv_node(module: DeformableConv, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
     """A deformable convolution as a node of our domain, in place of torchvision's operator."""
     assert module.bias is not None
-    found: Tensor = torch.onnx.ops.symbolic(
+    result: Tensor = torch.onnx.ops.symbolic(
         f"{ops.DOMAIN}::{ops.DEFORM_CONV}",
         (x, module.weight, offset, module.bias, mask),
         attrs={"strides": list(module.stride), "pads": [1, 1, 1, 1]},
@@ -113,97 +108,58 @@ def _deform_conv_node(module: DeformableConv, x: Tensor, offset: Tensor, mask: T
         shape=(x.shape[0], module.out_channels, *offset.shape[2:]),
         version=ops.DOMAIN_VERSION,
     )
-    return found
+    return result
+
+
+def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
+    """The graph of a model in FP32, batch normalization folded; the bodies of our functions are not in it yet.
+
+    Args:
+        metadata: what the file will be; of its precision, only the dtype of the masks and the opset matter here
+
+    Raises:
+        ExportError: weights that are not finite.
+    """
+    pipeline = _Pipeline(model, metadata).eval()
+    _check_weights(pipeline.model)
+    return _trace(pipeline, metadata)
+
+
+def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:
+    """Complete a graph, in place, check that it is valid ONNX, and save it."""
+    _finish(graph, metadata)
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, os.fspath(path))
 
 
 def export_onnx(
-    model: YolactModel,
-    path: str | os.PathLike[str],
-    *,
-    precision: str = "fp32",
-    tail: str = "functions",
-    batch: tuple[int, int, int] = (1, 1, 1),
-    input_dtype: str = "uint8",
-    cross_class: bool = False,
-    weights_sha256: str = "",
-    keep_fp32: Sequence[str] = (),
-    on_traced: Callable[[onnx.ModelProto, Metadata], Mapping[str, str]] | None = None,
-    quantize: Callable[[onnx.ModelProto, Metadata], Metadata] | None = None,
+    model: YolactModel, path: str | os.PathLike[str], spec: ExportSpec = DEFAULT_SPEC, *, weights_sha256: str = ""
 ) -> Metadata:
-    """Write ``model`` to ``path`` as ONNX; gives the metadata that is in the file.
+    """Write a model as ONNX without measuring or checking anything; returns the metadata in the file.
 
-    The caller gives a temporary path where the file must appear whole or not at all.
+    :func:`yolact_deploy.export.pipeline.export_model` does the rest: it keeps layers that overflow in FP32, quantizes,
+    compares the file with the model, and leaves no file behind if it fails.
 
     Args:
-        precision: one of :data:`~yolact_deploy.vocabulary.EXPORT_PRECISIONS`
-        tail: "functions" (detections and masks) or "heads" (boxes, scores, coeff, proto)
-        batch: smallest, usual and largest batch; three equal numbers fix it
-        input_dtype: "uint8", or "float32" for images resized without rounding to grey levels
-        cross_class: one Fast NMS over all classes
+        spec: any precision but INT8
         weights_sha256: of the checkpoint, for the record
-        keep_fp32: of a lower precision, layers (``proto_net.10``) or modules that hold some (``proto_net``) to keep in
-            FP32
-        on_traced: sees the graph in FP32 before it is lowered, and names more layers to keep, each with the reason
-        quantize: for "int8", turns the graph in FP32 to it, in place, and gives the metadata with what it did
 
     Raises:
-        ExportError: arguments that do not fit, or weights that FP16 cannot hold.
+        ExportError: weights that the precision cannot hold, or a name in ``spec.keep_fp32`` that is no layer.
     """
-    metadata = Metadata(
-        config=model.config,
-        precision=precision,
-        tail=tail,
-        cross_class=cross_class,
-        input_dtype=input_dtype,
-        batch=batch,
-        weights_sha256=weights_sha256,
-        keep_fp32=tuple(keep_fp32),
-        versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
-    )
-    _check_arguments(metadata)
-    pipeline = _Pipeline(model, metadata).eval()
-    _check_weights(pipeline.model)
-    proto = _trace(pipeline, metadata)
-    del pipeline  # its weights are in the graph now
-    if on_traced is not None:
-        metadata = _keep_more(metadata, on_traced(proto, metadata), layer_names(trunk_nodes(proto.graph)))
-    if precision == "int8":
-        if quantize is None:
-            raise ExportError("int8 needs a calibration: give pictures with --calibration")
-        metadata = quantize(proto, metadata)
-    elif precision != "fp32":
-        lower_trunk(proto, metadata.keep_fp32, precision=precision)
-    _finish(proto, metadata)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.save(proto, os.fspath(path))
+    metadata = spec.metadata(model.config, weights_sha256=weights_sha256, versions=tool_versions())
+    if spec.precision == "int8":
+        raise ExportError("INT8 requires a calibration: use yolact_deploy.export.pipeline.export_model")
+    graph = trace(model, metadata)
+    if spec.precision != "fp32":
+        lower_trunk(graph, metadata.keep_fp32, precision=spec.precision)
+    write_onnx(graph, metadata, path)
     return metadata
 
 
-def _check_arguments(metadata: Metadata) -> None:
-    config = metadata.config
-    for name, value, known in (
-        ("precision", metadata.precision, EXPORT_PRECISIONS),
-        ("tail", metadata.tail, EXPORT_TAILS),
-        ("input_dtype", metadata.input_dtype, INPUT_DTYPES),
-    ):
-        if value not in known:
-            raise ExportError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-    if metadata.keep_fp32 and metadata.precision == "fp32":
-        raise ExportError("keep_fp32: all layers are in FP32 already; give it with fp16, bf16 or int8")
-    low, usual, high = metadata.batch
-    if not 1 <= low <= usual <= high <= MAX_BATCH:
-        raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
-    entries = min(config.top_k, config.num_priors) * (1 if metadata.cross_class else config.num_classes)
-    slots = config.top_k if metadata.cross_class else config.max_detections
-    if slots > entries:
-        raise ExportError(f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries}")
-
-
-def _keep_more(metadata: Metadata, found: Mapping[str, str], layers: Sequence[str]) -> Metadata:
-    """The metadata with ``found`` kept in FP32 beside what the user named."""
-    named = select_layers(metadata.keep_fp32, layers)
-    more = {layer: reason for layer, reason in found.items() if layer not in named}
-    return dataclasses.replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=more)
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that make a file."""
+    return {name: version(name) for name in ("torch", "onnx", "onnxscript")}
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -239,7 +195,7 @@ def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter's advice is for developers of models; ours is fixed."""
+    """Silence the exporter's advice, which is for developers of models."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -252,13 +208,13 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _finish(proto: onnx.ModelProto, metadata: Metadata) -> None:
-    """Add the functions' bodies and the metadata, and drop what tells of the machine that exported."""
+    """Add the bodies of the functions and the metadata, and drop all traces of the exporting machine."""
     if metadata.tail == "functions":
         proto.functions.append(functions.fast_nms_function(cross_class=metadata.cross_class))
         proto.functions.append(functions.mask_assembly_function())
     if any(node.domain == ops.DOMAIN and node.op_type == ops.DEFORM_CONV for node in proto.graph.node):
         proto.functions.append(functions.deform_conv_function())
-    for function in proto.functions:  # the model's version; nothing in them has another meaning in it
+    for function in proto.functions:  # the opset of the model, in which their operators mean the same
         del function.opset_import[:]
         function.opset_import.extend(entry for entry in proto.opset_import if not entry.domain)
     for node in proto.graph.node:

@@ -1,127 +1,37 @@
-"""A checkpoint to a checked ONNX file: what ``yolact-deploy export`` does; needs torch."""
+"""A model to a checked ONNX file: trace, measure, lower or quantize, write, compare. Needs torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import Metadata, atomic_write, sha256_file
+from yolact_deploy.datasets.calibration_images import calibration_images, usable_images
+from yolact_deploy.datasets.held_out import calibration_apart
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export.calibration import Calibration, calibrate
-from yolact_deploy.export.onnx import export_onnx
+from yolact_deploy.export.mixed_precision import lower_trunk
+from yolact_deploy.export.onnx import tool_versions, trace, write_onnx
 from yolact_deploy.export.overflow import RangeReport, measure_ranges
 from yolact_deploy.export.parity import ParityReport, check_parity, run_heads
 from yolact_deploy.export.quantization_noise import TensorNoise, quantization_noise
 from yolact_deploy.export.quantize import quantize_trunk
+from yolact_deploy.export.search.layer_search import SearchResult, search_int8_layers
+from yolact_deploy.export.spec import CALIBRATION_IMAGES, DEFAULT_SPEC, ExportSpec
 from yolact_deploy.graph.onnx_graph import copy_model
+from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 from yolact_deploy.model import YolactModel
+from yolact_deploy.model.checkpoint import load_model
+from yolact_deploy.model.pretrained import resolve_weights
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.samples import sample_images
-from yolact_deploy.vocabulary import CALIBRATION_METHODS
 
 #: precisions whose rounding alone can be as large as the error of a wrong graph
 _COARSE = ("bf16", "int8")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8Options:
-    """How to quantise; see :func:`yolact_deploy.export.calibration.calibrate` and :func:`quantize_trunk`.
-
-    Attributes:
-        images: pictures to calibrate on
-        state: folder in which an interrupted calibration is kept
-        progress: of the calibration
-        find_layers: told the graph in FP32, its metadata and the ranges, names layers to keep in FP32 with the reasons
-    """
-
-    images: Sequence[Path]
-    method: str = CALIBRATION_METHODS[0]
-    target: str = "symmetric"
-    state: Path | None = None
-    progress: Progress = SILENT
-    find_layers: Callable[[Any, Metadata, Calibration], Mapping[str, str]] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """What the file should be; see :func:`yolact_deploy.export.onnx.export_onnx`.
-
-    Attributes:
-        find_overflow: in FP16, keep the layers in FP32 whose values FP16 cannot hold
-        int8: needed where the precision is "int8"
-    """
-
-    precision: str = "fp32"
-    tail: str = "functions"
-    batch: tuple[int, int, int] = (1, 1, 1)
-    input_dtype: str = "uint8"
-    cross_class: bool = False
-    keep_fp32: tuple[str, ...] = ()
-    find_overflow: bool = True
-    int8: Int8Options | None = None
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and what was found out about it.
-
-    Attributes:
-        ranges: how large values become, where that was looked at
-        calibration: that an INT8 file was made from
-    """
-
-    metadata: Metadata
-    parity: ParityReport
-    ranges: RangeReport | None
-    calibration: Calibration | None = None
-
-
-def export_checkpoint(
-    model: YolactModel,
-    weights: str | os.PathLike[str],
-    onnx_path: str | os.PathLike[str],
-    options: ExportOptions,
-    check_images: Sequence[Path] = (),
-    range_images: Iterable[Path] | None = None,
-) -> Exported:
-    """Write ``onnx_path`` from a model and the checkpoint it was read from, if the file computes what the model does.
-
-    Args:
-        check_images: pictures for the comparison; the package's samples by default
-        range_images: pictures on which FP16 must not overflow; by default those of the comparison
-
-    Raises:
-        ExportError: the file disagrees with the eager model, or the options do not fit; no file is left.
-        InputError: a file that is not a picture.
-        OutputError: the file cannot be written.
-    """
-    compared = check_images or sample_images()
-    tracing = _Tracing(options, compared, compared if range_images is None else range_images)
-    with atomic_write(onnx_path) as temporary:  # first, so that an unwritable place is known before the work
-        metadata = export_onnx(
-            model,
-            temporary,
-            precision=options.precision,
-            tail=options.tail,
-            batch=options.batch,
-            input_dtype=options.input_dtype,
-            cross_class=options.cross_class,
-            weights_sha256=sha256_file(Path(weights)),
-            keep_fp32=options.keep_fp32,
-            on_traced=tracing.look,
-            quantize=tracing.quantize if options.int8 else None,
-        )
-        report = check_parity(model, temporary, compared, tracing.heads, tracing.noise)
-        if report.failures:
-            cure = _CURES.get(options.precision, "try --fp32")
-            reasons = "; ".join(report.failures)
-            raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
-    return Exported(metadata, report, tracing.ranges, tracing.calibration)
-
 
 _CURES = {
     "fp32": "please report it",
@@ -130,45 +40,165 @@ _CURES = {
 }
 
 
-class _Tracing:
-    """Looks at the graph between tracing, in FP32, and lowering.
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """What was measured on the FP32 graph before it was lowered.
 
     Attributes:
-        ranges: what FP16 must hold
-        heads: of each picture of the comparison, where the precision hides what is wrong with the graph
-        calibration: of an INT8 file
-        noise: that each of its activations gets
+        heads: raw heads of each picture of the parity check, if the precision could hide an error of the graph
+        ranges: largest values of each layer; FP16 only
+        calibration: ranges of the activations; INT8 only
+        search: the layers that must stay in FP32 to keep within limits; INT8 only
     """
 
-    def __init__(self, options: ExportOptions, compared: Sequence[Path], range_images: Iterable[Path]) -> None:
-        self._options, self._compared, self._range_images = options, compared, range_images
-        self.ranges: RangeReport | None = None
-        self.heads: Sequence[HeadOutputs] = ()
-        self.calibration: Calibration | None = None
-        self.noise: Sequence[TensorNoise] = ()
+    heads: Sequence[HeadOutputs] = ()
+    ranges: RangeReport | None = None
+    calibration: Calibration | None = None
+    search: SearchResult | None = None
 
-    def look(self, graph: Any, metadata: Metadata) -> Mapping[str, str]:
-        """Layers to keep in FP32, with the reasons."""
-        if self._options.precision in _COARSE:
-            self.heads = run_heads(graph, self._compared)
-        if self._options.precision != "fp16" or not self._options.find_overflow:
-            return {}
-        self.ranges = measure_ranges(graph, self._range_images)
-        return self.ranges.unsafe
+    @property
+    def keep_reasons(self) -> Mapping[str, str]:
+        """Layers to keep in FP32, each with the reason."""
+        if self.search is not None:
+            return self.search.reasons
+        return {} if self.ranges is None else self.ranges.unsafe
 
-    def quantize(self, graph: Any, metadata: Metadata) -> Metadata:
-        """Turn the graph to INT8 in place; gives the metadata that says so."""
-        options = self._options.int8
-        assert options is not None  # export_onnx asks only then
-        found = calibrate(graph, options.images, method=options.method, state=options.state, progress=options.progress)
-        if options.find_layers is not None:
-            more = options.find_layers(graph, metadata, found)
-            reasons = {**metadata.keep_reasons, **more}
-            metadata = replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=reasons)
-        exact = copy_model(graph)
-        quantize_trunk(graph, found, target=options.target, keep_fp32=metadata.keep_fp32)
-        self.calibration = found
-        self.noise = quantization_noise(exact, graph, self._compared)
-        how = {"target": options.target, "method": found.method}
-        which = {"images": found.images, "images_sha256": found.images_sha256}
-        return replace(metadata, quantization={**how, **which})
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """The result of an export.
+
+    Attributes:
+        metadata: as in the file
+        parity: the file against the eager model
+        measured: what the FP32 graph showed before it was lowered
+    """
+
+    metadata: Metadata
+    parity: ParityReport
+    measured: Measurements
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about the pictures of the calibration, a sentence each."""
+        return () if self.measured.calibration is None else self.measured.calibration.notes
+
+
+def export_model(
+    model: YolactModel | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    spec: ExportSpec = DEFAULT_SPEC,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    check_images: Sequence[Path] = (),
+    progress: Progress = SILENT,
+) -> Exported:
+    """Export a model to an ONNX file, and keep the file only if it computes what the model does.
+
+    Args:
+        model: a checkpoint, the name of published weights, or a model in memory
+        output: the ONNX file
+        weights: the checkpoint of a model in memory, for the record
+        check_images: pictures for the comparison with the model; by default the samples of the package
+
+    Raises:
+        ExportError: the file disagrees with the model, or the spec does not fit it; no file is left.
+        GateError: no INT8 graph keeps within ``spec.limits``.
+        InputError: a file is not a picture.
+        OutputError: the file cannot be written.
+    """
+    if not isinstance(model, YolactModel):
+        weights = resolve_weights(os.fspath(model))
+        model = load_model(weights, config=spec.config, image_size=spec.size)
+    compared = check_images or sample_images()
+    pictures = _calibration_pictures(spec, progress)
+    with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work
+        sha256 = "" if weights is None else sha256_file(Path(weights))
+        metadata = spec.metadata(model.config, weights_sha256=sha256, versions=tool_versions())
+        graph = trace(model, metadata)
+        measured = _measure(graph, metadata, spec, compared, pictures, progress)
+        metadata = _keep_more(graph, metadata, measured.keep_reasons)
+        if measured.calibration is not None:
+            metadata, noise = _quantize(graph, metadata, spec, measured.calibration, compared)
+        else:
+            noise = ()
+            if spec.precision != "fp32":
+                lower_trunk(graph, metadata.keep_fp32, precision=spec.precision)
+        write_onnx(graph, metadata, temporary)
+        parity = check_parity(model, temporary, compared, measured.heads, noise)
+        if parity.failures:
+            cure = _CURES.get(spec.precision, "try --fp32")
+            reasons = "; ".join(parity.failures)
+            raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
+    return Exported(metadata=metadata, parity=parity, measured=measured)
+
+
+def _calibration_pictures(spec: ExportSpec, progress: Progress) -> list[Path]:
+    """The pictures of ``spec.calibration``; those that limits are judged by are left out if enough others are there."""
+    source, count = spec.calibration, spec.calibration_images or CALIBRATION_IMAGES
+    if source is None:
+        return []
+    if not isinstance(source, (str, os.PathLike)):
+        return list(source)
+    if spec.judged is None:
+        return calibration_images(source, count)
+    pictures, note = calibration_apart(source, count, spec.judged)
+    if note:
+        progress.note(f"note: {note}")
+    return pictures
+
+
+def _measure(
+    graph: Any,
+    metadata: Metadata,
+    spec: ExportSpec,
+    compared: Sequence[Path],
+    pictures: Sequence[Path],
+    progress: Progress,
+) -> Measurements:
+    """Measure on the FP32 graph what its lowering depends on.
+
+    Args:
+        compared: pictures of the parity check
+        pictures: those of the calibration
+    """
+    heads = run_heads(graph, compared) if spec.precision in _COARSE else ()
+    if spec.precision == "int8":
+        calibration = calibrate(graph, pictures, method=spec.method, state=spec.calibration_state, progress=progress)
+        search = None
+        if spec.limits is not None:
+            assert spec.judged is not None  # the spec checks it
+            search = search_int8_layers(
+                graph, metadata, calibration, pictures, spec.judged, spec.limits, form=spec.form, progress=progress
+            )
+        return Measurements(heads=heads, calibration=calibration, search=search)
+    if spec.precision != "fp16" or not spec.overflow_check:
+        return Measurements(heads=heads)
+    if not pictures:
+        return Measurements(ranges=measure_ranges(graph, compared))
+    every = [*compared, *usable_images(pictures).paths]
+    return Measurements(ranges=measure_ranges(graph, progress.track(every, "checking for overflow")))
+
+
+def _keep_more(graph: Any, metadata: Metadata, reasons: Mapping[str, str]) -> Metadata:
+    """The metadata with these layers kept in FP32 beside those that the user named."""
+    if not reasons:
+        return metadata
+    named = select_layers(metadata.keep_fp32, layer_names(trunk_nodes(graph.graph)))
+    more = {layer: reason for layer, reason in reasons.items() if layer not in named}
+    return replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=more)
+
+
+def _quantize(
+    graph: Any, metadata: Metadata, spec: ExportSpec, calibration: Calibration, compared: Sequence[Path]
+) -> tuple[Metadata, Sequence[TensorNoise]]:
+    """Turn the graph into INT8, in place; returns metadata that say so, and the noise of each activation."""
+    exact = copy_model(graph)
+    quantize_trunk(graph, calibration, target=spec.form, keep_fp32=metadata.keep_fp32)
+    quantization = {
+        "target": spec.form,
+        "method": calibration.method,
+        "images": calibration.images,
+        "images_sha256": calibration.images_sha256,
+    }
+    return replace(metadata, quantization=quantization), quantization_noise(exact, graph, compared)

@@ -103,11 +103,12 @@ def test_exported_networks(tmp_path: Path, options: dict[str, Any]) -> None:
     pytest.importorskip("onnxscript")
     from yolact_deploy.config import get_config
     from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model import YolactModel
 
     torch.manual_seed(0)
     config = get_config("yolact_edge_mobilenetv2").with_size(138)
-    export_onnx(YolactModel(config).eval(), tmp_path / "whole.onnx", **options)
+    export_onnx(YolactModel(config).eval(), tmp_path / "whole.onnx", ExportSpec(**options))
     told, plan = build(onnx.load(str(tmp_path / "whole.onnx")), tmp_path)
     assert told["built"], told["errors"]
     assert told["outputs"]["masks"][0] == ("HALF" if options.get("precision") == "fp16" else "FLOAT")

@@ -53,18 +53,13 @@ class Workshop:
         if not path.exists():
             from yolact_deploy.artifact import atomic_write, sha256_file
             from yolact_deploy.export.onnx import export_onnx
+            from yolact_deploy.export.spec import ExportSpec
             from yolact_deploy.model.checkpoint import load_model
 
             model = load_model(self.weights)
             with atomic_write(path) as temporary:
-                export_onnx(
-                    model,
-                    temporary,
-                    precision=precision,
-                    tail=tail,
-                    batch=self.batch,
-                    weights_sha256=sha256_file(self.weights),
-                )
+                spec = ExportSpec(precision=precision, tail=tail, batch=self.batch)
+                export_onnx(model, temporary, spec, weights_sha256=sha256_file(self.weights))
         return path
 
     def engine(self, flavour: str, precision: str, tail: str, plugin: str = "off") -> Path:

@@ -22,10 +22,10 @@ from yolact_deploy.console import console_progress
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.evaluate import evaluate
-from yolact_deploy.export.pipeline import ExportOptions, export_checkpoint
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.loading import load
 from yolact_deploy.machine.environment import environment
-from yolact_deploy.model.checkpoint import load_model
 from yolact_deploy.progress import Progress
 from yolact_deploy.training.fit import fit
 from yolact_deploy.training.overrides import override
@@ -113,7 +113,7 @@ def run(
 def _exported(checkpoint: Path, work: Path) -> Path:
     """The FP16 ONNX file of a checkpoint."""
     target = work / "model.onnx"
-    export_checkpoint(load_model(checkpoint), checkpoint, target, ExportOptions(precision="fp16"))
+    export_model(checkpoint, target, ExportSpec(precision="fp16"))
     return target
 
 

@@ -15,13 +15,21 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from yolact_deploy.errors import GateError
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.datasets.held_out import spread
+from yolact_deploy.datasets.image_sets import CocoImages, plain_images
+from yolact_deploy.errors import GateError, InputError
 from yolact_deploy.evaluation.bootstrap import Interval
+from yolact_deploy.export.calibration import Calibration
 from yolact_deploy.export.search.bisect import Target, fewest, keep_order, ranked, worst_drop
+from yolact_deploy.export.search.changes import int8
 from yolact_deploy.export.search.trials import Measured, Trials, least_decibels
+from yolact_deploy.graph.onnx_int8 import wants_unsigned
 from yolact_deploy.graph.trunk_graph import layer_blocks
+from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 
 #: images on which the noise of blocks and layers is measured: it varies little from image to image
@@ -99,6 +107,50 @@ class SearchResult:
             "trials": self.trials,
             "seconds": round(self.seconds, 1),
         }
+
+
+def search_int8_layers(
+    graph: Any,
+    metadata: Metadata,
+    calibration: Calibration,
+    pictures: Sequence[Path],
+    judged: CocoImages,
+    target: Target,
+    *,
+    form: str,
+    progress: Progress = SILENT,
+) -> SearchResult:
+    """Find the layers of an FP32 graph to keep in FP32 when it is quantized; see :func:`search_layers`.
+
+    Args:
+        graph: ``ModelProto`` in FP32; it is not changed
+        metadata: of the graph; what its ``keep_fp32`` names is kept in every trial
+        pictures: those of the calibration; the noise of layers is measured on a few of them
+        judged: images that the target is about
+        form: one of :data:`yolact_deploy.vocabulary.QUANTIZATION_FORMS`
+    """
+    change, always = int8(calibration, form), metadata.keep_fp32
+    few = plain_images(_readable(pictures, RANKING_IMAGES))
+    ranking = Trials(graph, metadata, few, change, always=always)
+    judging = Trials(graph, metadata, judged, change, always=always, raw_outputs=False)
+    signed = None
+    if form == "symmetric" and wants_unsigned():
+        signed = judging.changed_by(int8(calibration, form, unsigned=False))
+    return search_layers(ranking, judging, target, signed=signed, progress=progress)
+
+
+def _readable(pictures: Sequence[Path], count: int) -> list[Path]:
+    """Up to ``count`` readable pictures from all over the list; a calibration skips those that cannot be read."""
+    readable: list[Path] = []
+    for path in dict.fromkeys([*spread(pictures, count), *pictures]):
+        try:
+            read_image(path)
+        except InputError:
+            continue
+        readable.append(path)
+        if len(readable) == count:
+            break
+    return readable
 
 
 def search_layers(

@@ -1,0 +1,160 @@
+"""What an export is: one value for the command line, the library and the metadata of the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolact_deploy.artifact import Metadata
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ExportError
+from yolact_deploy.vocabulary import (
+    CALIBRATION_METHODS,
+    EXPORT_PRECISIONS,
+    EXPORT_TAILS,
+    INPUT_DTYPES,
+    QUANTIZATION_TARGETS,
+    check_word,
+)
+
+if TYPE_CHECKING:
+    from yolact_deploy.datasets.image_sets import CocoImages
+    from yolact_deploy.export.search.bisect import Target
+
+MAX_BATCH = 1024
+#: pictures that a calibration uses by default, if there are as many
+CALIBRATION_IMAGES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """What an exported file is, and how its precision is chosen. The options of ``yolact-deploy export``.
+
+    Attributes:
+        precision: of the trunk: "fp32", "fp16", "bf16" or "int8"
+        tail: "functions" (detections and masks) or "heads" (boxes, scores, coefficients and prototypes)
+        batch: smallest, usual and largest batch; three equal numbers fix it
+        input_dtype: "uint8", or "float32" in 0..255 for images resized without rounding to gray levels
+        cross_class: one Fast NMS over all classes
+        config: configuration of weights given as a file or name; by default inferred from the tensors
+        size: side of the input image; by default that of the configuration
+        keep_fp32: layers (``proto_net.10``) or modules (``proto_net``) that stay in FP32 in a lower precision
+        overflow_check: in FP16, detect the layers whose values FP16 cannot hold and keep them in FP32
+        calibration: folder of pictures, COCO folder or list of pictures. INT8 chooses its ranges on them; FP16 checks
+            them for overflow, in addition to the pictures of the parity check
+        calibration_images: how many pictures of a folder, 500 by default
+        calibration_method: how INT8 chooses ranges, "percentile" by default; see
+            :func:`yolact_deploy.export.calibration.calibrate`
+        calibration_state: folder in which an interrupted calibration is kept
+        target: runtime that an INT8 file is made for: "auto", "tensorrt", "openvino" or "onnxruntime"
+        limits: what INT8 may cost; the fewest layers that keep within them stay in FP32
+        judged: images that the limits are about, see :func:`yolact_deploy.datasets.image_sets.open_images`
+
+    Raises:
+        ExportError: a value that is not allowed, or values that contradict each other.
+    """
+
+    precision: str = "fp32"
+    tail: str = "functions"
+    batch: tuple[int, int, int] = (1, 1, 1)
+    input_dtype: str = "uint8"
+    cross_class: bool = False
+    config: str | None = None
+    size: int | None = None
+    keep_fp32: tuple[str, ...] = ()
+    overflow_check: bool = True
+    calibration: str | os.PathLike[str] | Sequence[Path] | None = None
+    calibration_images: int | None = None
+    calibration_method: str | None = None
+    calibration_state: Path | None = None
+    target: str | None = None
+    limits: Target | None = None
+    judged: CocoImages | None = None
+
+    def __post_init__(self) -> None:
+        check_word("precision", self.precision, EXPORT_PRECISIONS, ExportError)
+        check_word("tail", self.tail, EXPORT_TAILS, ExportError)
+        check_word("input_dtype", self.input_dtype, INPUT_DTYPES, ExportError)
+        check_word("calibration method", self.method, CALIBRATION_METHODS, ExportError)
+        check_word("target", self.target or "auto", QUANTIZATION_TARGETS, ExportError)
+        low, usual, high = self.batch
+        if not 1 <= low <= usual <= high <= MAX_BATCH:
+            raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
+        for broken, message in self._contradictions():
+            if broken:
+                raise ExportError(message)
+
+    def _contradictions(self) -> tuple[tuple[bool, str], ...]:
+        int8, fp16 = self.precision == "int8", self.precision == "fp16"
+        calibrated = self.calibration is not None
+        return (
+            (
+                bool(self.keep_fp32) and self.precision == "fp32",
+                "--keep-fp32 requires --fp16, --bf16 or --int8: without them all layers are in FP32",
+            ),
+            (
+                not self.overflow_check and not fp16,
+                "--no-overflow-check requires --fp16: no other precision is checked for overflow",
+            ),
+            (
+                int8 and not calibrated,
+                "--int8 requires pictures to choose ranges on: give a folder with a few hundred, --calibration DIR",
+            ),
+            (
+                calibrated and not int8 and not (fp16 and self.overflow_check),
+                "--calibration requires --int8, or --fp16 with its overflow check: nothing else reads pictures",
+            ),
+            (self.calibration_images is not None and not calibrated, "--images requires --calibration"),
+            (self.calibration_method is not None and not int8, "--calibration-method requires --int8"),
+            (self.target is not None and not int8, "--target requires --int8: it chooses the form of an INT8 file"),
+            (self.limits is not None and not int8, "--max-ap-drop and --min-agreement require --int8"),
+            (
+                self.limits is not None and self.judged is None,
+                "limits require images to judge by: give judged=open_images(...)",
+            ),
+        )
+
+    @property
+    def method(self) -> str:
+        """How ranges are chosen: one of :data:`~yolact_deploy.vocabulary.CALIBRATION_METHODS`."""
+        return self.calibration_method or CALIBRATION_METHODS[0]
+
+    @property
+    def form(self) -> str:
+        """The form of the Q/DQ nodes: one of :data:`~yolact_deploy.vocabulary.QUANTIZATION_FORMS`."""
+        return QUANTIZATION_TARGETS[self.target or "auto"]
+
+    def metadata(
+        self, config: YolactConfig, *, weights_sha256: str = "", versions: Mapping[str, str] | None = None
+    ) -> Metadata:
+        """The metadata of the file that this spec makes of a network.
+
+        Args:
+            config: the network
+            weights_sha256: of its checkpoint, for the record
+            versions: of the tools that make the file
+
+        Raises:
+            ExportError: the network cannot fill the output slots.
+        """
+        entries = min(config.top_k, config.num_priors) * (1 if self.cross_class else config.num_classes)
+        slots = config.top_k if self.cross_class else config.max_detections
+        if slots > entries:
+            raise ExportError(f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries}")
+        return Metadata(
+            config=config,
+            precision=self.precision,
+            tail=self.tail,
+            cross_class=self.cross_class,
+            input_dtype=self.input_dtype,
+            batch=self.batch,
+            weights_sha256=weights_sha256,
+            keep_fp32=tuple(self.keep_fp32),
+            versions=dict(versions or {}),
+        )
+
+
+DEFAULT_SPEC = ExportSpec()

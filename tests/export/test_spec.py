@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def test_wrong_values(fields: dict[str, Any], message: str) -> None:
 
 def test_a_spec_is_a_value() -> None:
     spec = ExportSpec(precision="int8", calibration=PICTURES, limits=None, keep_fp32=("fpn",))
-    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert copy.deepcopy(spec) == spec
+    assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301
     assert (spec.method, spec.form) == ("percentile", "symmetric")
     assert ExportSpec(precision="int8", calibration="x", target="onnxruntime").form == "onnxruntime"
 

@@ -110,7 +110,7 @@ def test_cache(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], m
 def test_another_build_is_running(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with file_lock(".small.trt.lock", 0):
         assert cli.main(["build", "small.onnx", "--wait", "0"]) == 2
-    check_failure(capsys, "another build of small.trt is running, for more than 0 s: raise --wait")
+    check_failure(capsys, "another build of small.trt has been running for more than 0 s: raise --wait")
     with file_lock(".small.trt.lock", 0):
         assert cli.main(["build", "small.onnx", "--wait", "0.2"]) == 2
     assert "another build of small.trt is running: waiting for it\n" in capsys.readouterr().err
@@ -171,8 +171,8 @@ def test_wrong_files(file: Path, capsys: pytest.CaptureFixture[str], content: by
         (["--target-sm", "12345"], "unknown compute capability '12345'"),
         (["--target-sm", "86,current"], "cannot stand beside others"),
         (["--profile", "1:2:4"], "small.onnx has a fixed batch of 1, which --profile cannot change"),
-        (["--timing-cache", "t.cache"], "--timing-cache is for TensorRT"),
-        (["--plugin", "on"], "no plugin has been seen to run on TensorRT for RTX"),
+        (["--timing-cache", "t.cache"], "--timing-cache requires TensorRT"),
+        (["--plugin", "on"], "plugins are untested on TensorRT for RTX"),
         (["--plugin", "aot"], "no ahead-of-time plugins"),
         (["-o", "small.onnx/e.trt"], "cannot write small.onnx/e.trt: "),
     ],

@@ -203,7 +203,7 @@ def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture)
         (["--target-sqnr", "40"], "or --target-ap-drop requires --bisect"),
         (["--bisect", "--keep-list", "k.json"], "--keep-list requires --bisect with a target"),
         (["--bisect", "--target-agreement", "3"], "--target-agreement: expected 0 < share <= 1"),
-        (["--bisect", "--layer-images", "0"], "--bisect needs a picture at least: raise --layer-images"),
+        (["--bisect", "--layer-images", "0"], "--bisect needs at least one picture: raise --layer-images"),
     ],
 )
 def test_wrong_options(folder: Path, capsys: Capture, options: list[str], message: str) -> None:

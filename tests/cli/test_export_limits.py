@@ -89,7 +89,7 @@ def test_the_layer_is_found_and_ap_is_back(place: Path, tmp_path: Path, capsys: 
     assert f"1 of 65 layers stay in FP32: {HURT}" in out
     assert "Blocks in int8 that cost most, each alone, on 4 images" in " ".join(out.split())
     assert "AP x 100 and agreement with FP32 on 12 images (at most 1 points of AP lost)" in " ".join(out.split())
-    assert "Looking for the layers to keep, about " in err
+    assert "Searching for the layers to keep, about " in err
     assert "measuring blocks: 3/3 blocks" in err
 
     metadata = onnx_metadata(read_onnx(tmp_path / "m.onnx"), "")
@@ -129,7 +129,7 @@ def test_nothing_is_written_where_no_layer_may_be_in_int8(place: Path, tmp_path:
     assert export(place, tmp_path / "m", *arguments, "--sensitivity", str(tmp_path / "f.json"), "--quiet") == 1
     error = capsys.readouterr().err
     assert "agreement on 90 % of the detections: not reached with any layer in int8, so nothing was written" in error
-    assert "The best that was tried has one layer of 65 in int8: " in error
+    assert "The best graph tried has one layer of 65 in int8: " in error
     assert "agrees with FP32 on " in error
     assert list(tmp_path.iterdir()) == []
 

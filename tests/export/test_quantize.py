@@ -228,7 +228,7 @@ def test_all_but_one_layer_kept(export: Export) -> None:
     reference, found = heads(read_onnx(path), SMALL), heads(quantized(path, keep_fp32=most), SMALL)
     assert [decibels(a, b) > 100 for a, b in zip(reference, found, strict=True)] == [True, True, True, False]
     assert decibels(reference[3], found[3]) > 25
-    with pytest.raises(ExportError, match="no convolution is left to quantise"):
+    with pytest.raises(ExportError, match="no convolution is left to quantize"):
         quantize_trunk(read_onnx(path), calibrated(path), keep_fp32=layers)
     with pytest.raises(ExportError, match="no layer of this network is named 'proto'"):
         quantize_trunk(read_onnx(path), calibrated(path), keep_fp32=["proto"])
@@ -281,10 +281,10 @@ def test_noise_is_measured_on_exact_values(export: Export) -> None:
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        ((0.0, 0.0), "proto_net.10 was given values from 0 to 0 only, over 3 pictures: nothing can be quantised with"),
-        ((-np.inf, 1.0), "proto_net.10 was given values from -inf to 1 only"),
-        ((1.0, 2.0), "proto_net.10 was given values from 1 to 2 only"),
-        (None, "the calibration does not know relu_12: it was made with another graph"),
+        ((0.0, 0.0), "proto_net.10 had only values from 0 to 0 in 3 pictures: that range cannot be quantized"),
+        ((-np.inf, 1.0), "proto_net.10 had only values from -inf to 1 in"),
+        ((1.0, 2.0), "proto_net.10 had only values from 1 to 2 in"),
+        (None, "the calibration has no range for relu_12: it was made with another graph"),
     ],
 )
 def test_dead_ranges(export: Export, ends: tuple[float, float] | None, message: str) -> None:

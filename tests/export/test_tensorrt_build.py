@@ -143,8 +143,8 @@ def test_several_profiles(export: Export, tmp_path: Path) -> None:
         ((1, 2, 4), ((4, 4, 4), (1, 1, 3)), ((4, 4, 4), (1, 1, 3))),
         ((1, 2, 4), ((1, 8, 8), (2, 2, 4)), ((1, 8, 8), (2, 2, 4))),
         ((2, 2, 2), ((2, 2, 2),), "m has a fixed batch of 2, which --profile cannot change"),
-        ((1, 2, 4), ((1, 1, 1), (3, 3, 4)), "no profile takes a batch of 2"),
-        ((1, 2, 4), ((1, 1, 8), (2, 2, 3), (10, 10, 10)), "no profile takes a batch of 9"),
+        ((1, 2, 4), ((1, 1, 1), (3, 3, 4)), "no profile covers a batch of 2"),
+        ((1, 2, 4), ((1, 1, 8), (2, 2, 3), (10, 10, 10)), "no profile covers a batch of 9"),
     ],
 )
 def test_which_profiles(batch: Any, wanted: Any, expected: Any) -> None:
@@ -252,7 +252,7 @@ def test_another_build_of_the_engine_is_waited_for(export: Export, tmp_path: Pat
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
-    with pytest.raises(ExportError, match=rf"another build of {target} is running, for more than 0 s: raise --wait"):
+    with pytest.raises(ExportError, match=f"another build of {target} has been running for more than 0 s: raise"):
         build_engine(source, target, flavour="rtx", options=BuildOptions(wait=0), tell=told.append)
     assert (told, built) == ([], [])
     build_engine(source, target, flavour="rtx", tell=told.append)
@@ -404,7 +404,7 @@ def test_a_full_cache_disk_is_no_failure(
 @needs_rtx
 def test_rtx_has_no_timing_cache(export: Export, tmp_path: Path) -> None:
     options = BuildOptions(timing_cache=tmp_path / "t.cache")
-    with pytest.raises(ExportError, match="--timing-cache is for TensorRT"):
+    with pytest.raises(ExportError, match="--timing-cache requires TensorRT"):
         build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="rtx", options=options)
 
 
@@ -567,7 +567,7 @@ def test_auto_takes_what_is_there(without: Callable[..., None]) -> None:
 def test_tensorrt_has_no_target_sm(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", object())
     options = BuildOptions(targets=("89",))
-    with pytest.raises(ExportError, match="--target-sm is for TensorRT for RTX"):
+    with pytest.raises(ExportError, match="--target-sm requires TensorRT for RTX"):
         build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="tensorrt", options=options)
 
 

@@ -1,8 +1,8 @@
 """Taps: models whose inner tensors can be read.
 
-An exported file in ONNX Runtime or OpenVINO on the CPU, whose graph gets the tensors as further outputs in memory, or a
-checkpoint in PyTorch on the CPU, whose modules tell theirs. A runtime cannot fuse what must be an output, so what is
-read is that of the graph with its tensors marked.
+A tap is an exported file in ONNX Runtime or OpenVINO on the CPU, whose graph gets the tensors as further outputs in
+memory, or a checkpoint in PyTorch on the CPU, whose modules are hooked. A runtime cannot fuse a tensor that must be an
+output, so values are those of the graph with these outputs.
 
 Legend: N images, S input side. Names are those of :mod:`yolact_deploy.graph.trunk_graph`.
 """
@@ -32,7 +32,7 @@ from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.openvino import HINTS, OpenVinoBackend, shared_core
 
-#: name of what enters the first layer: images, normalised
+#: name of the input of the first layer: normalized images
 INPUT = "input"
 
 #: images [N, S, S, 3] to tensors by name
@@ -44,23 +44,23 @@ class Tap(abc.ABC):
 
     #: name of each tensor and its bytes in FP32 for one call, in the order in which they are computed
     sizes: dict[str, int]
-    #: what each tensor's operation is, for graphs whose names tell nothing
+    #: operator behind each tensor, to align graphs without usable names
     kinds: tuple[str, ...]
 
     @abc.abstractmethod
     def open(self, names: Sequence[str]) -> AbstractContextManager[Read]:
-        """Give a function that runs the network and reads these tensors."""
+        """A function that runs the network and reads these tensors."""
 
 
 class OnnxTap(Tap):
     """An exported file in ONNX Runtime or OpenVINO on the CPU.
 
-    Of a file in half precision the tensors are rounded to it; OpenVINO rounds those of a BF16 file only. Of a file in
-    INT8 a tensor is read as its layer puts it out, before what comes next rounds it.
+    Tensors of a file in half precision are rounded to it; OpenVINO rounds those of BF16 files only. Tensors of an INT8
+    file are read before the next layer quantizes them.
 
     Args:
         runtime: "onnxruntime" or "openvino"
-        precision: that OpenVINO computes in
+        precision: precision that OpenVINO computes in
     """
 
     def __init__(self, path: Path, *, runtime: str, precision: str = "fp32", threads: int | None = None) -> None:
@@ -77,11 +77,11 @@ class OnnxTap(Tap):
             widen(model, file_precision, rounding=True)
         elif file_precision == "bf16":
             widen(model, file_precision, rounding=precision == "bf16")
-            precision = "fp32"  # the rest of it
+            precision = "fp32"  # OpenVINO itself rounds nothing more
         self._precision = precision
         sizes = _tensor_bytes(model)
         if runtime == "onnxruntime" and file_precision == "int8" and wants_unsigned():
-            use_unsigned(model)  # tensors keep their names; ONNX's own inference does not know the types any more
+            use_unsigned(model)  # tensors keep their names, but shape inference no longer works
         self._model, self._all_nodes = model, list(model.graph.node)
         self.kinds = ("", *(node.op_type for node in nodes))
         self.sizes = {name: sizes[tensor] for name, tensor in self._tensors.items()}
@@ -116,8 +116,8 @@ class OnnxTap(Tap):
             properties["INFERENCE_NUM_THREADS"] = self._threads
         try:
             request = core.compile_model(core.read_model(data), "CPU", properties).create_infer_request()
-        except Exception as error:  # RuntimeError and its own kinds
-            raise ArtifactError(f"OpenVINO refuses {self._path} with its inner tensors as outputs: {error}") from error
+        except Exception as error:  # RuntimeError and classes of its own
+            raise ArtifactError(f"OpenVINO rejects {self._path} with inner tensors as outputs: {error}") from error
 
         def run(images: NDArray[Any]) -> list[NDArray[Any]]:
             results = request.infer({"images": images}, share_inputs=True)
@@ -137,7 +137,7 @@ def _tensor_bytes(model: Any) -> dict[str, int]:
 
 
 def _trunk_input(graph: Any, first: TrunkNode) -> str:
-    """The tensor that enters the first layer, before it is converted."""
+    """The tensor that enters the first layer, before any conversion."""
     producers = {output: node for node in graph.node for output in node.output}
     name: str = graph.node[first.index].input[0]
     while name in producers and producers[name].op_type in CONVERTING:
@@ -146,9 +146,9 @@ def _trunk_input(graph: Any, first: TrunkNode) -> str:
 
 
 class TorchTap(Tap):
-    """A checkpoint in PyTorch on the CPU; batch normalisation is folded, so that layers are those of exported files.
+    """A checkpoint in PyTorch on the CPU; batch normalization is folded, so that layers match those of exported files.
 
-    Only layers are read, not what follows them.
+    Only outputs of layers can be read, not those of the operations that follow them.
     """
 
     def __init__(self, path: Path, *, precision: str = "fp32") -> None:
@@ -165,7 +165,7 @@ class TorchTap(Tap):
         self._module = HeadsModule(model, precision=precision)
         self.sizes = {}
         side = model.config.image_size
-        with self._watch(lambda name, value: self.sizes.setdefault(name, 4 * value.numel())):
+        with self._hooked(lambda name, value: self.sizes.setdefault(name, 4 * value.numel())):
             self._run(np.zeros((1, side, side, 3), np.float32))
         self.kinds = ("Conv",) * len(self.sizes)
 
@@ -180,7 +180,7 @@ class TorchTap(Tap):
                 if name in wanted:
                     values[name] = value.float().numpy().copy()
 
-            with self._watch(keep):
+            with self._hooked(keep):
                 self._run(images)
             return values
 
@@ -191,16 +191,16 @@ class TorchTap(Tap):
             self._module(self._torch.from_numpy(images))
 
     @contextlib.contextmanager
-    def _watch(self, see: Callable[[str, Any], object]) -> Iterator[None]:
-        """Let ``see`` have the name and value of each tensor while the network runs."""
+    def _hooked(self, receive: Callable[[str, Any], object]) -> Iterator[None]:
+        """Call ``receive`` with the name and value of each tensor while the network runs."""
         uses: Counter[str] = Counter()
 
         def hook(layer: str) -> Callable[..., None]:
             def after(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
                 if not uses.total():
-                    see(INPUT, inputs[0])
+                    receive(INPUT, inputs[0])
                 uses[layer] += 1
-                see(layer + (f"#{uses[layer]}" if uses[layer] > 1 else ""), output)
+                receive(layer + (f"#{uses[layer]}" if uses[layer] > 1 else ""), output)
 
             return after
 
@@ -216,10 +216,10 @@ def open_tap(spec: str, backend: Backend, *, threads: int | None = None) -> Tap:
     """A tap of the model ``FILE[@BACKEND...]`` that ``backend`` was loaded from.
 
     Args:
-        threads: of a runtime for files; by default as many as there are cores
+        threads: threads of ONNX Runtime or OpenVINO; by default one per core
 
     Raises:
-        BackendError: a backend whose inner tensors cannot be read.
+        BackendError: the inner tensors of this backend cannot be read.
     """
     parsed = ModelSpec.parse(spec)
     if isinstance(backend, (OnnxRuntimeBackend, OpenVinoBackend)):

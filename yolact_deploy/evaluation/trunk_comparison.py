@@ -1,4 +1,4 @@
-"""Two networks tensor by tensor through the trunk: which layer is the first to be off, and which are the worst.
+"""Compares two networks tensor by tensor through the trunk: the first layer that differs, and those that differ most.
 
 Tensors are read in portions, so that not all are in memory at once; each portion is a run of both networks.
 
@@ -19,21 +19,21 @@ from yolact_deploy.errors import InputError
 from yolact_deploy.evaluation.taps import INPUT, Tap
 from yolact_deploy.progress import SILENT, Progress
 
-#: relative RMS error that a layer may have; 34 dB. Rounding gives up to 1e-5 in FP32 and 1e-2 in FP16
+#: maximum relative RMS error of a layer; 34 dB. Rounding gives up to 1e-5 in FP32 and 1e-2 in FP16
 LAYER_THRESHOLD = 0.02
-#: of the tensors that are read at once, on both sides together
+#: memory of the tensors read at once, on both sides together
 MEMORY_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """How far one tensor is from the reference's, over all images.
+    """The error of one tensor against the reference, over all images.
 
     Attributes:
-        name: of the layer, or of an operation that follows it (``proto_net.10/Relu``)
+        name: name of the layer, or of an operation that follows it (``proto_net.10/Relu``)
         max_error: largest absolute difference
-        relative_rms: root mean square of the difference over that of the reference; infinite where the engine has
-            values that are not finite and the reference does not
+        relative_rms: root mean square of the difference over that of the reference; infinite if the engine has values
+            that are not finite where those of the reference are
     """
 
     name: str
@@ -42,7 +42,7 @@ class LayerError:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal to noise ratio in decibels; infinite where nothing differs."""
+        """Signal-to-noise ratio in decibels; infinite if nothing differs."""
         return sqnr_db(self.relative_rms)
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class TrunkComparison:
     """The tensors of two trunks, in the order in which the reference computes them.
 
     Attributes:
-        unmatched: tensors that only one of the two has, such as where an operation was fused away
+        unmatched: number of tensors that only one of the two has, for example because an operation was fused
     """
 
     images: int
@@ -84,7 +84,7 @@ class TrunkComparison:
 
 
 def sqnr_db(relative_rms: float) -> float:
-    """Relative RMS error as signal to noise ratio in decibels.
+    """Relative RMS error as signal-to-noise ratio in decibels.
 
     >>> sqnr_db(0.01)
     40.0
@@ -95,21 +95,21 @@ def sqnr_db(relative_rms: float) -> float:
 
 
 def finite_or_none(value: float) -> float | None:
-    """JSON has no infinity."""
+    """The value, or None if it is not finite, since JSON has no infinity."""
     return value if math.isfinite(value) else None
 
 
 class ErrorMeter:
-    """Adds up the difference of one tensor over images."""
+    """Accumulates the difference of one tensor over images."""
 
     def __init__(self) -> None:
         self._max, self._noise, self._signal = 0.0, 0.0, 0.0
 
-    def add(self, expected: NDArray[Any], found: NDArray[Any]) -> None:
-        """One image's tensor, in any floating type."""
+    def add(self, expected: NDArray[Any], actual: NDArray[Any]) -> None:
+        """Add the tensors of one image, in any floating type."""
         reference = expected.astype(np.float64)
         with np.errstate(invalid="ignore"):
-            difference = np.abs(found - reference)
+            difference = np.abs(actual - reference)
         if not np.isfinite(difference).all():
             difference = np.where(np.isfinite(reference) & ~np.isfinite(difference), np.inf, 0.0)
         self._max = max(self._max, float(difference.max(initial=0)))
@@ -135,14 +135,14 @@ def compare_trunks(
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress = SILENT,
 ) -> TrunkComparison:
-    """Compare the tensors that both have.
+    """Compare the tensors that both networks have.
 
     Args:
-        images: the inputs [N, S, S, 3] of both, of which the first image counts
-        memory_bytes: of the tensors that are read at once; a single one may be larger
+        images: the inputs [N, S, S, 3] of both; only the first image of each counts
+        memory_bytes: memory of the tensors read at once; a single tensor may be larger
 
     Raises:
-        InputError: trunks that have nothing in common.
+        InputError: the trunks have nothing in common.
     """
     pairs = _aligned(reference, engine)
     meters = {name: ErrorMeter() for name, _ in pairs}
@@ -151,17 +151,17 @@ def compare_trunks(
         ours, theirs = zip(*portion, strict=True)
         with reference.open(ours) as read_reference, engine.open(theirs) as read_engine:
             for a, b in images:
-                expected, found = read_reference(a), read_engine(b)
+                expected, actual = read_reference(a), read_engine(b)
                 for name, other in portion:
-                    _check_shapes(name, expected[name], found[other])
-                    meters[name].add(expected[name][:1], found[other][:1])
+                    _check_shapes(name, expected[name], actual[other])
+                    meters[name].add(expected[name][:1], actual[other][:1])
     layers = tuple(meter.error(name) for name, meter in meters.items())
     unmatched = len(reference.sizes) + len(engine.sizes) - 2 * len(pairs)
     return TrunkComparison(len(images), threshold, layers, unmatched)
 
 
 def _aligned(reference: Tap, engine: Tap) -> list[tuple[str, str]]:
-    """Names of the same tensor on both sides: by name, or by place where only the kinds of operations are the same."""
+    """Pairs of names of the same tensor on both sides: by name, or in order if only the operators are the same."""
     common = [(name, name) for name in reference.sizes if name in engine.sizes]
     if len(common) > 1:  # the input has the same name everywhere
         return common
@@ -192,9 +192,9 @@ def _portions(
     yield portion
 
 
-def _check_shapes(name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
-    if expected.shape[1:] != found.shape[1:]:
+def _check_shapes(name: str, expected: NDArray[Any], actual: NDArray[Any]) -> None:
+    if expected.shape[1:] != actual.shape[1:]:
         raise InputError(
-            f"{name} is {list(expected.shape[1:])} in one trunk and {list(found.shape[1:])} in the other: compare "
+            f"{name} is {list(expected.shape[1:])} in one trunk and {list(actual.shape[1:])} in the other: compare "
             "files of the same network and input size"
         )

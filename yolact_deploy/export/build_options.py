@@ -1,4 +1,4 @@
-"""What can be chosen for the build of an engine, and what is told of it afterwards."""
+"""Options for the build of an engine, and the report about it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PORTABLE = "compute capability 8.0 and later"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How to build; none of it changes what the network computes.
+    """How to build an engine. No option changes what the network computes.
 
     Attributes:
         workspace_mib: limit of the scratch memory; TensorRT's default is the whole device
         optimization_level: 0 (fast build) to 5 (fast engine); TensorRT's default is 3
         targets: compute capabilities to build for, such as "8.9" (RTX only); by default portable from 8.0 on
-        profiles: (smallest, usual, largest) batches to optimize for, where the file's batch is dynamic; by default as
-            exported
+        profiles: (smallest, usual, largest) batches to optimize for, if the batch of the file is dynamic; by default
+            as exported
         plugin: "auto", "on", "off", "v3" or "aot", see :func:`yolact_deploy.runtime.plugins.prepare`
-        cache: take the engine from the cache folder if it was built before, and else keep it there
-        timing_cache: file with the timings of earlier builds (TensorRT only), made where there is none; by default one
-            in the cache folder for this version and GPU
-        use_timing_cache: False measures everything anew
+        cache: reuse an engine of an earlier identical build from the cache folder, and keep new ones there
+        timing_cache: file with the timings of earlier builds (TensorRT only), created if it does not exist; by default
+            one in the cache folder for this version and GPU
+        use_timing_cache: False measures everything again
         wait: seconds to wait for another build of the same engine
     """
 
@@ -44,14 +44,14 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What a build made.
+    """The result of a build.
 
     Attributes:
-        plugin: how FastNMS and MaskAssembly got into the engine: "none" (as functions), "aot" or "v3"
+        plugin: how FastNMS and MaskAssembly are in the engine: "none" (as functions), "aot" or "v3"
         plugin_reason: why
         profiles: batches that the engine is optimized for
         target: the GPU or the compute capabilities that it runs on
-        cached: it was not built but copied from the cache
+        cached: whether it was copied from the cache instead of built
     """
 
     path: Path
@@ -82,13 +82,13 @@ class EngineReport:
 
 
 def choose_profiles(batch: Profile, wanted: tuple[Profile, ...], source: str) -> tuple[Profile, ...]:
-    """The profiles of an engine: those that are wanted, or the one of the ONNX file.
+    """The profiles of an engine: those wanted, or the one of the ONNX file.
 
     Args:
-        batch: what the file was exported for; equal numbers mean that it is fixed
+        batch: of the file; equal numbers mean that it is fixed
 
     Raises:
-        ExportError: the file's batch is fixed, or a batch between the smallest and the largest fits no profile.
+        ExportError: the batch of the file is fixed, or a batch between the smallest and the largest fits no profile.
     """
     if not wanted:
         return (batch,)
@@ -101,7 +101,7 @@ def choose_profiles(batch: Profile, wanted: tuple[Profile, ...], source: str) ->
     for low, _, high in sorted(wanted):
         if covered and low > covered + 1:
             raise ExportError(
-                f"no profile takes a batch of {covered + 1}: let the profiles touch, from the smallest to the largest"
+                f"no profile covers a batch of {covered + 1}: cover all batches from the smallest to the largest"
             )
         covered = max(covered, high)
     return wanted

@@ -1,11 +1,11 @@
-"""Ranges of a network's activations, for INT8: the FP32 graph runs over pictures, one after the other.
+"""Chooses the ranges of activations for INT8, by running the FP32 graph over pictures one after the other.
 
-Memory is that of the network: the ends of each tensor are found inside of the graph, and of its values only evenly
-spaced ones leave it, for a histogram. What was gathered is saved on the way, so that an interrupted calibration goes
-on where it stopped; the result is the same bit by bit. All methods choose from the same histograms, so that another
-method over the same pictures needs no second run.
+Memory is that of the network: the graph itself computes the ends of each tensor, and puts out only evenly spaced values
+of it, for a histogram. Progress is saved on the way, so that an interrupted calibration resumes where it stopped, with
+the same result bit by bit. All methods choose from the same histograms, so another method on the same pictures needs no
+second run.
 
-Legend: N images of a call, S input side, K values of a tensor that leave the graph.
+Legend: N images per call, K values of a tensor that the graph puts out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from yolact_deploy.vocabulary import CALIBRATION_METHODS, check_word
 
 #: operators whose inputs and outputs INT8 needs the ranges of
 WATCHED = ("Conv", "Add", "Resize", "MaxPool", "Relu", "Clip", "LeakyRelu")
-#: values of each tensor and image that leave the graph, about
+#: values that the graph puts out per tensor and image, about
 SAMPLES = 1 << 16
 _SECONDS_BETWEEN_SAVES = 10.0
 _STATE_VERSION = 1
@@ -41,13 +41,13 @@ _STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What INT8 needs to know of the activations.
+    """The ranges of the activations of a graph.
 
     Attributes:
         method: one of :data:`~yolact_deploy.vocabulary.CALIBRATION_METHODS`
-        images: that were looked at
-        images_sha256: of all of them, in their order
-        ranges: low and high end of each tensor, by the names that the FP32 graph has; zero is always between them
+        images: number of pictures
+        images_sha256: hash of all of them, in order
+        ranges: low and high end of each tensor, by its name in the FP32 graph; zero is always between them
         notes: what the user should know about the pictures, a sentence each
     """
 
@@ -69,14 +69,14 @@ def calibrate(
     """Run an FP32 graph over pictures and choose the range of each activation.
 
     Args:
-        model: ``ModelProto`` in FP32 as this package exports it, with or without the tail; it is left as it is
-        images: pictures like those that the network will see, not those that its accuracy is measured on
+        model: ``ModelProto`` in FP32 as this package exports it, with or without a tail; it is not changed
+        images: pictures like those that the network will see, but not those that its accuracy is measured on
         method: "minmax" keeps everything; "percentile", "entropy" and "mse" clip rare large values
-        state: folder in which what was gathered is kept: a second run goes on from there
+        state: folder for the histograms, from which another run resumes
         progress: counts the images
 
     Raises:
-        InputError: too many pictures are of no use, see :func:`usable_images`.
+        InputError: too many pictures are unusable, see :func:`usable_images`.
         ExportError: an unknown method, or values that are not finite in FP32.
         OutputError: the state cannot be written.
     """
@@ -105,14 +105,14 @@ def calibrate(
 
 
 class _Gathered:
-    """What is known after ``done`` images."""
+    """The histograms after ``done`` images."""
 
     def __init__(self, tensors: int) -> None:
         self.done = 0
         self.histograms = Histograms(tensors)
 
     def load(self, file: Path) -> None:
-        """Go on from a file; one that is missing, damaged or of another version is passed over."""
+        """Resume from a file; one that is missing, damaged or of another version is ignored."""
         names = ("counts", "limits", "lows", "highs")
         try:
             with open(file, "rb") as source, np.load(source, allow_pickle=False) as content:
@@ -225,7 +225,7 @@ def _follow(name: str, same: dict[str, str]) -> str:
 
 
 def _step(shape: Sequence[int]) -> int:
-    """Between the values that leave the graph; without a common divisor with any side, so that it meets all of them."""
+    """Distance of the values put out; coprime to every side, so that they cover all rows and columns."""
     count = math.prod(shape[1:])
     step = -(-count // SAMPLES)
     while math.gcd(step, count) > 1:
@@ -234,7 +234,7 @@ def _step(shape: Sequence[int]) -> int:
 
 
 def _digest(graph: Any) -> str:
-    """Of what the graph computes, whatever else the exporter has written into it."""
+    """Hash of what the graph computes, regardless of what else the exporter has written into it."""
     digest = hashlib.sha256()
     for node in graph.node:
         digest.update(repr((node.op_type, list(node.input), list(node.output))).encode())

@@ -1,8 +1,8 @@
-"""An exported ONNX file to a TensorRT engine; needs no torch, so it also runs on a Jetson.
+"""Builds a TensorRT engine from an exported ONNX file. Needs no torch, so it also runs on a Jetson.
 
-The networks are strongly typed: precision is what the ONNX file says, and one path serves TensorRT 10, 11 and TensorRT
-for RTX. The file's metadata becomes the network's name, so that the engine is a plain plan which any tool can load.
-TensorRT for RTX builds without a GPU; TensorRT builds for the GPU it runs on.
+Networks are strongly typed: the ONNX file decides the precision, and one path serves TensorRT 10, 11 and TensorRT for
+RTX. The metadata of the file becomes the name of the network, so that the engine is a plain plan that any tool can
+load. TensorRT for RTX builds without a GPU; TensorRT builds for the GPU it runs on.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def build_engine(
 
     Args:
         flavour: "tensorrt", "rtx" or "auto"
-        progress: told of each step
-        tell: told what the user should know meanwhile, in one line
+        progress: called after each step
+        tell: called with notes for the user, a line each
 
     Raises:
-        ArtifactError: not one of our ONNX files.
+        ArtifactError: the file was not exported by this package.
         BackendError: TensorRT needs a GPU and there is none.
         MissingDependencyError: no TensorRT of that flavour.
         ExportError: TensorRT cannot parse or build the network (the message names the node), the options do not fit,
@@ -96,7 +96,7 @@ def _choose(flavour: str) -> str:
 
 
 class _Job:
-    """A build with everything decided but whether the cache has it."""
+    """A build, ready but for the question whether the cache has its engine."""
 
     def __init__(
         self, onnx_path: str | os.PathLike[str], flavour: str, options: BuildOptions, tell: Callable[[str], None]
@@ -109,16 +109,14 @@ class _Job:
         metadata = onnx_metadata(model, onnx_path)
         if metadata.has_zero_points:
             raise ExportError(
-                f"{self.source} is in the INT8 form of ONNX Runtime, whose zero points TensorRT does not take: "
+                f"{self.source} is in the INT8 form of ONNX Runtime, whose zero points TensorRT does not support: "
                 "export it with --int8 --target tensorrt"
             )
         self.profiles = choose_profiles(metadata.batch, options.profiles, self.source)
         if options.targets and flavour != "rtx":
-            raise ExportError("--target-sm is for TensorRT for RTX; TensorRT builds for the GPU it runs on")
+            raise ExportError("--target-sm requires TensorRT for RTX: TensorRT builds for the GPU it runs on")
         if options.plugin == "on" and flavour == "rtx":
-            raise ExportError(
-                "no plugin has been seen to run on TensorRT for RTX: leave --plugin out, or try --plugin v3"
-            )
+            raise ExportError("plugins are untested on TensorRT for RTX: leave --plugin out, or try --plugin v3")
         self.trt = import_tensorrt(flavour)
         self.targets = tensorrt_api.target_names(self.trt, options.targets) if flavour == "rtx" else ()
         self.gpu = _gpu(flavour, self.targets)
@@ -131,7 +129,7 @@ class _Job:
         return self.gpu or ", ".join(self.targets) or PORTABLE
 
     def _describe(self, metadata: Metadata) -> Metadata:
-        """The metadata of the engine: the batches that it takes, and what built it."""
+        """The metadata of the engine, with its batches and its builder."""
         versions = {**metadata.versions, self.flavour: self.trt.__version__}
         if self.choice.kind != "none":
             versions[PLUGINS_KEY] = self.choice.kind
@@ -139,7 +137,7 @@ class _Job:
         return dataclasses.replace(metadata, versions=versions, batch=(low, self.profiles[0][1], high))
 
     def make(self, target: Path, progress: Progress | None) -> bool:
-        """Write the engine; whether it came from the cache."""
+        """Write the engine; returns whether it came from the cache."""
         if not self.options.cache:
             self._build(target, progress)
             return False
@@ -155,7 +153,7 @@ class _Job:
         return False
 
     def key(self) -> str:
-        """Of the cache: all that the engine depends on."""
+        """Key in the cache: a hash of all that the engine depends on."""
         return cache_key(
             {
                 "onnx": hashlib.sha256(self.onnx_bytes).hexdigest(),
@@ -190,17 +188,17 @@ class _Job:
             self._keep_timings(timing, made.timings)
 
     def _timing_cache(self) -> Path | None:
-        """The file of the timing cache, if there is to be one."""
+        """The file of the timing cache, if one is used."""
         if self.flavour == "rtx":
             if self.options.timing_cache is not None:
-                raise ExportError("--timing-cache is for TensorRT: TensorRT for RTX measures nothing when it builds")
+                raise ExportError("--timing-cache requires TensorRT: TensorRT for RTX measures nothing during a build")
             return None
         if not self.options.use_timing_cache:
             return None
         if self.options.timing_cache is not None:
             return Path(self.options.timing_cache)
         name = re.sub(r"[^\w.]+", "-", f"{self.trt.__version__}-{self.gpu}").strip("-")
-        with contextlib.suppress(OutputError):  # a convenience: without it the build only takes longer
+        with contextlib.suppress(OutputError):  # optional: without it the build only takes longer
             return cache_folder("timing") / f"{name}.cache"
         return None
 
@@ -214,7 +212,7 @@ class _Job:
 
 
 def _gpu(flavour: str, targets: tuple[str, ...]) -> str:
-    """The GPU that the engine is made for; empty where it is made for compute capabilities."""
+    """The GPU that the engine is for; empty if it is for compute capabilities."""
     if flavour == "rtx" and targets != ("CURRENT",):
         return ""
     return str(nvidia.require_gpu())
@@ -222,7 +220,7 @@ def _gpu(flavour: str, targets: tuple[str, ...]) -> str:
 
 @contextlib.contextmanager
 def _alone(target: Path, wait: float, tell: Callable[[str], None]) -> Iterator[None]:
-    """One build of ``target`` at a time, on this machine and those that share its disk."""
+    """Allow one build of ``target`` at a time, on this machine and those that share its disk."""
 
     def waiting() -> None:
         tell(f"another build of {target} is running: waiting for it")
@@ -236,7 +234,7 @@ def _alone(target: Path, wait: float, tell: Callable[[str], None]) -> Iterator[N
                 f"cannot write {target}: {error.strerror or error}. Choose another place with -o"
             ) from error
         if not held:
-            raise ExportError(f"another build of {target} is running, for more than {wait:g} s: raise --wait")
+            raise ExportError(f"another build of {target} has been running for more than {wait:g} s: raise --wait")
         yield
 
 
@@ -250,7 +248,7 @@ def _read_timings(path: Path) -> bytes:
 
 
 def plugins_hash() -> str:
-    """SHA-256 of the plugins' sources, which go into an engine but not into the ONNX file."""
+    """SHA-256 of the sources of the plugins, which go into an engine but not into the ONNX file."""
     digest = hashlib.sha256()
     runtime = Path(plugins.__file__).parents[1]
     for folder in ("plugins", "cuda"):

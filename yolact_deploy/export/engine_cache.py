@@ -1,7 +1,7 @@
-"""Finished engines, kept in the cache folder under a hash of all that they were built from.
+"""Keeps finished engines in the cache folder, under a hash of all that they were built from.
 
-An entry is the engine beside a JSON file with its hash, written last: whatever does not fit it counts for nothing and
-is built again. The oldest entries go when all take more than the limit.
+An entry is the engine and a JSON file with its hash, written last. An engine that does not match its hash is ignored
+and built again. When all entries together exceed the limit, those used longest ago are deleted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LIMIT = 8 << 30
 
 
 def cache_key(parts: Mapping[str, object]) -> str:
-    """Hexadecimal SHA-256 of JSON-ready values, the same for the same values in any order."""
+    """Hexadecimal SHA-256 of JSON-ready values; the order of the keys does not matter."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -38,14 +38,14 @@ class EngineCache:
 
     @contextlib.contextmanager
     def locked(self, wait: float, waiting: Callable[[], None]) -> Iterator[None]:
-        """Keep other builds of the same engine waiting, so that they find it."""
+        """Let other builds of the same engine wait, so that they can take the finished one."""
         with file_lock(self.folder / f".{self.engine.stem}.lock", wait, waiting) as held:
             if not held:
-                raise ExportError(f"the same engine is being built elsewhere, for more than {wait:g} s: raise --wait")
+                raise ExportError(f"another build of the same engine takes more than {wait:g} s: raise --wait")
             yield
 
     def fetch(self, target: Path) -> bool:
-        """Copy the engine to ``target`` atomically, if there is a whole one."""
+        """Copy the engine to ``target`` atomically; returns whether the cache has an intact one."""
         try:
             expected = json.loads(self.record.read_bytes())["sha256"]
             whole = sha256_file(self.engine) == expected
@@ -68,12 +68,12 @@ class EngineCache:
         self._trim()
 
     def remove(self) -> None:
-        """Forget the entry."""
+        """Delete the entry."""
         self.record.unlink(missing_ok=True)
         self.engine.unlink(missing_ok=True)
 
     def _trim(self) -> None:
-        """Drop the entries used longest ago until the rest fits; engines without a record go first."""
+        """Delete the entries used longest ago until the rest fits, engines without a record first."""
         engines = [path for path in self.folder.glob("[!.]*.trt") if path != self.engine]
         engines.sort(key=_last_use)
         total = sum(_size(path) for path in (*engines, self.engine))

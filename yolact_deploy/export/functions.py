@@ -1,11 +1,12 @@
-"""The two ops of YOLACT's tail, and the deformable convolution, as ONNX local functions in standard ops.
+"""The two ops of YOLACT's tail and the deformable convolution as ONNX local functions in standard ops.
 
-``yolact::FastNMS`` and ``yolact::MaskAssembly`` are nodes of a domain of our own. Their bodies travel in the file, so
-that any ONNX runtime can inline them; a TensorRT build may drop the bodies and take plugins of the same names instead.
-Shapes inside are static but for the batch, and nothing depends on the data, as TensorRT and CUDA graphs want it.
+``yolact::FastNMS`` and ``yolact::MaskAssembly`` are nodes of our own domain. Their bodies are in the file, so that any
+ONNX runtime can inline them; a TensorRT build may drop the bodies and use plugins of the same names instead. Shapes are
+static except for the batch, and nothing depends on the data, as TensorRT and CUDA graphs require.
 
-``yolact::DeformConv`` is ONNX's operator of that name in operators that TensorRT has: its parser takes the former by a
-plugin only, which TensorRT for RTX lacks. Where a runtime has it, :mod:`yolact_deploy.graph.onnx_graph` puts it back.
+``yolact::DeformConv`` is ONNX's operator of that name, written in operators that TensorRT has: its parser supports the
+original only by a plugin, which TensorRT for RTX lacks. For runtimes that have the operator,
+:mod:`yolact_deploy.graph.onnx_graph` restores it.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes.
 The reference in NumPy is `yolact_deploy.postprocess`; this module needs `onnx` alone.
@@ -24,7 +25,7 @@ OPSET = 20
 FAST_NMS = ops.FAST_NMS.name
 MASK_ASSEMBLY = ops.MASK_ASSEMBLY.name
 
-# Within each class the k best entries take part; -1 marks what does not count (scores are probabilities).
+# Within each class, the k best entries take part; -1 marks entries that do not count (scores are probabilities).
 _SELECT_PER_CLASS = """
     best = ReduceMax <keepdims = 1> (scores, axis_2)
     passed = Greater (best, threshold)
@@ -42,8 +43,8 @@ _SELECT_CROSS_CLASS = """
     top_scores, top_priors = TopK <axis = -1, largest = 1, sorted = 1> (as_one_class, k)
 """
 
-# top_scores, top_priors [N, C, k]. An entry is dropped when an earlier one of its list overlaps it by more than the
-# threshold, or when the overlap is 0 / 0.
+# top_scores, top_priors [N, C, k]. An entry is dropped if an earlier one in its list overlaps it by more than the
+# threshold, or if the overlap is 0 / 0.
 _SUPPRESS = """
     lists_shape = Shape (top_scores)
     one_list = Constant <value_ints = [0, -1, 1]> ()
@@ -204,10 +205,10 @@ _MASK_ASSEMBLY = f"""
 """
 
 
-# Sampling first, for each output pixel its nine taps below each other; then a convolution over these nine. Positions
-# are in single precision whatever the features are in. ONNX's grid is (x, y) from -1 to 1 between the outer pixels'
-# centres; what lies outside is 0, as in the operator. GridSample's mode, linear by default, is not told: version 20 of
-# ONNX calls it otherwise than the versions before, which not every parser has noticed.
+# First sample the nine taps of each output pixel, one below the other, then convolve over these nine. Positions are in
+# single precision whatever the features are in. The grid of ONNX is (x, y) from -1 to 1 between the centers of the
+# outer pixels; outside is 0, as in the operator. The mode of GridSample, linear by default, is not set: opset 20
+# renamed it, which not every parser supports.
 _DEFORM_CONV = f"""
 <opset_import: ["" : {OPSET}], domain: "{DOMAIN}">
 {ops.DEFORM_CONV} <strides, pads> (x, weight, offset, bias, mask) => (y)

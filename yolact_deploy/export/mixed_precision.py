@@ -1,7 +1,7 @@
-"""An FP32 graph's trunk in half precision but for some layers, in memory, without the framework that exported it.
+"""Lowers the trunk of an FP32 graph to half precision in memory, except chosen layers, without torch.
 
-A layer is kept with all that belongs to it (see :mod:`yolact_deploy.graph.trunk_graph`), so that values stay in FP32
-from one kept layer to the next; casts stand only where the precision changes.
+A kept layer includes all that belongs to it (see :mod:`yolact_deploy.graph.trunk_graph`), so values stay in FP32 from
+one kept layer to the next, and casts stand only where the precision changes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _FLOAT = 1
 
 
 def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "fp16", emulate: bool = False) -> None:
-    """Turn the trunk of an FP32 ``ModelProto`` to half precision, in place.
+    """Turn the trunk of an FP32 ``ModelProto`` into half precision, in place.
 
     Args:
         keep_fp32: layers, or modules that hold some, that stay as they are
-        precision: "fp16" or "bf16"; for BF16 the model must be of version ``BF16_OPSET`` of ONNX or later
-        emulate: leave every node in FP32 and round what enters and leaves it. The results are those of arithmetic in
-            FP32 with storage in half precision, and any runtime gives them; the file is of no other use
+        precision: "fp16" or "bf16"; BF16 requires opset ``BF16_OPSET`` or later
+        emulate: leave every node in FP32 and round its inputs and outputs. In any runtime, the results are those of
+            FP32 arithmetic with storage in half precision; the file has no other use
 
     Raises:
         ExportError: a name that is no layer, or weights that the precision cannot hold.
@@ -37,7 +37,7 @@ def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "
 
 
 class _Lowering:
-    """Legend: the low version of a tensor ``t`` is ``t_low`` while both may be there; ``t`` is the one in FP32."""
+    """Legend: ``t_low`` is the tensor ``t`` in half precision while both may exist; ``t`` is the one in FP32."""
 
     def __init__(self, graph: Any, keep_fp32: Sequence[str], precision: str, emulate: bool) -> None:
         onnx = import_optional("onnx", "onnx", "Changing the precision of an ONNX file")
@@ -101,7 +101,7 @@ class _Lowering:
         return self._arrays.from_array(half, f"{name}_low")
 
     def _in_fp32(self, node: Any) -> list[Any]:
-        """The node between casts: what enters and leaves is low, what happens inside is not."""
+        """The node between casts: inputs and outputs are in half precision, the arithmetic is in FP32."""
         before, after = [], []
         for slot, name in data_inputs(node):
             raised = f"{node.output[0]}_in{slot}"
@@ -116,7 +116,7 @@ class _Lowering:
         self._nodes.append(self._make_node("Cast", [source], [target], name=f"cast_{target}", to=to))
 
     def _tidy(self, gone: set[str]) -> None:
-        """Drop constants that nothing uses, and types of tensors that are no more or are new."""
+        """Drop unused constants, and the types of tensors that are gone."""
         used = {name for node in self._graph.node for name in node.input}
         for field, keep in ((self._graph.initializer, used.__contains__), (self._graph.value_info, _not_in(gone))):
             kept = [entry for entry in field if keep(entry.name)]
@@ -124,7 +124,7 @@ class _Lowering:
             field.extend(kept)
 
     def _give_names_back(self) -> None:
-        """Weights of which there is no other version are named as their parameters."""
+        """Name the weights that exist in one version only as their parameters."""
         names = {constant.name for constant in self._graph.initializer}
         given = {f"{name}_low": name for name in self._constants if f"{name}_low" in names and name not in names}
         for constant in self._graph.initializer:
@@ -143,10 +143,10 @@ def _not_in(names: set[str]) -> Any:
 
 
 def read_keep_list(text: str) -> tuple[str, ...]:
-    """The layers that ``--keep-fp32`` names: separated by commas, or in a JSON file as ``compare --bisect`` writes it.
+    """The layers in ``--keep-fp32``: names separated by commas, or a JSON file written by ``compare --bisect``.
 
     Raises:
-        InputError: a JSON file without such a list, or no name at all.
+        InputError: a JSON file without such a list, or an empty name.
     """
     if not text.endswith(".json") and not Path(text).is_file():
         names = [name.strip() for name in text.split(",")]
@@ -154,8 +154,8 @@ def read_keep_list(text: str) -> tuple[str, ...]:
             raise InputError(f"--keep-fp32: expected names of layers separated by commas, got {text!r}")
         return tuple(names)
     content = read_json(text, "list of layers", InputError)
-    found = content.get("keep_fp32") if isinstance(content, dict) else content
-    if not isinstance(found, list) or not all(isinstance(name, str) and name for name in found):
-        got = json.dumps(content)[:60]
-        raise InputError(f"{text}: expected a list of layers, or one as 'keep_fp32' in an object, got {got}")
-    return tuple(found)
+    layers = content.get("keep_fp32") if isinstance(content, dict) else content
+    if not isinstance(layers, list) or not all(isinstance(name, str) and name for name in layers):
+        excerpt = json.dumps(content)[:60]
+        raise InputError(f"{text}: expected a list of layers, or one as 'keep_fp32' in an object, got {excerpt}")
+    return tuple(layers)

@@ -1,11 +1,12 @@
-"""Does an exported file compute what the eager model computes? Run after every export; needs torch.
+"""Checks that an exported file computes what the eager model computes. Runs after every export; needs torch.
 
-Two questions, kept apart. The trunk: how far are boxes, scores, coefficients and prototypes from the eager model in
-FP32? The tail: do the functions in the file find the same detections as the NumPy reference from the same heads? Both
-must hold. How the two together change the detections is reported, but near-ties may swap, so that is no gate.
+Trunk and tail are checked separately, and both must pass. Trunk: how far are boxes, scores, coefficients and prototypes
+from those of the eager model in FP32? Tail: do the functions in the file return the same detections as the NumPy
+reference, given the same heads? The effect of both together on the detections is reported but is no gate, since
+near-ties may swap.
 
-Where a precision rounds so much that a wrong graph could hide behind it, the graph is compared before it is lowered,
-too, as closely as an FP32 file.
+If a precision rounds so much that it could hide an error of the graph, the graph before lowering is compared as well,
+as closely as an FP32 file.
 """
 
 from __future__ import annotations
@@ -31,15 +32,14 @@ from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.samples import sample_images
 
 #: largest root-mean-square error of a head, relative to the spread of its values. Rounding alone gives about 4e-6 in
-#: FP32; in FP16 3e-3 with random weights, and 2.3e-2 with the demo's trained MobileNetV2, on pictures unlike those it
-#: learnt from, where scores are undecided; in BF16, with three bits less, 5e-2 and 0.13. A wrong graph gives 0.1 and
-#: more.
+#: FP32; in FP16 3e-3 with random weights, and 2.3e-2 with the trained model of the demo on pictures unlike its training
+#: data, where scores are undecided; in BF16, with three bits less, 5e-2 and 0.13. A wrong graph gives 0.1 or more.
 RELATIVE_LIMITS = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 0.3, "int8": 0.6}
 
-#: largest difference of mask scores of the same detection between the file and NumPy, both of which use FP32
+#: largest difference between file and NumPy in the mask score of a detection; both compute in FP32
 MASK_SCORE_LIMIT = 1e-3
 
-#: least share of the reference's detections that the functions in the file must find; exact ties may differ
+#: minimum share of the reference's detections that the functions in the file must return; exact ties may differ
 TAIL_LIMIT = 0.98
 
 
@@ -67,33 +67,33 @@ class ParityReport:
     tail: Agreement | None
     #: the whole file against the eager model
     eager: Agreement
-    #: largest difference of mask scores in ``tail``; None where the network has no such scores
+    #: largest difference of mask scores in ``tail``; None if the network has no mask scores
     mask_scores: float | None = None
-    #: the graph before it was lowered, where that was compared
+    #: the graph before it was lowered, if that was compared
     traced: tuple[TensorParity, ...] = ()
-    #: what each quantised activation of an INT8 file loses by itself, the worst first
+    #: noise of each quantized activation of an INT8 file, the worst first
     noise: tuple[TensorNoise, ...] = ()
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong, in words; empty when the export is good."""
+        """What is wrong, in words; empty if the export is good."""
         wrong = [
             f"{tensor.name} {where}differ by {tensor.relative_rms:.2g} (relative RMS; at most {tensor.limit:g})"
             for where, tensors in (("of the graph in FP32 ", self.traced), ("", self.tensors))
             for tensor in tensors
             if not tensor.ok
         ]
-        spoilt = [tensor for tensor in self.noise if not tensor.ok]
-        if spoilt:
+        noisy = [tensor for tensor in self.noise if not tensor.ok]
+        if noisy:
             wrong.append(
-                f"the calibration does not fit {len(spoilt)} of {len(self.noise)} activations (signal to noise of the "
-                f"worst, {spoilt[0].name}: {spoilt[0].sqnr_db:.1f} dB; at least {LIMIT_DB:g})"
+                f"the calibration does not fit {len(noisy)} of {len(self.noise)} activations (signal to noise of the "
+                f"worst, {noisy[0].name}: {noisy[0].sqnr_db:.1f} dB; at least {LIMIT_DB:g})"
             )
         tail = self.tail
         if tail is not None and tail.missed + tail.extra > (1 - TAIL_LIMIT) * tail.reference_detections:
             wrong.append(
-                f"of the reference's {tail.reference_detections} detections from the same heads the functions in the "
-                f"file miss {tail.missed}, and find {tail.extra} others"
+                f"of {tail.reference_detections} detections of the reference from the same heads, the functions in the "
+                f"file miss {tail.missed} and return {tail.extra} others"
             )
         if self.mask_scores is not None and not self.mask_scores <= MASK_SCORE_LIMIT:
             wrong.append(
@@ -123,9 +123,9 @@ def check_parity(
     """Compare an ONNX file in ONNX Runtime with the model it was made from.
 
     Args:
-        images: pictures to compare on; the package's samples by default
-        traced: what the graph gave of each of them before it was lowered, see :func:`run_heads`
-        noise: of the activations of an INT8 file
+        images: pictures to compare on; by default the samples of the package
+        traced: heads of each picture from the graph before it was lowered, see :func:`run_heads`
+        noise: noise of each activation of an INT8 file
     """
     pictures = [read_image(path) for path in (images or sample_images())]
     host = OnnxRuntimeBackend(onnx_path, tail="host")

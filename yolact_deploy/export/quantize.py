@@ -1,14 +1,14 @@
-"""An FP32 graph's trunk in INT8, in memory: explicit Q/DQ nodes by onnxruntime.quantization, ranges from a calibration.
+"""Quantizes the trunk of an FP32 graph to INT8 in memory: Q/DQ nodes by onnxruntime.quantization, ranges of ours.
 
-Two forms from one calibration, since the runtimes differ in what they have kernels for:
+There are two forms, from one calibration, since runtimes have kernels for different graphs:
 
-- "symmetric": int8 activations around zero; Q/DQ at the inputs of operators, biases in FP32. TensorRT parses no zero
-  point and no quantised bias; OpenVINO runs this form at full speed, too.
-- "onnxruntime": uint8 activations with a zero point, int32 biases; Q/DQ at inputs and outputs. ONNX Runtime's integer
-  convolutions put out 8 bits or nothing, and those with signed inputs are slow on x86.
+- "symmetric": int8 activations around zero, Q/DQ at the inputs of operators, biases in FP32. TensorRT parses neither
+  zero points nor quantized biases; OpenVINO runs this form at full speed as well.
+- "onnxruntime": uint8 activations with a zero point, int32 biases, Q/DQ at inputs and outputs. The integer convolutions
+  of ONNX Runtime require 8-bit outputs, and those with signed inputs are slow on x86.
 
-Weights are int8 around zero with a scale for each output channel in both. What is not trunk stays as it is: the
-normalisation of the images, softmax, decoding of boxes, NMS and masks; and so do deformable convolutions.
+In both, weights are int8 around zero with a scale per output channel. Everything outside the trunk stays as it is:
+normalization of the images, softmax, box decoding, NMS and masks. So do deformable convolutions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from yolact_deploy.export.calibration import Calibration
 from yolact_deploy.graph.trunk_graph import TrunkNode, data_inputs, layer_names, select_layers, trunk_nodes
 from yolact_deploy.vocabulary import QUANTIZATION_FORMS, check_word
 
-#: operators whose inputs are quantised, with those that only the second form knows
+#: operators whose inputs are quantized
 _OPERATORS = {
     "symmetric": ("Conv", "Add", "Resize", "MaxPool"),
     "onnxruntime": ("Conv", "Add", "Resize", "MaxPool", "Relu", "Clip", "LeakyRelu"),
@@ -34,11 +34,11 @@ _OPERATORS = {
 def quantize_trunk(
     model: Any, calibration: Calibration, *, target: str = "symmetric", keep_fp32: Sequence[str] = ()
 ) -> None:
-    """Turn the trunk of an FP32 ``ModelProto`` to INT8 with Q/DQ nodes, in place.
+    """Turn the trunk of an FP32 ``ModelProto`` into INT8 with Q/DQ nodes, in place.
 
-    A layer is kept with all that belongs to it, as in :func:`yolact_deploy.export.mixed_precision.lower_trunk`. In the
-    symmetric form it reads what its neighbours compute before that is quantised; in the other one what they put out,
-    which has 8 bits.
+    A kept layer includes all that belongs to it, as in :func:`yolact_deploy.export.mixed_precision.lower_trunk`. In the
+    symmetric form, it reads the results of its neighbors before they are quantized; in the other form, their 8-bit
+    outputs.
 
     Args:
         calibration: of the same graph
@@ -46,7 +46,7 @@ def quantize_trunk(
         keep_fp32: layers, or modules that hold some, that stay as they are
 
     Raises:
-        ExportError: a name that is no layer, nothing to quantise, a calibration of another graph, or a tensor without
+        ExportError: a name that is no layer, nothing to quantize, a calibration of another graph, or a tensor without
             a range.
     """
     check_word("target", target, QUANTIZATION_FORMS, ExportError)
@@ -59,7 +59,7 @@ def quantize_trunk(
         if node.op_type in _OPERATORS[target] and node.layer not in kept and not graph.node[node.index].domain
     ]
     if not any(node.op_type == "Conv" for node in chosen):
-        raise ExportError("no convolution is left to quantise: keep fewer layers in FP32, or export with --fp32")
+        raise ExportError("no convolution is left to quantize: keep fewer layers in FP32, or export with --fp32")
     ranges = _ranges_of(graph, chosen, calibration, outputs=target == "onnxruntime")
     indices = {node.index for node in chosen}
     exact = {node.output[0]: list(node.input) for i, node in enumerate(graph.node) if i not in indices}
@@ -72,29 +72,29 @@ def quantize_trunk(
 def _ranges_of(
     graph: Any, chosen: Sequence[TrunkNode], calibration: Calibration, *, outputs: bool
 ) -> dict[str, tuple[float, float]]:
-    """The range of each tensor that will be quantised."""
+    """The range of each tensor to quantize."""
     constants = {constant.name for constant in graph.initializer}
-    found = {}
+    ranges = {}
     for trunk_node in chosen:
         node = graph.node[trunk_node.index]
         names = [name for _, name in data_inputs(node) if name not in constants]
         for name in (*names, node.output[0]) if outputs else names:
             low, high = calibration.ranges.get(name, (math.nan, math.nan))
             if math.isnan(low + high):
-                raise ExportError(f"the calibration does not know {name}: it was made with another graph; repeat it")
+                raise ExportError(f"the calibration has no range for {name}: it was made with another graph; repeat it")
             if not low <= 0 <= high or not 0 < high - low < math.inf:
                 raise ExportError(
-                    f"{trunk_node.layer} was given values from {low:g} to {high:g} only, over {calibration.images} "
-                    "pictures: nothing can be quantised with that. Calibrate with pictures on which the network is at "
-                    "work, or keep the layer in FP32 (--keep-fp32)"
+                    f"{trunk_node.layer} had only values from {low:g} to {high:g} in {calibration.images} pictures: "
+                    "that range cannot be quantized. Calibrate with pictures on which the network detects objects, or "
+                    "keep the layer in FP32 (--keep-fp32)"
                 )
-            found[name] = low, high
-    return found
+            ranges[name] = low, high
+    return ranges
 
 
 def _insert(model: Any, chosen: Sequence[int], ranges: Mapping[str, tuple[float, float]], target: str) -> None:
-    """Let onnxruntime.quantization put Q/DQ nodes around the chosen ones, and quantise their weights."""
-    quantization = import_optional("onnxruntime.quantization", "onnx", "Quantising")
+    """Let onnxruntime.quantization put Q/DQ nodes around the chosen ones, and quantize their weights."""
+    quantization = import_optional("onnxruntime.quantization", "onnx", "Quantizing")
     from onnxruntime.quantization.calibrate import TensorData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
@@ -102,10 +102,9 @@ def _insert(model: Any, chosen: Sequence[int], ranges: Mapping[str, tuple[float,
     old = list(graph.node)
     names = [node.name for node in old]
     for index, node in enumerate(old):
-        node.name = f"node_{index}"  # the quantizer chooses by name, and graphs may use one twice
-    mark = model.metadata_props.add(
-        key="onnx.infer", value="onnxruntime.quant"
-    )  # types are known: no detour over files
+        node.name = f"node_{index}"  # the quantizer selects by name, which need not be unique
+    # The types are known, so the quantizer need not infer them by way of a file.
+    mark = model.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
     kind = quantization.QuantType
     quantizer = QDQQuantizer(
         model,
@@ -121,7 +120,7 @@ def _insert(model: Any, chosen: Sequence[int], ranges: Mapping[str, tuple[float,
             "ActivationSymmetric": symmetric,
             "WeightSymmetric": True,
             "QuantizeBias": not symmetric,
-            "ForceQuantizeNoInputCheck": True,  # resizing and pooling of what nothing else reads
+            "ForceQuantizeNoInputCheck": True,  # for resizing and pooling of tensors without other readers
             "OpTypesToExcludeOutputQuantization": _OPERATORS[target] if symmetric else (),
         },
     )
@@ -133,17 +132,14 @@ def _insert(model: Any, chosen: Sequence[int], ranges: Mapping[str, tuple[float,
 
 
 def _read_exact(graph: Any, inputs: Mapping[str, Sequence[str]]) -> None:
-    """Let the nodes with these first outputs read what they read before."""
+    """Restore the inputs of the nodes with these first outputs."""
     for node in graph.node:
         if node.output[0] in inputs:
             node.input[:] = inputs[node.output[0]]
 
 
 def _tidy(graph: Any) -> None:
-    """Put each new node right before the first one that reads it, so that the others stay in their order.
-
-    What nothing reads is left out, among the constants, too.
-    """
+    """Put each new node before its first reader, so that the others stay in order; drop nodes and constants unread."""
     new = {node.output[0]: node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     ordered: list[Any] = []
 

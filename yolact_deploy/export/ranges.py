@@ -1,11 +1,11 @@
-"""How values of tensors are spread, gathered image by image in bounded memory, and the range to quantise each with.
+"""Histograms of tensors, gathered image by image in bounded memory, and the range to quantize each tensor with.
 
-A histogram covers [-limit, limit] with :data:`BINS` bins, the limit being a power of two. A larger value doubles the
-limit and joins bins two by two, so nothing has to be known before and nothing is lost: the histogram is what it would
-have been with the last limit from the start.
+A histogram covers [-limit, limit] with :data:`BINS` bins, where the limit is a power of two. A larger value doubles the
+limit and merges bins in pairs. So the range need not be known in advance, and nothing is lost: the histogram is the
+same as if the last limit had been used from the start.
 
-The method gives the largest absolute value that is kept; both ends of the range follow from it and from the smallest
-and the largest value that were seen. So graphs with and without a zero point can be made from one calibration.
+A method chooses the largest absolute value to keep. Both ends of the range follow from it and from the smallest and
+largest value seen, so graphs with and without a zero point can be made from one calibration.
 
 Legend: T tensors, B bins, H = B / 2 bins of absolute values, w the width of a bin.
 """
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 BINS = 8192
 #: share of the values, in percent, that "percentile" keeps
 PERCENTILE = 99.999
-#: levels of one sign that int8 has
+#: levels of one sign in int8
 _LEVELS = 127
 _CANDIDATES = 256
 
 
 class Histograms:
-    """Of T tensors that are named by their place.
+    """Histograms of T tensors, by their index.
 
     Attributes:
         counts: int64 [T, B]
-        limits: float64 [T], 0 where nothing but zeros was seen
+        limits: float64 [T], 0 if only zeros were seen
         lows, highs: float64 [T], smallest and largest value
     """
 
@@ -41,13 +41,13 @@ class Histograms:
         self.highs = np.full(tensors, -math.inf)
 
     def add(self, tensor: int, low: float, high: float, values: NDArray[np.float32]) -> None:
-        """Count ``values``, some or all of a tensor's; ``low`` and ``high`` are the ends of all of them."""
+        """Count ``values``, some or all values of a tensor; ``low`` and ``high`` are the ends of all of them."""
         self.lows[tensor] = min(self.lows[tensor], low)
         self.highs[tensor] = max(self.highs[tensor], high)
         largest = max(abs(low), abs(high))
         if not largest:
             if not self.limits[tensor]:
-                self.counts[tensor, BINS // 2] += values.size  # zero is there whatever the limit
+                self.counts[tensor, BINS // 2] += values.size  # the bin of zero, whatever the limit
                 return
         elif largest > self.limits[tensor]:
             self._widen(tensor, 2.0 ** math.frexp(largest)[1])  # above all values
@@ -65,7 +65,7 @@ class Histograms:
         self.limits[tensor] = limit
 
     def range(self, tensor: int, method: str) -> tuple[float, float]:
-        """Low and high end to quantise with; zero is always in it."""
+        """Low and high end to quantize with; zero is always between them."""
         low, high = min(self.lows[tensor], 0.0), max(self.highs[tensor], 0.0)
         largest = max(-low, high)
         if method == "minmax" or not largest:
@@ -77,31 +77,31 @@ class Histograms:
 
 
 def _percentile(absolute: NDArray[np.int64], width: float) -> float:
-    """The end of the bin in which the share of values is reached."""
+    """The end of the bin that contains the percentile."""
     below = np.cumsum(absolute)
     return float((np.searchsorted(below, below[-1] * (PERCENTILE / 100)) + 1) * width)
 
 
 def _mse(absolute: NDArray[np.int64], width: float) -> float:
-    """The end that makes the squared error least: rounding inside of the range, clipping outside.
+    """The end with the least squared error, from rounding inside the range and clipping outside.
 
-    The first bin holds the zeros that ReLU leaves, which are exact, and is not counted.
+    The first bin holds the zeros that ReLU leaves, which are exact, and does not count.
     """
     used = int(np.flatnonzero(absolute)[-1]) + 1
-    centres = (np.arange(used) + 0.5) * width
+    centers = (np.arange(used) + 0.5) * width
     weights = absolute[:used].astype(np.float64)
     weights[0] = 0
     ends = np.unique(np.linspace(used / _CANDIDATES, used, _CANDIDATES).astype(np.int64).clip(1)) * width
     inside = np.cumsum(weights)[np.round(ends / width).astype(np.int64) - 1]
-    outside = np.maximum(centres[None] - ends[:, None], 0) ** 2 @ weights
+    outside = np.maximum(centers[None] - ends[:, None], 0) ** 2 @ weights
     return float(ends[np.argmin(inside * (ends / _LEVELS) ** 2 / 12 + outside)])
 
 
 def _entropy(absolute: NDArray[np.int64], width: float) -> float:
-    """The end for which the distribution with :data:`_LEVELS` + 1 levels diverges least from the clipped one.
+    """The end at which the distribution with :data:`_LEVELS` + 1 levels diverges least from the clipped one.
 
-    S. Migacz, 8-bit Inference with TensorRT, GTC 2017: what is clipped counts as the last bin of the reference; each
-    level's count is spread evenly over those of its bins that are not empty. Without the bin of zeros, as above.
+    S. Migacz, 8-bit Inference with TensorRT, GTC 2017. Clipped values count as the last bin of the reference, and the
+    count of each level is spread evenly over its bins that are not empty. The bin of zeros does not count, as above.
     """
     levels = _LEVELS + 1
     used = int(np.flatnonzero(absolute)[-1]) + 1

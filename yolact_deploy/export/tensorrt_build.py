@@ -1,6 +1,6 @@
-"""One build with one TensorRT: from the bytes of an ONNX file to those of a plan.
+"""One build with one TensorRT: from the bytes of an ONNX file to the bytes of a plan.
 
-What `yolact_deploy.export.engine` does around it: which TensorRT, plugins, caches, locks and files.
+`yolact_deploy.export.engine` chooses TensorRT and plugins, and handles caches, locks and files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from yolact_deploy.errors import ExportError
 from yolact_deploy.runtime import tensorrt_api
 from yolact_deploy.vocabulary import FLAVOURS
 
-#: called with the phase's name, the steps done and the steps in all
+#: called with the name of the phase, the steps done and the total
 Progress = Callable[[str, int, int], None]
 
 #: smallest, usual and largest batch
@@ -25,16 +25,16 @@ Profile = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPlan:
-    """Everything that a build depends on but the network itself.
+    """Everything that a build depends on besides the network.
 
     Attributes:
-        network_name: what the engine is to carry as its name, our metadata
+        network_name: name of the network in the engine: our metadata
         workspace_mib: limit of the scratch memory; None leaves it to TensorRT
         optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to TensorRT
-        targets: RTX's names of compute capabilities; none means portable
-        profiles: batches to optimize for, in the order of their numbers in the engine; used where the batch is dynamic
-        ahead_of_time: plugins are to take their ahead-of-time implementation
-        timings: what an earlier build gave as :attr:`Plan.timings`; None measures nothing and keeps nothing
+        targets: compute capabilities as TensorRT for RTX names them; none means portable
+        profiles: batches to optimize for, in the order of their numbers in the engine; used if the batch is dynamic
+        ahead_of_time: use the ahead-of-time implementations of plugins
+        timings: :attr:`Plan.timings` of an earlier build, empty if there was none; None uses no timing cache
     """
 
     network_name: str
@@ -48,7 +48,7 @@ class BuildPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build gives: the engine's bytes, and its timing cache where one was wanted."""
+    """The result of a build: the bytes of the engine, and its timing cache if one was used."""
 
     data: bytes
     timings: bytes | None = None
@@ -63,8 +63,8 @@ class _BuildFailure:
 class Build:
     """One build.
 
-    TensorRT's objects depend on each other's lifetimes, and an exception's traceback keeps them alive in no order. So
-    they all live and die inside :meth:`_make`, which raises nothing but reports what went wrong.
+    The objects of TensorRT depend on each other's lifetimes, and the traceback of an exception keeps them alive in no
+    particular order. So all of them live and die inside :meth:`_make`, which returns failures instead of raising them.
     """
 
     def __init__(self, trt: Any, flavour: str, plan: BuildPlan, progress: Progress | None) -> None:
@@ -75,11 +75,11 @@ class Build:
         self.interrupted = threading.Event()
 
     def run(self, onnx_bytes: bytes, source: str) -> Plan:
-        """The plan.
+        """Build the plan.
 
         Raises:
-            ExportError: TensorRT cannot parse or build the network; with its reasons.
-            KeyboardInterrupt: Ctrl-C or SIGTERM came.
+            ExportError: TensorRT cannot parse or build the network; the message has its reasons.
+            KeyboardInterrupt: Ctrl-C or SIGTERM.
         """
         with tensorrt_api.complaints(self.flavour) as heard, self._interruptible():
             made = self._make(onnx_bytes, heard)
@@ -93,13 +93,13 @@ class Build:
     def _make(self, onnx_bytes: bytes, heard: list[str]) -> Plan | _BuildFailure:
         try:
             builder = self.trt.Builder(tensorrt_api.logger(self.flavour))
-        except (TypeError, RuntimeError):  # pybind11's words for a null pointer
+        except (TypeError, RuntimeError):  # pybind11 raises these for a null pointer
             return _BuildFailure("start to build", _reasons(heard))
         flags = tensorrt_api.network_flags(self.trt, self.flavour, ahead_of_time=self.plan.ahead_of_time)
         network = builder.create_network(flags)
         parser = self.trt.OnnxParser(network, tensorrt_api.logger(self.flavour))
         config = builder.create_builder_config()
-        # TensorRT keeps no reference to the monitor, nor to the parser whose memory the network's weights are.
+        # TensorRT keeps no reference to the monitor, nor to the parser, which owns the memory of the weights.
         monitor = _make_monitor(self.trt, self.progress, self.interrupted)
         made: Plan | _BuildFailure
         if wrong := self._parse(parser, onnx_bytes, heard):
@@ -120,14 +120,14 @@ class Build:
         return made
 
     def _parse(self, parser: Any, onnx_bytes: bytes, heard: list[str]) -> str:
-        """Parse, and say what is wrong; empty when nothing is."""
+        """Parse the network; returns what is wrong, or an empty string."""
         if parser.parse(onnx_bytes):
             return ""
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         return "; ".join(_describe(error) for error in errors) or _reasons(heard)
 
     def _configure(self, builder: Any, network: Any, config: Any) -> Any | None:
-        """Gives the timing cache, if there is one; TensorRT keeps no reference to it either."""
+        """Set up the builder; returns the timing cache, if there is one, since TensorRT keeps no reference to it."""
         plan = self.plan
         if plan.workspace_mib is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
@@ -140,7 +140,7 @@ class Build:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C or SIGTERM cancel the build at its next step: no exception may travel through TensorRT."""
+        """Let Ctrl-C or SIGTERM cancel the build at its next step, since no exception may pass through TensorRT."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -169,14 +169,14 @@ def _reasons(heard: list[str]) -> str:
 
 
 def _describe(error: Any) -> str:
-    """A parser's error with the node, and the local functions around it from the outermost on."""
+    """An error of the parser with its node and the local functions around it, the outermost first."""
     inside = "".join(f" in function {name}" for name in reversed(error.local_function_stack()))
     return f"node {error.node_name()!r} ({error.node_operator()}){inside}: {error.desc()}"
 
 
 def _make_monitor(trt: Any, progress: Progress | None, interrupted: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base class is only known at run time
-        """Hands TensorRT's progress on, and stops the build when it was interrupted."""
+        """Passes TensorRT's progress on, and stops the build when it is interrupted."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -184,16 +184,16 @@ def _make_monitor(trt: Any, progress: Progress | None, interrupted: threading.Ev
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             self._steps[phase_name] = num_steps
-            self._tell(phase_name, 0)
+            self._report(phase_name, 0)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(phase_name, step + 1)
+            self._report(phase_name, step + 1)
             return not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            self._tell(phase_name, self._steps.pop(phase_name, 0))
+            self._report(phase_name, self._steps.pop(phase_name, 0))
 
-        def _tell(self, phase: str, done: int) -> None:
+        def _report(self, phase: str, done: int) -> None:
             if progress is not None:
                 progress(phase, done, self._steps.get(phase, done))
 

@@ -1,9 +1,8 @@
-"""Graphs in half precision for runtimes that cannot compute in it: the same graph in FP32, in memory.
+"""Widens a graph in half precision to FP32 in memory, for runtimes that cannot compute in half precision.
 
-ONNX Runtime's CPU provider has no BF16 convolutions. It has no FP16 ones either, and casts around each of them; but of
-a cast to FP16 and back between two of them it leaves nothing, so that what overflows in FP16 does not overflow there.
-Every FP16 and BF16 value is an FP32 value, so the weights are exact; what the operators put out is rounded again where
-that is wanted.
+The CPU provider of ONNX Runtime has no convolutions in BF16 or FP16. For FP16 it inserts casts, but it removes a cast
+to FP16 and back between two convolutions, so values that overflow in FP16 do not overflow there. Every FP16 and BF16
+value is an FP32 value, so the weights are exact; the results of operators are rounded again if requested.
 """
 
 from __future__ import annotations
@@ -12,30 +11,30 @@ from typing import Any
 
 from yolact_deploy.errors import import_optional
 
-#: the first version of ONNX whose convolutions and poolings take BF16
+#: the first opset whose convolutions and poolings support BF16
 BF16_OPSET = 22
 
 _FLOAT = 1
 #: ONNX's number of each type; the names are those of --fp16 and of OpenVINO's precisions
 HALF_TYPES = {"fp16": 10, "bf16": 16}
-#: operators whose results are values of a type if what enters them is
+#: operators that need no rounding: their results are among their inputs
 _EXACT = ("Relu", "MaxPool", "Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
           "Identity")  # fmt: skip
 
 
 def widen(model: Any, precision: str, *, rounding: bool) -> None:
-    """Turn what is in half precision in a ``ModelProto`` to FP32, in place, but for its outputs.
+    """Turn everything in half precision in a ``ModelProto`` into FP32, in place, except its outputs.
 
     Args:
         precision: "fp16" or "bf16"
-        rounding: round what each operator puts out, so that the results are those of arithmetic in FP32 with storage
-            in half precision, overflows among them; False leaves out what can be left out
+        rounding: round the results of each operator, so that they are those of FP32 arithmetic with storage in half
+            precision, including overflows; False rounds nothing
     """
     _Widening(model, HALF_TYPES[precision], rounding).run()
 
 
 class _Widening:
-    """Legend: ``t_exact`` is what an operator computes of the tensor ``t``, and ``t_half`` is it in half precision."""
+    """Legend: ``t_exact`` is the tensor ``t`` before rounding, and ``t_half`` is ``t`` in half precision."""
 
     def __init__(self, model: Any, half: int, rounding: bool) -> None:
         onnx = import_optional("onnx", "onnx", "Reading an ONNX file in half precision")
@@ -64,7 +63,7 @@ class _Widening:
         for value in graph.value_info:
             if value.name in self._was_half:
                 value.type.tensor_type.elem_type = _FLOAT
-        # Runtimes know more ways to fuse the operators of older versions, and nothing here is new but the types.
+        # Runtimes fuse operators of older opsets better, and only the types require the newer one.
         for holder in (self._model, *self._model.functions):
             for entry in holder.opset_import:
                 if not entry.domain:

@@ -1,10 +1,10 @@
-"""Multiply-accumulates and bytes of a network, layer by layer, counted from an exported graph.
+"""Counts multiply-accumulates and bytes of a network, layer by layer, from an exported graph.
 
-A multiply-accumulate (MAC) is one multiplication and one addition; GMAC are 10^9 of them. Counted are convolutions and
-products of matrices, as in the tables of papers; biases, activations, resizing and normalisation are left out.
+A multiply-accumulate (MAC) is one multiplication and one addition; a GMAC is 10^9 of them. Convolutions and matrix
+products count, as in the tables of papers; biases, activations, resizing and normalization do not.
 
-Bytes are those of each product on its own: its inputs, its weights and its outputs, once each. So what follows a
-product (activation, shortcut, resizing) is taken to cost no traffic, and no cache to keep a tensor for the next one.
+Bytes are the inputs, weights and outputs of each product, once each. This assumes that the operations after a product
+(activation, shortcut, resizing) cause no traffic, and that no cache keeps a tensor for the next product.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from yolact_deploy.errors import ArtifactError, InputError, import_optional
 from yolact_deploy.graph.onnx_graph import inline_functions, onnx_metadata, read_onnx, use_deform_conv
 from yolact_deploy.graph.trunk_graph import CONVERTING, trunk_nodes
 
-#: bytes of an element, by the precision that a runtime computes in
+#: bytes per element, by the precision that a runtime computes in
 ELEMENT_BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-#: parts of a network in their order; "other" are layers whose names tell nothing
+#: parts of a network in order; "other" are layers with unknown names
 PARTS = ("backbone", "fpn", "protonet", "heads", "tail", "other")
 
-#: first word of a layer's name, and the part that it is in
+#: first word of the name of a layer, and its part
 _MODULES = {"backbone": "backbone", "fpn": "fpn", "proto_net": "protonet", "prediction_layers": "heads"}
 
 _Shape = tuple[int, ...]
@@ -35,9 +35,9 @@ class LayerMacs:
     """One product of a network.
 
     Attributes:
-        name: of the layer with its weights, ``#2`` and so on where they are used again; in the tail, of the node
+        name: name of the layer, with ``#2`` and so on if its weights are used again; in the tail, name of the node
         part: one of :data:`PARTS`
-        op_type: of ONNX
+        op_type: ONNX operator
         macs: multiply-accumulates
         inputs: elements read that are not weights
         weights: elements of weights and biases
@@ -63,8 +63,8 @@ class Macs:
     """What one call of a network multiplies and moves.
 
     Attributes:
-        images: of a call
-        precision: of the trunk as the file or the model has it, a key of :data:`ELEMENT_BYTES`
+        images: images per call
+        precision: precision of the trunk in the file or model, a key of :data:`ELEMENT_BYTES`
         layers: in the order in which they run
     """
 
@@ -74,23 +74,23 @@ class Macs:
 
     @property
     def gmac(self) -> float:
-        """GMAC of a call without the tail (NMS and masks); for one image, what the tables of papers tell."""
+        """GMAC per call without the tail (NMS and masks); for one image, comparable with the tables of papers."""
         return sum(layer.macs for layer in self.layers if layer.part != "tail") / 1e9
 
     def part_gmac(self) -> dict[str, float]:
-        """GMAC of a call by part; parts without products are left out."""
+        """GMAC per call by part; parts without products are omitted."""
         return {part: sum(layer.macs for layer in layers) / 1e9 for part, layers in self._parts().items()}
 
     def part_bytes(self, precision: str | None = None) -> dict[str, int]:
-        """Bytes that a call moves by part; arguments and errors as in :meth:`moved_bytes`."""
+        """Bytes moved per call by part; arguments and errors as in :meth:`moved_bytes`."""
         size = element_bytes(precision or self.precision)
         return {part: size * sum(layer.elements for layer in layers) for part, layers in self._parts().items()}
 
     def moved_bytes(self, precision: str | None = None) -> int:
-        """Bytes that a call moves, without the tail.
+        """Bytes moved per call, without the tail.
 
         Args:
-            precision: that the runtime computes in; by default :attr:`precision`
+            precision: precision that the runtime computes in; by default :attr:`precision`
 
         Raises:
             InputError: a precision that is not in :data:`ELEMENT_BYTES`.
@@ -110,24 +110,24 @@ class Macs:
 
     def _parts(self) -> dict[str, list[LayerMacs]]:
         layers = {part: [layer for layer in self.layers if layer.part == part] for part in PARTS}
-        return {part: found for part, found in layers.items() if found}
+        return {part: present for part, present in layers.items() if present}
 
 
 def element_bytes(precision: str) -> int:
-    """Bytes of an element; raises :class:`InputError` for a precision that is not in :data:`ELEMENT_BYTES`."""
+    """Bytes per element; raises :class:`InputError` for a precision that is not in :data:`ELEMENT_BYTES`."""
     if precision not in ELEMENT_BYTES:
         raise InputError(f"unknown precision {precision!r}: expected one of {', '.join(ELEMENT_BYTES)}")
     return ELEMENT_BYTES[precision]
 
 
 def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
-    """Count an exported ONNX file, its functions (Fast NMS, masks) included.
+    """Count an exported ONNX file, including its functions (Fast NMS, masks).
 
     Args:
-        batch: images of a call, where the file leaves it open
+        batch: images per call, if the file has a dynamic batch
 
     Raises:
-        ArtifactError: not a file of ours, or a product that cannot be counted since shapes are not known.
+        ArtifactError: the file was not exported by this package, or the shapes of a product are unknown.
     """
     inference = import_optional("onnx.shape_inference", "onnx", "Counting an ONNX file")
     model = read_onnx(path)
@@ -139,7 +139,7 @@ def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
 
 
 def _fix_batch(graph: Any, batch: int) -> int:
-    """Write ``batch`` where the graph leaves the number of images open; gives the number of images of a call."""
+    """Replace a dynamic batch of the graph by ``batch``; returns the number of images per call."""
     first = graph.input[0].type.tensor_type.shape.dim[0]
     if first.WhichOneof("value") == "dim_value":
         return int(first.dim_value)
@@ -163,7 +163,7 @@ def _graph_layers(graph: Any, path: str) -> Iterator[LayerMacs]:
             sizes = {name: math.prod(shapes[name]) for name in (*node.input, *node.output) if name}
         except KeyError as error:
             raise ArtifactError(
-                f"{path}: {node.op_type} cannot be counted, the shape of {error} is not known: export the file again"
+                f"{path}: {node.op_type} cannot be counted, the shape of {error} is unknown: export the file again"
             ) from error
         yield LayerMacs(
             name=names.get(index) or node.name or node.output[0],
@@ -177,7 +177,7 @@ def _graph_layers(graph: Any, path: str) -> Iterator[LayerMacs]:
 
 
 def _shapes(graph: Any) -> dict[str, _Shape]:
-    """Shapes of the tensors all of whose dimensions are known."""
+    """Shapes of the tensors of which all dimensions are known."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shape = value.type.tensor_type.shape
@@ -187,7 +187,7 @@ def _shapes(graph: Any) -> dict[str, _Shape]:
 
 
 def _fixed(graph: Any) -> set[str]:
-    """Tensors that are weights, whatever converts or transposes them first."""
+    """Tensors that are weights, even if they are converted or transposed first."""
     fixed = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         moves = node.op_type in (*CONVERTING, "Transpose") and node.input[0] in fixed
@@ -201,12 +201,12 @@ def part_of(name: str) -> str:
 
 
 def _convolution(node: Any, shapes: dict[str, _Shape]) -> int:
-    """Weights [out, in / groups, ...]: each output element takes one kernel."""
+    """Weights [out, in / groups, ...]: one kernel per output element."""
     return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
 def _transposed_convolution(node: Any, shapes: dict[str, _Shape]) -> int:
-    """Weights [in, out / groups, ...]: each input element gives one kernel."""
+    """Weights [in, out / groups, ...]: one kernel per input element."""
     return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
@@ -220,14 +220,14 @@ def _matmul(node: Any, shapes: dict[str, _Shape]) -> int:
 
 
 def _einsum(node: Any, shapes: dict[str, _Shape]) -> int:
-    """All operands multiplied at once, over all indices: a single operand takes nothing."""
+    """All operands multiplied at once, over all indices; a single operand costs nothing."""
     equation = next(attribute.s for attribute in node.attribute if attribute.name == "equation").decode()
     sizes: dict[str, int] = {}
     for term, name in zip(equation.replace(" ", "").partition("->")[0].split(","), node.input, strict=True):
         shape = shapes[name]
-        spread = range(len(shape) - len(term.replace("...", "")))  # dimensions of the ellipsis, told by digits
+        spread = range(len(shape) - len(term.replace("...", "")))  # dimensions of the ellipsis, named by digits
         for index, size in zip(term.replace("...", "".join(map(str, reversed(spread)))), shape, strict=True):
-            sizes[index] = max(size, sizes.get(index, 1))  # one of 1 is repeated
+            sizes[index] = max(size, sizes.get(index, 1))  # a size of 1 is broadcast
     return math.prod(sizes.values()) * (len(node.input) - 1)
 
 

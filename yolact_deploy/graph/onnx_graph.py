@@ -1,10 +1,10 @@
-"""Reading exported ONNX files and fitting them to a CPU runtime in memory: cutting the tail off, inlining functions.
+"""Reads exported ONNX files and fits them to a runtime in memory: cuts the tail off, inlines functions.
 
-Fast NMS and mask assembly have static shapes in the graph, as GPUs want them. On a CPU, NumPy does the same work only
-where there is something to do, in a few milliseconds; so the CPU backends cut the graph before FastNMS by default. What
-follows the masks of a YOLACT++, its mask-IoU network, is NumPy's then, too.
+Fast NMS and mask assembly have static shapes in the graph, as GPUs require. On a CPU, NumPy works only where there is
+something to do, which takes a few milliseconds, so the CPU backends cut the graph before FastNMS by default. The
+mask-IoU network of a YOLACT++, which follows the masks, then runs in NumPy as well.
 
-The deformable convolutions of a YOLACT++ are functions in the file, for TensorRT; ONNX Runtime on a CPU and OpenVINO
+The deformable convolutions of a YOLACT++ are functions in the file, for TensorRT. ONNX Runtime on a CPU and OpenVINO
 get the operator itself, which is several times as fast.
 """
 
@@ -29,7 +29,7 @@ _EXPORT_AGAIN = "make it with: yolact-deploy export --weights WEIGHTS"
 
 
 def read_onnx(path: str | os.PathLike[str]) -> Any:
-    """The ``onnx.ModelProto`` of a file; raises :class:`ArtifactError` when it is not ONNX."""
+    """The ``onnx.ModelProto`` of a file; raises :class:`ArtifactError` if it is not ONNX."""
     onnx = import_optional("onnx", "onnx", "Reading an ONNX file")
     from google.protobuf.message import DecodeError
 
@@ -47,7 +47,7 @@ def read_onnx(path: str | os.PathLike[str]) -> Any:
 
 
 def onnx_metadata(model: Any, path: str | os.PathLike[str]) -> Metadata:
-    """Our metadata in a ``ModelProto``; raises :class:`ArtifactError` when there is none."""
+    """Our metadata in a ``ModelProto``; raises :class:`ArtifactError` if there is none."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
             return Metadata.from_json(entry.value, str(path))
@@ -88,14 +88,14 @@ def copy_model(model: Any) -> Any:
 
 
 def _drop_functions(model: Any) -> None:
-    """Drop the bodies that no node of the graph uses."""
+    """Drop the functions that no node of the graph uses."""
     used = {(node.domain, node.op_type) for node in model.graph.node}
     for function in [f for f in model.functions if (f.domain, f.name) not in used]:
         model.functions.remove(function)
 
 
 def use_deform_conv(model: Any) -> None:
-    """Put ONNX's operator in place of our function of the same name, for runtimes that have it; in place."""
+    """Replace our function DeformConv by ONNX's operator of that name, in place, for runtimes that have it."""
     for node in model.graph.node:
         if node.domain == DOMAIN and node.op_type == DEFORM_CONV:
             node.domain = ""
@@ -103,41 +103,41 @@ def use_deform_conv(model: Any) -> None:
 
 
 def fit_trunk(model: Any) -> None:
-    """Leave the trunk alone, with deformable convolutions as CPU runtimes have them; in place."""
+    """Keep only the trunk, with deformable convolutions as operators, for CPU runtimes; in place."""
     if any(node.op_type == "FastNMS" and node.domain == DOMAIN for node in model.graph.node):
         cut_tail(model)
     use_deform_conv(model)
 
 
 def mask_iou_net(model: Any) -> HostMaskIouNet | None:
-    """The mask-IoU network of a file that ends in detections, before its tail is cut; None where it has none."""
+    """The mask-IoU network of a file that ends in detections, before its tail is cut; None if it has none."""
     numpy_helper = import_optional("onnx.numpy_helper", "onnx", "Reading an ONNX file")
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = {}
+    parameters = {}
     for node in model.graph.node:
         if node.op_type != "Conv" or (name := node.input[1].removeprefix("model.")) not in PARAMETERS:
             continue
         weight, *bias = (numpy_helper.to_array(tensors[value]) for value in node.input[1:])
-        # The exporter leaves out a bias of zeros, and keeps equal ones once.
-        found[name] = weight
-        found[name.removesuffix("weight") + "bias"] = bias[0] if bias else np.zeros(len(weight), np.float32)
-    if not found:
+        # The exporter omits a bias of zeros, and writes equal ones once.
+        parameters[name] = weight
+        parameters[name.removesuffix("weight") + "bias"] = bias[0] if bias else np.zeros(len(weight), np.float32)
+    if not parameters:
         return None
-    missing = [name for name in PARAMETERS if name not in found]
+    missing = [name for name in PARAMETERS if name not in parameters]
     if missing:
         raise ArtifactError(f"the file has no {', '.join(missing)}: export it again")
-    return HostMaskIouNet(found)
+    return HostMaskIouNet(parameters)
 
 
 def _only(graph: Any, op: str) -> Any:
-    found = [node for node in graph.node if node.op_type == op and node.domain == "yolact"]
-    if len(found) != 1:
-        raise ArtifactError(f"expected one yolact::{op} node in the graph, found {len(found)}: export the file again")
-    return found[0]
+    nodes = [node for node in graph.node if node.op_type == op and node.domain == DOMAIN]
+    if len(nodes) != 1:
+        raise ArtifactError(f"expected one yolact::{op} node in the graph, got {len(nodes)}: export the file again")
+    return nodes[0]
 
 
 def inline_functions(model: Any) -> Any:
-    """A model without local functions, for runtimes that do not know them."""
+    """A model without local functions, for runtimes that do not support them."""
     if not model.functions:
         return model
     inliner = import_optional("onnx.inliner", "onnx", "Inlining ONNX functions")
@@ -146,12 +146,12 @@ def inline_functions(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class LoadedGraph:
-    """An exported file as a runtime should get it.
+    """An exported file as a runtime gets it.
 
     Attributes:
-        data: the model's bytes
+        data: the serialized model
         on_host: whether Fast NMS and masks run on the host
-        mask_iou: rescores masks there; None where the graph does so, or nothing does
+        mask_iou: rescores masks on the host; None if the graph does, or if there are no mask scores
     """
 
     data: bytes
@@ -164,11 +164,11 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     """Read an exported file and fit it to a runtime.
 
     Args:
-        tail: "graph" leaves Fast NMS and masks in the graph, where they are; all else cuts them off
-        gpu: leaves deformable convolutions as the functions that the file has
-        half: what becomes of a trunk in FP16 or BF16: "keep" it, or "round" or "fp32" for runtimes that compute in
-            FP32, where what operators put out is rounded to it or not
-        unsigned: fits a trunk in INT8 to ONNX Runtime on x86, see :mod:`yolact_deploy.graph.onnx_int8`
+        tail: "graph" keeps Fast NMS and masks in the graph, if they are there; anything else cuts them off
+        gpu: keep deformable convolutions as functions
+        half: how a runtime computes a trunk in FP16 or BF16: "keep" it; "round": in FP32, with the results of operators
+            rounded; "fp32": in FP32 without rounding
+        unsigned: fit an INT8 trunk to ONNX Runtime on x86, see :mod:`yolact_deploy.graph.onnx_int8`
     """
     model = read_onnx(path)
     metadata = onnx_metadata(model, path)

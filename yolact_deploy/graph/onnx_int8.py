@@ -1,17 +1,17 @@
-"""Symmetric INT8 graphs as ONNX Runtime's kernels for x86 want them: the same graph with unsigned activations.
+"""Rewrites symmetric INT8 graphs for the x86 kernels of ONNX Runtime: the same graph with unsigned activations.
 
-A file for TensorRT and OpenVINO has signed activations with zero point 0. ONNX Runtime computes these in FP32 for the
-most part, since the instructions of x86 multiply unsigned by signed bytes. So that one file serves all, two things
-change in memory when it is loaded there; on other CPUs nothing does, nor on those of x86 without VNNI, which would add
-products in 16 bits and overflow.
+A file for TensorRT and OpenVINO has signed activations with zero point 0. ONNX Runtime computes most of these in FP32,
+since x86 multiplies unsigned by signed bytes. So that one file serves all runtimes, loading it in ONNX Runtime changes
+two things in memory. Nothing changes on other CPUs, nor on x86 without VNNI, which would accumulate products in 16 bits
+and overflow.
 
-Activations become unsigned. Where values cannot be negative, 0..127 becomes 0..255 over the same range, which is twice
-as fine; elsewhere -128..127 becomes 0..255 with zero point 128, which is the same numbers.
+Activations become unsigned. If values cannot be negative, 0..127 becomes 0..255 over the same range, which is twice as
+fine; otherwise -128..127 becomes 0..255 with zero point 128, which represents the same numbers.
 
-Convolutions whose result is not quantised, the heads among them, become a product of 8-bit matrices with a result in
-FP32, which is what the file says. ONNX Runtime would compute them in FP32, in four times as long.
+Convolutions whose result is not quantized, including the heads, become a product of 8-bit matrices with a result in
+FP32, as the file specifies. ONNX Runtime itself would compute them in FP32, which takes four times as long.
 
-Legend: N images, C channels that enter, O that leave, H x W positions, h x w of the kernel.
+Legend: N images, C input channels, O output channels, H x W positions, h x w size of the kernel.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from numpy.typing import NDArray
 from yolact_deploy.errors import import_optional
 from yolact_deploy.machine.cpu import cpu_info, is_x86
 
-#: instruction sets that add products of bytes in 32 bits
+#: instruction sets that accumulate products of bytes in 32 bits
 _VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 _CONTRIB = "com.microsoft"
-#: operators whose results are not negative, whatever enters them
+#: operators whose results are never negative
 _POSITIVE = ("Relu", "Sigmoid", "Softmax")
-#: operators whose results are not negative if what enters them is not
+#: operators whose results are not negative if their inputs are not
 _KEEPING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Transpose", "Reshape", "Flatten", "Slice",
             "Identity", "QuantizeLinear", "DequantizeLinear")  # fmt: skip
 _COMBINING = ("Concat", "Add", "Mul")
-#: operators between a convolution and its QuantizeLinear that ONNX Runtime takes into it, or behind the QuantizeLinear
+#: operators between a convolution and its QuantizeLinear that ONNX Runtime fuses, or moves behind the QuantizeLinear
 _FUSED = ("Relu", "Clip", "MaxPool")
-#: as far as int32 goes; a bias that passes it, in units of the products, cannot enter a quantised convolution
+#: limit of int32; a quantized convolution cannot hold a larger bias, in units of the products
 _LARGEST_BIAS = 2.0**31 - 1
 _TO_THE_END = 2**62
 
 
 def wants_unsigned() -> bool:
-    """Whether this CPU is one whose kernels want unsigned activations, and multiply them without overflow."""
+    """Whether the kernels for this CPU need unsigned activations and multiply them without overflow."""
     return is_x86() and not _VNNI.isdisjoint(cpu_info()[1])
 
 
 def use_unsigned(model: Any) -> None:
-    """Fit a ``ModelProto`` with symmetric Q/DQ to ONNX Runtime on x86, in place; what is not symmetric stays."""
+    """Fit a ``ModelProto`` with symmetric Q/DQ to ONNX Runtime on x86, in place; other Q/DQ nodes do not change."""
     _Rewriting(model).run()
 
 
@@ -85,14 +85,14 @@ class _Rewriting:
     # -- activations ------------------------------------------------------------------------------------------------
 
     def _symmetric(self, node: Any) -> bool:
-        """Whether a QuantizeLinear or DequantizeLinear is of activations with signed bytes and zero point 0."""
+        """Whether a QuantizeLinear or DequantizeLinear has one scale, signed bytes and zero point 0."""
         if len(node.input) < 3 or node.input[1] not in self._constants or node.input[2] not in self._constants:
             return False
         scale, zero = self._value(node.input[1]), self._value(node.input[2])
         return scale.size == 1 and zero.dtype == np.int8 and zero.size == 1 and not zero.any()
 
     def _make_unsigned(self, node: Any) -> None:
-        """Change a QuantizeLinear and the DequantizeLinear that read it."""
+        """Change a QuantizeLinear and the DequantizeLinear nodes that read it."""
         readers = self._consumers[node.output[0]]
         if node.output[0] in self._outputs or not all(
             reader.op_type == "DequantizeLinear" and self._symmetric(reader) for reader in readers
@@ -111,10 +111,10 @@ class _Rewriting:
     def _is_not_negative(self, name: str) -> bool:
         """Whether a tensor has no negative values by construction."""
         if name not in self._not_negative:
-            self._not_negative[name] = self._finds_not_negative(self._producers.get(name))
+            self._not_negative[name] = self._gives_not_negative(self._producers.get(name))
         return self._not_negative[name]
 
-    def _finds_not_negative(self, node: Any) -> bool:
+    def _gives_not_negative(self, node: Any) -> bool:
         if node is None or node.domain:
             return False
         if node.op_type == "Clip":
@@ -130,7 +130,7 @@ class _Rewriting:
     # -- convolutions -----------------------------------------------------------------------------------------------
 
     def _wants_matrices(self, node: Any) -> bool:
-        """Whether a convolution reads bytes, would not write any, and is a product of matrices."""
+        """Whether a convolution reads bytes, would not write bytes, and can be a matrix product."""
         activations, weights = (self._producers.get(name) for name in node.input[:2])
         if activations is None or weights is None or {activations.op_type, weights.op_type} != {"DequantizeLinear"}:
             return False
@@ -149,7 +149,7 @@ class _Rewriting:
         return self._value(node.input[2]).dtype if len(node.input) > 2 and node.input[2] in self._constants else None
 
     def _is_quantized(self, name: str) -> bool:
-        """Whether a tensor is quantised, and nothing else reads it but an activation or a pooling before that."""
+        """Whether the only reader of a tensor is a QuantizeLinear, possibly behind an activation or a pooling."""
         readers = self._consumers[name]
         if name in self._outputs or len(readers) != 1:
             return False
@@ -159,7 +159,7 @@ class _Rewriting:
         return reader.op_type in _FUSED and self._is_quantized(reader.output[0])
 
     def _bias_is_too_large(self, node: Any) -> bool:
-        """Of a channel with weights of next to nothing, whose bias ONNX Runtime would cut off."""
+        """Whether ONNX Runtime would clip the bias of a channel, because its weights are almost zero."""
         activations, weights = (self._producers[name] for name in node.input[:2])
         if len(node.input) < 3 or node.input[2] not in self._constants:
             return False
@@ -167,10 +167,10 @@ class _Rewriting:
         return bool(np.any(np.abs(self._value(node.input[2])) > _LARGEST_BIAS * unit))
 
     def _in_matrices(self, node: Any, columns: dict[tuple[object, ...], str]) -> list[Any]:
-        """The nodes that stand for a convolution: its input's columns [N, H, W, hwC] times its weights [hwC, O].
+        """The nodes that replace a convolution: columns of its input [N, H, W, hwC] times its weights [hwC, O].
 
         Args:
-            columns: those that are there already, since heads read the same; changed
+            columns: columns made so far, which heads share; new ones are added
         """
         activations, weights = (self._producers[name] for name in node.input[:2])
         output = node.output[0]
@@ -204,7 +204,7 @@ class _Rewriting:
     def _columns(
         self, activations: Any, name: str, size: tuple[int, ...], pads: list[int], strides: list[int]
     ) -> list[Any]:
-        """For each position what the kernel sees there: slices of the input, one for each place of the kernel."""
+        """The input values under the kernel at each position: one slice of the input per element of the kernel."""
         make, last = self._make_node, f"{name}_NHWC"
         nodes = [make("Transpose", [activations.input[0]], [last], perm=[0, 2, 3, 1])]
         if any(pads):
@@ -234,11 +234,11 @@ class _Rewriting:
     # -- constants --------------------------------------------------------------------------------------------------
 
     def _value(self, name: str) -> NDArray[Any]:
-        found: NDArray[Any] = self._arrays.to_array(self._constants[name])
-        return found
+        value: NDArray[Any] = self._arrays.to_array(self._constants[name])
+        return value
 
     def _constant(self, name: str, value: NDArray[Any] | np.generic) -> str:
-        """Name of a constant, made when it is first wanted."""
+        """The name of a constant, which is made on first use."""
         if name not in self._made:
             self._made.add(name)
             tensor = self._arrays.from_array(np.asarray(value), name)
@@ -247,7 +247,7 @@ class _Rewriting:
         return name
 
     def _tidy(self, changed: set[str]) -> None:
-        """Drop what nothing uses any more, and types of tensors that have others now."""
+        """Drop unused nodes and constants, and the types of tensors that have changed."""
         used = {name for node in self._graph.node for name in node.input} | self._outputs
         nodes = list(self._graph.node)
         weights = [n for n in nodes if n.op_type == "DequantizeLinear" and not used.intersection(n.output)]

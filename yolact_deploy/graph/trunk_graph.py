@@ -1,9 +1,9 @@
-"""The trunk of an exported graph, node by node: to which layer each belongs, under names that other graphs share.
+"""Assigns each node of the trunk of an exported graph to a layer, under names that other graphs share.
 
-The trunk is everything from the first weights to the raw heads: what an export computes in reduced precision. A layer
-is a set of weights, named as the module that has them (``backbone.layers.0.0.conv1``), together with what follows them
-up to the next weights: its activation, the addition of a shortcut, the resizing of its output. Names survive a change
-of precision and the insertion of Q/DQ nodes; node names and tensor names do not.
+The trunk is everything from the first weights to the raw heads: the part that an export computes in reduced precision.
+A layer is a set of weights, named as the module that holds them (``backbone.layers.0.0.conv1``), together with all that
+follows up to the next weights: its activation, the addition of a shortcut, the resizing of its output. Layer names
+survive a change of precision and the insertion of Q/DQ nodes; node names and tensor names do not.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ WEIGHTED = ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul")
 CONVERTING = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
 #: operators that only move values
 MOVING = ("Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split")
-#: what may stand between the last weights and the raw heads
+#: operators that may stand between the last weights and the raw heads
 _ENDING = ("Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid", "Transpose", "Reshape", "Concat", *CONVERTING)
 #: operators whose later inputs are sizes, axes and the like
 _ONE_DATA_INPUT = ("Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze", "Split", *CONVERTING)
 #: the mask-IoU network of YOLACT++, which has weights and follows the masks
 _TAIL_MODULE = "maskiou_net."
-#: the module that is a block of the network: a residual block, a prediction head, protonet, the whole FPN; a layer of
-#: the backbone that is in no residual block stands alone
+#: the block of a layer: a residual block, a prediction head, protonet, the whole FPN; a layer of the backbone outside
+#: residual blocks is its own block
 _BLOCK = re.compile(r"(?:backbone\.layers\.\d+\.\d+|prediction_layers\.\d+|backbone\..+|[^.]+)(?=\.|$)")
 _WEIGHT_NAME = re.compile(r"(?:model\.)?(?P<layer>.+?)(?:\.weight(?:_\w+)?)?")
 
@@ -41,10 +41,10 @@ class TrunkNode:
     """One node of the trunk.
 
     Attributes:
-        index: of the node in the graph
-        name: the layer's name, ``#2`` and so on where weights are used again, and ``/Relu`` for what follows them
+        index: index of the node in the graph
+        name: name of the layer, with ``#2`` and so on if weights are used again, and ``/Relu`` for what follows them
         layer: name of the layer
-        op_type: of ONNX
+        op_type: ONNX operator
         output: name of its first output
     """
 
@@ -56,12 +56,12 @@ class TrunkNode:
 
     @property
     def computes(self) -> bool:
-        """Whether values leave it that did not enter it."""
+        """Whether its outputs have values that its inputs do not have."""
         return self.op_type not in CONVERTING and self.op_type not in MOVING
 
 
 def data_inputs(node: Any) -> Iterator[tuple[int, str]]:
-    """Slot and name of the inputs that carry values, constants among them; not sizes and axes."""
+    """Slot and name of the inputs that carry values, including constants but not sizes and axes."""
     slots = list(node.input)[: 1 if node.op_type in _ONE_DATA_INPUT else None]
     return ((slot, name) for slot, name in enumerate(slots) if name)
 
@@ -72,10 +72,10 @@ def trunk_nodes(graph: Any) -> list[TrunkNode]:
     constants = {initializer.name for initializer in graph.initializer}
     layers = {i: layer for i, node in enumerate(graph.node) if (layer := _layer(node, producers, constants))}
     feeding = _feeding(graph, layers)
-    owners: dict[str, tuple[int, str, str]] = {}  # of a tensor: number and name of its last weights, their use's name
+    owners: dict[str, tuple[int, str, str]] = {}  # of a tensor: index and layer of its last weights, name of that use
     uses: Counter[str] = Counter()
     names: Counter[str] = Counter()
-    found = []
+    nodes = []
     for index, node in enumerate(graph.node):
         inputs = [name for _, name in data_inputs(node) if name not in constants]
         if index in layers:
@@ -93,8 +93,8 @@ def trunk_nodes(graph: Any) -> list[TrunkNode]:
             names[name] += 1
             name += f"#{names[name]}" if names[name] > 1 else ""
         owners.update(dict.fromkeys(node.output, owner))
-        found.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
-    return found
+        nodes.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
+    return nodes
 
 
 def layer_names(nodes: Iterable[TrunkNode]) -> list[str]:
@@ -103,7 +103,7 @@ def layer_names(nodes: Iterable[TrunkNode]) -> list[str]:
 
 
 def layer_blocks(layers: Iterable[str]) -> dict[str, list[str]]:
-    """The blocks that layers are in, each with its layers; a block's name means these layers to :func:`select_layers`.
+    """The blocks of layers, each with its layers; :func:`select_layers` accepts the name of a block for its layers.
 
     >>> layer_blocks(["backbone.conv1", "backbone.layers.0.0.conv1", "backbone.layers.0.0.conv2", "proto_net.0"])
     ... # doctest: +NORMALIZE_WHITESPACE
@@ -119,7 +119,7 @@ def layer_blocks(layers: Iterable[str]) -> dict[str, list[str]]:
 
 
 def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
-    """The layers that ``names`` mean: layers, or the modules that hold them (``proto_net``).
+    """The layers that ``names`` stand for; a name is a layer, or a module that holds layers (``proto_net``).
 
     Raises:
         ExportError: a name that is neither.
@@ -136,7 +136,7 @@ def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
 
 
 def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | None:
-    """Name of the layer whose weights the node applies; None where it has none."""
+    """Name of the layer whose weights the node applies; None if it has none."""
     ours = node.domain == DOMAIN and node.op_type == DEFORM_CONV
     if node.op_type not in WEIGHTED or (node.domain and not ours) or len(node.input) < 2:
         return None
@@ -152,7 +152,7 @@ def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | N
 
 
 def _feeding(graph: Any, layers: dict[int, str]) -> set[str]:
-    """Tensors whose values enter weights later on."""
+    """Tensors whose values reach an operator with weights later on."""
     feeding: set[str] = set()
     for index in reversed(range(len(graph.node))):
         node = graph.node[index]

@@ -161,10 +161,10 @@ def test_agreement_as_the_limit() -> None:
 
 
 def test_a_limit_that_no_layer_in_int8_keeps() -> None:
-    """Told with the best that was tried; exit code 1."""
+    """With the best graph tried; exit code 1."""
     with pytest.raises(GateError, match=r"not reached with any layer in int8, so nothing was written") as caught:
         search(dict.fromkeys(NAMES, 2.0), Target(max_ap_drop=1))
-    assert "The best that was tried has one layer of 20 in int8: box AP 50.00 (+0.00), mask AP 38.00 (-2.00)" in str(
+    assert "The best graph tried has one layer of 20 in int8: box AP 50.00 (+0.00), mask AP 38.00 (-2.00)" in str(
         caught.value
     )
     assert caught.value.exit_code == 1
@@ -175,7 +175,7 @@ def test_what_cannot_be_judged() -> None:
         search({}, Target(max_ap_drop=1), truth=False)
     nothing = Scripted({})
     nothing.reference = Measured({}, None, None, {"box": 0.0, "mask": 0.0}, {"box": 0.0, "mask": 0.0})
-    with pytest.raises(DatasetError, match="finds none of the annotated objects"):
+    with pytest.raises(DatasetError, match="detects none of the annotated objects"):
         search_layers(nothing, nothing, Target(max_ap_drop=1))  # type: ignore[arg-type]
     with pytest.raises(DatasetError, match="detects nothing in these images"):
         search_layers(nothing, nothing, Target(min_agreement=0.9))  # type: ignore[arg-type]

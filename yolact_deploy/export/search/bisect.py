@@ -1,9 +1,9 @@
-"""Which layers' precision costs most, and the fewest layers to keep in FP32 so that a target is met.
+"""Measures which layers cost most in a lower precision, and finds the fewest to keep in FP32 so that a target is met.
 
-The cost of a layer or block is measured alone: that one in the lower precision, all others in FP32. Noise of single
-layers adds up closely enough to say in which order to keep them; how many it takes is found by running the mixed graphs
-themselves. Order comes from the noise of the raw outputs and never from average precision: of a single layer, its
-change is chance on any number of images that one would wait for.
+The cost of a layer or block is measured alone: that one in the lower precision, all others in FP32. The noise of single
+layers adds up closely enough to decide in which order to keep them; the mixed graphs themselves are run to decide how
+many. The order follows the noise of the raw outputs, never average precision: the change that a single layer makes to
+AP is chance on any practical number of images.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_blocks
 from yolact_deploy.progress import SILENT, Progress
 
-#: relative noise that stands for values that are not finite; larger than any that is
+#: relative noise in place of values that are not finite; larger than any finite one
 _BROKEN = 1e12
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a mixed-precision graph must reach; one of them or several.
+    """What a mixed-precision graph must reach: one or several of these.
 
     Attributes:
-        agreement: share of the FP32 graph's detections that are found, of the same class with a box IoU of 0.5 or more
-        sqnr: decibels that each of boxes, scores, coeff and proto must have
-        max_ap_drop: points of AP (of 100) by which neither boxes nor masks may be below the FP32 graph
-        min_agreement: share (0 to 1) of the detections on which both must agree, see ``Measured.agreed``
+        agreement: minimum share of the FP32 graph's detections that it also has: same class, box IoU of 0.5 or more
+        sqnr: minimum signal-to-noise ratio of each of boxes, scores, coeff and proto, dB
+        max_ap_drop: points of AP (of 100) that boxes and masks may each lose against the FP32 graph
+        min_agreement: minimum share (0 to 1) of detections on which both agree, see ``Measured.agreed``
     """
 
     agreement: float | None = None
@@ -57,31 +57,31 @@ class Target:
 
     @property
     def of_detections(self) -> bool:
-        """Whether raw outputs do not tell if it is met."""
+        """Whether it takes detections, not only raw outputs, to judge it."""
         return self.sqnr is None
 
     def check_measurable(self, reference: Measured) -> None:
-        """Raises where no graph could be held against it, since the FP32 graph itself gives nothing to lose."""
+        """Raise :class:`DatasetError` if the FP32 graph itself has nothing to lose on these images."""
         if self.max_ap_drop is not None and not reference.ap:
             raise DatasetError(
                 "a limit on the loss of AP needs ground truth: give images with annotations that have objects"
             )
         if self.max_ap_drop is not None and not any(reference.ap.values()):
             raise DatasetError(
-                "the FP32 network finds none of the annotated objects (AP 0), so none can be lost: are these images "
+                "the FP32 network detects none of the annotated objects (AP 0), so none can be lost: are these images "
                 "and annotations of the classes that it was trained on?"
             )
         if self.min_agreement is not None and reference.agreed is None:
             raise DatasetError("the FP32 network detects nothing in these images: give images with objects")
 
-    def met_by(self, found: Measured) -> bool:
-        if self.sqnr is not None and found.least_sqnr_db < self.sqnr:
+    def met_by(self, measured: Measured) -> bool:
+        if self.sqnr is not None and measured.least_sqnr_db < self.sqnr:
             return False
-        if self.agreement is not None and found.agreement is not None and found.agreement < self.agreement:
+        if self.agreement is not None and measured.agreement is not None and measured.agreement < self.agreement:
             return False
-        if self.min_agreement is not None and found.agreed is not None and found.agreed < self.min_agreement:
+        if self.min_agreement is not None and measured.agreed is not None and measured.agreed < self.min_agreement:
             return False
-        return self.max_ap_drop is None or worst_drop(found) <= self.max_ap_drop
+        return self.max_ap_drop is None or worst_drop(measured) <= self.max_ap_drop
 
     def to_json(self) -> dict[str, float | None]:
         return {
@@ -104,23 +104,23 @@ class Target:
         return " and ".join(parts)
 
 
-def worst_drop(found: Measured) -> float:
-    """Points of AP lost, of boxes or masks, whichever is more; 0 without ground truth."""
-    return 100 * max(found.ap_drop.values(), default=0.0)
+def worst_drop(measured: Measured) -> float:
+    """Points of AP lost by boxes or masks, whichever is more; 0 without ground truth."""
+    return 100 * max(measured.ap_drop.values(), default=0.0)
 
 
 @dataclass(frozen=True)
 class BisectResult:
-    """Costs of all blocks and layers, and where there was a target the layers to keep.
+    """Costs of all blocks and layers, and the layers to keep if there was a target.
 
     Attributes:
-        images: on which costs were measured
-        judged: on how many images the target was
+        images: number of images on which costs were measured
+        judged: number of images on which the target was judged
         blocks: each block in the lower precision alone, the most expensive first
         costs: each layer in the lower precision alone, the most expensive first
         lowered: all layers in the lower precision
         keep_fp32: the layers to keep; none of them can be left out
-        mixed: the graph that keeps them, as it ran; None without a target
+        mixed: the graph that keeps them; None without a target
     """
 
     model: str
@@ -165,10 +165,10 @@ def bisect_precision(
 
     Args:
         path: the FP32 file
-        images: on which costs are measured; with annotations, in AP too
-        precision: "fp16" or "bf16", or what ``change`` makes of it
+        images: images on which costs are measured, in AP as well if they have annotations
+        precision: "fp16" or "bf16", or the name of what ``change`` does
         change: from :mod:`yolact_deploy.export.search.changes`; by default the emulation of ``precision``
-        judged: images on which a target is measured, by default the same
+        judged: images on which the target is judged, by default the same
 
     Raises:
         ArtifactError: a file of another precision than FP32, or without layers.
@@ -177,7 +177,7 @@ def bisect_precision(
     if change is None and precision not in HALF_TYPES:
         raise InputError(f"--bisect knows {', '.join(HALF_TYPES)} and int8, not {precision}")
     if not len(images):
-        raise InputError("--bisect needs a picture at least: raise --layer-images")
+        raise InputError("--bisect needs at least one picture: raise --layer-images")
     model = read_onnx(path)
     metadata = onnx_metadata(model, path)
     if metadata.precision != "fp32":
@@ -217,14 +217,14 @@ def bisect_precision(
 
 
 def ranked(costs: Mapping[str, Measured]) -> tuple[tuple[str, Measured], ...]:
-    """The most expensive first, by the noise of the output that suffers most."""
+    """The most expensive first, by the noise of the output with the most."""
     return tuple(sorted(costs.items(), key=lambda item: -max(_noise(item[1]).values())))
 
 
 def keep_order(costs: Mapping[str, Measured]) -> list[str]:
-    """The layers in the order in which to keep them: each is the one that relieves the then worst output the most.
+    """The layers in the order in which to keep them: each time the one that adds most noise to the worst output.
 
-    Noise power of single layers is taken to add up.
+    Assumes that the noise power of single layers adds up.
     """
     noise = {layer: _noise(cost) for layer, cost in costs.items()}
     left = {head: sum(values[head] for values in noise.values()) for head in HEADS}
@@ -239,11 +239,11 @@ def keep_order(costs: Mapping[str, Measured]) -> list[str]:
 
 
 def fewest(order: Sequence[str], good: Callable[[Sequence[str]], bool]) -> list[str]:
-    """The shortest beginning of ``order`` that is good, less every item that can be left out of it.
+    """The shortest good prefix of ``order``, without the items that can be left out of it.
 
-    All of ``order`` must be good, and what begins with something good is taken to be so.
+    All of ``order`` must be good. Assumes that every extension of a good prefix is good.
     """
-    low, high = 0, len(order)  # as many are good, and fewer than low are not
+    low, high = 0, len(order)  # the first ``high`` items are good, fewer than ``low`` are not
     while low < high:
         middle = (low + high) // 2
         if good(order[:middle]):

@@ -1,8 +1,8 @@
 """Changes to the graphs of :mod:`yolact_deploy.export.search.trials`: half precision and INT8, as exported.
 
-Half precision is emulated (see :func:`yolact_deploy.export.mixed_precision.lower_trunk`): operators compute in FP32 and
-what enters and leaves them is rounded. An engine that fuses operators rounds less often, one that also adds up in half
-precision is worse. INT8 is computed in INT8, by ONNX Runtime's own kernels, from the graph that the export would write.
+Half precision is emulated (see :func:`yolact_deploy.export.mixed_precision.lower_trunk`): operators compute in FP32,
+and their inputs and outputs are rounded. An engine that fuses operators rounds less often; one that also accumulates in
+half precision is worse. INT8 runs in the INT8 kernels of ONNX Runtime, from the graph that the export would write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def half_precision(precision: str) -> Change:
-    """To "fp16" or "bf16"."""
+    """Lower to "fp16" or "bf16"."""
 
     def change(model: Any, kept: Sequence[str]) -> None:
         lower_trunk(model, kept, precision=precision, emulate=True)
@@ -29,19 +29,19 @@ def half_precision(precision: str) -> Change:
 
 
 def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool = True) -> Change:
-    """To INT8 with the ranges of one calibration, as ONNX Runtime runs a file for ``target`` on this machine.
+    """Quantize with the ranges of one calibration, as ONNX Runtime runs a file of form ``target`` on this machine.
 
-    The kept layers are told by their names, not by modules.
+    Kept layers are given by their own names, not by modules.
 
     Args:
-        unsigned: False leaves a symmetric graph as TensorRT and OpenVINO compute it, on every machine. That is slow in
-            ONNX Runtime, and coarser: values that cannot be negative have half as many steps
+        unsigned: False keeps the activations of a symmetric graph signed, as in TensorRT and OpenVINO, on every
+            machine. That is slow in ONNX Runtime, and coarser: values that cannot be negative have half as many steps
     """
     from yolact_deploy.export.quantize import quantize_trunk
 
     def change(model: Any, kept: Sequence[str]) -> None:
         if not any(node.op_type == "Conv" and node.layer not in kept for node in trunk_nodes(model.graph)):
-            return  # a deformable convolution alone, which INT8 leaves as it is
+            return  # only deformable convolutions are left, which INT8 does not change
         quantize_trunk(model, calibration, target=target, keep_fp32=kept)
         if target == "symmetric" and unsigned and wants_unsigned():
             use_unsigned(model)

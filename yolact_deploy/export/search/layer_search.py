@@ -1,12 +1,12 @@
-"""The fewest layers to keep in FP32 so that a quantised network loses no more than a limit; few trials for that.
+"""Finds the fewest layers to keep in FP32 so that a quantized network keeps within a limit, in few trials.
 
-INT8 throughout is measured first: where it does, nothing else is run. Then the noise of each block alone tells in which
-order to keep blocks, and trials find the fewest that must be kept; only the layers in these are measured alone, and the
-fewest of them are found in the same way. Every decision about the limit is a run of the mixed graph itself over the
-judged images, and the last one is the proof.
+INT8 in all layers is measured first; if that is enough, nothing else runs. Otherwise the noise of each block alone
+decides in which order to keep blocks, and trials find the fewest that must be kept. Only the layers of these blocks are
+measured alone, and the fewest of them are found in the same way. Each decision about the limit is a run of the mixed
+graph itself over the judged images, and the last run is the proof.
 
-The judged images choose the layers and prove the result, so the figures of the result are a little too good for other
-images; the less so, the more images there are.
+The judged images both choose the layers and prove the result. So its figures are slightly better than on other images;
+the more images, the smaller the difference.
 """
 
 from __future__ import annotations
@@ -32,29 +32,28 @@ from yolact_deploy.graph.trunk_graph import layer_blocks
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 
-#: images on which the noise of blocks and layers is measured: it varies little from image to image
+#: images on which the noise of blocks and layers is measured; it varies little from image to image
 RANKING_IMAGES = 4
-#: images on which the limit is
-JUDGED_IMAGES = 100
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        precision: of the layers that are not kept
-        ranking_images: on which the noise of blocks and layers was measured; judged_images: on which the limit was
-        fp32, lowered, mixed: the FP32 graph, the one with all layers in the precision, and the one that was found
-        signed: the last one as runtimes with signed activations compute it, where that is another matter
-        lowered_intervals, mixed_intervals, signed_intervals: AP less that of the FP32 graph with its 95 % interval;
+        precision: precision of the layers that are not kept
+        ranking_images: number of images on which the noise of blocks and layers was measured
+        judged_images: number of images on which the limit was judged
+        fp32, lowered, mixed: the FP32 graph, the one with all layers in the precision, and the resulting one
+        signed: the last one as runtimes with signed activations compute it, if they differ
+        lowered_intervals, mixed_intervals, signed_intervals: AP minus that of the FP32 graph with its 95 % interval;
             empty without ground truth
-        layers: how many the network has
-        blocks: each block in the precision alone, the most expensive first; empty where ``lowered`` met the target
-        costs: each layer in the blocks that mattered, in the precision alone, the most expensive first
-        keep_fp32: the layers that were found; none of them can be left out
-        always: layers that were to be kept whatever they cost
-        trials: graphs that were run on the judged images and on the others
+        layers: number of layers of the network
+        blocks: each block in the precision alone, the most expensive first; empty if ``lowered`` met the target
+        costs: each layer of the blocks to keep, in the precision alone, the most expensive first
+        keep_fp32: the layers to keep; none of them can be left out
+        always: layers that the user keeps, whatever they cost
+        trials: number of graphs that were run
     """
 
     precision: str
@@ -78,7 +77,7 @@ class SearchResult:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Of each layer that was found: why it is kept."""
+        """The layers to keep, each with the reason."""
         alone = dict(self.costs)
         return {
             layer: f"{self.target}; {self.precision} in this layer alone: {least_decibels(alone[layer])}"
@@ -87,8 +86,8 @@ class SearchResult:
 
     def to_json(self) -> dict[str, Any]:
         def side(measured: Measured, intervals: dict[str, Interval]) -> dict[str, Any]:
-            found = {kind: interval.to_json() for kind, interval in intervals.items()}
-            return {**measured.to_json(), **({"ap_difference": found} if found else {})}
+            differences = {kind: interval.to_json() for kind, interval in intervals.items()}
+            return {**measured.to_json(), **({"ap_difference": differences} if differences else {})}
 
         return {
             "keep_fp32": [*self.always, *self.keep_fp32],
@@ -165,15 +164,15 @@ def search_layers(
     """Find the layers to keep in FP32.
 
     Args:
-        ranking: with raw outputs, on a few images
-        judging: of the same graph, on the images that the target is about
-        signed: the same as other runtimes compute it, which is slow here: the result must meet the target so, too, and
-            only where it does not, these are run more than once
-        progress: also gets a sentence before each long piece of work
+        ranking: trials with raw outputs, on a few images
+        judging: trials of the same graph, on the images that the target is about
+        signed: the same as runtimes with signed activations compute it. The result must meet the target there as well.
+            These are slow, so they run once, and more often only if it does not
+        progress: also gets a note before each long step
 
     Raises:
         DatasetError: images on which the target cannot be judged.
-        GateError: no graph with any layer in the precision meets the target; the best one is told.
+        GateError: no graph with any layer in the precision meets the target; the message describes the best one.
     """
     start = time.perf_counter()
     target.check_measurable(judging.reference)
@@ -186,14 +185,14 @@ def search_layers(
     def find(judges: Sequence[Trials], loss: Measured) -> list[str]:
         nonlocal blocks, costs
         progress.note(
-            f"{precision} in all {len(free)} layers: {shortfall(loss)}; wanted: {target}. Looking for the layers to "
-            f"keep, about {_estimate(ranking, judges, len(groups), len(free))}"
+            f"{precision} in all {len(free)} layers: {shortfall(loss)}; required: {target}. Searching for the layers "
+            f"to keep, about {_estimate(ranking, judges, len(groups), len(free))}"
         )
         blocks = _alone(ranking, groups, "measuring blocks", progress)
-        chosen = _search(keep_order(blocks), groups, judges, target, "looking for blocks", progress)
+        chosen = _search(keep_order(blocks), groups, judges, target, "searching blocks", progress)
         inside = {layer: [layer] for block in chosen for layer in groups[block]}
         costs = _alone(ranking, inside, "measuring layers", progress)
-        return _search(keep_order(costs), inside, judges, target, "looking for layers", progress)
+        return _search(keep_order(costs), inside, judges, target, "searching layers", progress)
 
     keep = [] if target.met_by(lowered) else find((judging,), lowered)
     if signed is not None and not target.met_by(signed.run(keep)):
@@ -224,19 +223,19 @@ def search_layers(
     )
 
 
-def shortfall(found: Measured) -> str:
+def shortfall(measured: Measured) -> str:
     """What a graph loses against FP32, in words."""
     parts = [
-        f"{kind} AP {100 * value:.2f} ({0 - 100 * found.ap_drop[kind]:+.2f})"
-        for kind, value in sorted(found.ap.items())
+        f"{kind} AP {100 * value:.2f} ({0 - 100 * measured.ap_drop[kind]:+.2f})"
+        for kind, value in sorted(measured.ap.items())
     ]
-    if found.agreed is not None:
-        parts.append(f"agrees with FP32 on {100 * found.agreed:.1f} % of the detections")
+    if measured.agreed is not None:
+        parts.append(f"agrees with FP32 on {100 * measured.agreed:.1f} % of the detections")
     return ", ".join(parts)
 
 
 def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, progress: Progress) -> dict[str, Measured]:
-    """Each group of layers in the precision, all others in FP32."""
+    """Measure each group of layers alone in the precision, with all others in FP32."""
     every = set(ranking.layers)
     unit = description.rpartition(" ")[2]
     return {
@@ -269,12 +268,12 @@ def _search(
 
 
 def _most_trials(items: int) -> int:
-    """Trials of a search whose result is about a fifth of the items."""
+    """Number of trials of a search that keeps about a fifth of the items."""
     return math.ceil(math.log2(items + 1)) + math.ceil(items / 5)
 
 
 def _estimate(ranking: Trials, judges: Sequence[Trials], blocks: int, layers: int) -> str:
-    """Half of the layers are taken to be in blocks that matter."""
+    """Time that a search needs, in words; assumes that half of the layers are in the blocks to keep."""
     seconds = (blocks + layers / 2) * ranking.seconds
     seconds += (_most_trials(blocks) + _most_trials(layers // 2)) * sum(trials.seconds for trials in judges)
     return f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} s"
@@ -288,7 +287,7 @@ def _unreachable(judging: Trials, target: Target, precision: str) -> str:
     left = len(judging.layers) - len(kept)
     layers = "one layer" if left == 1 else f"{left} layers"
     return (
-        f"{target}: not reached with any layer in {precision}, so nothing was written. The best that was tried has "
+        f"{target}: not reached with any layer in {precision}, so nothing was written. The best graph tried has "
         f"{layers} of {len(judging.layers)} in {precision}: {shortfall(best)}. Relax the limit, calibrate on more "
         "images or with another method, or export with --fp16 or --bf16"
     )

@@ -1,12 +1,12 @@
-"""A graph with some layers changed, run on the CPU against the graph as it was: raw outputs, detections, AP.
+"""Runs graphs with some layers changed against the original graph on the CPU: raw outputs, detections, AP.
 
-What a change is does not matter here: half precision, which is emulated, or INT8. Each trial is a copy of the FP32
-graph, changed in memory and opened in ONNX Runtime; asking again for the same layers costs nothing.
+A change is emulated half precision or INT8. Each trial is a copy of the FP32 graph, changed in memory and opened in
+ONNX Runtime; the same layers are never run twice.
 
-Of an image, detections of the FP32 graph are kept with their masks as bits, and its raw outputs only where those are
-compared: they are 4 MB at 320 x 320 and 12 MB at 550 x 550. One trial's graph is in memory at a time.
+Per image, the detections of the FP32 graph are kept with their masks as bits, and its raw outputs only if those are
+compared: they are 4 MB at 320 x 320 and 12 MB at 550 x 550. Only one trial's graph is in memory at a time.
 
-Legend: N images of a call, S input side.
+Legend: N images per call, S input side.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from yolact_deploy.runtime.tails import HeadOutputs, HostTail
 
 HEADS = HeadOutputs._fields
 
-#: changes all layers but the named ones of a ``ModelProto``, in place
+#: changes all layers of a ``ModelProto`` except the named ones, in place
 Change = Callable[[Any, Sequence[str]], None]
 
 
@@ -50,13 +50,13 @@ class Measured:
     """A graph against the FP32 graph, over all images.
 
     Attributes:
-        relative_rms: of boxes, scores, coeff and proto; empty where raw outputs were not compared
-        agreement: share of the FP32 graph's detections that were found (same class, box IoU of 0.5 or more); None
-            where it has none
-        agreed: share of the detections of either on which both agree (same class, IoU of box and mask of 0.9 or more),
-            see ``Agreement.agreed_share``; None where there are none
+        relative_rms: error of boxes, scores, coeff and proto; empty if raw outputs were not compared
+        agreement: share of the FP32 graph's detections that this graph has as well (same class, box IoU of 0.5 or
+            more); None if the FP32 graph has none
+        agreed: share of the detections of either graph on which both agree (same class, IoU of box and mask of 0.9 or
+            more), see ``Agreement.agreed_share``; None if there are none
         ap: average precision, 0..1, of "box" and "mask"; empty without ground truth
-        ap_drop: by how much it is lower than the FP32 graph's, 0..1
+        ap_drop: by how much AP is below that of the FP32 graph, 0..1
     """
 
     relative_rms: dict[str, float]
@@ -82,14 +82,14 @@ class Trials:
     """Runs graphs that keep some layers as they are in FP32, against the one that keeps all.
 
     Args:
-        model: the ``ModelProto`` in FP32, with or without its tail; it is not changed
+        model: ``ModelProto`` in FP32, with or without its tail; it is not changed
         metadata: of the model
-        images: what it is run on
-        change: changes all layers but those that are kept
-        always: layers, or modules that hold some, that are kept in every trial
-        raw_outputs: compare boxes, scores, coeff and proto, too
-        threads: of ONNX Runtime
-        source: what the model is called in errors
+        images: images to run on
+        change: changes all layers except those to keep
+        always: layers, or modules that hold some, to keep in every trial
+        raw_outputs: compare boxes, scores, coeff and proto as well
+        threads: threads of ONNX Runtime
+        source: what errors call the model
 
     Raises:
         ArtifactError: a graph without layers.
@@ -128,7 +128,7 @@ class Trials:
 
     @property
     def trials(self) -> int:
-        """Graphs that were run beside the FP32 one."""
+        """Number of graphs that were run besides the FP32 one."""
         return len(self._done) - 1
 
     def run(self, kept: Sequence[str] | set[str]) -> Measured:
@@ -141,7 +141,7 @@ class Trials:
         return self._done[key][0]
 
     def changed_by(self, change: Change) -> Trials:
-        """Trials of another change of the same graph on the same images; the FP32 graph is not run again."""
+        """Trials of another change of the same graph on the same images, without running the FP32 graph again."""
         other = copy.copy(self)
         every = frozenset(self.layers)
         other._change, other._done = change, {every: self._done[every]}
@@ -153,17 +153,17 @@ class Trials:
         return model
 
     def expected(self, index: int) -> Detections:
-        """What the FP32 graph finds in an image."""
+        """The detections of the FP32 graph in an image."""
         return self._expected[index].detections()
 
     def tried(self) -> list[tuple[frozenset[str], Measured]]:
-        """Layers that were kept and what came of it, without the FP32 graph itself."""
-        return [(kept, found) for kept, (found, _) in self._done.items() if len(kept) < len(self.layers)]
+        """The layers kept in each trial and its result, without the FP32 graph itself."""
+        return [(kept, measured) for kept, (measured, _) in self._done.items() if len(kept) < len(self.layers)]
 
     def intervals(self, kept: Sequence[str] | set[str]) -> dict[str, Interval]:
         """AP of the graph minus that of the FP32 graph with its 95 % interval, of "box" and "mask"; after ``run``."""
         matches, reference = self._done[self.always.union(kept)][1], self._done[frozenset(self.layers)][1]
-        return {kind: PairedBootstrap(reference[kind]).difference(found) for kind, found in matches.items()}
+        return {kind: PairedBootstrap(reference[kind]).difference(own) for kind, own in matches.items()}
 
     def _measure_reference(self) -> Measured:
         start = time.perf_counter()
@@ -231,7 +231,7 @@ class Trials:
 
 
 class _MemoryBackend(Backend):
-    """ONNX Runtime on graphs in memory that end in heads, one after the other."""
+    """Runs graphs in memory that end in heads in ONNX Runtime, one graph after the other."""
 
     name = "onnxruntime"
 
@@ -249,7 +249,7 @@ class _MemoryBackend(Backend):
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the FP32 graph gives of one image."""
+    """Results of the FP32 graph for one image."""
 
     heads: HeadOutputs | None
     packed: Detections
@@ -279,17 +279,17 @@ def pack_masks(masks: MaskCrops) -> PackedMasks:
 
 
 def _score(meter: AccuracyMeter | None) -> tuple[dict[str, float], dict[str, Matches]]:
-    """AP of "box" and "mask" where there are objects, and what hit what."""
+    """AP of "box" and "mask" if there are objects, and the matches behind them."""
     if meter is None:
         return {}, {}
     result = meter.result()
     figures: Mapping[str, Any] = {"box": result.box, "mask": result.mask}
     ap = {kind: figure.ap for kind, figure in figures.items() if figure is not None and figure.ap is not None}
-    return ap, {kind: found for kind, found in meter.matches().items() if kind in ap}
+    return ap, {kind: matches for kind, matches in meter.matches().items() if kind in ap}
 
 
 def least_decibels(cost: Measured) -> str:
-    """The lowest signal to noise ratio of the outputs as text, with the output that has it."""
+    """The lowest signal-to-noise ratio of the outputs as text, with the name of the output."""
     name = max(cost.relative_rms, key=lambda head: cost.relative_rms[head])
     decibels = cost.least_sqnr_db
     if math.isinf(decibels):

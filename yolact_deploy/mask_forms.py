@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from yolact_deploy.array_types import Array, Bool, Bools, Float, Float32, Floats, Int64, Ints, Pixels, UInt8
 
 #: logit of prototype pixels outside the box; in float32 its sigmoid is 0 next to any other value
 OUTSIDE_LOGIT = np.float32(-80.0)
 
 
-def sigmoid(x: Floats) -> Floats:
+def sigmoid(x: Float32[Floats, "*N"]) -> Float32[Floats, "*N"]:
     """1 / (1 + exp(-x)) without overflow warnings."""
     with np.errstate(over="ignore"):
         result: Floats = np.reciprocal(1 + np.exp(-x))
@@ -56,7 +54,7 @@ class MaskWindows:
         return float(OUTSIDE_LOGIT) if self.logits else 0.0
 
     @classmethod
-    def from_dense(cls, masks: NDArray[Any], *, logits: bool = False) -> MaskWindows:
+    def from_dense(cls, masks: Float[Array, "n h w"], *, logits: bool = False) -> MaskWindows:
         """From masks [n, h, w] of any float dtype, cropped by zeros or :data:`OUTSIDE_LOGIT`; memory is shared."""
         _, height, width = masks.shape
         inside = masks > OUTSIDE_LOGIT if logits else masks != 0
@@ -65,14 +63,14 @@ class MaskWindows:
         windows = tuple(mask[a:b, c:d] for mask, a, b, c, d in zip(masks, y1, y2, x1, x2, strict=True))
         return cls(height, width, logits, np.stack([x1, y1], axis=1).astype(np.int64), windows)
 
-    def dense(self) -> Floats:
+    def dense(self) -> Float32[Floats, "n h w"]:
         """Masks [n, h, w], float32."""
         masks = np.full((len(self), self.height, self.width), self.outside, dtype=np.float32)
         for mask, (x, y), window in zip(masks, self.offsets, self.windows, strict=True):
             mask[y : y + window.shape[0], x : x + window.shape[1]] = window
         return masks
 
-    def probabilities(self) -> Floats:
+    def probabilities(self) -> Float32[Floats, "n h w"]:
         """Masks [n, h, w] as probabilities, float32; 0 outside the windows."""
         return sigmoid(self.dense()) if self.logits else self.dense()
 
@@ -115,14 +113,14 @@ class MaskCrops:
     def select(self, index: NDArray[np.intp]) -> MaskCrops:
         return MaskCrops(self.height, self.width, self.offsets[index], tuple(self.crops[i] for i in index))
 
-    def full(self) -> Bools:
+    def full(self) -> Bool[Bools, "n H W"]:
         """Masks at image size, bool [n, H, W]."""
         masks = np.zeros((len(self), self.height, self.width), dtype=np.bool_)
         for mask, (x, y), crop in zip(masks, self.offsets, self.crops, strict=True):
             mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
         return masks
 
-    def packed(self) -> NDArray[np.uint8]:
+    def packed(self) -> UInt8[Pixels, "n H bytes"]:
         """Masks as bits, uint8 [n, H, ceil(W / 8)], most significant bit first, as np.packbits makes them."""
         out = np.zeros((len(self), self.height, -(-self.width // 8)), dtype=np.uint8)
         for bits, (x, y), crop in zip(out, self.offsets, self.crops, strict=True):
@@ -132,7 +130,7 @@ class MaskCrops:
             bits[y : y + len(rows), x // 8 : x // 8 + rows.shape[1]] = rows
         return out
 
-    def areas(self) -> Ints:
+    def areas(self) -> Int64[Ints, " n"]:
         """Pixels in each mask, int64 [n]."""
         return np.array([np.count_nonzero(crop) for crop in self.crops], dtype=np.int64)
 
@@ -211,7 +209,7 @@ class PackedMasks:
         )
         return MaskCrops(self.height, self.width, self.windows[:, :2].astype(np.int64), tuple(crops))
 
-    def packed(self) -> NDArray[np.uint8]:
+    def packed(self) -> UInt8[Pixels, "n H bytes"]:
         """Masks as bits, uint8 [n, H, ceil(W / 8)]; copies whole bytes and unpacks none."""
         out = np.zeros((len(self), self.height, -(-self.width // 8)), dtype=np.uint8)
         for bits, rows, (x, y) in zip(out, self._rows(), self.windows[:, :2].tolist(), strict=True):

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.mask_forms import Bools, MaskCrops, MaskWindows, sigmoid
+from yolact_deploy.array_types import Array, Bools, Float
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, sigmoid
 
 
 class _Axis(NamedTuple):
@@ -40,7 +41,7 @@ def _axis(source: int, target: int) -> _Axis:
     return _Axis(cell, start, pixel, weight)
 
 
-def paste_masks(masks: NDArray[Any], height: int, width: int, *, logits: bool = False) -> MaskCrops:
+def paste_masks(masks: Float[Array, "n h w"], height: int, width: int, *, logits: bool = False) -> MaskCrops:
     """Binary masks at image size from cropped masks [n, h, w] at prototype resolution.
 
     A pixel is inside if the bilinearly interpolated probability is above 0.5.

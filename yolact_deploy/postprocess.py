@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.mask_forms import Floats, Ints, MaskWindows, sigmoid
+from yolact_deploy.array_types import Bool, Bools, Float32, Floats, Int64, Ints
+from yolact_deploy.mask_forms import MaskWindows, sigmoid
 from yolact_deploy.vocabulary import NMS_VARIANTS
 
 #: entries that fast_nms examines at a time: a few times max_detections, so that one round usually suffices
@@ -37,8 +38,8 @@ class Detected(NamedTuple):
         return Detected(self.boxes[keep], self.scores[keep], self.labels[keep], self.coeff[keep])
 
 
-def box_iou(a: Floats, b: Floats) -> Floats:
-    """Intersection over union [n, m] of boxes [n, 4] and [m, 4]; NaN if both have no area."""
+def box_iou(a: Float32[Floats, "n 4"], b: Float32[Floats, "m 4"]) -> Float32[Floats, "n m"]:
+    """Intersection over union of boxes; NaN if both have no area."""
     ax1, ay1, ax2, ay2 = np.ascontiguousarray(a.T)[:, :, None]
     bx1, by1, bx2, by2 = np.ascontiguousarray(b.T)  # contiguous, for the inner loops
     with np.errstate(invalid="ignore", over="ignore"):
@@ -55,9 +56,9 @@ def box_iou(a: Floats, b: Floats) -> Floats:
 
 
 def detect(
-    boxes: Floats,
-    scores: Floats,
-    coeff: Floats,
+    boxes: Float32[Floats, "P 4"],
+    scores: Float32[Floats, "P C"],
+    coeff: Float32[Floats, "P K"],
     *,
     score_threshold: float = 0.05,
     iou_threshold: float = 0.5,
@@ -95,9 +96,9 @@ def detect(
 
 
 def fast_nms(
-    boxes: Floats,
-    scores: Floats,
-    coeff: Floats,
+    boxes: Float32[Floats, "n 4"],
+    scores: Float32[Floats, "C n"],
+    coeff: Float32[Floats, "n K"],
     *,
     iou_threshold: float = 0.5,
     top_k: int = 200,
@@ -163,7 +164,7 @@ def _by_falling_score(
         count *= 4
 
 
-def _in_top_k(scores: Floats, k: int) -> NDArray[np.bool_]:
+def _in_top_k(scores: Float32[Floats, "C n"], k: int) -> Bool[Bools, "C n"]:
     """Mask [C, n] of the k best of each row; among equal scores the lower index is better."""
     num = scores.shape[1]
     bar = np.partition(scores, num - k, axis=1)[:, num - k, None]
@@ -175,7 +176,12 @@ def _in_top_k(scores: Floats, k: int) -> NDArray[np.bool_]:
 
 
 def cross_class_nms(
-    boxes: Floats, scores: Floats, coeff: Floats, *, iou_threshold: float = 0.5, top_k: int = 200
+    boxes: Float32[Floats, "n 4"],
+    scores: Float32[Floats, "C n"],
+    coeff: Float32[Floats, "n K"],
+    *,
+    iou_threshold: float = 0.5,
+    top_k: int = 200,
 ) -> Detected:
     """Fast NMS over all classes together: each prior takes part with its best class; at most ``top_k`` survive."""
     if scores.size == 0:
@@ -188,9 +194,9 @@ def cross_class_nms(
 
 
 def traditional_nms(
-    boxes: Floats,
-    scores: Floats,
-    coeff: Floats,
+    boxes: Float32[Floats, "n 4"],
+    scores: Float32[Floats, "C n"],
+    coeff: Float32[Floats, "n K"],
     *,
     iou_threshold: float = 0.5,
     score_threshold: float = 0.05,
@@ -211,7 +217,7 @@ def traditional_nms(
     return Detected(pixels[priors] / np.float32(image_size), scores[classes, priors], classes, coeff[priors])
 
 
-def _greedy(pixels: Floats, scores: Floats, iou_threshold: float) -> Ints:
+def _greedy(pixels: Float32[Floats, "n 4"], scores: Float32[Floats, " n"], iou_threshold: float) -> Int64[Ints, " k"]:
     x1, y1, x2, y2 = pixels.T
     area = (x2 - x1 + 1) * (y2 - y1 + 1)
     order = np.argsort(-scores, kind="stable")
@@ -242,7 +248,7 @@ def sanitize_coordinates(first: Any, second: Any, size: int, padding: int = 0) -
     return np.maximum(np.minimum(a, b) - padding, 0), np.minimum(np.maximum(a, b) + padding, size)
 
 
-def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> Ints:
+def crop_windows(boxes: Float32[Floats, "n 4"], height: int, width: int, padding: int = 1) -> Int64[Ints, "n 4"]:
     """Rows and columns inside the padded boxes: int [n, 4] as (x_start, y_start, x_stop, y_stop).
 
     A pixel is inside if start <= index < stop in floating point, hence the ceilings. Boxes of NaN are empty.
@@ -256,7 +262,12 @@ def crop_windows(boxes: Floats, height: int, width: int, padding: int = 1) -> In
     return windows
 
 
-def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> MaskWindows:
+def mask_windows(
+    proto: Float32[Floats, "h w K"],
+    coeff: Float32[Floats, "n K"],
+    boxes: Float32[Floats, "n 4"] | None,
+    padding: int = 1,
+) -> MaskWindows:
     """Mask logits inside the padded boxes, or everywhere if they are None.
 
     Args:
@@ -279,11 +290,21 @@ def mask_windows(proto: Floats, coeff: Floats, boxes: Floats | None, padding: in
     return MaskWindows(height, width, True, bounds[:, :2], windows)
 
 
-def mask_logits(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:
+def mask_logits(
+    proto: Float32[Floats, "h w K"],
+    coeff: Float32[Floats, "n K"],
+    boxes: Float32[Floats, "n 4"] | None,
+    padding: int = 1,
+) -> Float32[Floats, "n h w"]:
     """Mask logits [n, h, w] at prototype resolution, cropped by the padded boxes; see :func:`mask_windows`."""
     return mask_windows(proto, coeff, boxes, padding).dense()
 
 
-def assemble_masks(proto: Floats, coeff: Floats, boxes: Floats | None, padding: int = 1) -> Floats:
+def assemble_masks(
+    proto: Float32[Floats, "h w K"],
+    coeff: Float32[Floats, "n K"],
+    boxes: Float32[Floats, "n 4"] | None,
+    padding: int = 1,
+) -> Float32[Floats, "n h w"]:
     """Mask probabilities [n, h, w] at prototype resolution: sigmoid(proto @ coeff), zero outside the padded boxes."""
     return sigmoid(mask_logits(proto, coeff, boxes, padding))

@@ -171,4 +171,4 @@ def test_masks_as_bits() -> None:
     assert np.array_equal(packed.packed(), masks.packed())
     assert packed.bits.nbytes < sum(crop.size for crop in crops) / 3
     none = pack_masks(MaskCrops(50, 40, np.zeros((0, 2), np.int64), ()))
-    assert len(none.crops) == 0
+    assert len(none) == len(none.unpacked()) == 0

@@ -28,7 +28,6 @@ struct Function {
     std::string name;
     Library library;
     std::vector<unsigned> sizes;  // of the parameters
-    int shared_limit = 48 << 10;
 };
 
 const int MAX_PARAMETERS = 64;
@@ -76,7 +75,7 @@ std::shared_ptr<Function> find_function(void* handle) {
 bool fits(const unsigned grid[3], const unsigned block[3], unsigned shared, const Function& function) {
     const bool sizes = grid[0] && grid[1] && grid[2] && block[0] && block[1] && block[2];
     return sizes && grid[1] <= 65535 && grid[2] <= 65535 && block[2] <= 64 &&
-           size_t(block[0]) * block[1] * block[2] <= 1024 && shared <= unsigned(function.shared_limit);
+           size_t(block[0]) * block[1] * block[2] <= 1024 && shared <= 48 << 10;
 }
 
 Work launch_work(const std::shared_ptr<Function>& function, const unsigned grid[3], const unsigned block[3],
@@ -156,38 +155,6 @@ API CUresult cuModuleGetFunction(void** handle, void* module_handle, const char*
         return NOT_FOUND;
     }
     *handle = function.get();
-    return SUCCESS;
-}
-
-API CUresult cuFuncSetAttribute(void* handle, int attribute, int value) {
-    ENTER_CONTEXT("cuFuncSetAttribute");
-    std::lock_guard<std::mutex> guard(lock);
-    auto function = find_function(handle);
-    if (!function) return INVALID_HANDLE;
-    if (attribute != 8 || value < 0 || value > SHARED_OPTIN) return INVALID_VALUE;  // dynamic shared memory
-    function->shared_limit = value;
-    return SUCCESS;
-}
-
-API CUresult cuFuncGetAttribute(int* value, int attribute, void* handle) {
-    ENTER_CONTEXT("cuFuncGetAttribute");
-    std::lock_guard<std::mutex> guard(lock);
-    auto function = find_function(handle);
-    if (!function) return INVALID_HANDLE;
-    switch (attribute) {
-        case 0: *value = 1024; break;                    // threads of a block
-        case 4: *value = 32; break;                      // registers
-        case 8: *value = function->shared_limit; break;  // dynamic shared memory
-        default: *value = 0;
-    }
-    return SUCCESS;
-}
-
-API CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* handle, int threads, size_t) {
-    ENTER_CONTEXT("cuOccupancyMaxActiveBlocksPerMultiprocessor");
-    std::lock_guard<std::mutex> guard(lock);
-    if (!find_function(handle)) return INVALID_HANDLE;
-    *blocks = threads > 0 && threads <= 1024 ? 2048 / threads : 0;
     return SUCCESS;
 }
 

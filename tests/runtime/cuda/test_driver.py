@@ -75,7 +75,7 @@ def test_what_a_device_tells() -> None:
 
 
 def test_no_such_device_names_those_that_exist() -> None:
-    with pytest.raises(BackendError, match=r"no GPU cuda:7 here.*cuda:0 \(Fake GPU\), cuda:1 \(Fake GPU\)"):
+    with pytest.raises(BackendError, match=r"no GPU cuda:7\. Visible.*cuda:0 \(Fake GPU\), cuda:1 \(Fake GPU\)"):
         Device.open(7)
     with pytest.raises(BackendError, match="no GPU cuda:-1"):
         Device.open(-1)
@@ -166,17 +166,17 @@ def test_out_of_memory_says_who_holds_it(device: Device) -> None:
     error = caught.value
     assert (error.call, error.code, error.code_name) == ("cuMemAlloc", 2, "CUDA_ERROR_OUT_OF_MEMORY")
     text = str(error)
-    assert "20.0 MiB were asked for, for activations" in text
+    assert "20.0 MiB were requested for activations" in text
     assert "16.0 MiB of 64.0 MiB are free" in text
     assert "weights 48.0 MiB" in text
-    assert "Cure" in text
+    assert "use a smaller batch" in text
     weights.free()
     device.allocate(20 * 2**20, "activations").free()
 
 
 def test_out_of_pinned_memory(device: Device, fake_cuda: fake.Control) -> None:
     fake_cuda.fail("cuMemHostAlloc", 2)
-    with pytest.raises(CudaError, match=r"out of pinned host memory: 3.0 GiB were asked for, for frames.*nothing"):
+    with pytest.raises(CudaError, match=r"out of pinned host memory: 3.0 GiB were requested for frames.*nothing"):
         device.pinned(3 * 2**30, "frames")
 
 
@@ -280,7 +280,7 @@ def test_waits_for_streams_of_others(device: Device, handle: int) -> None:
 
 
 def test_a_stream_of_another_context_is_refused(device: Device) -> None:
-    with pytest.raises(CudaError, match=r"stream 0x5, of another library, cannot be waited for.*INVALID_HANDLE"):
+    with pytest.raises(CudaError, match=r"cannot wait for stream 0x5 of another library.*INVALID_HANDLE"):
         device.stream().wait_for(5)
 
 
@@ -336,10 +336,8 @@ def test_bad_copies_name_the_call(device: Device) -> None:
 def test_a_kernel_gets_its_arguments(device: Device) -> None:
     both, stream, scale = Both(device), device.stream(), scale_of(device)
     both.upload(stream)
-    arguments = scale_arguments(both.memory, 0.5, 3.0)
-    stream.launch(scale, (4, 1, 1), (256, 1, 1), 0, arguments)
-    arguments.set(2, np.float32(10))  # too late for the first launch
-    stream.launch(scale, (4, 1, 1), (256, 1, 1), 0, arguments)
+    for factor in (0.5, 10):  # the arguments need not outlive the call
+        stream.launch(scale, (4, 1, 1), (256, 1, 1), 0, scale_arguments(both.memory, factor, 3.0))
     both.download(stream)
     stream.synchronize()
     np.testing.assert_array_equal(both.host, (np.arange(N, dtype=np.float32) * 0.5 + 3) * 10 + 3)
@@ -360,11 +358,6 @@ def test_limits_of_a_launch(device: Device) -> None:
         stream.launch(scale, ONE, (2048, 1, 1), 0, arguments)
     with pytest.raises(CudaError, match="cuLaunchKernel"):
         stream.launch(scale, ONE, ONE, 100_000, arguments)
-    scale.allow_shared(100_000)
-    stream.launch(scale, ONE, ONE, 100_000, arguments)
-    stream.synchronize()
-    assert scale.resources() == {"registers": 32, "local_bytes": 0, "shared_bytes": 0}
-    assert scale.blocks_per_multiprocessor(256) == 8
 
 
 def test_a_function_keeps_its_module(device: Device, fake_cuda: fake.Control) -> None:
@@ -389,13 +382,10 @@ def test_kernels_that_are_not_there(device: Device, fake_cuda: fake.Control) -> 
 
 
 def test_arguments_are_checked() -> None:
-    arguments = Arguments([1, np.int32(2)])
     with pytest.raises(TypeError, match="expected a pointer as int or a NumPy scalar"):
-        arguments.set(0, 1.5)  # type: ignore[arg-type]
+        Arguments([1, 1.5])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="got True"):
-        arguments.set(0, True)
-    with pytest.raises(IndexError, match="from 0 to 1, got 2"):
-        arguments.set(2, 1)
+        Arguments([True, np.int32(2)])
 
 
 # -- graphs ---------------------------------------------------------------------------------------------------------
@@ -483,7 +473,7 @@ def test_parts_of_a_graph_are_measured(device: Device) -> None:
     assert end.elapsed_since(start) >= 0
 
 
-def test_an_allocation_spoils_a_capture(device: Device) -> None:
+def test_an_allocation_invalidates_a_capture(device: Device) -> None:
     stream = device.stream()
     with pytest.raises(CudaError, match=r"CAPTURE_UNSUPPORTED.*Run it once before capturing"), stream.capture():
         device.allocate(100, "late")
@@ -492,7 +482,7 @@ def test_an_allocation_spoils_a_capture(device: Device) -> None:
     assert graph.nodes == 0
 
 
-def test_waiting_spoils_a_capture(device: Device) -> None:
+def test_waiting_invalidates_a_capture(device: Device) -> None:
     stream = device.stream()
 
     def capture() -> None:
@@ -503,7 +493,7 @@ def test_waiting_spoils_a_capture(device: Device) -> None:
         capture()
 
 
-def test_freeing_and_other_threads_do_not_spoil_a_capture(device: Device) -> None:
+def test_freeing_and_other_threads_do_not_invalidate_a_capture(device: Device) -> None:
     both, stream, garbage = Both(device), device.stream(), device.allocate(100, "garbage")
 
     def allocate() -> None:
@@ -526,7 +516,7 @@ def test_an_error_inside_a_capture_passes(device: Device) -> None:
     stream = device.stream()
     with pytest.raises(ZeroDivisionError), stream.capture() as graph:
         1 / 0  # noqa: B018
-    with pytest.raises(BackendError, match="its capture has not ended, or failed"):
+    with pytest.raises(BackendError, match="its capture is unfinished or failed"):
         graph.launch(stream)
     assert not stream.capturing
 

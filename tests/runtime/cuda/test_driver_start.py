@@ -85,7 +85,7 @@ def test_an_error_that_nobody_knows() -> None:
 @needs_fake
 def test_an_old_driver() -> None:
     text = answer(OPEN, version=11040)
-    assert "supports CUDA 11.4, and 12.0 or later is needed. Update the driver" in text
+    assert "supports CUDA 11.4, but 12.0 or later is required. Update the driver" in text
 
 
 @needs_fake

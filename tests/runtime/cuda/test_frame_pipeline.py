@@ -647,7 +647,7 @@ def test_a_model_that_is_dropped_frees_itself(device: Device) -> None:
 
 def test_too_little_memory(device: Device) -> None:
     network = HostNetwork(device, "functions", max_batch=19_000)
-    with pytest.raises(BackendError, match=r"out of memory on cuda:0 .* were asked for, for results"):
+    with pytest.raises(BackendError, match=r"out of memory on cuda:0 .* were requested for results"):
         CudaBackend(network, device)
     assert network.closed == 1
 

@@ -136,7 +136,7 @@ def test_shared_memory_of_fast_nms_fits_every_gpu(top_k: int, max_detections: in
     ],
 )
 def test_sizes_that_fast_nms_cannot_take(name: str, sizes: tuple[int, ...], options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: the CUDA kernels of Fast NMS take 1 to"):
+    with pytest.raises(ConfigError, match=f"{name}: the CUDA kernels of Fast NMS support 1 to"):
         nms_plan(*sizes, **options)
 
 
@@ -190,5 +190,5 @@ def test_shared_memory_of_mask_assembly_fits_every_gpu(coefficients: int) -> Non
     ],
 )
 def test_what_mask_assembly_cannot_take(name: str, sizes: tuple[int, ...], options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: the CUDA kernel of mask assembly takes"):
+    with pytest.raises(ConfigError, match=f"{name}: the CUDA kernels of mask assembly support"):
         plan_masks.mask_assembly(*sizes, **options)

@@ -184,7 +184,7 @@ def test_an_error_shows_nvrtcs_words(needs_library: None) -> None:
 
 @pytest.mark.parametrize("arch", ["sm90", "90", "lto_90", "sm_", "sm_90 --evil", "compute_90b"])
 def test_unknown_spellings_of_architectures(arch: str) -> None:
-    with pytest.raises(ValueError, match="expected such as 'sm_90' or 'compute_75'"):
+    with pytest.raises(ValueError, match="expected a value such as 'sm_90' or 'compute_75'"):
         tiny(arch=arch)
 
 
@@ -207,7 +207,7 @@ def test_best_arch(capability: tuple[int, int], arch: str, monkeypatch: pytest.M
 def test_a_gpu_older_than_nvrtc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "_known_archs", lambda: (75, 80))
     monkeypatch.setattr(nvrtc, "version", lambda: (13, 2))
-    with pytest.raises(BackendError, match=r"NVRTC 13\.2 compiles for compute capability 7\.5 .* has 7\.2: .*cu12"):
+    with pytest.raises(BackendError, match=r"NVRTC 13\.2 supports compute capability 7\.5 .* has 7\.2: .*cu12"):
         nvrtc.best_arch((7, 2))
 
 
@@ -238,7 +238,7 @@ def test_without_cuda_headers(needs_library: None, monkeypatch: pytest.MonkeyPat
     """Only sources that want them need them."""
     monkeypatch.setattr(nvrtc, "_include_candidates", lambda: iter([Path("/nowhere")]))
     assert b"VALUE" not in tiny()
-    with pytest.raises(MissingDependencyError, match=r"cuda_fp16\.h.*not found: .*nvidia-cuda-runtime.*CUDA_HOME"):
+    with pytest.raises(MissingDependencyError, match=r"cuda_fp16\.h.*are missing: .*nvidia-cuda-runtime.*CUDA_HOME"):
         tiny(text=WITH_HALF)
 
 

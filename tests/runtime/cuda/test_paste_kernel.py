@@ -435,7 +435,7 @@ def test_the_plan() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch": 0}, "batch: the CUDA kernels of paste take 1 to 65535, got 0"),
+        ({"batch": 0}, "batch: the CUDA kernels of paste support 1 to 65535, got 0"),
         ({"detections": 0}, "detections: .* got 0"),
         ({"mask_height": 2**14 + 1}, "mask_height: .* 1 to 16384, got 16385"),
         ({"mask_width": 0}, "mask_width: .* got 0"),

@@ -29,7 +29,7 @@ def test_both_gpus() -> None:
 
 def test_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selftest, "_SCORES", selftest._SCORES[::-1].copy())
-    with pytest.raises(BackendError, match=r"our Fast NMS kernel gives \d detections"):
+    with pytest.raises(BackendError, match=r"the Fast NMS kernel gives \d detections"):
         selftest.run_kernels()
 
 

@@ -104,7 +104,7 @@ def test_plugins_in_python(version: str, variant: str) -> None:
         shapes = [tail.op.output_shapes(tail.shapes_of(batch), tail.attributes) for batch in BATCHES]
         assert node["output_shapes"] == [told(each) for each in zip(*shapes, strict=True)]
         plan = plan_for(tail.op, tail.shapes_of(1 if fixed else LARGEST), tail.dtypes, tail.attributes)
-        assert node["workspace"] == workspace(plan)[1]
+        assert node["workspace"] == workspace(plan).nbytes
         assert node["right"] == (1 if fixed else 4)  # images that were run and compared with NumPy's
     assert found["nodes"][0]["workspace"] > 0
 
@@ -116,7 +116,7 @@ def test_before_ahead_of_time_plugins() -> None:
     found = answers("10.3", "aot", "usual")
     assert found["kind"] == "none"
     assert found["reason"] == "TensorRT 10.3.0 has no ahead-of-time plugins: NMS and masks are TensorRT's own layers."
-    assert found["refused"].endswith("take TensorRT 10.8 or later, or --plugin on")
+    assert found["refused"].endswith("use TensorRT 10.8 or later, or --plugin on")
 
 
 def parameters(ptx: str, kernel: str) -> str:

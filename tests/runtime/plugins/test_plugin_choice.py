@@ -111,7 +111,7 @@ def test_heads(trt: Any, quick: Any) -> None:
     assert choice.model is model
     assert choice.reason == "The file ends in heads: NMS and masks run beside the engine."
     for mode in ("on", "v3", "aot"):
-        with pytest.raises(ExportError, match=r"ends in heads\. Export with --tail functions"):
+        with pytest.raises(ExportError, match=r"ends in heads: export with --tail functions"):
             plugins.prepare(model, trt, "tensorrt", mode)
 
 
@@ -121,7 +121,7 @@ def test_auto_without_ahead_of_time_plugins(trt: Any) -> None:
     assert choice.kind == "none"
     assert choice.model is model
     assert choice.reason.startswith("TensorRT for RTX 10.5.0 has no ahead-of-time plugins")
-    with pytest.raises(ExportError, match=r"take TensorRT 10\.8 or later, or --plugin on"):
+    with pytest.raises(ExportError, match=r"use TensorRT 10\.8 or later, or --plugin on"):
         plugins.prepare(model, trt, "tensorrt", "aot")
     assert trt.registry.creators == []
 
@@ -170,7 +170,7 @@ def test_auto_falls_back(trt: Any, quick: Any, monkeypatch: pytest.MonkeyPatch) 
     choice = plugins.prepare(model, trt, "tensorrt", "auto")
     assert choice.kind == "none"
     assert choice.model is model
-    assert choice.reason.endswith("since no plugin fits: no compiler here: install one")
+    assert choice.reason.endswith("because no plugin fits: no compiler here: install one")
     assert quick.registered == []
     with pytest.raises(BackendError, match="no compiler here"):
         plugins.prepare(model, trt, "tensorrt", "aot")
@@ -198,7 +198,7 @@ def test_sizes_that_the_kernels_do_not_take(trt: Any, quick: Any) -> None:
 
 def test_a_registry_that_refuses(trt: Any) -> None:
     trt.registry.takes = False
-    with pytest.raises(BackendError, match=r"TensorRT 10\.5\.0 does not take the plugin yolact::FastNMS"):
+    with pytest.raises(BackendError, match=r"TensorRT 10\.5\.0 rejects the plugin yolact::FastNMS"):
         plugins.register_creators(trt, "tensorrt")
 
 
@@ -225,7 +225,7 @@ class Library:
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     found = Library()
     monkeypatch.setattr(work, "kernel_library", lambda: found)
-    monkeypatch.setattr(work, "ForeignStream", lambda handle: SimpleNamespace(handle=handle))
+    monkeypatch.setattr(work, "KernelQueue", lambda handle: SimpleNamespace(handle=handle))
     return found
 
 
@@ -265,9 +265,7 @@ def test_what_was_bound_long_ago_is_forgotten(library: Library) -> None:
 
 
 def test_a_missing_workspace(library: Library) -> None:
-    with pytest.raises(
-        BackendError, match=r"FastNMS needs \d+ bytes of workspace, and got none: build the engine again"
-    ):
+    with pytest.raises(BackendError, match=r"FastNMS needs \d+ bytes of workspace, got none: rebuild the engine"):
         work.Work(FAST_NMS, {"top_k": 50}).enqueue(NMS, F32, [1, 2, 3], [4, 5, 6, 7, 8], 0, 9)
     assert library.streams == []
 

@@ -127,7 +127,7 @@ def test_unknown_shapes(lost: str) -> None:
         model.graph.value_info.remove(value)
     else:
         value.type.tensor_type.shape.dim[1].dim_param = "slots"
-    with pytest.raises(ExportError, match="does not tell the shape of found, input of MaskAssembly: export it again"):
+    with pytest.raises(ExportError, match="lacks the shape of found, input of MaskAssembly: export it again"):
         rewrite.tail_nodes(model)
 
 

@@ -1,1 +1,1 @@
-"""CUDA through the driver: devices, memory, streams, graphs, and our kernels on them."""
+"""CUDA through the driver: devices, memory, streams, graphs, and the kernels that run on them."""

@@ -1,7 +1,7 @@
-"""DLPack by ctypes: capsules of other libraries read, and our own made.
+"""DLPack through ctypes: reads capsules of other libraries and creates our own.
 
-The structures are those of dlpack.h 1.0 (and of the unversioned form before it), the protocol that of the Python array
-API standard: a capsule named "dltensor" or "dltensor_versioned", whose tensor is freed once, by whoever takes it.
+The structures are those of dlpack.h 1.0 (and of the unversioned form before it). The protocol is that of the Python
+array API standard: a capsule named "dltensor" or "dltensor_versioned", whose tensor its consumer frees once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 #: DLDeviceType
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
-#: what kernels of this package may read
+#: device types that kernels of this package can read
 CUDA_KINDS = (CUDA, CUDA_MANAGED)
 
 _KINDS = {0: "i", 1: "u", 2: "f", 6: "b"}  # DLDataTypeCode -> NumPy kind
@@ -52,7 +52,7 @@ class _ManagedVersioned(ctypes.Structure):
 
 
 def _api(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of the Python C API, of our own so that its types do not change those of others."""
+    """A function of the Python C API, as a separate object so that setting its types does not affect other users."""
     return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
@@ -64,7 +64,7 @@ _pointer_of = _api("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ct
 
 
 class Imported:
-    """A tensor of another library; its memory is kept until this object goes.
+    """A tensor of another library; this object keeps its memory alive.
 
     Attributes:
         pointer: address of the first element
@@ -78,11 +78,11 @@ class Imported:
     def __init__(self, producer: Any, stream: int | None) -> None:
         """
         Args:
-            producer: has ``__dlpack__``
-            stream: handle of the stream that will read the data, for which the producer gets it ready; None: host data
+            producer: an object with ``__dlpack__``
+            stream: handle of the stream that will read the data; the producer synchronizes with it. None: host data
 
         Raises:
-            BufferError: the producer cannot, or its elements are of a type that NumPy does not have
+            BufferError: the producer cannot export it, or NumPy has no such element type.
         """
         capsule = _capsule_of(producer, stream)
         tensor = _tensor_of(capsule)
@@ -95,20 +95,20 @@ class Imported:
         )
         self.pointer = (tensor.data or 0) + tensor.byte_offset
         self.kind, self.device = int(tensor.device_type), int(tensor.device_id)
-        # A capsule that nobody takes calls its deleter itself when it goes: so holding it is all there is to do.
+        # An unconsumed capsule calls its deleter when it is collected, so holding it is enough.
         self._capsule = capsule
 
 
 def _tensor_of(capsule: Any) -> _Tensor:
-    """The tensor in a capsule, which must not outlive it."""
+    """The tensor in a capsule; it must not outlive the capsule."""
     if _is_valid(capsule, _PLAIN):
         plain: _Tensor = _Managed.from_address(_pointer_of(capsule, _PLAIN)).tensor
         return plain
     if not _is_valid(capsule, _VERSIONED):
-        raise BufferError("its capsule is no DLPack tensor, or was used before")
+        raise BufferError("its capsule has no DLPack tensor, or was consumed before")
     managed = _ManagedVersioned.from_address(_pointer_of(capsule, _VERSIONED))
     if managed.major != 1:
-        raise BufferError(f"DLPack {managed.major}.{managed.minor} is not known")
+        raise BufferError(f"DLPack {managed.major}.{managed.minor} is not supported")
     versioned: _Tensor = managed.tensor
     return versioned
 
@@ -117,12 +117,12 @@ def _capsule_of(producer: Any, stream: int | None) -> Any:
     arguments: dict[str, Any] = {} if stream is None else {"stream": stream}
     try:
         return producer.__dlpack__(**arguments, max_version=(1, 0))
-    except TypeError:  # from before DLPack 1.0
+    except TypeError:  # older than DLPack 1.0
         return producer.__dlpack__(**arguments)
 
 
 def strides_in_c_order(shape: tuple[int, ...], unit: int) -> tuple[int, ...]:
-    """Strides of a contiguous array whose elements take ``unit``.
+    """Strides of a contiguous array whose elements occupy ``unit``.
 
     >>> strides_in_c_order((2, 3, 4), 1)
     (12, 4, 1)
@@ -137,7 +137,7 @@ def strides_in_c_order(shape: tuple[int, ...], unit: int) -> tuple[int, ...]:
 def _dtype_of(tensor: _Tensor) -> np.dtype[Any]:
     kind = _KINDS.get(tensor.code)
     if kind is None or tensor.lanes != 1 or tensor.bits % 8:
-        raise BufferError(f"its elements (DLPack type {tensor.code}, {tensor.bits} bits) are not of a NumPy type")
+        raise BufferError(f"NumPy has no type for its elements (DLPack type {tensor.code}, {tensor.bits} bits)")
     return np.dtype(f"{kind}{tensor.bits // 8}")
 
 
@@ -145,7 +145,7 @@ def _dtype_of(tensor: _Tensor) -> np.dtype[Any]:
 
 
 class _Lent:
-    """Memory that NumPy may describe and must not touch, and the object that owns it."""
+    """Memory that NumPy may describe but must not access, and the object that owns it."""
 
     def __init__(self, owner: object, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.owner = owner
@@ -155,19 +155,19 @@ class _Lent:
 def export(
     owner: object, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], place: tuple[int, int], versioned: bool
 ) -> Any:
-    """A capsule over memory of ours, in C order; ``owner`` is kept until its consumer is done.
+    """A capsule over our memory, in C order; it keeps ``owner`` alive until its consumer is done.
 
-    NumPy makes it, as if the memory were the host's, and then it is told where the memory is: so the deleter is one in
-    C, which may run in any thread, while an exception is on its way, and late at the interpreter's end.
+    NumPy creates the capsule as if this were host memory, and the device is filled in afterwards. The deleter is
+    therefore written in C: it may run in any thread, during an exception, and late at interpreter exit.
 
     Args:
         place: (DLDeviceType, ordinal)
-        versioned: the form of DLPack 1.0, which the consumer must have asked for
+        versioned: use the form of DLPack 1.0, which the consumer must have requested
     """
     array: Any = np.asarray(_Lent(owner, pointer, shape, dtype))
     try:
         capsule = array.__dlpack__(max_version=(1, 0)) if versioned else array.__dlpack__()
-    except TypeError:  # NumPy before 2.1, which a consumer must take as well
+    except TypeError:  # NumPy before 2.1; consumers must accept this form as well
         capsule = array.__dlpack__()
     tensor = _tensor_of(capsule)
     tensor.device_type, tensor.device_id = place

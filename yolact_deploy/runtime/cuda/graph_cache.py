@@ -1,7 +1,7 @@
-"""Captured graphs by what they do, so that work that comes again costs one launch.
+"""A cache of captured graphs, so that repeated work costs one launch.
 
-Work is done directly when it comes for the first time (libraries load kernels and allocate then, which no capture
-allows) and captured when it comes again. What cannot be captured goes on being done directly, and why is remembered.
+Work runs directly the first time (libraries then load kernels and allocate, which a capture does not allow) and is
+captured the second time. Work that cannot be captured keeps running directly; the reason is remembered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.cuda.driver import Graph, Stream
 
 Work = Callable[[], None]
-#: tells one work from another; hashable
+#: identifies work; hashable
 Key = tuple[Any, ...]
 
 
@@ -22,28 +22,28 @@ class GraphCache:
     """Graphs of one stream; used by one thread at a time.
 
     Args:
-        stream: on which the work is enqueued
-        limit: how many graphs are kept
-        patience: a graph makes room for another one when so many launches passed without it: capturing takes
-            milliseconds, so more kinds of work than graphs must not chase each other out
+        stream: the stream on which the work is enqueued
+        limit: maximum number of graphs
+        patience: number of launches after which an unused graph may be replaced; capturing takes milliseconds, so more
+            kinds of work than graphs must not keep evicting each other
 
     Attributes:
-        refused: why the last work that could not be captured could not be; empty when all could
+        refused: why the last capture failed; empty if none did
     """
 
     def __init__(self, stream: Stream, limit: int = 64, patience: int = 1000) -> None:
         self.refused = ""
         self._stream, self._limit, self._patience = stream, limit, patience
         self._launches = 0
-        self._graphs: OrderedDict[Key, tuple[Graph, int]] = OrderedDict()  #: and the number of its last launch
-        # What came before, and whether it may be captured; worth far less memory than a graph.
+        self._graphs: OrderedDict[Key, tuple[Graph, int]] = OrderedDict()  #: with the number of its last launch
+        # Work seen before, and whether it can be captured; takes far less memory than a graph.
         self._seen: OrderedDict[Key, bool] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def comes_again(self, key: Key) -> bool:
-        """Whether work of this key came before and may be captured; from now on it came before."""
+        """Whether work with this key was seen before and can be captured; marks it as seen."""
         if key in self._graphs:
             return True
         again = self._seen.get(key)
@@ -52,7 +52,7 @@ class GraphCache:
         return bool(again)
 
     def launch(self, key: Key, work: Work) -> bool:
-        """Launch the graph of ``key``, captured now if need be; False, and nothing done, where that is impossible."""
+        """Launch the graph of ``key``, capturing it first if necessary; False, with nothing done, if that fails."""
         self._launches += 1
         held = self._graphs.get(key)
         graph = held[0] if held else self._capture(key, work)
@@ -64,15 +64,15 @@ class GraphCache:
         return True
 
     def run(self, key: Key, work: Work) -> None:
-        """Do the work, by a graph when it comes again."""
+        """Do the work, through a graph if it was seen before."""
         if not (self.comes_again(key) and self.launch(key, work)):
             work()
 
-    def drop(self, wanted: Callable[[Key], bool] = lambda key: True) -> None:
-        """Destroy the graphs of the chosen keys, and forget them: to be captured, they must come twice again."""
-        for key in [key for key in self._graphs if wanted(key)]:
+    def drop(self, chosen: Callable[[Key], bool] = lambda key: True) -> None:
+        """Destroy the graphs of the chosen keys and forget them: they must be seen twice again before a capture."""
+        for key in [key for key in self._graphs if chosen(key)]:
             self._close(key)
-        for key in [key for key in self._seen if wanted(key)]:
+        for key in [key for key in self._seen if chosen(key)]:
             del self._seen[key]
 
     def _capture(self, key: Key, work: Work) -> Graph | None:

@@ -1,8 +1,8 @@
-"""Our CUDA C to machine code by NVRTC, kept on disk, so that each kernel is compiled once on a machine.
+"""Compiles CUDA C to machine code with NVRTC and caches it on disk, so that each kernel is compiled once per machine.
 
-NVRTC needs no driver and no GPU. Sources lie in ``kernels/``; headers of ours are handed over in memory, and
-``cuda_fp16.h`` comes with NVIDIA's wheels or a CUDA toolkit. Where a kernel must give the bits that NumPy gives, its
-source says so by unfused operations (``__fmul_rn``), or by a line ``// nvrtc: -fmad=false``, which adds an option.
+NVRTC needs no driver and no GPU. Sources are in ``kernels/``; our headers are passed in memory, and ``cuda_fp16.h``
+comes with NVIDIA's wheels or a CUDA toolkit. If a kernel must reproduce NumPy bit for bit, its source uses unfused
+operations (``__fmul_rn``), or a line ``// nvrtc: -fmad=false``, which adds a compiler option.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ from typing import Any
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import BackendError, MissingDependencyError, OutputError, import_optional
+from yolact_deploy.runtime.cuda.plans.launch import Defines
 
 KERNELS = Path(__file__).parent / "kernels"
 
-Defines = Sequence[tuple[str, str | int]]
-
 _OPTIONS = ("--std=c++17",)
-#: options that a source asks for in a line of its own
+#: compiler options in a line of the source
 _OWN_OPTIONS = re.compile(r"^// nvrtc: (.+)$", re.MULTILINE)
 _SUFFIX = {"sm": ".cubin", "compute": ".ptx"}
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -38,11 +37,11 @@ _CURE = (
 
 
 def compile_source(source: str, arch: str, defines: Defines = ()) -> bytes:
-    """Machine code of a file in ``kernels/``, from the cache where it is there.
+    """Machine code of a file in ``kernels/``, from the cache if possible.
 
     Args:
         source: the file's name, such as "fast_nms.cu"
-        arch: "sm_90" gives a cubin for compute capability 9.0, "compute_75" gives PTX for 7.5 and everything later
+        arch: "sm_90" gives a cubin for compute capability 9.0, "compute_75" gives PTX for 7.5 and later
         defines: names and values for the preprocessor
 
     Raises:
@@ -54,10 +53,10 @@ def compile_source(source: str, arch: str, defines: Defines = ()) -> bytes:
 
 
 def compile_text(text: str, name: str, arch: str, defines: Defines = ()) -> bytes:
-    """:func:`compile_source` for a source that is not a file of ours; it may include our headers."""
+    """:func:`compile_source` for any source text; it may include our headers."""
     kind = arch.partition("_")[0]
     if kind not in _SUFFIX or not re.fullmatch(r"(sm|compute)_\d+[af]?", arch):
-        raise ValueError(f"arch: expected such as 'sm_90' or 'compute_75', got {arch!r}")
+        raise ValueError(f"arch: expected a value such as 'sm_90' or 'compute_75', got {arch!r}")
     own = " ".join(_OWN_OPTIONS.findall(text)).split()
     options = [*_OPTIONS, *own, f"--gpu-architecture={arch}", *(f"-D{key}={value}" for key, value in defines)]
     key = hashlib.sha256()
@@ -72,11 +71,11 @@ def compile_text(text: str, name: str, arch: str, defines: Defines = ()) -> byte
 
 
 def best_arch(capability: tuple[int, int]) -> str:
-    """What to compile for a GPU: its own machine code, or PTX of the newest architecture that this NVRTC knows.
+    """The architecture to compile for: the GPU's own, or PTX of the newest one that this NVRTC supports.
 
     Raises:
         MissingDependencyError: as :func:`compile_source`.
-        BackendError: the GPU is older than all that this NVRTC compiles for.
+        BackendError: the GPU is older than all architectures of this NVRTC.
     """
     wanted = capability[0] * 10 + capability[1]
     known = _known_archs()
@@ -86,11 +85,11 @@ def best_arch(capability: tuple[int, int]) -> str:
     if not older:
         least, has = divmod(min(known), 10), ".".join(map(str, capability))
         raise BackendError(
-            f"NVRTC {_version_text()} compiles for compute capability {least[0]}.{least[1]} and later, this GPU has "
-            f"{has}: install an older one with python -m pip install 'cuda-python<13' nvidia-cuda-nvrtc-cu12 "
+            f"NVRTC {_version_text()} supports compute capability {least[0]}.{least[1]} and later, this GPU has {has}: "
+            "install an older NVRTC with python -m pip install 'cuda-python<13' nvidia-cuda-nvrtc-cu12 "
             "nvidia-cuda-runtime-cu12"
         )
-    return f"compute_{max(older)}"  # the driver compiles it further
+    return f"compute_{max(older)}"  # the driver compiles the PTX
 
 
 @cache
@@ -111,7 +110,7 @@ def _known_archs() -> tuple[int, ...]:
 
 @cache
 def _headers() -> dict[str, str]:
-    """Our own headers by name."""
+    """Our headers by name."""
     return {path.name: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.cuh"))}
 
 
@@ -124,11 +123,11 @@ def _bindings() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Call NVRTC; its result, or :class:`BackendError`."""
+    """Call NVRTC and return its result, or raise :class:`BackendError`."""
     nvrtc = _bindings()
     try:
         code, *values = getattr(nvrtc, name)(*arguments)
-    except (RuntimeError, OSError) as error:  # the library is looked for at the first call
+    except (RuntimeError, OSError) as error:  # the first call loads the library
         why = " ".join(str(error).split())[:200]
         raise MissingDependencyError(f"NVRTC cannot be loaded ({why}): {_CURE}") from error
     if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -147,7 +146,7 @@ def _compile(text: str, name: str, options: Sequence[str], kind: str) -> bytes:
         [header.encode() for header in headers],
     )
     try:
-        # Only CUDA's own headers are spelled so; a source that has none of them needs no folder.
+        # Only CUDA's headers use angle brackets; a source without them needs no folder.
         folder = [f"--include-path={_include_folder()}"] if "#include <" in "".join((text, *headers.values())) else []
         all_options = [option.encode() for option in (*options, *folder)]
         try:
@@ -162,7 +161,7 @@ def _compile(text: str, name: str, options: Sequence[str], kind: str) -> bytes:
 
 
 def _buffer(program: Any, call: str) -> bytes:
-    """Bytes that NVRTC writes into a buffer of the size it tells."""
+    """Bytes that NVRTC writes into a buffer of the size it reports."""
     data = b" " * int(_call(f"{call}Size", program))
     _call(call, program, data)
     return data
@@ -170,17 +169,17 @@ def _buffer(program: Any, call: str) -> bytes:
 
 @lru_cache
 def _include_folder() -> Path:
-    """Where ``cuda_fp16.h`` is."""
+    """The folder with ``cuda_fp16.h``."""
     for folder in _include_candidates():
         if (folder / "cuda_fp16.h").is_file():
             return folder
-    raise MissingDependencyError(f"the CUDA headers (cuda_fp16.h) were not found: {_CURE}")
+    raise MissingDependencyError(f"the CUDA headers (cuda_fp16.h) are missing: {_CURE}")
 
 
 def _include_candidates() -> Iterator[Path]:
-    """The wheels that match this NVRTC first: headers and compiler should be of one version. Then toolkits."""
-    found = importlib.util.find_spec("nvidia")
-    for root in map(Path, (found.submodule_search_locations or ()) if found else ()):
+    """First the wheels of this NVRTC's version, because headers and compiler should match; then toolkits."""
+    spec = importlib.util.find_spec("nvidia")
+    for root in map(Path, (spec.submodule_search_locations or ()) if spec else ()):
         yield root / f"cu{version()[0]}" / "include"
         yield root / "cuda_runtime" / "include"
     for variable in ("CUDA_HOME", "CUDA_PATH"):
@@ -204,6 +203,6 @@ def _read_cache(entry: str) -> bytes | None:
 
 
 def _write_cache(entry: str, image: bytes) -> None:
-    # A cache that cannot be written only costs time.
+    # A read-only cache only costs time.
     with contextlib.suppress(OutputError):
         write_bytes(cache_folder("kernels") / entry, hashlib.sha256(image).digest() + image)

@@ -1,4 +1,4 @@
-"""Whether our kernels compile here, and run: Fast NMS on five boxes, of which one covers another."""
+"""Checks that our kernels compile and run on this machine: Fast NMS on five boxes, one of which overlaps another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
 from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 
-#: what is compiled where there is no GPU to ask; every NVRTC since CUDA 11 knows it
+#: architecture to compile for without a GPU; every NVRTC since CUDA 11 supports it
 USUAL_ARCH = "sm_86"
 
 _BOXES = np.array(
@@ -20,7 +20,7 @@ _SLOTS = 4
 
 
 def compile_kernels(arch: str = USUAL_ARCH) -> None:
-    """Compile one of our kernels, or take it from the cache.
+    """Compile the kernels of Fast NMS, or read them from the cache.
 
     Raises:
         MissingDependencyError, BackendError: as :func:`nvrtc.compile_source`.
@@ -30,10 +30,10 @@ def compile_kernels(arch: str = USUAL_ARCH) -> None:
 
 
 def run_kernels(index: int = 0) -> None:
-    """Compile, load and run Fast NMS on a GPU, and look at what it found.
+    """Compile, load and run Fast NMS on a GPU, and check its result.
 
     Raises:
-        MissingDependencyError, BackendError: what is missing, failed, or came out wrong.
+        MissingDependencyError, BackendError: something is missing, fails, or computes a wrong result.
     """
     from yolact_deploy.runtime.cuda.driver import Device
     from yolact_deploy.runtime.cuda.library import KernelLibrary
@@ -50,8 +50,8 @@ def run_kernels(index: int = 0) -> None:
             stream.upload(buffers[name].pointer, array.ctypes.data, array.nbytes)
         bound = library.bind(plan, {name: buffer.pointer for name, buffer in buffers.items()})
         bound.enqueue(stream)
-        found, scores = np.zeros(1, np.int32), np.zeros(_SLOTS, np.float32)
-        stream.download(found.ctypes.data, buffers["num_detections"].pointer, found.nbytes)
+        count, scores = np.zeros(1, np.int32), np.zeros(_SLOTS, np.float32)
+        stream.download(count.ctypes.data, buffers["num_detections"].pointer, count.nbytes)
         stream.download(scores.ctypes.data, buffers["out_scores"].pointer, scores.nbytes)
         stream.synchronize()
         bound.close()
@@ -59,8 +59,8 @@ def run_kernels(index: int = 0) -> None:
         for buffer in buffers.values():
             buffer.free()
     expected = np.array([0.9, 0.7, 0, 0], np.float32)
-    if found[0] != 2 or not np.array_equal(scores, expected):
-        raise BackendError(f"our Fast NMS kernel gives {found[0]} detections {scores} where {expected[:2]} are right")
+    if count[0] != 2 or not np.array_equal(scores, expected):
+        raise BackendError(f"the Fast NMS kernel gives {count[0]} detections {scores} instead of {expected[:2]}")
 
 
 def _plan() -> LaunchPlan:

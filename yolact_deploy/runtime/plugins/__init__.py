@@ -1,13 +1,13 @@
-"""TensorRT plugins around our CUDA kernels, and the choice among them when an engine is built.
+"""TensorRT plugins for our CUDA kernels, and the choice between them when an engine is built.
 
-Three ways for FastNMS and MaskAssembly to get into an engine:
+FastNMS and MaskAssembly can get into an engine in three ways:
 
-- "none": as the ONNX functions that the file carries, which TensorRT's parser inlines into its own layers;
-- "aot": as ahead-of-time plugins (:mod:`.aot`), whose kernels are in the engine as PTX: it needs neither Python nor C++
-  where it runs;
-- "v3": as plugins in Python (:mod:`.v3`): whoever loads the engine calls :func:`register_creators` before.
+- "none": as the ONNX functions in the file, which TensorRT's parser inlines into its own layers;
+- "aot": as ahead-of-time plugins (:mod:`.aot`), whose kernels are PTX inside the engine, so that it runs without Python
+  and C++;
+- "v3": as plugins in Python (:mod:`.v3`): call :func:`register_creators` before loading the engine.
 
-A file that ends in heads has neither op; then the same kernels run on the engine's stream, see `runtime.cuda`.
+A file that ends in heads has neither op; the same kernels then run on the engine's stream, see `runtime.cuda`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from yolact_deploy.runtime.plugins.aot_stages import stages_of
 from yolact_deploy.runtime.plugins.node_plans import plan_for
 from yolact_deploy.vocabulary import FLAVOURS, PLUGIN_MODES, check_word
 
-#: compute capability of the PTX of ahead-of-time plugins: the lowest that TensorRT supports, and so fit for all
+#: compute capability of the PTX of ahead-of-time plugins: the lowest that TensorRT supports, which suits every GPU
 PTX_ARCH = "75"
 
 
 @dataclass(frozen=True)
 class PluginChoice:
-    """What to parse, and why.
+    """The model to parse, and why.
 
     Attributes:
-        model: ``onnx.ModelProto`` to give to the parser; the one that was asked about, or a changed copy
+        model: ``onnx.ModelProto`` for the parser: the original, or a modified copy
         kind: "none", "v3" or "aot"
         reason: one sentence for the user
-        names: plugins that the engine will hold, as namespace::name
+        names: plugins in the engine, as namespace::name
         keep_alive: objects that must live until the engine is built
     """
 
@@ -49,30 +49,30 @@ class PluginChoice:
 
 
 def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str | None = None) -> PluginChoice:
-    """Fit an exported model to the plugins that this TensorRT can take; the model itself is left as it is.
+    """Fit a copy of an exported model to the plugins that this TensorRT supports.
 
     Args:
-        model: ``onnx.ModelProto`` of an exported file
+        model: ``onnx.ModelProto`` of an exported file; not modified
         trt: TensorRT's Python module
         flavour: "tensorrt" or "rtx"
-        mode: "off" keeps the functions; "auto" takes ahead-of-time plugins where they can be had, and else the
-            functions, so that any tool can load the engine; "on" wants plugins, in Python if need be; "v3" and "aot"
-            want that kind
-        arch: compute capability of the PTX of ahead-of-time plugins, such as "89"; by default one that every supported
-            GPU takes
+        mode: "off" keeps the functions; "auto" uses ahead-of-time plugins if available and the functions otherwise, so
+            that any tool can load the engine; "on" requires plugins, in Python if necessary; "v3" and "aot" require
+            that kind
+        arch: compute capability of the PTX of ahead-of-time plugins, such as "89"; by default one for every supported
+            GPU
 
     Raises:
-        ExportError: the mode is unknown, or wants plugins that cannot be had.
-        ConfigError: the mode wants plugins, and the kernels cannot take the model's sizes.
-        BackendError: the mode wants plugins, and what they need is not installed.
+        ExportError: the mode is unknown, or requires plugins that are not available.
+        ConfigError: the mode requires plugins, and the kernels do not support the model's sizes.
+        BackendError: the mode requires plugins, and a dependency is not installed.
     """
     check_word("plugins", mode, PLUGIN_MODES, ExportError)
     if mode == "off":
-        return PluginChoice(model, "none", "No plugins were wanted.")
+        return PluginChoice(model, "none", "Plugins are off.")
     if not rewrite.has_tail(model):
         if mode != "auto":
             raise ExportError(
-                "there is nothing to replace by plugins: the file ends in heads. Export with --tail functions"
+                "plugins cannot replace anything, because the file ends in heads: export with --tail functions"
             )
         return PluginChoice(model, "none", "The file ends in heads: NMS and masks run beside the engine.")
     if mode == "auto":
@@ -82,7 +82,7 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
         return _python(model, trt, flavour)
     if quick is None:
         raise ExportError(
-            f"{_name(trt, flavour)} has no ahead-of-time plugins: take TensorRT 10.8 or later, or --plugin on"
+            f"{_name(trt, flavour)} has no ahead-of-time plugins: use TensorRT 10.8 or later, or --plugin on"
         )
     return _ahead_of_time(model, trt, quick, arch)
 
@@ -95,7 +95,7 @@ def _automatic(model: Any, trt: Any, flavour: str, arch: str | None) -> PluginCh
     try:
         return _ahead_of_time(model, trt, quick, arch)
     except (BackendError, ConfigError, ExportError) as error:
-        return PluginChoice(model, "none", f"NMS and masks are TensorRT's own layers, since no plugin fits: {error}")
+        return PluginChoice(model, "none", f"NMS and masks are TensorRT's own layers, because no plugin fits: {error}")
 
 
 def _ahead_of_time(model: Any, trt: Any, quick: Any, arch: str | None) -> PluginChoice:
@@ -108,7 +108,7 @@ def _ahead_of_time(model: Any, trt: Any, quick: Any, arch: str | None) -> Plugin
     aot.check_compiler()
     stages = [stage for _, chain in chains.values() for stage in chain]
     for stage in stages:
-        aot.ptx(stage)  # what cannot be compiled is told here, not by TensorRT
+        aot.ptx(stage)  # so that we report compilation errors, not TensorRT
     aot.register(trt, quick, stages)
     rewrite.replace_nodes(copy, {output: aot.nodes(tail, chain) for output, (tail, chain) in chains.items()})
     names = tuple(dict.fromkeys(stage.plugin_id for stage in stages))
@@ -118,10 +118,10 @@ def _ahead_of_time(model: Any, trt: Any, quick: Any, arch: str | None) -> Plugin
 def _python(model: Any, trt: Any, flavour: str) -> PluginChoice:
     copy = rewrite.bare_copy(model)
     for tail in rewrite.tail_nodes(copy):
-        plan_for(tail.op, tail.shapes_of(1), tail.dtypes, tail.attributes)  # what does not fit is told here
+        plan_for(tail.op, tail.shapes_of(1), tail.dtypes, tail.attributes)  # raises if it does not fit
         rewrite.make_plugin_node(tail)
     names = register_creators(trt, flavour)
-    reason = "NMS and masks are our kernels, called by Python: the engine can be loaded by this package only."
+    reason = "NMS and masks are our kernels, called from Python: only this package can load the engine."
     return PluginChoice(copy, "v3", reason, names, v3.creators(trt))
 
 
@@ -131,15 +131,15 @@ def _name(trt: Any, flavour: str) -> str:
 
 @lru_cache
 def register_creators(trt: Any, flavour: str) -> tuple[str, ...]:
-    """Register the plugins in Python, once a process, so that engines which hold them can be built and loaded.
+    """Register the plugins in Python, once per process, so that engines with them can be built and loaded.
 
-    Gives their names, as namespace::name. An engine without them does not need this.
+    Returns their names, as namespace::name. Engines without them do not need this.
 
     Raises:
-        BackendError: TensorRT does not take them.
+        BackendError: TensorRT rejects them.
     """
     registry = tensorrt_api.plugin_registry(trt, flavour)
     for creator in v3.creators(trt):
         if not registry.register_creator(creator, creator.plugin_namespace):
-            raise BackendError(f"{_name(trt, flavour)} does not take the plugin {DOMAIN}::{creator.name}")
+            raise BackendError(f"{_name(trt, flavour)} rejects the plugin {DOMAIN}::{creator.name}")
     return tuple(f"{DOMAIN}::{creator.name}" for creator in v3.creators(trt))

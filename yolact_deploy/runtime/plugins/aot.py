@@ -1,10 +1,10 @@
 """Ahead-of-time plugins of TensorRT 10.8 and later: our kernels as PTX inside the engine.
 
-``tensorrt.plugin`` asks three questions of a plugin, and this module answers them for each stage of a chain
-(:mod:`.stages`): the shapes and dtypes of its outputs, which dtypes it takes, and its kernel with launch parameters as
-expressions in the batch. The engine then needs neither Python nor C++ where it runs.
+``tensorrt.plugin`` needs three functions per plugin, which this module provides for each stage of a chain
+(:mod:`.aot_stages`): the shapes and dtypes of its outputs, the dtypes it supports, and its kernel with launch
+parameters as expressions in the batch. The engine then runs without Python and C++.
 
-TensorRT reads the questions' answers by the signatures of functions, so the signatures are made here as objects.
+TensorRT inspects the signatures of these functions, so the signatures are built here as objects.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def check_compiler() -> None:
-    """Raise :class:`BackendError` where NVRTC's PTX is too new for the driver, which compiles it when an engine loads.
+    """Raise :class:`BackendError` if NVRTC's PTX is too new for the driver, which compiles it when an engine loads.
 
-    Machine code would do with an older driver, but plugins are PTX.
+    An older driver could run machine code, but plugins are PTX.
     """
     try:
         driver = nvidia.find_driver().cuda_version
-    except BackendError:  # the GPU is elsewhere
+    except BackendError:  # the engine is for another machine
         return
     if nvrtc.version() > driver:
         ours, theirs = (".".join(map(str, version)) for version in (nvrtc.version(), driver))
@@ -42,7 +42,7 @@ def check_compiler() -> None:
 
 
 def ptx(stage: Stage) -> str:
-    """The kernel of a stage as PTX, compiled once on this machine.
+    """The kernel of a stage as PTX, compiled once per machine.
 
     Raises:
         BackendError: NVRTC is not installed or cannot compile it.
@@ -52,7 +52,7 @@ def ptx(stage: Stage) -> str:
 
 
 def nodes(tail: TailNode, chain: Sequence[Stage]) -> list[Any]:
-    """The nodes of a chain, in the place of the node that it stands for."""
+    """The nodes of a chain, which replace the tail node."""
     values = dict(zip([tensor.name for tensor in tail.op.inputs], tail.node.input, strict=True))
     values.update(zip([tensor.name for tensor in tail.op.outputs], tail.node.output, strict=True))
     between = {name: f"{tail.node.output[0]}/{name}" for stage in chain for name in (*stage.inputs, *stage.outputs)}
@@ -63,14 +63,14 @@ def nodes(tail: TailNode, chain: Sequence[Stage]) -> list[Any]:
             stage.plugin_name,
             [values[name] for name in stage.inputs],
             [values[name] for name in stage.outputs],
-            aot=1,  # the parser is told to take the ahead-of-time implementation, and nothing else
+            aot=1,  # makes the parser use the ahead-of-time implementation
         )
         for stage in chain
     ]
 
 
 def register(trt: Any, quick: Any, stages: Iterable[Stage]) -> None:
-    """Register the plugins of some stages, each once a process.
+    """Register the plugins of some stages, each once per process.
 
     Args:
         trt: TensorRT's Python module
@@ -94,12 +94,12 @@ def _register(trt: Any, quick: Any, stage: Stage) -> None:
         )
 
     def tune(*inputs_and_outputs: Any) -> Any:
-        """What the kernel takes: dense tensors of the dtypes that they have."""
+        """The supported formats: dense tensors with the dtypes that they already have."""
         *inputs, outputs = inputs_and_outputs
         return [quick.AutoTuneCombination(", ".join(spelled[each.dtype] for each in (*inputs, *outputs)), "LINEAR")]
 
     def implement(*inputs_outputs_and_tactic: Any) -> Any:
-        """The kernel's name, its PTX, launch parameters, and its scalars."""
+        """The kernel's name, PTX, launch parameters and scalars."""
         batch = inputs_outputs_and_tactic[0].shape_expr[0]
         return stage.launch.kernel, ptx(stage), _launch(quick, stage, batch), _scalars(quick, stage, batch)
 
@@ -123,8 +123,8 @@ def _signed(function: Callable[..., Any], parameters: list[tuple[str, Any]], ret
 def _shape(quick: Any, batch: Any, per_image: tuple[int, ...]) -> tuple[Any, ...]:
     """A shape of expressions.
 
-    When only dtypes are asked for, the batch is a stand-in. Then so is everything else: TensorRT 10.13 would make
-    constants by a builder of expressions that may be gone.
+    When TensorRT only wants dtypes, the batch is a placeholder, and then all sizes are: TensorRT 10.13 would create
+    constants with an expression builder that may no longer exist.
     """
     if batch.is_fake:
         return tuple(quick.ShapeExpr() for _ in (batch, *per_image))

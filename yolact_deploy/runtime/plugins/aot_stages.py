@@ -1,15 +1,15 @@
-"""A launch plan as a chain of plugins, one kernel each: what ahead-of-time plugins of TensorRT can be.
+"""A launch plan as a chain of plugins with one kernel each, as TensorRT's ahead-of-time plugins require.
 
-Such a plugin has one kernel, whose arguments are the inputs, then int32 scalars, then the outputs, which is the order
-in which all our kernels have theirs. So each launch of a plan becomes a node, and the plan's scratch buffers become
-tensors of the network, of int32 words that only our kernels understand.
+Such a plugin has one kernel, whose arguments are the inputs, then int32 scalars, then the outputs. All our kernels use
+this order. So each launch of a plan becomes a node, and the plan's scratch buffers become tensors of the network: int32
+words that only our kernels interpret.
 
-The nodes have no attributes: every launch is a plugin with a name of its own. Attributes would not arrive with NumPy 2,
-where the bindings of TensorRT 10.13 give the first letter of a text for all of its letters, and those up to 10.16
-cannot read a number as such (NumPy 2.4).
+The nodes have no attributes: every launch is a plugin with a name of its own. Attributes would not arrive intact with
+NumPy 2: the bindings of TensorRT 10.13 repeat the first letter of a string, and those up to 10.16 cannot read a number
+(NumPy 2.4).
 
-Only the batch may change from run to run. What grows with it is found by making the plan for more images; whatever
-else depends on the batch is tuning, which gives the same results for every batch, and is that of the usual batch.
+Only the batch may change from run to run. Comparing with the plan for a much larger batch shows what grows with it. All
+else that depends on the batch is tuning: it does not affect results, and uses the usual batch.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from yolact_deploy.ops import DOMAIN, Attributes, Op
 from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan
 from yolact_deploy.runtime.plugins.node_plans import output_dtypes, plan_for
 
-#: so many times the usual batch: what is so many times larger there is a number of images, and not by accident
+#: factor of the larger batch; a number that is this many times larger there grows with the batch, not by accident
 _MANY = 61
 
 
 @dataclass(frozen=True)
 class Extent:
-    """A number of a launch: ``value``, or that many for each image."""
+    """A number of a launch: ``value``, or ``value`` per image."""
 
     value: int
     per_image: bool
@@ -48,13 +48,13 @@ class Stage:
     """One launch of an op's plan, as a plugin.
 
     Attributes:
-        op: whose plan
+        op: the op of the plan
         index: of the launch in the plan
-        shapes: of the op's inputs without the batch, which is first in all of them
+        shapes: of the op's inputs, without the leading batch
         dtypes: of the op's inputs
-        attributes: all of the op's
-        batch: the usual one
-        arch: compute capability of the PTX, "75"
+        attributes: all attributes of the op
+        batch: the usual batch
+        arch: compute capability of the PTX, such as "75"
     """
 
     op: Op
@@ -69,18 +69,11 @@ class Stage:
 
     @cached_property
     def plugin_name(self) -> str:
-        """Such as "PriorBest_d3b07384": the kernel's name and a mark of everything that is built into the plugin."""
-        told = [
-            self.op.name,
-            self.index,
-            self.shapes,
-            self.dtypes,
-            sorted(self.attributes.items()),
-            self.batch,
-            self.arch,
-        ]
+        """Such as "PriorBest_d3b07384": the kernel's name and a hash of everything that is built into the plugin."""
+        attributes = sorted(self.attributes.items())
+        content = [self.op.name, self.index, self.shapes, self.dtypes, attributes, self.batch, self.arch]
         words = "".join(map(str.capitalize, self.launch.kernel.split("_")))
-        return f"{words}_{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}"
+        return f"{words}_{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]}"
 
     @property
     def plugin_id(self) -> str:
@@ -88,16 +81,16 @@ class Stage:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The plan's names of the tensors that it reads."""
+        """Names, in the plan, of the tensors it reads."""
         return self._arguments[0]
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The plan's names of the tensors that it writes."""
+        """Names, in the plan, of the tensors it writes."""
         return self._arguments[2]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one image's part of a tensor."""
+        """Shape of a tensor per image."""
         return self._tensors[name][0]
 
     def dtype(self, name: str) -> str:
@@ -107,7 +100,7 @@ class Stage:
 
     @property
     def launch(self) -> Launch:
-        """For the usual batch."""
+        """The launch for the usual batch."""
         return self._plans[0].launches[self.index]
 
     @property
@@ -121,11 +114,11 @@ class Stage:
         return tuple(map(self._extent, self._arguments[1], _split(self._launch_of_many)[1]))
 
     def check(self) -> None:
-        """Raise :class:`ExportError` where one kernel cannot serve every batch."""
+        """Raise :class:`ExportError` if one kernel cannot serve every batch."""
         usual, many = self.launch, self._launch_of_many
         same = [(each.kernel, each.block, each.shared_bytes, each.defines, each.buffers) for each in (usual, many)]
         if same[0] != same[1]:
-            raise ExportError(f"{usual.kernel} depends on the batch in more than its grid: build with --plugin off")
+            raise ExportError(f"not only the grid of {usual.kernel} depends on the batch: build with --plugin off")
 
     def _extent(self, usual: int, many: int) -> Extent:
         if usual and many == usual * _MANY and usual % self.batch == 0:
@@ -138,7 +131,7 @@ class Stage:
 
     @cached_property
     def _plans(self) -> tuple[LaunchPlan, LaunchPlan]:
-        """For the usual batch, and for one that is far larger."""
+        """The plans for the usual batch and for a much larger one."""
         usual, many = (
             plan_for(self.op, [(batch, *shape) for shape in self.shapes], self.dtypes, self.attributes)
             for batch in (self.batch, self.batch * _MANY)
@@ -151,7 +144,7 @@ class Stage:
 
     @cached_property
     def _tensors(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape of one image's part, and dtype, of all that the plan reads and writes."""
+        """Shape per image and dtype of all tensors that the plan reads and writes."""
         made = self.op.output_shapes([(1, *shape) for shape in self.shapes], self.attributes)
         words = {name: ((nbytes // 4 // self.batch,), "int32") for name, nbytes in self._plans[0].scratch.items()}
         return {
@@ -173,15 +166,15 @@ def stages_of(
     """The chain of one node.
 
     Args:
-        shapes: of its inputs, batch first, whatever it is
+        shapes: of its inputs, with any leading batch
         dtypes: of its inputs
-        attributes: all of the op's
-        batch: the usual one, for which the launches are tuned
-        arch: compute capability of the PTX, "75"
+        attributes: all attributes of the op
+        batch: the usual batch, for which the launches are tuned
+        arch: compute capability of the PTX, such as "75"
 
     Raises:
-        ConfigError: sizes that the kernels cannot take.
-        ExportError: a kernel that depends on the batch in a way that no plugin can express.
+        ConfigError: sizes that the kernels do not support.
+        ExportError: a kernel depends on the batch in a way that no plugin can express.
     """
     per_image = tuple(tuple(int(size) for size in shape[1:] if size is not None) for shape in shapes)
     first = Stage(op, 0, per_image, dtypes, attributes, batch, arch)
@@ -197,7 +190,7 @@ def _split(launch: Launch) -> tuple[tuple[str, ...], tuple[int, ...], tuple[str,
     start, stop = kinds.index(False), len(kinds) - kinds[::-1].index(False)
     scalars = launch.arguments[start:stop]
     if not all(isinstance(scalar, np.int32) for scalar in scalars):
-        raise ExportError(f"{launch.kernel}: its arguments are not inputs, int32 scalars and outputs, in this order")
+        raise ExportError(f"{launch.kernel}: expected arguments in the order inputs, int32 scalars, outputs")
     return launch.arguments[:start], tuple(map(int, scalars)), launch.arguments[stop:]  # type: ignore[return-value,arg-type]
 
 

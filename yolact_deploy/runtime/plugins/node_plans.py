@@ -1,4 +1,4 @@
-"""From a plugin's shapes, dtypes and attributes to the launch plan of its kernels.
+"""Launch plans of the kernels for a plugin's shapes, dtypes and attributes.
 
 Legend: as in `yolact_deploy.ops`.
 """
@@ -8,25 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from yolact_deploy.ops import DTYPE_NAMES, FAST_NMS, Attributes, Op
+from yolact_deploy.runtime.cuda.layout import Layout
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
 from yolact_deploy.runtime.cuda.plans.plan_masks import mask_assembly
 from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 
-#: of buffers inside the workspace, in bytes, as cudaMalloc aligns
-ALIGNMENT = 256
-
 
 def plan_for(op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], attributes: Attributes) -> LaunchPlan:
-    """The plan whose buffers have the names of the op's inputs and outputs.
+    """The plan of an op; its buffers have the names of the op's inputs and outputs.
 
     Args:
         op: one of `yolact_deploy.ops.OPS`
         shapes, dtypes: of the inputs
-        attributes: all of them, see :meth:`Op.attribute_values`
+        attributes: all attributes, see :meth:`Op.attribute_values`
 
     Raises:
-        ConfigError: sizes that the kernels cannot take.
-        ValueError: shapes or dtypes that are not the op's.
+        ConfigError: sizes that the kernels do not support.
+        ValueError: shapes or dtypes that do not fit the op.
     """
     for tensor, dtype in zip(op.inputs, dtypes, strict=True):
         if dtype not in tensor.dtypes:
@@ -57,15 +55,11 @@ def plan_for(op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], att
 
 
 def output_dtypes(op: Op, attributes: Attributes) -> list[str]:
-    """NumPy's names of the outputs' dtypes."""
+    """Dtypes of the outputs, by NumPy's names."""
     chosen = DTYPE_NAMES[int(attributes.get("mask_dtype", 1))]
     return [chosen if len(output.dtypes) > 1 else output.dtypes[0] for output in op.outputs]
 
 
-def workspace(plan: LaunchPlan) -> tuple[dict[str, int], int]:
-    """Where each scratch buffer lies in one block of memory (name -> offset), and the block's size, in bytes."""
-    offsets, size = {}, 0
-    for name, nbytes in plan.scratch.items():
-        offsets[name] = size
-        size += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return offsets, size
+def workspace(plan: LaunchPlan) -> Layout:
+    """The scratch buffers in one block of memory."""
+    return Layout({name: ((nbytes,), "uint8") for name, nbytes in plan.scratch.items()})

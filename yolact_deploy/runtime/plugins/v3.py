@@ -1,9 +1,9 @@
-"""The two ops as plugins of TensorRT in Python: classes of IPluginV3, made for the TensorRT that is found at run time.
+"""The two ops as TensorRT plugins in Python: IPluginV3 classes, created at run time for the installed TensorRT.
 
-The One* interfaces are the same in TensorRT 10.3 to 11.4 and TensorRT for RTX 1.7, so there is one class for all. What
-it computes is in :mod:`.work`; this module translates between TensorRT's descriptors and plain Python.
+The One* interfaces are the same in TensorRT 10.3 to 11.4 and TensorRT for RTX 1.7, so one class serves all. This module
+translates between TensorRT's descriptors and plain Python; the computation is in :mod:`.work`.
 
-An engine that holds such a plugin can be loaded only where its creator is registered: by this package, in Python.
+An engine with such a plugin can only be loaded after its creator is registered: by this package, in Python.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FIELDS = {int: (np.int32, "INT32"), float: (np.float32, "FLOAT32")}
 
 @lru_cache
 def creators(trt: Any) -> tuple[Any, ...]:
-    """A creator for each op; the same ones every time, since TensorRT keeps pointers to them for good.
+    """A creator for each op; the same objects every time, because TensorRT keeps pointers to them forever.
 
     Args:
         trt: TensorRT's Python module
@@ -40,11 +40,11 @@ def creators(trt: Any) -> tuple[Any, ...]:
 class _OpPlugin:
     """One op in a network or an engine: the methods that TensorRT calls; :func:`_plugin_class` adds its interfaces.
 
-    TensorRT wants failures as exceptions, which its bindings turn into a status: none travels through its C++.
+    Failures are raised as exceptions; TensorRT's bindings turn them into a status before they reach its C++ code.
     """
 
     trt: Any  #: TensorRT's Python module
-    interfaces: tuple[Any, ...]  #: the classes of TensorRT that a plugin derives from
+    interfaces: tuple[Any, ...]  #: TensorRT's base classes of a plugin
     dtype_names: dict[Any, str]  #: NumPy's names of TensorRT's dtypes
 
     def __init__(self, op: Op, attributes: dict[str, int | float]) -> None:
@@ -73,10 +73,9 @@ class _OpPlugin:
 
     def get_output_shapes(self, inputs: Sequence[Any], shape_inputs: Sequence[Any], expr_builder: Any) -> list[Any]:
         shapes = [[inputs[i][d] for d in range(len(inputs[i]))] for i in range(len(inputs))]
-        made = self.work.op.output_shapes(shapes, self.work.attributes)
         return [
             self.trt.DimsExprs([expr_builder.constant(size) if isinstance(size, int) else size for size in shape])
-            for shape in made
+            for shape in self.work.op.output_shapes(shapes, self.work.attributes)
         ]
 
     def supports_format_combination(self, pos: int, in_out: Sequence[Any], num_inputs: int) -> bool:
@@ -88,7 +87,7 @@ class _OpPlugin:
         return bool(tensor.format == self.trt.TensorFormat.LINEAR and self.dtype_names.get(tensor.type) in allowed)
 
     def configure_plugin(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        pass  # nothing depends on the bounds of the shapes but the workspace
+        pass  # only the workspace depends on the bounds of the shapes
 
     def get_workspace_size(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
         shapes = [tuple(each.max) for each in inputs]
@@ -99,7 +98,7 @@ class _OpPlugin:
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         try:
             self.work.prepare(*self._described(inputs))
-        except Exception as error:  # where there is no GPU, nothing is enqueued either
+        except Exception as error:  # without a GPU, nothing is enqueued either
             _LOG.info("%s: kernels not loaded before the first run: %s", self.plugin_name, error)
 
     def attach_to_context(self, context: Any) -> Any:
@@ -130,7 +129,7 @@ class _OpPlugin:
 
 
 def _plugin_class(trt: Any) -> Any:
-    """The class of the plugins, for one TensorRT."""
+    """The plugin class for one TensorRT."""
     interfaces = (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime)
     dtype_names = {trt.float32: "float32", trt.float16: "float16", trt.int32: "int32"}
     attributes = {"trt": trt, "interfaces": interfaces, "dtype_names": dtype_names}
@@ -139,7 +138,7 @@ def _plugin_class(trt: Any) -> Any:
 
 def _creator_class(trt: Any, plugin_class: Any) -> Any:
     class Creator(trt.IPluginCreatorV3One):  # type: ignore[misc]
-        """Makes the plugins of one op: from a node's attributes at build, from an engine's fields at run."""
+        """Creates plugins of one op: from a node's attributes when building, from an engine's fields when running."""
 
         def __init__(self, op: Op) -> None:
             trt.IPluginCreatorV3One.__init__(self)
@@ -147,7 +146,7 @@ def _creator_class(trt: Any, plugin_class: Any) -> Any:
             self.name = op.name
             self.plugin_version = PLUGIN_VERSION
             self.plugin_namespace = DOMAIN
-            # Only names and types count here, but TensorRT keeps pointers into the arrays.
+            # TensorRT reads only names and types here, but keeps pointers into the arrays.
             self.examples = [_field_data(item, item.default) for item in op.attributes]
             pairs = zip(op.attributes, self.examples, strict=True)
             self.field_names = trt.PluginFieldCollection([_field(trt, item, data) for item, data in pairs])

@@ -1,9 +1,8 @@
 """A GPU through the CUDA driver: devices, memory, streams, events, modules, captured graphs.
 
-Thin objects over ``cuda.bindings.driver`` (cuda-python 12.6 and later). The device's primary context is used, which is
-the one that torch, CuPy, TensorRT and the CUDA runtime use, so pointers and streams can be passed between them. All
-objects free themselves when nothing holds them any more, or at the end of the program in the reverse order of creation;
-:meth:`close` or ``free`` do so earlier.
+Thin objects over ``cuda.bindings.driver`` (cuda-python 12.6 or later). They use the device's primary context, like
+torch, CuPy, TensorRT and the CUDA runtime, so pointers and streams can be passed between them. All objects are freed
+when nothing refers to them any more, or at exit in reverse order of creation; :meth:`close` or ``free`` do so earlier.
 
 Sizes are in bytes, pointers are plain ints, times are in milliseconds.
 """
@@ -15,7 +14,7 @@ from yolact_deploy.runtime.cuda.driver.capture import Graph
 from yolact_deploy.runtime.cuda.driver.device import Device
 from yolact_deploy.runtime.cuda.driver.memory import DeviceBuffer, PinnedBuffer
 from yolact_deploy.runtime.cuda.driver.module import Arguments, Function, Module
-from yolact_deploy.runtime.cuda.driver.stream import Event, Stream
+from yolact_deploy.runtime.cuda.driver.stream import Event, KernelQueue, Stream
 
 __all__ = [
     "Arguments",
@@ -25,6 +24,7 @@ __all__ = [
     "Event",
     "Function",
     "Graph",
+    "KernelQueue",
     "Module",
     "PinnedBuffer",
     "Stream",

@@ -1,4 +1,4 @@
-"""Calls of the CUDA driver: starting it, and turning a code that it returns into an error with a cure."""
+"""Calls of the CUDA driver: starting it, and turning its error codes into errors with a cure."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from yolact_deploy.errors import BackendError, import_optional
 
-#: instantiating graphs with flags, and events that other threads may wait for, are as they are now since CUDA 12
+#: CUDA 12 introduced the present signatures for instantiating graphs and for events that other threads wait for
 OLDEST_DRIVER = 12000
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _CURE_FORK = (
-    "this process was forked after its parent used the GPU, and CUDA does not survive a fork. Cure: start workers with "
+    "this process was forked after its parent used the GPU, and CUDA does not survive a fork. Start workers with "
     "multiprocessing.get_context('spawn'), or load the model only in the worker"
 )
 _CURES = {
-    "CUDA_ERROR_NO_DEVICE": "check with nvidia-smi that the GPU is seen; CUDA_VISIBLE_DEVICES may hide it",
+    "CUDA_ERROR_NO_DEVICE": "check with nvidia-smi that the GPU is visible; CUDA_VISIBLE_DEVICES may hide it",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH": "the driver's kernel module and library differ: restart the machine after "
-    "an update of the driver",
+    "updating the driver",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE": "this GPU cannot use the CUDA forward-compatibility package: remove "
     "it (cuda-compat) or update the driver",
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": "the driver is older than the CUDA that compiled the kernel: update the "
@@ -32,27 +32,27 @@ _CURES = {
     "CUDA_ERROR_INVALID_IMAGE": "the kernel's binary is damaged or for another GPU: delete the kernel cache",
     "CUDA_ERROR_INVALID_CONTEXT": "call Device.use() in this thread first",
     "CUDA_ERROR_ILLEGAL_ADDRESS": "a kernel read or wrote outside its buffers; this process cannot use the GPU any "
-    "more. compute-sanitizer finds the kernel",
-    "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more. compute-sanitizer finds "
-    "the kernel",
+    "more. compute-sanitizer can identify the kernel",
+    "CUDA_ERROR_LAUNCH_FAILED": "a kernel crashed; this process cannot use the GPU any more. compute-sanitizer can "
+    "identify the kernel",
     "CUDA_ERROR_LAUNCH_TIMEOUT": "a kernel ran longer than the display's watchdog allows",
     "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": "the kernel needs more registers or shared memory than this GPU has: use "
     "smaller blocks",
     "CUDA_ERROR_DEVICE_UNAVAILABLE": "another process holds the GPU in exclusive mode: see nvidia-smi",
-    "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory is damaged: reset the GPU",
-    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "something in the captured work may not be captured: allocating, waiting "
-    "for the GPU, or the default stream. Run it once before capturing, so that it has allocated what it needs, or run "
-    "it without a graph",
-    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "an earlier call may not be captured: allocating, waiting for the GPU, or "
-    "the default stream. Run the work once before capturing it, or run it without a graph",
-    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "work on another stream was captured, and the captured stream did not wait "
+    "CUDA_ERROR_ECC_UNCORRECTABLE": "the GPU's memory has an uncorrectable error: reset the GPU",
+    "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED": "the captured work contains something that cannot be captured: an "
+    "allocation, a wait for the GPU, or the default stream. Run it once before capturing, so that it has allocated "
+    "what it needs, or run it without a graph",
+    "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED": "an earlier call cannot be captured: an allocation, a wait for the GPU, "
+    "or the default stream. Run the work once before capturing it, or run it without a graph",
+    "CUDA_ERROR_STREAM_CAPTURE_UNJOINED": "work on another stream was captured, but the captured stream did not wait "
     "for it",
-    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "a capture ends in the thread in which it began",
+    "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD": "end the capture in the thread that began it",
 }  # fmt: skip
 
 
 class CudaError(BackendError):
-    """A call of the CUDA driver that failed.
+    """A failed call of the CUDA driver.
 
     Attributes:
         call: name of the call, "cuMemAlloc"
@@ -73,11 +73,11 @@ _forked = False
 
 
 def start() -> Any:
-    """The module ``cuda.bindings.driver``, with the driver started.
+    """The module ``cuda.bindings.driver``, after starting the driver.
 
     Raises:
-        MissingDependencyError: cuda-python is not installed
-        BackendError: there is no driver, it is too old, or this is a forked child of a process that used it
+        MissingDependencyError: cuda-python is not installed.
+        BackendError: there is no driver, it is too old, or this is a forked child of a process that used it.
     """
     global _bindings
     if _forked:
@@ -95,7 +95,7 @@ def _after_fork() -> None:
 
 
 def forked() -> bool:
-    """Whether this is the forked child of a process that had started the driver: its objects are not ours to free."""
+    """Whether this is a forked child of a process that started the driver; the child must not free its objects."""
     return _forked
 
 
@@ -106,7 +106,7 @@ def _start() -> Any:
     except ValueError as reason:
         raise _unknown_code("cuInit", reason) from reason
     except RuntimeError as reason:
-        # The import works without a driver; the library is looked for at the first call.
+        # The import works without a driver; the library is loaded by the first call.
         raise BackendError(
             f"no NVIDIA driver here ({LIBRARY} cannot be loaded): use a machine with an NVIDIA GPU and its driver; in "
             "a container, start it with --gpus all (Jetson: --runtime nvidia)"
@@ -116,8 +116,8 @@ def _start() -> Any:
     version = bindings.cuDriverGetVersion()[1]
     if version < OLDEST_DRIVER:
         raise BackendError(
-            f"the NVIDIA driver supports CUDA {version_text(version)}, and {version_text(OLDEST_DRIVER)} or later is "
-            "needed. Update the driver (on Jetson: JetPack 6 or later)"
+            f"the NVIDIA driver supports CUDA {version_text(version)}, but {version_text(OLDEST_DRIVER)} or later is "
+            "required. Update the driver (on Jetson: JetPack 6 or later)"
         )
     return bindings
 
@@ -140,9 +140,9 @@ def version_text(version: int) -> str:
 
 
 def call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver: its result (a tuple where there are several), or :class:`CudaError`.
+    """Call a function of the driver and return its result (a tuple if there are several), or raise :class:`CudaError`.
 
-    For what is done once; the calls of every frame are made directly.
+    Only for setup; calls made for every frame go to the bindings directly.
     """
     bindings = start()
     try:
@@ -150,7 +150,7 @@ def call(name: str, *arguments: Any) -> Any:
     except ValueError as reason:
         raise _unknown_code(name, reason) from reason
     except (RuntimeError, AttributeError) as reason:
-        # What cuda-python has and the driver has not, or the other way round.
+        # cuda-python has the function and the driver does not, or the other way round.
         raise CudaError(
             f"{name} cannot be called: {_one_line(reason)}. The driver supports CUDA "
             f"{version_text(bindings.cuDriverGetVersion()[1])}: update it, or install the cuda-python of its version",
@@ -162,7 +162,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def _unknown_code(name: str, reason: ValueError) -> Exception:
-    """cuda-python refuses the codes of a newer driver with this; other errors are passed on."""
+    """cuda-python raises ValueError for the codes of a newer driver; other errors are returned unchanged."""
     if "CUresult" not in str(reason):
         return reason
     return CudaError(f"{name} failed, and cuda-python does not know its code ({_one_line(reason)}): update it", name)
@@ -173,7 +173,7 @@ def failure(name: str, error: Any, doing: str = "", *, bindings: Any = None) -> 
 
     Args:
         error: the CUresult, or its number
-        doing: what the call was for, where the name does not tell
+        doing: what the call was for, unless its name is enough
     """
     code = int(error)
     code_name, meaning = _describe(_bindings if bindings is None else bindings, code)
@@ -184,7 +184,7 @@ def failure(name: str, error: Any, doing: str = "", *, bindings: Any = None) -> 
 
 
 def _describe(bindings: Any, code: int) -> tuple[str, str]:
-    """Name and meaning of a code; a driver newer than cuda-python has codes that it does not know."""
+    """Name and meaning of a code; cuda-python does not know all codes of a newer driver."""
     try:
         error = bindings.CUresult(code)
     except ValueError:
@@ -196,12 +196,12 @@ def _describe(bindings: Any, code: int) -> tuple[str, str]:
 
 @functools.cache
 def blocking(name: str, version: int) -> Callable[[int], int]:
-    """A function of the driver that waits and takes one handle, which releases the GIL while it waits.
+    """A driver function that takes one handle and waits, called so that the GIL is released while it waits.
 
     cuda-python 12 holds the GIL during every call, so that all threads would wait for the GPU.
 
     Args:
-        version: of the CUDA in which the function got its signature
+        version: the CUDA version that introduced the function's signature
     """
     bindings = start()
     flags = bindings.CUdriverProcAddress_flags.CU_GET_PROC_ADDRESS_DEFAULT
@@ -212,9 +212,9 @@ def blocking(name: str, version: int) -> Callable[[int], int]:
 
 
 def release(context: Any, name: str, handle: Any) -> None:
-    """Free something that belongs to a context, from any thread, also while this thread captures a graph.
+    """Free an object of a context from any thread, even while this thread captures a graph.
 
-    Errors are ignored: they are those of earlier work, or of a context that is gone.
+    Errors are ignored: they come from earlier work or from a destroyed context.
     """
     if _forked or _bindings is None:
         return

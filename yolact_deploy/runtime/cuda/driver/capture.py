@@ -1,4 +1,4 @@
-"""Captured graphs: the work of a frame recorded once, then launched with one call."""
+"""Captured graphs: the work of a frame is recorded once and then launched with one call."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Graph:
-    """Work recorded by :meth:`Stream.capture`, to be launched any number of times.
+    """Work recorded by :meth:`Stream.capture`; it can be launched any number of times.
 
     Pointers and arguments are those of the capture; buffers, modules and networks must live as long as the graph.
 
     Attributes:
-        nodes: how many copies, fills and kernels it holds
+        nodes: number of copies, fills and kernels
     """
 
     def __init__(self) -> None:
@@ -29,19 +29,19 @@ class Graph:
         self._close: weakref.finalize[Any, Any] | None = None
 
     def _take(self, recorded: Any, context: Any) -> None:
-        """Make the recorded work ready to run."""
+        """Instantiate the recorded work."""
         bindings = calls.start()
         self.nodes = int(calls.call("cuGraphGetNodes", recorded)[1])
-        # A network that allocates from the memory pool while it runs leaves that to the next launch to free.
+        # If a network allocates from the memory pool while it runs, the next launch frees that memory.
         flags = int(bindings.CUgraphInstantiate_flags.CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH)
         self._exec = calls.call("cuGraphInstantiate", recorded, flags)
         self._launch = bindings.cuGraphLaunch
         self._close = weakref.finalize(self, calls.release, context, "cuGraphExecDestroy", self._exec)
 
     def launch(self, stream: Stream) -> None:
-        """Run the work in a stream; a launch that is still running comes first."""
+        """Run the work in a stream, after any launch that is still running."""
         if self._exec is None:
-            raise BackendError("this graph cannot be launched: its capture has not ended, or failed, or it was closed")
+            raise BackendError("this graph cannot be launched: its capture is unfinished or failed, or it was closed")
         (error,) = self._launch(self._exec, stream.raw)
         if error:
             raise calls.failure("cuGraphLaunch", error)
@@ -61,7 +61,7 @@ class Capture:
         self._graph = Graph()
 
     def __enter__(self) -> Graph:
-        # THREAD_LOCAL: calls of other threads that may not be captured (allocations) do not spoil the capture.
+        # THREAD_LOCAL: calls of other threads that cannot be captured (allocations) do not invalidate the capture.
         mode = calls.start().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         calls.call("cuStreamBeginCapture", self._stream.raw, mode)
         self._stream.capturing = True
@@ -75,7 +75,7 @@ class Capture:
         code, recorded = bindings.cuStreamEndCapture(self._stream.raw)
         try:
             if error is not None:
-                return  # what went wrong inside says more than that the capture is spoilt
+                return  # the error of the body says more than an invalid capture
             if code:
                 raise calls.failure("cuStreamEndCapture", code, "the work of a frame cannot be recorded")
             self._graph._take(recorded, self._stream.device.context)

@@ -27,17 +27,17 @@ ATTRIBUTES = {
 
 
 class Device:
-    """One GPU through its primary context, which torch, CuPy, TensorRT and the CUDA runtime use as well.
+    """One GPU through its primary context, which torch, CuPy, TensorRT and the CUDA runtime share.
 
-    ``with device:`` makes it current in this thread, and afterwards puts back what was; :meth:`use` leaves it current.
+    ``with device:`` makes it current in this thread and restores the previous one; :meth:`use` leaves it current.
 
     Attributes:
         index: ordinal, as in "cuda:0"
-        name: as the driver calls it
-        compute_capability: (8, 7)
-        integrated: whether GPU and CPU share one memory (Jetson): the GPU reads pinned memory without a copy
-        multiprocessors: how many
-        attributes: those of ATTRIBUTES
+        name: the driver's name of the GPU
+        compute_capability: such as (8, 7)
+        integrated: whether GPU and CPU share memory (Jetson): the GPU reads pinned memory without a copy
+        multiprocessors: number of multiprocessors
+        attributes: the values of ATTRIBUTES
         context: the CUcontext
     """
 
@@ -60,16 +60,16 @@ class Device:
         self.multiprocessors = self.attributes["multiprocessors"]
         self.ledger = Ledger()
         self.pinned_ledger = Ledger()
-        # Retained to the end of the process: others may use it, and freeing what we allocated needs it.
+        # Retained until the process ends: other libraries may use it, and freeing our allocations needs it.
         self.context: Any = calls.call("cuDevicePrimaryCtxRetain", raw)
         self._set_current = calls.start().cuCtxSetCurrent
 
     @classmethod
     def open(cls, index: int = 0) -> Device:
-        """The device of an ordinal: the same object every time, to be shared between threads.
+        """The device with this ordinal. The same object every time; threads can share it.
 
         Raises:
-            BackendError: no driver, one that is too old, or no such device; in a forked child; with the cure
+            BackendError: no such device, no driver or one that is too old, or a forked child.
         """
         calls.start()
         with cls._lock:
@@ -78,7 +78,7 @@ class Device:
             return cls._opened[index]
 
     def use(self) -> None:
-        """Make the device current in this thread, which costs less than a microsecond; others may have changed it."""
+        """Make the device current in this thread, in case other libraries changed it; takes less than 1 us."""
         (error,) = self._set_current(self.context)
         if error:
             raise calls.failure("cuCtxSetCurrent", error)
@@ -108,27 +108,27 @@ class Device:
         return self.pinned_ledger.usage()
 
     def allocate(self, nbytes: int, label: str) -> DeviceBuffer:
-        """Device memory, uninitialised, booked under a label.
+        """Uninitialized device memory, accounted under a label.
 
         Raises:
-            CudaError: not so much is free; says how much is, and who holds how much of what this process took
+            CudaError: out of memory; the message says how much is free and which labels hold how much.
         """
         return DeviceBuffer(self, nbytes, label)
 
     def pinned(self, nbytes: int, label: str) -> PinnedBuffer:
-        """Page-locked host memory that every GPU can also address, uninitialised, booked under a label."""
+        """Uninitialized page-locked host memory that every GPU can address, accounted under a label."""
         return PinnedBuffer(self, nbytes, label)
 
     def stream(self, high_priority: bool = True) -> Stream:
-        """A new stream, which does not synchronise with the default stream."""
+        """A new stream that does not synchronize with the default stream."""
         return Stream(self, high_priority)
 
     def event(self, timing: bool = True, blocking: bool = False) -> Event:
         """A new event.
 
         Args:
-            timing: whether elapsed_since() is wanted; without, an event costs less
-            blocking: sleep while waiting for it, instead of spinning: frees a CPU core, for some microseconds
+            timing: allow elapsed_since(); an event without timing costs less
+            blocking: sleep instead of spinning while waiting for it: frees a CPU core but adds some microseconds
         """
         return Event(self, timing, blocking)
 
@@ -138,7 +138,7 @@ class Device:
 
 
 def device_count() -> int:
-    """How many GPUs the driver lets this process see."""
+    """The number of GPUs visible to this process."""
     return int(calls.call("cuDeviceGetCount"))
 
 
@@ -153,7 +153,7 @@ def _checked(index: int) -> int:
     if not 0 <= index < count:
         there = ", ".join(f"cuda:{each} ({device_name(each)})" for each in range(count)) or "none"
         raise BackendError(
-            f"there is no GPU cuda:{index} here. The driver shows this process: {there}. Choose one of these"
+            f"there is no GPU cuda:{index}. Visible to this process: {there}. Choose one of these"
             + ("; CUDA_VISIBLE_DEVICES may hide others" if count else "")
         )
     return index

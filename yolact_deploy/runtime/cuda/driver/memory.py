@@ -1,4 +1,4 @@
-"""Device memory and pinned host memory, and the account of who holds how much."""
+"""Device memory and pinned host memory, with an account of which label holds how much."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """How many bytes are held under which label; several threads may use it."""
+    """Bytes held per label; thread-safe."""
 
     def __init__(self) -> None:
-        # A finalizer may run in a thread that is inside add(): the lock must let it in.
+        # Reentrant, because a finalizer may run in a thread that is inside add().
         self._lock = threading.RLock()
         self._bytes: Counter[str] = Counter()
 
     def add(self, label: str, nbytes: int) -> None:
-        """Book ``nbytes``, which are negative when memory is given back."""
+        """Add ``nbytes`` to a label; negative when memory is freed."""
         with self._lock:
             self._bytes[label] += nbytes
 
     def usage(self) -> dict[str, int]:
-        """Bytes by label, the largest first; labels that hold nothing are left out."""
+        """Bytes by label, the largest first, without labels that hold nothing."""
         with self._lock:
             return {label: nbytes for label, nbytes in self._bytes.most_common() if nbytes}
 
@@ -42,8 +42,8 @@ class DeviceBuffer:
 
     Attributes:
         pointer: device address; a multiple of 256
-        nbytes: as asked for
-        device: where it lies
+        nbytes: as requested
+        device: the device it belongs to
     """
 
     def __init__(self, device: Device, nbytes: int, label: str) -> None:
@@ -59,17 +59,17 @@ class DeviceBuffer:
         self._free = _book(self, device, device.ledger, "cuMemFree", self.pointer, nbytes, label)
 
     def free(self) -> None:
-        """Give the memory back now; work that uses it is waited for."""
+        """Free the memory now, after waiting for work that uses it."""
         self._free()
 
 
 class PinnedBuffer:
-    """Page-locked host memory, which the GPU copies from and to at full speed and can also address directly.
+    """Page-locked host memory, which the GPU can copy from and to at full speed and can also address directly.
 
     Attributes:
         host_pointer: address for the CPU
         pointer: address of the same memory for the GPU
-        nbytes: as asked for
+        nbytes: as requested
     """
 
     def __init__(self, device: Device, nbytes: int, label: str) -> None:
@@ -83,27 +83,27 @@ class PinnedBuffer:
             if error:
                 raise _refused(device, "cuMemHostAlloc", error, nbytes, label)
             self.host_pointer = int(pointer)
-            # The arrays refer to this object, not to us: the memory stays as long as any of them.
+            # Arrays refer to this object, not to the buffer, so the memory lives as long as any array.
             self._memory: Any = (ctypes.c_ubyte * nbytes).from_address(self.host_pointer)
             _book(self._memory, device, device.pinned_ledger, "cuMemFreeHost", self.host_pointer, nbytes, label)
             self.pointer = int(calls.call("cuMemHostGetDevicePointer", self.host_pointer, 0))
 
     def array(self, dtype: DTypeLike, shape: tuple[int, ...], offset: int = 0) -> NDArray[Any]:
-        """The memory from byte ``offset`` on as an array; it stays allocated as long as the array lives."""
+        """The memory from byte ``offset`` on as an array, which keeps it allocated."""
         if self._memory is None:
             raise ValueError(f"the pinned buffer '{self.label}' was freed")
         count = math.prod(shape)
         return np.frombuffer(self._memory, dtype, count, offset).reshape(shape) if count else np.empty(shape, dtype)
 
     def free(self) -> None:
-        """Give the memory back, once no array uses it any more."""
+        """Free the memory as soon as no array uses it."""
         self._memory = None
 
 
 def _book(
     owner: Any, device: Device, ledger: Ledger, free: str, pointer: int, nbytes: int, label: str
 ) -> weakref.finalize[Any, Any]:
-    """Book an allocation, and free it when ``owner`` goes."""
+    """Account for an allocation, and free it when ``owner`` is collected."""
     ledger.add(label, nbytes)
     return weakref.finalize(owner, _give_back, device.context, free, pointer, ledger, label, nbytes)
 
@@ -114,19 +114,19 @@ def _give_back(context: Any, free: str, pointer: int, ledger: Ledger, label: str
 
 
 def _refused(device: Device, call: str, error: Any, nbytes: int, label: str) -> calls.CudaError:
-    """The error of an allocation: how much was asked for, what there is, and who of us holds how much."""
+    """The error of a failed allocation: how much was requested, how much is free, and which labels hold how much."""
     if error.name != "CUDA_ERROR_OUT_OF_MEMORY":
         return calls.failure(call, error, f"cannot allocate {size_text(nbytes)} for {label}")
     pinned = call == "cuMemHostAlloc"
     free, total = device.memory()
     usage = device.pinned_usage() if pinned else device.usage()
-    held = ", ".join(f"{name} {size_text(held)}" for name, held in usage.items()) or "nothing"
+    holders = ", ".join(f"{name} {size_text(size)}" for name, size in usage.items()) or "nothing"
     where = "pinned host memory" if pinned else f"memory on cuda:{device.index} ({device.name})"
-    there = "" if pinned else f" {size_text(free)} of {size_text(total)} are free."
+    available = "" if pinned else f" {size_text(free)} of {size_text(total)} are free."
     return calls.CudaError(
-        f"out of {where}: {size_text(nbytes)} were asked for, for {label}.{there} This process holds for itself: "
-        f"{held}. Cure: close what is not needed, use a smaller batch, half precision or a smaller model, and "
-        "see with nvidia-smi what other programs hold",
+        f"out of {where}: {size_text(nbytes)} were requested for {label}.{available} This process holds: {holders}. "
+        "Close unused models, use a smaller batch, half precision or a smaller model, and check with nvidia-smi what "
+        "other programs hold",
         call,
         int(error),
         error.name,

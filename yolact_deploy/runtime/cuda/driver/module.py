@@ -1,4 +1,4 @@
-"""Kernels on the device: modules, their functions, and arguments packed once."""
+"""Kernels on the device: modules, their functions, and packed arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SLOT = 8
 
 
 class Arguments:
-    """Arguments of a kernel, laid out as the driver wants them, so that a launch only passes an address.
+    """Arguments of a kernel in the driver's layout, so that a launch only passes an address.
 
     Attributes:
         address: of the array of pointers to the values; valid as long as this object lives
@@ -37,22 +37,15 @@ class Arguments:
         self._pointers = (ctypes.c_void_p * len(values))(*(first + _SLOT * index for index in range(len(values))))
         self.address = ctypes.addressof(self._pointers)
         for index, value in enumerate(values):
-            self.set(index, value)
-
-    def set(self, index: int, value: int | np.generic) -> None:
-        """Change one argument for the launches to come; a captured graph keeps what it was captured with."""
-        if not 0 <= index < len(self._pointers):
-            raise IndexError(f"expected an argument from 0 to {len(self._pointers) - 1}, got {index}")
-        if type(value) is int:
-            value = np.uint64(value)
-        if not isinstance(value, np.generic) or value.itemsize > _SLOT:
-            raise TypeError(f"expected a pointer as int or a NumPy scalar of up to {_SLOT} bytes, got {value!r}")
-        data = value.tobytes()
-        self._values[_SLOT * index : _SLOT * index + len(data)] = list(data)
+            scalar = np.uint64(value) if type(value) is int else value
+            if not isinstance(scalar, np.generic) or scalar.itemsize > _SLOT:
+                raise TypeError(f"expected a pointer as int or a NumPy scalar of up to {_SLOT} bytes, got {value!r}")
+            data = scalar.tobytes()
+            self._values[_SLOT * index : _SLOT * index + len(data)] = list(data)
 
 
 class Module:
-    """Compiled kernels in a device's memory; unloaded when neither it nor one of its functions is referred to."""
+    """Compiled kernels in a device's memory; unloaded when nothing refers to the module or its functions."""
 
     def __init__(self, device: Device, image: bytes, name: str) -> None:
         """See :meth:`Device.load_module`."""
@@ -73,11 +66,11 @@ class Module:
         self._close = weakref.finalize(self, calls.release, device.context, "cuModuleUnload", self.raw)
 
     def function(self, name: str) -> Function:
-        """The kernel of this (extern "C") name."""
+        """The kernel with this (extern "C") name."""
         return Function(self, name)
 
     def close(self) -> None:
-        """Unload now; its functions must not be launched any more."""
+        """Unload now; its functions must not be launched afterwards."""
         self._close()
 
 
@@ -97,25 +90,3 @@ class Function:
             error, self.raw = calls.start().cuModuleGetFunction(module.raw, name.encode())
         if error:
             raise calls.failure("cuModuleGetFunction", error, f"{module.name} has no kernel '{name}'")
-
-    def allow_shared(self, nbytes: int) -> None:
-        """Let launches use up to this many bytes of dynamic shared memory, where that is more than 48 KiB."""
-        attribute = calls.start().CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        with self.module.device:
-            calls.call("cuFuncSetAttribute", self.raw, attribute, nbytes)
-
-    def resources(self) -> dict[str, int]:
-        """``registers`` and ``local_bytes`` (spilled registers, if any) of a thread, ``shared_bytes`` of a block."""
-        kinds = calls.start().CUfunction_attribute
-        wanted = {
-            "registers": kinds.CU_FUNC_ATTRIBUTE_NUM_REGS,
-            "local_bytes": kinds.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
-            "shared_bytes": kinds.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
-        }
-        with self.module.device:
-            return {name: int(calls.call("cuFuncGetAttribute", kind, self.raw)) for name, kind in wanted.items()}
-
-    def blocks_per_multiprocessor(self, threads: int, shared: int = 0) -> int:
-        """How many blocks of so many threads and bytes of dynamic shared memory run on a multiprocessor at once."""
-        with self.module.device:
-            return int(calls.call("cuOccupancyMaxActiveBlocksPerMultiprocessor", self.raw, threads, shared))

@@ -1,8 +1,9 @@
-"""Streams and events: work for the GPU in order, and marks in it."""
+"""Streams and events: ordered work for the GPU, and marks in it."""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.runtime.cuda.driver import calls
@@ -14,8 +15,17 @@ if TYPE_CHECKING:
 
 Size3 = tuple[int, int, int]
 
-#: where a thread that waits has no context; it then gets the one of what it waits for
+#: the waiting thread has no current context; it then gets that of the stream or event
 _INVALID_CONTEXT = 201
+
+
+def _wait(name: str, wait: Callable[[int], int], handle: int, device: Device) -> None:
+    error = wait(handle)
+    if error == _INVALID_CONTEXT:
+        device.use()
+        error = wait(handle)
+    if error:
+        raise calls.failure(name, error)
 
 
 class Event:
@@ -23,7 +33,7 @@ class Event:
 
     Attributes:
         handle: the CUevent as a number
-        timing: whether it can be measured from
+        timing: whether times can be measured from it
     """
 
     def __init__(self, device: Device, timing: bool = True, blocking: bool = False) -> None:
@@ -41,13 +51,8 @@ class Event:
         self._close = weakref.finalize(self, calls.release, device.context, "cuEventDestroy", self.raw)
 
     def synchronize(self) -> None:
-        """Wait until the GPU has reached the mark; other Python threads run meanwhile. An unused event is reached."""
-        error = self._wait(self.handle)
-        if error == _INVALID_CONTEXT:
-            self.device.use()
-            error = self._wait(self.handle)
-        if error:
-            raise calls.failure("cuEventSynchronize", error)
+        """Wait until the GPU has reached the mark (at once for an unused event); other Python threads keep running."""
+        _wait("cuEventSynchronize", self._wait, self.handle, self.device)
 
     @property
     def done(self) -> bool:
@@ -58,7 +63,7 @@ class Event:
         return not error
 
     def elapsed_since(self, start: Event) -> float:
-        """Milliseconds from ``start`` to this event; both were recorded with timing, and both are reached."""
+        """Milliseconds from ``start`` to this event; both must have timing and must have been reached."""
         return float(calls.call("cuEventElapsedTime", start.raw, self.raw))
 
     def close(self) -> None:
@@ -66,15 +71,39 @@ class Event:
         self._close()
 
 
-class Stream:
-    """A queue of work for the GPU. Its methods return at once, :meth:`synchronize` waits.
+class KernelQueue:
+    """Launches kernels on a stream, which may belong to another library.
+
+    Args:
+        raw: the CUstream, as an object of cuda.bindings or as a number
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self._launch = calls.start().cuLaunchKernel
+
+    def launch(self, function: Function, grid: Size3, block: Size3, shared: int, arguments: Arguments) -> None:
+        """Run a kernel; the values of the arguments are read now.
+
+        Args:
+            grid: blocks along x, y, z
+            block: threads per block along x, y, z
+            shared: bytes of dynamic shared memory, at most 48 KiB
+        """
+        (error,) = self._launch(function.raw, *grid, *block, shared, self.raw, arguments.address, 0)
+        if error:
+            raise calls.failure("cuLaunchKernel", error, f"kernel {function.name}, grid {grid}, block {block}")
+
+
+class Stream(KernelQueue):
+    """A queue of work for the GPU. Methods return at once; only :meth:`synchronize` waits.
 
     The device must be current in the calling thread (:meth:`Device.use`); buffers must live until the work is done.
 
     Attributes:
         handle: the CUstream as a number, for TensorRT and others
         raw: the same as an object of cuda.bindings
-        capturing: whether :meth:`capture` is under way
+        capturing: whether :meth:`capture` is in progress
     """
 
     def __init__(self, device: Device, high_priority: bool = True) -> None:
@@ -82,9 +111,9 @@ class Stream:
         bindings = calls.start()
         with device:
             least, greatest = calls.call("cuCtxGetStreamPriorityRange")
-            # Non-blocking: work on the legacy default stream (other libraries) neither waits for ours nor holds it up.
+            # Non-blocking: work on the legacy default stream (other libraries) neither waits for ours nor delays it.
             flags = int(bindings.CUstream_flags.CU_STREAM_NON_BLOCKING)
-            self.raw: Any = calls.call("cuStreamCreateWithPriority", flags, greatest if high_priority else least)
+            super().__init__(calls.call("cuStreamCreateWithPriority", flags, greatest if high_priority else least))
         self.device = device
         self.handle = int(self.raw)
         self.capturing = False
@@ -93,12 +122,11 @@ class Stream:
         self._close = weakref.finalize(self, calls.release, device.context, "cuStreamDestroy", self.raw)
 
     def _look_up(self, bindings: Any) -> None:
-        """What every frame calls, looked up once."""
+        """Look up the functions that every frame calls."""
         self._upload = bindings.cuMemcpyHtoDAsync
         self._download = bindings.cuMemcpyDtoHAsync
         self._copy = bindings.cuMemcpyDtoDAsync
         self._fill = bindings.cuMemsetD8Async
-        self._launch = bindings.cuLaunchKernel
         self._record = bindings.cuEventRecord
         self._wait = bindings.cuStreamWaitEvent
         self._synchronize = calls.blocking("cuStreamSynchronize", 2000)
@@ -127,23 +155,11 @@ class Stream:
         if error:
             raise calls.failure("cuMemsetD8Async", error)
 
-    def launch(self, function: Function, grid: Size3, block: Size3, shared: int, arguments: Arguments) -> None:
-        """Run a kernel; the values of the arguments are taken now.
-
-        Args:
-            grid: blocks along x, y, z
-            block: threads of a block along x, y, z
-            shared: bytes of dynamic shared memory; for more than 48 KiB see :meth:`Function.allow_shared`
-        """
-        (error,) = self._launch(function.raw, *grid, *block, shared, self.raw, arguments.address, 0)
-        if error:
-            raise calls.failure("cuLaunchKernel", error, f"kernel {function.name}, grid {grid}, block {block}")
-
     def record(self, event: Event) -> None:
-        """Mark the present end of the queue.
+        """Mark the current end of the queue.
 
-        While this stream is captured, an event with timing is recorded by every launch of the graph, so that the parts
-        of a graph can be measured; one without timing orders the streams of the capture.
+        During a capture, every launch of the graph records an event with timing, so that the parts of a graph can be
+        measured; an event without timing orders the streams of the capture.
         """
         if self.capturing and event.timing:
             flags = int(calls.start().CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL)
@@ -154,17 +170,17 @@ class Stream:
             raise calls.failure("cuEventRecord", error)
 
     def wait(self, event: Event) -> None:
-        """Let what comes later wait for the mark, which may be in another stream."""
+        """Let later work wait for the mark, which may be in another stream."""
         (error,) = self._wait(self.raw, event.raw, 0)
         if error:
             raise calls.failure("cuStreamWaitEvent", error)
 
     def wait_for(self, other: int) -> None:
-        """Let what comes later wait for the present work of a stream given by number (1: the legacy default stream)."""
+        """Let later work wait for the current work of a stream given by number (1: the legacy default stream)."""
         self._join(other, self.raw, other)
 
     def let_wait(self, other: int) -> None:
-        """Let the later work of a stream given by number wait for the present work of this one."""
+        """Let later work of a stream given by number wait for the current work of this one."""
         self._join(self.raw, other, other)
 
     def _join(self, first: Any, second: Any, other: int) -> None:
@@ -174,25 +190,20 @@ class Stream:
         if not error:
             (error,) = self._wait(second, self._joint.raw, 0)
         if error:
-            raise calls.failure("cuEventRecord", error, f"stream {other:#x}, of another library, cannot be waited for")
+            raise calls.failure("cuEventRecord", error, f"cannot wait for stream {other:#x} of another library")
 
     def synchronize(self) -> None:
-        """Wait until the queue is empty; other Python threads run meanwhile."""
-        error = self._synchronize(self.handle)
-        if error == _INVALID_CONTEXT:
-            self.device.use()
-            error = self._synchronize(self.handle)
-        if error:
-            raise calls.failure("cuStreamSynchronize", error)
+        """Wait until the queue is empty; other Python threads keep running."""
+        _wait("cuStreamSynchronize", self._synchronize, self.handle, self.device)
 
     def capture(self) -> Capture:
         """``with stream.capture() as graph:`` records the work instead of running it; then ``graph.launch(stream)``.
 
-        What the body calls is prepared before: allocations, first runs, and everything else that waits for the GPU.
-        Other threads may use the GPU meanwhile.
+        Prepare everything before: allocations, first runs, and whatever else waits for the GPU. Other threads may use
+        the GPU during the capture.
         """
         return Capture(self)
 
     def close(self) -> None:
-        """Destroy the stream; its work still completes."""
+        """Destroy the stream; pending work still completes."""
         self._close()

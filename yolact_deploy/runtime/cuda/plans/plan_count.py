@@ -1,4 +1,4 @@
-"""Launch plan of counting the detections that are worth pasting (kernels/count_above.cu).
+"""Launch plan for counting the detections worth pasting (kernels/count_above.cu).
 
 Legend: N images, D detection slots.
 """
@@ -15,8 +15,8 @@ _THREADS = 128
 def count_above(batch: int, detections: int, *, score_threshold: float) -> LaunchPlan:
     """The one launch (kernel ``count_above``).
 
-    Buffers in: scores float32 [N,D], best first; num_detections int32 [N]. Out: wanted int32 [N], how many of the
-    detections score above the threshold.
+    Buffers in: scores float32 [N,D], best first; num_detections int32 [N]. Out: wanted int32 [N], the number of
+    detections above the threshold.
     """
     launch = Launch(
         source=SOURCE,

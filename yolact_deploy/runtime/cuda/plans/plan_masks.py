@@ -1,23 +1,31 @@
-"""Launch plan of mask assembly (kernels/mask_assembly.cu): sizes, grids and arguments.
+"""Launch plan for mask assembly (kernels/mask_assembly.cu): sizes, grids and arguments.
 
 Legend: N images, D detection slots, K coefficients, h x w prototypes.
 """
 
 from __future__ import annotations
 
-from yolact_deploy.errors import ConfigError
-from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, ceil_div, float_bits, int32s
+from yolact_deploy.runtime.cuda.plans.launch import (
+    Defines,
+    Launch,
+    LaunchPlan,
+    ceil_div,
+    check_sizes,
+    dtype_bytes,
+    float_bits,
+    int32s,
+)
 
 SOURCE = "mask_assembly.cu"
 
-#: prototypes of a pixel are to stay in registers, and those of a block in shared memory
+#: keeps the prototypes of a pixel in registers, and those of a block in shared memory
 MAX_COEFFICIENTS = 128
-#: with so many blocks every multiprocessor has several, on the largest GPUs too
+#: number of blocks that gives every multiprocessor several, even on the largest GPUs
 ENOUGH_BLOCKS = 512
-#: fewer detections than this are not worth another reading of the prototypes
+#: fewer detections than this do not justify reading the prototypes again
 _LEAST_GROUP = 16
 
-_BYTES = {"float32": 4, "float16": 2}
+_NAME = "mask assembly"
 
 
 def mask_assembly(
@@ -32,24 +40,26 @@ def mask_assembly(
     mask_dtype: str = "float32",
     zero_outside: bool = True,
 ) -> LaunchPlan:
-    """The one launch (kernel ``mask_assembly``) that makes masks at prototype resolution.
+    """The one launch (kernel ``mask_assembly``) that computes masks at prototype resolution.
 
-    Buffers in: proto [N,h,w,K] of ``proto_dtype``, coeff float32 [N,D,K], boxes float32 [N,D,4] (xyxy, normalised);
-    out: masks [N,D,h,w] of ``mask_dtype``: probabilities, 0 outside the padded boxes. Of the launch only grid z and,
-    through `detections_per_block`, grid y depend on the batch; any group gives the same masks.
+    Buffers in: proto [N,h,w,K] of ``proto_dtype``, coeff float32 [N,D,K], boxes float32 [N,D,4] (xyxy, normalized);
+    out: masks [N,D,h,w] of ``mask_dtype``: probabilities, 0 outside the padded boxes. Only grid z and, through
+    `detections_per_block`, grid y of the launch depend on the batch; any group size gives the same masks.
 
-    ``bytes_moved`` and ``operations`` of the plan are those of boxes that cover the whole image.
+    ``bytes_moved`` and ``operations`` assume boxes that cover the whole image.
 
     Args:
-        padding: prototype pixels around the box that belong to it
+        padding: prototype pixels added around each box
         proto_dtype, mask_dtype: "float32" or "float16"
-        zero_outside: False leaves the pixels outside the padded boxes unwritten, for readers that never look there
+        zero_outside: False leaves pixels outside the padded boxes unwritten, for readers that never access them
 
     Raises:
-        ConfigError: sizes or dtypes that the kernel cannot take.
+        ConfigError: sizes or dtypes that the kernel does not support.
     """
-    _check(batch, detections, height, width, coefficients)
-    proto_bytes, mask_bytes = _dtype_bytes("proto_dtype", proto_dtype), _dtype_bytes("mask_dtype", mask_dtype)
+    limits = {"batch": (batch, 65535), "detections": (detections, 2**20), "height": (height, 2**14)}
+    check_sizes(_NAME, {**limits, "width": (width, 2**14), "coefficients": (coefficients, MAX_COEFFICIENTS)})
+    proto_bytes = dtype_bytes(_NAME, "proto_dtype", proto_dtype)
+    mask_bytes = dtype_bytes(_NAME, "mask_dtype", mask_dtype)
     area = height * width
     threads = block_threads(coefficients)
     tiles = ceil_div(area, threads)
@@ -76,10 +86,8 @@ def mask_assembly(
     )
 
 
-def kernel_defines(
-    coefficients: int, proto_dtype: str, mask_dtype: str, *, zero_outside: bool
-) -> tuple[tuple[str, str | int], ...]:
-    """What the kernel is compiled with."""
+def kernel_defines(coefficients: int, proto_dtype: str, mask_dtype: str, *, zero_outside: bool) -> Defines:
+    """Preprocessor definitions of the kernel."""
     return (
         ("THREADS", block_threads(coefficients)),
         ("COEFFICIENTS", coefficients),
@@ -90,30 +98,11 @@ def kernel_defines(
 
 
 def block_threads(coefficients: int) -> int:
-    """Threads of a block, one a pixel: as many as have room for their prototypes in shared memory."""
+    """Threads per block, one per pixel: as many as fit their prototypes into shared memory."""
     return 128 if coefficients <= 64 else 64
 
 
 def detections_per_block(batch: int, detections: int, tiles: int) -> int:
-    """How many detections a block works on: fewer for a small batch, that enough blocks run side by side."""
+    """Detections per block: fewer for a small batch, so that enough blocks run in parallel."""
     groups = min(ceil_div(ENOUGH_BLOCKS, tiles * batch), ceil_div(detections, _LEAST_GROUP))
     return ceil_div(detections, groups)
-
-
-def _dtype_bytes(name: str, dtype: str) -> int:
-    if dtype not in _BYTES:
-        raise ConfigError(f"{name}: the CUDA kernel of mask assembly takes float32 or float16, got {dtype!r}")
-    return _BYTES[dtype]
-
-
-def _check(batch: int, detections: int, height: int, width: int, coefficients: int) -> None:
-    sizes = {
-        "batch": (batch, 65535),
-        "detections": (detections, 2**20),
-        "height": (height, 2**14),
-        "width": (width, 2**14),
-        "coefficients": (coefficients, MAX_COEFFICIENTS),
-    }
-    for name, (size, most) in sizes.items():
-        if not 1 <= size <= most:
-            raise ConfigError(f"{name}: the CUDA kernel of mask assembly takes 1 to {most}, got {size}")

@@ -1,13 +1,13 @@
-"""Launch plan of Fast NMS (kernels/fast_nms.cu): sizes, grids, arguments and scratch.
+"""Launch plan for Fast NMS (kernels/fast_nms.cu): sizes, grids, arguments and scratch.
 
-Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, L = entries kept of a list.
+Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, L = entries kept per list.
 
-Three kernels, each of which is also a plugin node on its own. Buffers, float32 unless told:
+Three kernels, each of which can also be a plugin node of its own. Buffers, float32 unless noted:
 
     prior_best      scores [N,P,C]
-                    -> candidates int32 [N, ceil(P/32)]: bit p%32 of word p//32 says that the best score of prior p is
+                    -> candidates int32 [N, ceil(P/32)]: bit p%32 of word p//32 is set if the best score of prior p is
                        above the threshold; cross-class also best_scores [N,P] and best_classes int32 [N,P], which are
-                       defined for candidates only
+                       only defined for candidates
     select_entries  candidates, values, boxes [N,P,4]
                     -> entry_scores [N,lists,L], entry_priors int32 [N,lists,L]: the survivors of each list, best first,
                        then -1. Per class: values = scores, lists = C. Cross-class: values = best_scores, lists = 1
@@ -18,26 +18,31 @@ Three kernels, each of which is also a plugin node on its own. Buffers, float32 
 
 from __future__ import annotations
 
-from yolact_deploy.errors import ConfigError
-from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, ceil_div, float_bits, int32s
+from yolact_deploy.runtime.cuda.plans.launch import (
+    Defines,
+    Launch,
+    LaunchPlan,
+    ceil_div,
+    check_sizes,
+    float_bits,
+    int32s,
+)
 
 SOURCE = "fast_nms.cu"
 
-#: threads of a block of select_entries and merge_entries
+#: threads per block of select_entries and merge_entries
 THREADS = 512
-#: warps of a block of prior_best; few, so that the warps of a single image spread evenly over the multiprocessors
+#: warps per block of prior_best; few, so that the warps of a single image spread evenly over the multiprocessors
 PRIOR_WARPS = 2
-#: loads that a lane of prior_best has in flight at most
+#: most loads that a lane of prior_best has in flight
 MAX_DEPTH = 20
-#: entries that a block can keep in shared memory at most, next to those that it is offered
+#: most entries that a block keeps in shared memory, in addition to one offer
 MAX_KEPT = 1536
 
 _WINDOW = 2048  # as in the source
 _KEY_BYTES = 8
 _BOX_BYTES = 16
 _OVERLAP_OPERATIONS = 15
-
-Defines = tuple[tuple[str, str | int], ...]
 
 
 def fast_nms(
@@ -55,18 +60,21 @@ def fast_nms(
     """The three launches of Fast NMS: prior_best, select_entries and merge_entries, in this order.
 
     Buffers in: boxes, scores, coeff; out: num_detections, out_boxes, out_scores, out_labels, out_coeff (shapes above).
-    Of the launches only grids depend on the batch: grid y of the first two, grid x of the last.
+    Only grids depend on the batch: grid y of the first two launches, grid x of the last.
 
     Args:
         top_k: entries of each list that take part, at most `MAX_KEPT`
         max_detections: slots of the outputs, D
-        cross_class: one list for all classes, each prior standing for its best class
+        cross_class: use one list for all classes, in which each prior represents its best class
 
     Raises:
-        ConfigError: sizes that the kernels cannot take.
+        ConfigError: sizes that the kernels do not support.
     """
     lists = 1 if cross_class else classes
-    _check(batch, priors, classes, coefficients, top_k, max_detections)
+    limits = {"batch": (batch, 65535), "priors": (priors, 2**30), "classes": (classes, 2**20)}
+    limits |= {"coefficients": (coefficients, 2**20), "top_k": (top_k, MAX_KEPT)}
+    limits["max_detections"] = max_detections, 2**30 // max(coefficients, 1)
+    check_sizes("Fast NMS", limits)
     length = min(top_k, max_detections)
     defines = kernel_defines(classes, cross_class=cross_class)
     words = ceil_div(priors, 32)
@@ -87,9 +95,9 @@ def fast_nms(
 
 
 def kernel_defines(classes: int, *, cross_class: bool) -> Defines:
-    """What the three kernels are compiled with: the width of a load, how many are in flight, and the variant."""
+    """Preprocessor definitions of the kernels: width of a load, loads in flight, and the variant."""
     vector = next(width for width in (4, 2, 1) if classes % width == 0)
-    loads = classes // vector  # a lane's, for its warp's 32 priors
+    loads = classes // vector  # per lane, for the 32 priors of its warp
     depth = ceil_div(loads, ceil_div(loads, MAX_DEPTH))
     return (("THREADS", THREADS), ("VECTOR", vector), ("DEPTH", depth), ("CROSS_CLASS", int(cross_class)))
 
@@ -162,26 +170,12 @@ def _merge_entries(
 
 
 def _capacity(kept: int) -> int:
-    """Keys in shared memory: a power of two with room for one offer of the whole block beside those that are kept."""
+    """Keys in shared memory: a power of two with room for the kept ones and one offer of the whole block."""
     return 1 << (kept + THREADS - 1).bit_length()
 
 
 def _bytes(priors: int, classes: int, coefficients: int, detections: int) -> int:
-    """Least traffic of one image: all scores, and what belongs to the detections, once in and once out."""
+    """Least traffic per image: all scores are read, and the data of the detections is read and written."""
     gathered = detections * 4 * (4 + coefficients)
     written = 4 + detections * 4 * (4 + 1 + 1 + coefficients)
     return priors * classes * 4 + gathered + written
-
-
-def _check(batch: int, priors: int, classes: int, coefficients: int, top_k: int, max_detections: int) -> None:
-    sizes = {
-        "batch": (batch, 65535),
-        "priors": (priors, 2**30),
-        "classes": (classes, 2**20),
-        "coefficients": (coefficients, 2**20),
-        "top_k": (top_k, MAX_KEPT),
-        "max_detections": (max_detections, 2**30 // max(coefficients, 1)),
-    }
-    for name, (size, most) in sizes.items():
-        if not 1 <= size <= most:
-            raise ConfigError(f"{name}: the CUDA kernels of Fast NMS take 1 to {most}, got {size}")

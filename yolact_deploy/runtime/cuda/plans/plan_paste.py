@@ -1,30 +1,37 @@
-"""Launch plan of pasting masks into images (kernels/paste.cu), and what the host makes of the result.
+"""Launch plan for pasting masks into images (kernels/paste.cu), and the host's side of the result.
 
-Legend: N images, D detection slots, h x w prototypes, H x W an image (each its own).
+Legend: N images, D detection slots, h x w prototypes, H x W image size (may differ per image).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.errors import BackendError, ConfigError
+from yolact_deploy.errors import BackendError
 from yolact_deploy.mask_forms import MaskCrops, PackedMasks
-from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, ceil_div, float_bits, int32s
+from yolact_deploy.runtime.cuda.plans.launch import (
+    Defines,
+    Launch,
+    LaunchPlan,
+    ceil_div,
+    check_sizes,
+    dtype_bytes,
+    float_bits,
+    int32s,
+)
 
 SOURCE = "paste.cu"
 
-#: threads of a block of both kernels
+#: threads per block of both kernels
 THREADS = 256
-#: with so many blocks of paste_bits every multiprocessor of the largest GPUs is full; what is over ends at once
+#: blocks of paste_bits that fill every multiprocessor of the largest GPUs; surplus blocks return at once
 MOST_BLOCKS = 1024
-#: words that an int32 can count
+#: largest number of words, so that an int32 can count them
 MAX_WORDS = 2**30
 
 _CELL_OPERATIONS = 20
-_BYTES = {"float32": 4, "float16": 2}
+_NAME = "paste"
 
 
 def paste(
@@ -37,33 +44,32 @@ def paste(
     capacity_words: int,
     padding: float = 1.0,
 ) -> LaunchPlan:
-    """The two launches that make packed masks at image size: ``paste_windows`` and ``paste_bits``.
+    """The two launches that compute packed masks at image size: ``paste_windows`` and ``paste_bits``.
 
-    Buffers in: masks [N,D,h,w] of ``mask_dtype``: probabilities, read inside the padded boxes only; boxes float32
-    [N,D,4] (xyxy, normalised), num_detections int32 [N], image_sizes int32 [N,2] (H, W). Buffers out:
+    Buffers in: masks [N,D,h,w] of ``mask_dtype``: probabilities, read only inside the padded boxes; boxes float32
+    [N,D,4] (xyxy, normalized), num_detections int32 [N], image_sizes int32 [N,2] (H, W). Buffers out:
 
     - windows int32 [N,D,6]: x, y, width, height, row_words, first_word of each mask's part of the image; x is a
-      multiple of 8. A mask without pixels and slots past num_detections have width 0, one that found no room has width
-      -1; then the other five are 0
-    - words_needed int32 [N]: the capacity that would have been enough; 2^31 - 1 also stands for more
-    - bits uint32 [N,capacity_words]: the rows of all masks one behind another, ``row_words`` words each; in the order
-      of memory their bytes are those of np.packbits. Words that no window has are not written. May be mapped host
-      memory
+      multiple of 8. The width is 0 for empty masks and slots past num_detections, and -1 for a mask that does not fit;
+      the other five are 0 then
+    - words_needed int32 [N]: the capacity that would be enough; 2^31 - 1 may also mean more
+    - bits uint32 [N,capacity_words]: the rows of all masks one after another, ``row_words`` words each; in memory
+      order, their bytes equal np.packbits. Words outside all windows are not written. May be mapped host memory
 
-    Sizes of the images and numbers of detections are read on the device, so that one plan serves them all.
-    ``bytes_moved`` and ``operations`` of the plan are those of bits that fill the capacity.
+    Image sizes and numbers of detections are read on the device, so that one plan serves all frames. ``bytes_moved``
+    and ``operations`` assume bits that fill the capacity.
 
     Args:
         mask_dtype: "float32" or "float16"
-        capacity_words: words of bits that there is room for, of each image
-        padding: prototype pixels around the box that belong to it
+        capacity_words: capacity of bits per image, in words
+        padding: prototype pixels added around each box
 
     Raises:
-        ConfigError: sizes or dtypes that the kernels cannot take.
+        ConfigError: sizes or dtypes that the kernels do not support.
     """
-    _check(batch, detections, mask_height, mask_width, capacity_words)
-    if mask_dtype not in _BYTES:
-        raise ConfigError(f"mask_dtype: the CUDA kernels of paste take float32 or float16, got {mask_dtype!r}")
+    limits = {"batch": (batch, 65535), "detections": (detections, 2**20), "mask_height": (mask_height, 2**14)}
+    check_sizes(_NAME, {**limits, "mask_width": (mask_width, 2**14), "capacity_words": (capacity_words, MAX_WORDS)})
+    mask_bytes = mask_height * mask_width * dtype_bytes(_NAME, "mask_dtype", mask_dtype)
     defines = kernel_defines(mask_dtype)
     sizes = (*int32s(detections, mask_height, mask_width), float_bits(padding), *int32s(capacity_words))
     between = ("windows", "words_needed", "paste_offsets")
@@ -85,47 +91,30 @@ def paste(
         arguments=("masks", "boxes", "image_sizes", "windows", "paste_offsets", *sizes, "bits"),
         defines=defines,
     )
-    mask_bytes = mask_height * mask_width * _BYTES[mask_dtype]
     return LaunchPlan(
         launches=(windows, bits),
         scratch={"paste_offsets": batch * (detections + 1) * 4},
         bytes_moved=batch * (detections * (mask_bytes + 16 + 24) + capacity_words * 4),
-        operations=batch * capacity_words * 32 * _CELL_OPERATIONS // 4,  # a prototype pixel is some 4 pixels wide
+        operations=batch * capacity_words * 32 * _CELL_OPERATIONS // 4,  # a prototype pixel is about 4 pixels wide
     )
 
 
-def kernel_defines(mask_dtype: str) -> tuple[tuple[str, str | int], ...]:
-    """What the kernels are compiled with."""
+def kernel_defines(mask_dtype: str) -> Defines:
+    """Preprocessor definitions of the kernels."""
     return (("THREADS", THREADS), ("MASK_HALF", int(mask_dtype == "float16")))
 
 
 def unpack(windows: NDArray[np.int32], bits: NDArray[np.uint32], num: int, height: int, width: int) -> MaskCrops:
-    """The masks of one image, for the host.
+    """The masks of one image on the host.
 
     Args:
         windows: [D, 6], of which the first ``num`` are used
         bits: [capacity]
-        height: of the image, in pixels
-        width: of the image, in pixels
+        height, width: of the image, in pixels
 
     Raises:
-        BackendError: the bits had no room for all masks.
+        BackendError: not all masks fit into the bits.
     """
     if (windows[:num, 2] < 0).any():
-        raise BackendError(
-            f"masks were left out, since {len(bits)} words are too few for them: paste again with words_needed"
-        )
+        raise BackendError(f"{len(bits)} words are too few for all masks: paste again with words_needed")
     return PackedMasks(windows[:num], bits, height, width).unpacked()
-
-
-def _check(batch: int, detections: int, height: int, width: int, capacity_words: int) -> None:
-    sizes: dict[str, tuple[Any, int]] = {
-        "batch": (batch, 65535),
-        "detections": (detections, 2**20),
-        "mask_height": (height, 2**14),
-        "mask_width": (width, 2**14),
-        "capacity_words": (capacity_words, MAX_WORDS),
-    }
-    for name, (size, most) in sizes.items():
-        if not 1 <= size <= most:
-            raise ConfigError(f"{name}: the CUDA kernels of paste take 1 to {most}, got {size}")

@@ -1,4 +1,4 @@
-"""Launch plan of resizing a frame into the network's input (kernels/resize.cu).
+"""Launch plan for resizing a frame to the network's input (kernels/resize.cu).
 
 Legend: N images, H x W the frame, S input side.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import numpy as np
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset, ceil_div, int32s
+from yolact_deploy.runtime.cuda.plans.launch import Defines, Launch, LaunchPlan, Offset, ceil_div, int32s
 
 SOURCE = "resize.cu"
 
-#: the part of an image that a block makes, and its rows of threads
+#: the part of an image that a block computes, and its rows of threads
 TILE_WIDTH, TILE_HEIGHT = 64, 16
 BLOCK_ROWS = 4
-#: sides up to which the kernel's positions are exact
+#: largest side for which the kernel's positions are exact
 MAX_SIDE = 2**20
 
 _OPERATIONS = 9
@@ -31,21 +31,21 @@ def resize(
     output_dtype: str = "uint8",
     image_index: int = 0,
 ) -> LaunchPlan:
-    """The one launch (kernel ``resize``) that makes one image of a batch.
+    """The one launch (kernel ``resize``) that computes one image of a batch.
 
     Buffers in: frame uint8 BGR [H,W,3], rows ``pitch`` bytes apart; out: images [N,S,S,3] of ``output_dtype``, 0..255,
-    of which image number ``image_index`` is written.
+    of which image ``image_index`` is written.
 
     Args:
-        output_dtype: "uint8" rounds to grey levels, "float32" keeps the fractions
+        output_dtype: "uint8" rounds to gray levels, "float32" keeps the fractions
 
     Raises:
-        InputError: a frame that the kernel cannot take.
+        InputError: the kernel does not support the frame.
     """
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE and 1 <= size <= MAX_SIDE):
-        raise InputError(f"resizing on the GPU takes sides of 1 to {MAX_SIDE}, got {height} x {width} to {size}")
+        raise InputError(f"resizing on the GPU supports sides of 1 to {MAX_SIDE}, got {height} x {width} to {size}")
     if not 3 * width <= pitch < 2**31:
-        raise InputError(f"frame: expected rows {3 * width} bytes apart or more, as {width} pixels are, got {pitch}")
+        raise InputError(f"frame: expected rows at least {3 * width} bytes apart ({width} pixels), got {pitch}")
     if output_dtype not in _BYTES:
         raise ValueError(f"output_dtype: expected one of {', '.join(_BYTES)}, got {output_dtype!r}")
     nbytes = 3 * size * size * _BYTES[output_dtype]
@@ -72,8 +72,8 @@ def resize(
     )
 
 
-def kernel_defines(output_dtype: str) -> tuple[tuple[str, str | int], ...]:
-    """What the kernel is compiled with."""
+def kernel_defines(output_dtype: str) -> Defines:
+    """Preprocessor definitions of the kernel."""
     return (
         ("TILE_WIDTH", TILE_WIDTH),
         ("TILE_HEIGHT", TILE_HEIGHT),
@@ -82,11 +82,11 @@ def kernel_defines(output_dtype: str) -> tuple[tuple[str, str | int], ...]:
 
 
 def _scale(source: int, target: int) -> np.float64:
-    """Pixels of the frame a pixel of the image, to the bit as OpenCV computes it."""
+    """Pixels of the frame per pixel of the image, bit for bit as OpenCV computes it."""
     scale: np.float64 = np.float64(1 / (target / source))
     return scale
 
 
 def _bytes_read(height: int, width: int, size: int) -> int:
-    """The pixels that are needed: two rows for each of the image, and two columns; no pixel more than once."""
+    """The pixels needed: two rows and two columns per row and column of the image, each pixel once."""
     return 3 * min(height, 2 * size) * min(width, 2 * size)

@@ -1,7 +1,7 @@
-// What several kernels share. CUDA C for NVRTC, compute capability 7.5 and later; the tests also compile it with g++.
+// Shared by several kernels. CUDA C for NVRTC, compute capability 7.5 and later; the tests also compile it with g++.
 #pragma once
 
-#ifndef DYNAMIC_SHARED  // the emulator of the tests brings its own
+#ifndef DYNAMIC_SHARED  // the emulator of the tests has its own
 #define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) T name[]
 #endif
 
@@ -13,10 +13,10 @@ __device__ __forceinline__ float positive_infinity() { return __int_as_float(0x7
 __device__ __forceinline__ int lane_of_thread() { return threadIdx.x % WARP; }
 __device__ __forceinline__ int warp_of_thread() { return threadIdx.x / WARP; }
 
-// The scans below are for blocks of BLOCK x 1 x 1 threads, all of which call them. `sums` is shared memory for one int a
-// warp. It may be used again after the block's next barrier: callers alternate between two, which saves one.
+// All threads of a block of BLOCK x 1 x 1 threads must call the scans below. `sums` is shared memory for one int per
+// warp. It may be reused after the block's next barrier; callers alternate between two, which saves a barrier.
 
-// How many threads before this one are flagged; `total` is the number of flagged threads of the block.
+// The number of flagged threads before this one; `total` is that of the block.
 template <int BLOCK>
 __device__ __forceinline__ int flagged_before(bool flag, int* sums, int* total) {
     const unsigned flagged = __ballot_sync(ALL_LANES, flag);
@@ -36,7 +36,7 @@ __device__ __forceinline__ int flagged_before(bool flag, int* sums, int* total) 
 // The sum of the amounts of the threads before this one; `total` is that of the block.
 template <int BLOCK>
 __device__ __forceinline__ int amount_before(int amount, int* sums, int* total) {
-    int upto = amount;  // of this warp's lanes, up to and with this one
+    int upto = amount;  // sum over this warp's lanes up to and including this one
 #pragma unroll
     for (int reach = 1; reach < WARP; reach *= 2) {
         const int other = __shfl_up_sync(ALL_LANES, upto, reach);

@@ -1,9 +1,9 @@
-// How many detections of each image are worth pasting: those that score above what the user wants, which come first.
+// The number of detections per image worth pasting: those above the user's score threshold, which come first.
 //
-// Fast NMS fills its slots with whatever it keeps, mostly far below any useful score; pasting all of them at the size of
-// the image would take longer than the rest of the tail.
+// Fast NMS fills its slots with everything it keeps, mostly far below any useful score; pasting all of them at image
+// size would take longer than the rest of the tail.
 //
-// Memory: D scores an image. Legend: N images, D detection slots.
+// Memory: D scores per image. Legend: N images, D detection slots.
 #define THREADS 128
 
 // scores float32 [N,D], best first; num_detections int32 [N] -> wanted int32 [N]. Grid: N blocks of THREADS.

@@ -1,20 +1,20 @@
 // Fast NMS (YOLACT, arXiv:1904.02689, section 3.2) in three kernels: prior_best, select_entries, merge_entries.
 //
-// Legend: N images, P priors, C classes, K coefficients, k = top_k, L = min(k, D) entries kept of a list, D detection
-// slots. All arrays are dense. The lists are the classes, or with CROSS_CLASS one list for all.
+// Legend: N images, P priors, C classes, K coefficients, k = top_k, L = min(k, D) entries kept per list, D detection
+// slots. All arrays are dense. There is one list per class, or with CROSS_CLASS one list for all classes.
 //
 // Per image of YOLACT-550 with 80 classes (P = 19248, k = 200, D = 100, K = 32):
-//   memory      6.16 MB of scores, read once by prior_best; everything else (2.4 KB of candidate bits, 64 KB of entries,
-//               29 KB gathered and written) stays in the L2 cache
+//   memory      6.16 MB of scores, read once by prior_best; everything else (2.4 KB of candidate bits, 64 KB of
+// entries,               29 KB gathered and written) stays in the L2 cache
 //   arithmetic  1.5 M comparisons of scores, at most 1.6 M box overlaps of 15 operations
-// So the limit of a large batch is the memory's: prior_best keeps up to 320 bytes of every lane in flight for it. The
-// limit of a single image is latency: three launches, each a few dependent round trips to the L2 cache.
+// So a large batch is limited by memory bandwidth; prior_best keeps up to 320 bytes per lane in flight for it. A single
+// image is limited by latency: three launches, each with a few dependent round trips to the L2 cache.
 //
-// Nothing here is atomic, initialised beforehand or dependent on the order of threads. Comparisons are those of
-// float32 arithmetic in postprocess.py, spelled with _rn intrinsics so that no compiler option fuses or relaxes them.
+// Nothing here is atomic, needs initialized memory or depends on the order of threads. The float32 arithmetic equals
+// that of postprocess.py; _rn intrinsics keep compiler options from fusing or relaxing it.
 //
-// Defines: THREADS of select and merge, VECTOR = floats of one load of prior_best (1, 2 or 4; divides C), DEPTH = loads
-// of a lane in flight there (at most 32), CROSS_CLASS = 0 or 1.
+// Defines: THREADS of select and merge, VECTOR = floats per load of prior_best (1, 2 or 4; divides C), DEPTH = loads in
+// flight per lane there (at most 32), CROSS_CLASS = 0 or 1.
 #include "streaming_top.cuh"
 
 #ifndef THREADS
@@ -30,7 +30,7 @@
 #define CROSS_CLASS 0
 #endif
 
-// Candidates are listed this many at a time.
+// Number of candidates listed at a time.
 #define WINDOW 2048
 
 #if VECTOR == 4
@@ -51,14 +51,14 @@ __device__ __forceinline__ bool any_above(Scores s, float limit) { return s > li
 
 // -- prior_best -------------------------------------------------------------------------------------------------------
 
-// Which lanes of `loaded` hold scores of the warp's prior number `prior`, when lane i loaded vector number start + i and
-// a prior has `row` vectors.
+// The lanes that hold scores of the warp's prior number `prior`, if lane i loaded vector number start + i and a prior
+// has `row` vectors.
 __device__ __forceinline__ unsigned lanes_of_prior(int prior, int row, int start) {
     const int low = max(prior * row - start, 0), high = min((prior + 1) * row - start, WARP);
     return low < high ? (ALL_LANES >> (WARP - (high - low))) << low : 0u;
 }
 
-// The largest of one prior's scores, and where it is; NaN is nothing. The whole warp.
+// The best score of one prior and its class; NaN is ignored. Called by the whole warp.
 __device__ __forceinline__ Key best_class(const float* scores, int classes) {
     Key best = 0;
     for (int c = lane_of_thread(); c < classes; c += WARP) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ Key best_class(const float* scores, int classes) {
     return best;
 }
 
-// A lane's next DEPTH vectors, of which `left` remain for the whole warp; -infinity, which is above nothing, behind them.
+// A lane's next DEPTH vectors; `left` vectors remain for the whole warp, and -infinity (above nothing) follows them.
 __device__ __forceinline__ void load_scores(Scores* loaded, const Scores* from, int left) {
     if (left >= DEPTH * WARP) {  // all but the last priors of an image: loads without conditions
 #pragma unroll
@@ -81,8 +81,8 @@ __device__ __forceinline__ void load_scores(Scores* loaded, const Scores* from, 
         loaded[d] = d * WARP + lane_of_thread() < left ? __ldg(from + d * WARP) : all_of(-positive_infinity());
 }
 
-// One warp for 32 priors, whose scores lie in one piece: every load of the warp is one coalesced piece of it. Few scores
-// are above the threshold, so the question which prior a found one belongs to is asked only where there is one.
+// One warp per 32 priors. Their scores are contiguous, so every load of the warp is coalesced. Few scores are above the
+// threshold, so the prior of a score is computed only for those.
 //
 // scores [N,P,C] -> candidates [N, words]; with CROSS_CLASS also best_scores, best_classes [N,P], for candidates only.
 // Grid: (words in units of the block's warps, N); words = ceil(P / 32).
@@ -134,7 +134,7 @@ extern "C" __global__ void prior_best(const float* __restrict__ scores, int prio
 
 // -- select_entries ---------------------------------------------------------------------------------------------------
 
-// Whether two boxes overlap by more than the limit; NaN (two boxes without area) is more.
+// Whether two boxes overlap by more than the limit; NaN (two boxes without area) counts as more.
 __device__ __forceinline__ bool overlap(float4 a, float4 b, float limit) {
     const float width = fmaxf(__fsub_rn(fminf(a.z, b.z), fmaxf(a.x, b.x)), 0.0f);
     const float height = fmaxf(__fsub_rn(fminf(a.w, b.w), fmaxf(a.y, b.y)), 0.0f);
@@ -144,8 +144,8 @@ __device__ __forceinline__ bool overlap(float4 a, float4 b, float limit) {
     return !(__fdiv_rn(inter, __fsub_rn(__fadd_rn(area_a, area_b), inter)) <= limit);
 }
 
-// Offers all candidates of one list. Each thread owns a few neighbouring words of candidate bits and writes its
-// candidates, in their order, into a window of WINDOW of them; the block then offers the window.
+// Offers all candidates of one list. Each thread owns a few adjacent words of candidate bits and writes its candidates,
+// in order, into a window of WINDOW candidates, which the block then offers.
 __device__ __forceinline__ void offer_candidates(StreamingTop& top, const unsigned* candidates, const float* values,
                                                  int priors, int stride, int* window) {
     const int words = (priors + WARP - 1) / WARP;
@@ -158,7 +158,7 @@ __device__ __forceinline__ void offer_candidates(StreamingTop& top, const unsign
     top.turn ^= 1;
     const int rank_end = rank + owned;
 
-    unsigned bits = 0;  // candidates of word number word - 1 that are not listed yet
+    unsigned bits = 0;  // candidates of word number word - 1 not listed yet
     for (int begin = 0; begin < total; begin += WINDOW) {
         const int end = min(begin + WINDOW, total);
         for (; rank < min(rank_end, end); ++rank) {
@@ -174,13 +174,13 @@ __device__ __forceinline__ void offer_candidates(StreamingTop& top, const unsign
                 const float score = values[(size_t)prior * stride];
                 if (score > -positive_infinity()) key = make_key(score, prior);  // NaN is not
             }
-            offer<THREADS>(top, key);  // its barrier comes after the last reading of the window
+            offer<THREADS>(top, key);  // its barrier follows the last read of the window
         }
     }
 }
 
-// Sets the key of every entry to 0 that a better one overlaps, itself dropped or not. A warp for an entry, so that the
-// work is even and ends at the first overlap.
+// Sets the key of every entry to 0 that a better one overlaps, even if that one is dropped itself. One warp per entry,
+// so that the work is balanced and ends at the first overlap.
 __device__ __forceinline__ void drop_overlapped(Key* keys, const float4* boxes, int count, float iou_threshold) {
     for (int entry = warp_of_thread(); entry < count; entry += THREADS / WARP) {
         const float4 box = boxes[entry];
@@ -194,7 +194,7 @@ __device__ __forceinline__ void drop_overlapped(Key* keys, const float4* boxes, 
     __syncthreads();
 }
 
-// The best of one list that no better one overlaps, best first, then -1 in both arrays.
+// The entries of one list that no better one overlaps, best first, followed by -1 in both arrays.
 //
 // candidates [N, words], values [N,P,lists], boxes [N,P,4] -> entry_scores, entry_priors [N,lists,L].
 // Grid: (lists, N). Dynamic shared memory: capacity keys of 8 bytes, then max(WINDOW x 4, top_k x 16) bytes.
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     DYNAMIC_SHARED(Key, keys);
     __shared__ int sums[2 * WARP];
     int* window = reinterpret_cast<int*>(keys + capacity);
-    float4* top_boxes = reinterpret_cast<float4*>(keys + capacity);  // once the window is done with
+    float4* top_boxes = reinterpret_cast<float4*>(keys + capacity);  // after the last use of the window
     const int lists = gridDim.x, list = blockIdx.x, image = blockIdx.y;
     const size_t words = (priors + WARP - 1) / WARP;
 
@@ -241,11 +241,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // -- merge_entries ----------------------------------------------------------------------------------------------------
 
-// Offers the entries of all lists whose key is below `ceiling`, the best ranks of every list first. Lists fall, so when a
-// whole round holds nothing above the bound, nothing after it can.
+// Offers the entries of all lists with keys below `ceiling`, the best ranks of every list first. Lists are sorted, so
+// if a whole round has nothing above the bound, later rounds have nothing either.
 __device__ __forceinline__ void offer_entries(StreamingTop& top, const float* entry_scores, const int* entry_priors,
                                               int lists, int length, Key ceiling) {
-    const int ranks = max(1, THREADS / lists);  // of each list in a round
+    const int ranks = max(1, THREADS / lists);  // per list and round
     for (int first_rank = 0; first_rank < length; first_rank += ranks) {
         bool above_bound = false;
         for (int first = 0; first < ranks * lists; first += THREADS) {
@@ -260,15 +260,15 @@ __device__ __forceinline__ void offer_entries(StreamingTop& top, const float* en
             offer<THREADS>(top, key < ceiling ? key : 0);
         }
         if (!__syncthreads_or(above_bound)) break;
-        if (top.count >= 2 * top.wanted) prune<THREADS>(top);  // for a bound early on
+        if (top.count >= 2 * top.wanted) prune<THREADS>(top);  // to get a bound early
     }
     prune<THREADS>(top);
 }
 
-// The D best entries of all lists with their boxes, labels and coefficients; zeros behind them.
+// The D best entries of all lists with their boxes, labels and coefficients, followed by zeros.
 //
-// Grid: N. Dynamic shared memory: capacity keys of 8 bytes, then page ints. More detections than a page are made page
-// after page, each from the entries below the last one's.
+// Grid: N. Dynamic shared memory: capacity keys of 8 bytes, then page ints. More detections than fit a page are
+// computed page by page, each from the entries below those of the previous one.
 extern "C" __global__ void __launch_bounds__(THREADS)
     merge_entries(const float* __restrict__ entry_scores, const int* __restrict__ entry_priors,
                   const float4* __restrict__ boxes, const float* __restrict__ coeff,
@@ -317,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
         found += top.count;
         if (top.count < top.wanted) break;
-        ceiling = keys[top.wanted - 1];  // before the first barrier of the next page, behind which keys are written
+        ceiling = keys[top.wanted - 1];  // before the first barrier of the next page, after which keys are written
     }
 
     if (threadIdx.x == 0) num_detections[image] = found;

@@ -1,21 +1,21 @@
-// Mask assembly (YOLACT, arXiv:1904.02689, section 3.1): sigmoid(prototypes x coefficients), cropped by the padded boxes.
+// Mask assembly (YOLACT, arXiv:1904.02689, section 3.1): sigmoid(prototypes x coefficients), cropped to padded boxes.
 //
 // Legend: N images, D detection slots, K coefficients, h x w prototypes. All arrays are dense.
 //
 // Per image of YOLACT-550 (h = w = 138, K = 32, D = 100):
 //   memory      prototypes 2.44 MB read, masks 7.62 MB written (half of each in float16), coefficients and boxes 14 KB
-//   arithmetic  128 MFLOP if every box covers the image: 2 K + 3 operations a pixel of a mask; objects like COCO's cover
-//               some 6 % of it, and next to nothing is computed outside the boxes
-// So the limit is the memory's, and with ZERO_OUTSIDE = 0, which writes the boxes only, mostly the reading of prototypes.
+//   arithmetic  128 MFLOP if every box covers the image: 2 K + 3 operations per mask pixel; typical COCO objects cover
+//               about 6 % of it, and almost nothing is computed outside the boxes
+// So the limit is memory bandwidth; with ZERO_OUTSIDE = 0, which writes only inside the boxes, mostly for prototypes.
 //
-// A warp owns 32 neighbouring pixels and a group of detections, and needs no other warp. Its lanes ask 32 detections at a
-// time whether they meet its pixels. When the first does, it reads the prototypes: coalesced into shared memory, from
-// there one pixel a lane into registers, where they stay. Coefficients are broadcast from the L1 cache.
+// A warp owns 32 adjacent pixels and a group of detections, and is independent of other warps. Its lanes test 32
+// detections at a time for overlap with its pixels. At the first overlap it loads the prototypes: coalesced into shared
+// memory, and from there one pixel per lane into registers, where they stay. The L1 cache broadcasts the coefficients.
 //
-// Arithmetic is float32 throughout. The crop is that of postprocess.py and of the ONNX function: a pixel stays where
-// start <= index < stop in float32, and a box with a NaN leaves nothing.
+// Arithmetic is float32 throughout. The crop equals that of postprocess.py and of the ONNX function: a pixel is kept if
+// start <= index < stop in float32, and a box with a NaN keeps nothing.
 //
-// Defines: THREADS of a block, COEFFICIENTS = K, PROTO_HALF, MASK_HALF, ZERO_OUTSIDE = 0 or 1.
+// Defines: THREADS per block, COEFFICIENTS = K, PROTO_HALF, MASK_HALF, ZERO_OUTSIDE = 0 or 1.
 #include <cuda_fp16.h>
 
 #include "common.cuh"
@@ -36,7 +36,7 @@
 #define ZERO_OUTSIDE 1
 #endif
 
-// PITCH is the distance between pixels in shared memory: an odd number of words, so that 32 pixels lie in 32 banks.
+// PITCH is the distance between pixels in shared memory: an odd number of words, so that 32 pixels are in 32 banks.
 #if PROTO_HALF
 typedef __half Proto;
 #define PROTO_BYTES 2
@@ -57,7 +57,7 @@ typedef float Mask;
 __device__ __forceinline__ Mask to_mask(float value) { return value; }
 #endif
 
-// Columns [left, right) and rows [top, bottom) in prototype pixels, not rounded.
+// Columns [left, right) and rows [top, bottom) in prototype pixels, without rounding.
 struct Window {
     float left, top, right, bottom;
 };
@@ -73,7 +73,7 @@ __device__ __forceinline__ Window padded_window(float4 box, int height, int widt
     return window;
 }
 
-// Whether a window may contain one of the pixels first .. last of the image; several rows count as whole rows.
+// Whether a window may contain one of the image's pixels first .. last; if they span several rows, whole rows count.
 __device__ __forceinline__ bool meets(const Window& window, int first, int last, int width) {
     const int top = first / width, bottom = last / width;
     const int left = top == bottom ? first - top * width : 0, right = top == bottom ? last - top * width : width - 1;
@@ -81,7 +81,7 @@ __device__ __forceinline__ bool meets(const Window& window, int first, int last,
            window.bottom > (float)top;
 }
 
-// The window that lane number `lane` holds.
+// The window held by lane number `lane`.
 __device__ __forceinline__ Window window_of_lane(const Window& window, int lane) {
     const Window its = {__shfl_sync(ALL_LANES, window.left, lane), __shfl_sync(ALL_LANES, window.top, lane),
                         __shfl_sync(ALL_LANES, window.right, lane), __shfl_sync(ALL_LANES, window.bottom, lane)};
@@ -92,9 +92,9 @@ __device__ __forceinline__ bool contains(const Window& window, float x, float y)
     return window.left <= x && x < window.right && window.top <= y && y < window.bottom;
 }
 
-// Prototypes of the warp's pixels, `count` of them, from memory to its part of the shared memory, `staged` [32][PITCH].
+// Copies the prototypes of the warp's `count` pixels to its part of shared memory, `staged` [32][PITCH].
 __device__ __forceinline__ void stage_prototypes(const Proto* proto, int count, Proto* staged) {
-#if COEFFICIENTS * PROTO_BYTES % 16 == 0  // whole pieces of 16 bytes
+#if COEFFICIENTS * PROTO_BYTES % 16 == 0  // loads of 16 bytes
     const int per_piece = 16 / PROTO_BYTES, pieces = COEFFICIENTS / per_piece;
 #pragma unroll
     for (int at = lane_of_thread(); at < WARP * pieces; at += WARP) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void stage_prototypes(const Proto* proto, int count, 
     __syncwarp();
 }
 
-// Four sums, so that no addition waits for the one before it.
+// Four sums, so that additions do not depend on the previous one.
 __device__ __forceinline__ float dot(const float* proto, const float* __restrict__ coeff) {
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
 #if COEFFICIENTS % 4 == 0
@@ -135,7 +135,7 @@ __device__ __forceinline__ float dot(const float* proto, const float* __restrict
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-// proto [N,h,w,K], coeff [N,D,K], boxes [N,D,4] (xyxy, normalised) -> masks [N,D,h,w], probabilities.
+// proto [N,h,w,K], coeff [N,D,K], boxes [N,D,4] (xyxy, normalized) -> masks [N,D,h,w], probabilities.
 // Grid: (ceil(h w / THREADS), ceil(D / group), N).
 extern "C" __global__ void __launch_bounds__(THREADS)
     mask_assembly(const Proto* __restrict__ proto, const float* __restrict__ coeff, const float4* __restrict__ boxes,
@@ -157,7 +157,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     bool have_values = false;
     for (int page = blockIdx.y * group; page < end; page += WARP) {
         const int in_page = min(WARP, end - page);
-        Window windows = {};  // one a lane
+        Window windows = {};  // one per lane
         if (lane < in_page) windows = padded_window(boxes[page + lane], height, width, __int_as_float(padding_bits));
         const unsigned meeting =
             __ballot_sync(ALL_LANES, lane < in_page && meets(windows, first, first + count - 1, width));

@@ -1,21 +1,21 @@
-// Paste (YOLACT, arXiv:1904.02689, section 3.1): mask probabilities at prototype resolution to packed bits at image size,
-// by bilinear interpolation (align_corners False) and a threshold of 0.5. Two kernels: paste_windows, paste_bits.
+// Paste (YOLACT, arXiv:1904.02689, section 3.1): mask probabilities at prototype resolution to packed bits at image
+// size, by bilinear interpolation (align_corners False) and a threshold of 0.5. Two kernels: paste_windows, paste_bits.
 //
-// Legend: N images, D detection slots, h x w prototypes, H x W an image (each its own). All arrays are dense.
+// Legend: N images, D detection slots, h x w prototypes, H x W image size (may differ per image). All arrays are dense.
 //
-// Only the part of an image around each box is pasted, as rows of 32-bit words, one behind another; so the bits of all
-// masks are one short piece of memory, which may be the host's.
+// Only the part of an image around each box is pasted, as consecutive rows of 32-bit words. The bits of all masks are
+// thus one short block of memory, which may be host memory.
 //
-// Per image of 480 x 640 with 100 boxes that cover 6 % of it each, as COCO's do (h = w = 138):
+// Per image of 480 x 640 with 100 boxes that cover 6 % of it each, as in COCO (h = w = 138):
 //   memory      70,000 words: 0.28 MB written; 0.5 MB of masks read, which are in the L2 cache
-//   arithmetic  some 20 operations for each prototype pixel's cell in each row, 12 more a pixel where the mask ends
-// So the limit is the way to the host: by PCIe 4.0 (25 GB/s) 11 microseconds, and at 1080 x 1920 seven times that.
+//   arithmetic  about 20 operations per prototype cell and row, 12 more per pixel at the edge of a mask
+// So the limit is the transfer to the host: 11 microseconds over PCIe 4.0 (25 GB/s), seven times that at 1080 x 1920.
 //
-// The answer is paste.py's, bit for bit: the same float32 arithmetic, spelled with _rn intrinsics that no compiler option
-// fuses, done only in the cells between four prototype pixels of which some are inside and some outside. Masks are read
-// inside the padded boxes only; outside they are 0, whatever is in memory there.
+// The result equals that of paste.py bit for bit: the same float32 arithmetic, with _rn intrinsics that no compiler
+// option fuses. It is computed only in cells between four prototype pixels of which some are inside and some outside.
+// Masks are read only inside the padded boxes; outside they count as 0, whatever is in memory there.
 //
-// Defines: THREADS of a block, MASK_HALF = 0 or 1.
+// Defines: THREADS per block, MASK_HALF = 0 or 1.
 #include <cuda_fp16.h>
 
 #include "common.cuh"
@@ -35,8 +35,8 @@ typedef float Mask;
 __device__ __forceinline__ float to_float(float value) { return value; }
 #endif
 
-// Six numbers a detection, as the host reads them. A mask without pixels has width 0, one without room width -1; then the
-// others are 0.
+// Six numbers per detection, as the host reads them. The width is 0 for an empty mask and -1 for one that does not fit;
+// the others are 0 then.
 struct __align__(8) Window {
     int x, y, width, height;  // pixels of the image; x is a multiple of 8
     int row_words;
@@ -50,7 +50,7 @@ struct Span {
     int start, stop;
 };
 
-// What a padded box leaves along one axis: the pixels with low <= index < high, in float32.
+// The pixels of a padded box along one axis: those with low <= index < high in float32.
 __device__ __forceinline__ Span padded_span(float first, float second, int size, float padding) {
     const float a = __fmul_rn(first, (float)size), b = __fmul_rn(second, (float)size);
     const float low = ceilf(__fsub_rn(fminf(a, b), padding)), high = ceilf(__fadd_rn(fmaxf(a, b), padding));
@@ -59,8 +59,8 @@ __device__ __forceinline__ Span padded_span(float first, float second, int size,
 }
 
 struct Axis {
-    int source, target;  // prototype pixels, pixels of the image
-    float scale;         // prototype pixels a pixel of the image
+    int source, target;  // prototype pixels, image pixels
+    float scale;         // prototype pixels per image pixel
     float inverse;
 };
 
@@ -69,24 +69,24 @@ __device__ __forceinline__ Axis axis_of(int source, int target) {
     return axis;
 }
 
-// Where a pixel of the image lies among the prototype pixels: at 0 or behind, before the last one's end, and never before
-// the pixel ahead of it. The cell is its integer.
+// The position of an image pixel in prototype pixels: at least 0, before the end of the last one, and monotonic. Its
+// integer part is the cell.
 __device__ __forceinline__ float position_of(const Axis& axis, int pixel) {
     return fmaxf(__fsub_rn(__fmul_rn(__fadd_rn((float)pixel, 0.5f), axis.scale), 0.5f), 0.0f);
 }
 
-// The first pixel of the image at a position or behind it; `target` if there is none.
+// The first image pixel at or after a position; `target` if there is none.
 __device__ __forceinline__ int first_pixel_at(const Axis& axis, float position) {
     if (position <= 0.0f) return 0;
     const float guess = ceilf(__fsub_rn(__fmul_rn(__fadd_rn(position, 0.5f), axis.inverse), 0.5f));
     int pixel = (int)fminf(fmaxf(guess, 0.0f), (float)axis.target);
-    while (pixel > 0 && position_of(axis, pixel - 1) >= position) --pixel;  // a step at most, by rounding
+    while (pixel > 0 && position_of(axis, pixel - 1) >= position) --pixel;  // at most one step, from rounding
     while (pixel < axis.target && position_of(axis, pixel) < position) ++pixel;
     return pixel;
 }
 
-// Pixels of the image that may be above 0.5 when only the span's prototype pixels are above 0: from half a prototype
-// pixel before the first to half of one behind the last, where the image ends if that is the prototype's last.
+// Image pixels that may be above 0.5 if only the prototype pixels of the span are above 0: from half a prototype pixel
+// before the first to half a prototype pixel after the last, or to the end of the image for the last prototype pixel.
 __device__ __forceinline__ Span pixels_of(const Axis& axis, Span span) {
     if (span.start >= span.stop) return Span{0, 0};
     return Span{first_pixel_at(axis, (float)span.start - 0.5f), first_pixel_at(axis, (float)span.stop - 0.5f)};
@@ -110,16 +110,16 @@ __device__ __forceinline__ Window window_of(float4 box, const Axis& across, cons
     return window;
 }
 
-// Numbers of words stop at the largest int, which stands for itself and all larger ones.
+// Word counts saturate at the largest int, which may also mean more.
 __device__ __forceinline__ int saturated_sum(int a, int b) { return (int)min((unsigned)a + (unsigned)b, 0x7fffffffu); }
 
 __device__ __forceinline__ int words_of(const Window& window) {
     return (int)min((long long)window.height * window.row_words, 0x7fffffffll);
 }
 
-// The sum of the words of the threads before this one; `total` is that of the block. All threads of the block.
+// The sum of the words of the threads before this one; `total` is that of the block. All threads call it.
 __device__ __forceinline__ int words_before(int words, int* sums, int* total) {
-    int upto = words;  // of this warp's lanes, up to and with this one
+    int upto = words;  // sum over this warp's lanes up to and including this one
 #pragma unroll
     for (int reach = 1; reach < WARP; reach *= 2) {
         const int other = __shfl_up_sync(ALL_LANES, upto, reach);
@@ -139,9 +139,8 @@ __device__ __forceinline__ int words_before(int words, int* sums, int* total) {
     return before;
 }
 
-// boxes [N,D,4] (xyxy, normalised), num_detections [N], image_sizes [N,2] (H, W) -> windows [N,D,6], words_needed [N],
-// offsets [N,D+1]: where each detection's words begin, and how many of all words there is room for.
-// One block for each image.
+// boxes [N,D,4] (xyxy, normalized), num_detections [N], image_sizes [N,2] (H, W) -> windows [N,D,6], words_needed [N],
+// offsets [N,D+1]: the first word of each detection, then the number of all words that fit. One block per image.
 extern "C" __global__ void __launch_bounds__(THREADS)
     paste_windows(const float4* __restrict__ boxes, const int* __restrict__ num_detections,
                   const int2* __restrict__ image_sizes, int detections, int mask_height, int mask_width,
@@ -178,7 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // -- paste_bits -------------------------------------------------------------------------------------------------------
 
-// The detection whose words include number `word`: the last of those that begin there or before.
+// The detection that owns word number `word`: the last one that starts there or earlier.
 __device__ __forceinline__ int owner_of(const int* offsets, int detections, int word) {
     int low = 0, high = detections;  // offsets[low] <= word < offsets[high]
     while (high - low > 1) {
@@ -192,7 +191,7 @@ __device__ __forceinline__ int owner_of(const int* offsets, int detections, int 
     return low;
 }
 
-// A row of prototype pixels, 0 outside of a span; `values` is null where the whole row is outside.
+// A value in a row of prototype pixels, 0 outside the span; `values` is null if the whole row is outside.
 __device__ __forceinline__ float value_at(const Mask* values, Span columns, int x) {
     return values != nullptr && columns.start <= x && x < columns.stop ? to_float(values[x]) : 0.0f;
 }
@@ -200,12 +199,12 @@ __device__ __forceinline__ float value_at(const Mask* values, Span columns, int 
 // Bits from .. to - 1 of a word, 0 <= from < to <= 32.
 __device__ __forceinline__ unsigned bit_range(int from, int to) { return (ALL_LANES >> (32 - (to - from))) << from; }
 
-// The bits of the image's pixels first .. last - 1 of one row, bit 0 being the first. `upper` and `lower` are the rows of
-// prototype pixels around it, `weight` is that of the lower one.
+// The bits of the image pixels first .. last - 1 of one row; bit 0 is the first. `upper` and `lower` are the rows of
+// prototype pixels around it, `weight` is the weight of the lower one.
 __device__ __forceinline__ unsigned row_bits(const Mask* upper, const Mask* lower, Span columns, float weight,
                                              const Axis& across, int first, int last) {
     unsigned bits = 0;
-    for (int x = first, next; x < last; x = next) {  // a cell between prototype pixels at a time
+    for (int x = first, next; x < last; x = next) {  // one cell between prototype pixels at a time
         const int cell = (int)position_of(across, x);
         const int right = min(cell + 1, across.source - 1);
         next = min(first_pixel_at(across, (float)(cell + 1)), last);
@@ -227,9 +226,9 @@ __device__ __forceinline__ unsigned row_bits(const Mask* upper, const Mask* lowe
     return bits;
 }
 
-// masks [N,D,h,w], boxes, image_sizes, and windows and offsets of paste_windows -> bits [N,capacity]: in the order of
-// memory the first pixel of eight is a byte's most significant bit, as np.packbits has it. A thread makes whole words,
-// neighbours make neighbouring ones. Grid: (any number of blocks, N).
+// masks [N,D,h,w], boxes, image_sizes, and windows and offsets of paste_windows -> bits [N,capacity]: in memory order,
+// the first pixel of eight is the most significant bit of a byte, as in np.packbits. Each thread computes whole words,
+// adjacent threads adjacent words. Grid: (any number of blocks, N).
 extern "C" __global__ void __launch_bounds__(THREADS)
     paste_bits(const Mask* __restrict__ masks, const float4* __restrict__ boxes, const int2* __restrict__ image_sizes,
                const Window* __restrict__ windows, const int* __restrict__ offsets, int detections, int mask_height,
@@ -247,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     for (int word = blockIdx.x * THREADS + threadIdx.x; word < words; word += stride) {
         const int slot = owner_of(offsets, detections, word);
         const Window window = windows[slot];
-        if (window.width < 0) break;  // no room for this one, nor for those behind it
+        if (window.width < 0) break;  // neither this one nor the following ones fit
         const int row = (word - window.first_word) / window.row_words;
         const int first = 32 * (word - window.first_word - row * window.row_words);
         const float4 box = boxes[slot];
@@ -260,6 +259,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                                         rows.start <= below && below < rows.stop ? mask + below * mask_width : nullptr,
                                         columns, __fsub_rn(position, (float)cell), across, window.x + first,
                                         window.x + min(first + 32, window.width));
-        bits[word] = __byte_perm(__brev(found), 0, 0x0123);  // each byte's bits turned round
+        bits[word] = __byte_perm(__brev(found), 0, 0x0123);  // reverses the bits of each byte
     }
 }

@@ -1,25 +1,26 @@
-// Resize: one frame, uint8 BGR of any size and pitch, to one image of the network's input, bilinear without antialiasing.
+// Resize: one frame, uint8 BGR of any size and pitch, to one image of the network's input, bilinear, not antialiased.
 //
 // Legend: H x W the frame, S the side of the image.
 //
 // To S = 550, per image:
-//   memory      a frame of 480 x 640 is 0.92 MB, nearly all of which is read; of one of 1080 x 1920, 6.2 MB, some 3.6 MB
-//               are read; the image is 0.91 MB, written
+//   memory      a frame of 480 x 640 has 0.92 MB, nearly all of which is read; of a frame of 1080 x 1920 (6.2 MB),
+//               about 3.6 MB are read; 0.91 MB are written
 //   arithmetic  9 operations for each of 0.91 M values
-// So it takes some microseconds, and the limit is the frame's way to the device: 6.2 MB take 250 microseconds by PCIe 4.0 (25 GB/s).
+// So it takes a few microseconds. The limit is the frame's transfer to the device: 6.2 MB take 250 microseconds over
+// PCIe 4.0 (25 GB/s).
 //
-// uint8 output is, bit for bit, cv2.resize's of INTER_LINEAR: positions in double, rounded to float; weights in 11 bits;
-// sums of a row cut by 4 bits, their products by 16, the last two rounded. It is so for all sizes tried (1 to 3840, odd
-// ones, shrinking by exactly 2, for which OpenCV has a path of its own) with the x86-64 wheels of OpenCV 4.8 to 5.0.
-// Builds that leave the work to a library of the CPU's maker may differ by a grey level.
+// uint8 output equals cv2.resize with INTER_LINEAR bit for bit: positions in double, rounded to float; weights of 11
+// bits; sums of a row shifted by 4 bits, their products by 16, the last two rounded. Verified for sizes of 1 to 3840,
+// odd ones, and shrinking by exactly 2 (a separate path in OpenCV) with the x86-64 wheels of OpenCV 4.8 to 5.0. OpenCV
+// builds that use a vendor library of the CPU may differ by one gray level.
 // float32 output is the bilinear value within rounding. OpenCV with Intel's library differs by less than 1e-3; without
-// it, it rounds positions to float, which moves noise in frames of 4000 columns by up to 0.1.
+// it, OpenCV rounds positions to float, which changes noise in frames of 4000 columns by up to 0.1.
 //
-// The two axes are independent, so a block works out the columns and rows of its tile once; all else is integers.
-// A product and the addition behind it must not be fused, or positions are not OpenCV's:
+// The two axes are independent, so a block computes the columns and rows of its tile once; the rest is integer
+// arithmetic. A product must not be fused with the following addition, or positions differ from OpenCV's:
 // nvrtc: -fmad=false
 //
-// Defines: TILE_WIDTH, TILE_HEIGHT of the part of the image that a block makes, FLOAT_OUTPUT = 0 or 1.
+// Defines: TILE_WIDTH, TILE_HEIGHT of the part of the image that a block computes, FLOAT_OUTPUT = 0 or 1.
 #ifndef TILE_WIDTH
 #define TILE_WIDTH 64
 #endif
@@ -38,14 +39,13 @@ typedef unsigned char Value;
 typedef int Weight;  // in units of 1 / 2048
 #endif
 
-// Which two of the frame's columns or rows make one of the image's, and their weights.
+// The two columns or rows of the frame that make one of the image, with their weights.
 struct Tap {
     int near, far;
     Weight near_weight, far_weight;
 };
 
-// `scale` is columns of the frame a column of the image; `length` columns are in the frame, and past its edges the last is
-// repeated.
+// `scale` is frame columns per image column; the frame has `length` columns, and its edge columns are repeated outside.
 __device__ __forceinline__ Tap tap_at(int at, double scale, int length) {
     const double exact = (at + 0.5) * scale - 0.5;
 #if FLOAT_OUTPUT

@@ -1,15 +1,15 @@
-// The best of any number of entries, in shared memory: a block offers entries a blockful at a time, and a buffer of a few
-// thousand keys is sorted and cut back to the best whenever it is full.
+// The best of any number of entries, in shared memory: a block offers one entry per thread at a time, and a buffer of a
+// few thousand keys is sorted and cut back to the best ones whenever it is full.
 //
-// A key has the score in its upper half, in a form whose order as an unsigned number is that of the floats, and the
-// complement of the entry's index in its lower half. So the larger key is the better entry, equal scores go to the lower
-// index, no two keys are equal, and the outcome depends on no order of threads. 0 is no key at all.
+// The upper half of a key is the score, in a form whose order as an unsigned number equals that of the floats. The
+// lower half is the complement of the entry's index. So the larger key is the better entry, equal scores prefer the
+// lower index, no two keys are equal, and the result does not depend on the order of threads. 0 is no key.
 #pragma once
 #include "common.cuh"
 
 typedef unsigned long long Key;
 
-// -0 counts as +0, since the two are equal as scores.
+// -0 counts as +0, because the two are equal as scores.
 __device__ __forceinline__ Key make_key(float score, unsigned index) {
     const unsigned bits = __float_as_uint(__fadd_rn(score, 0.0f));
     const unsigned ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -25,8 +25,8 @@ __device__ __forceinline__ unsigned key_index(Key key) { return ~(unsigned)key; 
 
 // Bitonic sort, largest first. All threads of the block; `size` is a power of two, at least 32.
 //
-// A warp holds 32 neighbours, one a lane, so the steps of stride 16 and less are exchanges between lanes, without a
-// barrier: of the 45 steps that sort 512 keys, 10 go through shared memory.
+// A warp holds 32 adjacent keys, one per lane, so steps of stride 16 and less are exchanges between lanes, without a
+// barrier: of the 45 steps that sort 512 keys, 10 use shared memory.
 template <int BLOCK>
 __device__ __forceinline__ void sort_steps_in_warps(Key* keys, int size, int first_span, int last_span) {
     for (int at = threadIdx.x; at < size; at += BLOCK) {
@@ -63,13 +63,13 @@ __device__ __forceinline__ void sort_falling(Key* keys, int size) {
     }
 }
 
-// Everything but the arrays behind the pointers is the same in all threads of the block.
+// All fields are the same in all threads of the block.
 struct StreamingTop {
     Key* keys;  // [capacity], shared memory; capacity >= wanted + BLOCK, a power of two
     int* sums;  // [2 * WARP], shared memory for the scans
     int capacity;
-    int wanted;  // how many of the best are kept
-    int count;   // keys held
+    int wanted;  // number of best keys to keep
+    int count;   // number of keys held
     int turn;    // which half of `sums` the next scan uses
     Key bound;   // entries must beat it; the wanted-th best of those seen at the last pruning
 };
@@ -79,7 +79,7 @@ __device__ __forceinline__ StreamingTop empty_top(Key* keys, int* sums, int capa
     return top;
 }
 
-// Sorts what is held, best first, and keeps the best. Ends in a barrier.
+// Sorts the held keys, best first, and keeps the best. Ends with a barrier.
 template <int BLOCK>
 __device__ __forceinline__ void prune(StreamingTop& top) {
     int size = WARP;
@@ -91,7 +91,7 @@ __device__ __forceinline__ void prune(StreamingTop& top) {
     top.bound = top.count == top.wanted ? top.keys[top.wanted - 1] : 0;
 }
 
-// Offers one entry a thread; key 0 is none.
+// Offers one entry per thread; key 0 is no entry.
 template <int BLOCK>
 __device__ __forceinline__ void offer(StreamingTop& top, Key key) {
     if (top.count + BLOCK > top.capacity) prune<BLOCK>(top);

@@ -101,17 +101,17 @@ inline int launch(const Kernel& kernel, const unsigned* grid, const unsigned* bl
     /* 0: done, 1: no kernel of that name, 2: failed, see emu_error() */                                       \
     EMU_VISIBLE int emu_launch(const char* kernel, const unsigned grid[3], const unsigned block[3],            \
                                unsigned shared_bytes, void** params) {                                         \
-        const emu::Kernel* found = emu_find(kernel);                                                           \
-        if (found == nullptr) return 1;                                                                        \
+        const emu::Kernel* entry = emu_find(kernel);                                                           \
+        if (entry == nullptr) return 1;                                                                        \
         pthread_mutex_lock(&emu_mutex);                                                                        \
-        const int code = emu::launch(*found, grid, block, shared_bytes, params);                               \
+        const int code = emu::launch(*entry, grid, block, shared_bytes, params);                               \
         pthread_mutex_unlock(&emu_mutex);                                                                      \
         return code;                                                                                           \
     }                                                                                                          \
     /* the number of a kernel's parameters, and the bytes of each; -1: no kernel of that name */               \
     EMU_VISIBLE int emu_parameters(const char* kernel, unsigned* bytes, int capacity) {                        \
-        const emu::Kernel* found = emu_find(kernel);                                                           \
-        return found == nullptr ? -1 : found->parameters(bytes, capacity);                                     \
+        const emu::Kernel* entry = emu_find(kernel);                                                           \
+        return entry == nullptr ? -1 : entry->parameters(bytes, capacity);                                     \
     }                                                                                                          \
     /* 0: threads and blocks in their order, else an order of each number's own */                             \
     EMU_VISIBLE void emu_seed(unsigned number) { emu::seed = number; }                                         \

@@ -59,12 +59,12 @@ class Group:
         """What the child said about a test; a failure of its own where it died before, or left something behind."""
         if self._reports is None:
             self._reports = self._run()
-        found = self._reports.get(node, [])
-        finished = any(report["when"] == "teardown" for report in found)
+        reports = self._reports.get(node, [])
+        finished = any(report["when"] == "teardown" for report in reports)
         if self._end and (not finished or node == self.nodes[-1]):
             text, self._end = self._end, self._end.partition("\n")[0]  # at length once
-            return [*found, {"when": "end", "outcome": "failed", "text": text}]
-        return found
+            return [*reports, {"when": "end", "outcome": "failed", "text": text}]
+        return reports
 
     def _run(self) -> dict[str, list[dict[str, Any]]]:
         reports: dict[str, list[dict[str, Any]]] = {}

@@ -36,18 +36,18 @@ WATCHED = (
 
 def vocabulary(trt: ModuleType) -> set[str]:
     """Names of everything in TensorRT's module and its classes."""
-    found, done = set[str](), set[int]()
+    names, done = set[str](), set[int]()
     waiting: list[Any] = [trt]
     while waiting:
         holder = waiting.pop()
         for name, value in vars(holder).items():
             if not name.startswith("_"):
-                found.add(name)
+                names.add(name)
             ours = str(getattr(value, "__module__", "")).startswith("tensorrt")
             if inspect.isclass(value) and ours and id(value) not in done:
                 done.add(id(value))
                 waiting.append(value)
-    return found
+    return names
 
 
 def run(version: str, sources: dict[str, str], only: list[str]) -> dict[str, Any]:

@@ -33,13 +33,13 @@ class World:
 
     def find(self, name: str) -> type | None:
         """The class of a type's name in a docstring, which may be that of C++."""
-        found: Any = self.trt
+        member: Any = self.trt
         for part in name.rpartition("::")[2].split("."):
-            found = getattr(found, part, None)
-        found = getattr(found, "real", found) if isinstance(found, Factory) else found
-        if found is None and name.rpartition("::")[2].startswith("I"):  # nvonnxparser::IParserError
+            member = getattr(member, part, None)
+        member = getattr(member, "real", member) if isinstance(member, Factory) else member
+        if member is None and name.rpartition("::")[2].startswith("I"):  # nvonnxparser::IParserError
             return self.find(name.rpartition("::")[2][1:])
-        return found if inspect.isclass(found) else None
+        return member if inspect.isclass(member) else None
 
     def is_a(self, value: Any, cls: type) -> bool:
         return issubclass(value.real, cls) if isinstance(value, Double) else isinstance(value, cls)
@@ -144,8 +144,8 @@ class Double:
             self.world.note(self.real, name, member.__doc__)
             if name in self.state:
                 return self.state[name]
-            found = parse(doc, "", drop_self=True)
-            return self.world.answer(self, name, found[0].returns if found else "object", {})
+            signatures = parse(doc, "", drop_self=True)
+            return self.world.answer(self, name, signatures[0].returns if signatures else "object", {})
         if callable(member) or hasattr(member, "__func__"):
             return Method(self, name, getattr(member, "__func__", member).__doc__)
         return member
@@ -242,11 +242,11 @@ def wrong_overrides(trt: types.ModuleType, modules: Callable[[type], bool]) -> l
 
 
 def _subclasses(trt: types.ModuleType) -> set[type]:
-    found: set[type] = set()
+    classes: set[type] = set()
     waiting = [value for value in vars(trt).values() if inspect.isclass(value)]
     while waiting:
         cls = waiting.pop()
-        if cls not in found and cls is not object:
-            found.add(cls)
+        if cls not in classes and cls is not object:
+            classes.add(cls)
             waiting += type.__subclasses__(cls)
-    return found
+    return classes

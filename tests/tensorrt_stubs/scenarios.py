@@ -168,11 +168,11 @@ def builds(stage: Stage) -> None:
 
     fixed, dynamic = stage.model("fixed"), stage.model("dynamic", (1, 2, 4))
     target = stage.folder / "out.trt"
-    told: list[tuple[str, int, int]] = []
-    report = build_engine(fixed, target, flavour=stage.flavour, progress=lambda *step: told.append(step))
+    steps: list[tuple[str, int, int]] = []
+    report = build_engine(fixed, target, flavour=stage.flavour, progress=lambda *step: steps.append(step))
     assert target.read_bytes() == b"host memory"
     assert report.version == stage.trt.__version__
-    assert told == [("Building", 0, 2), ("Building", 1, 2), ("Building", 2, 2)]
+    assert steps == [("Building", 0, 2), ("Building", 1, 2), ("Building", 2, 2)]
 
     targets = ("8.6", "sm_89") if stage.flavour == "rtx" else ()
     everything = BuildOptions(

@@ -60,13 +60,13 @@ def parse(doc: str | None, name: str, *, drop_self: bool) -> list[Signature]:
         name: of the function; empty for the getters and setters of properties
         drop_self: leave the first parameter out
     """
-    found = []
+    signatures = []
     for line in (doc or "").splitlines():
         match = re.match(rf"\s*(?:\d+\. )?{re.escape(name)}\((.*)\) -> (.+)$", line)
         if match and match[1] != "*args, **kwargs":
             parts = split(match[1])
-            found.append(Signature(tuple(map(_parameter, parts[1:] if drop_self else parts)), plain(match[2])))
-    return found
+            signatures.append(Signature(tuple(map(_parameter, parts[1:] if drop_self else parts)), plain(match[2])))
+    return signatures
 
 
 def split(text: str) -> list[str]:

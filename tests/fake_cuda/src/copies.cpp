@@ -60,8 +60,8 @@ void* device(CUdeviceptr address) { return reinterpret_cast<void*>(address); }
 CUresult finish(CUresult error, void* stream) {
     if (error) return error;
     std::unique_lock<std::mutex> guard(lock);
-    auto found = find_stream(stream);
-    drain(guard, {found, found->enqueued});
+    auto queue = find_stream(stream);
+    drain(guard, {queue, queue->enqueued});
     return SUCCESS;
 }
 

@@ -65,8 +65,8 @@ template <class T> struct Registry {
         return handle;
     }
     std::shared_ptr<T> find(void* handle) const {
-        auto found = alive.find(handle);
-        return found == alive.end() ? nullptr : found->second;
+        auto entry = alive.find(handle);
+        return entry == alive.end() ? nullptr : entry->second;
     }
 };
 

@@ -94,14 +94,14 @@ const std::map<CUresult, std::pair<const char*, const char*>>& errors() {
 }  // namespace
 
 API CUresult cuGetErrorName(CUresult error, const char** text) {
-    auto found = errors().find(error);
-    *text = found == errors().end() ? nullptr : found->second.first;
+    auto entry = errors().find(error);
+    *text = entry == errors().end() ? nullptr : entry->second.first;
     return *text ? SUCCESS : INVALID_VALUE;
 }
 
 API CUresult cuGetErrorString(CUresult error, const char** text) {
-    auto found = errors().find(error);
-    *text = found == errors().end() ? nullptr : found->second.second;
+    auto entry = errors().find(error);
+    *text = entry == errors().end() ? nullptr : entry->second.second;
     return *text ? SUCCESS : INVALID_VALUE;
 }
 
@@ -163,10 +163,10 @@ API CUresult cuDevicePrimaryCtxRetain(Context** context, CUdevice device) {
     ENTER("cuDevicePrimaryCtxRetain");
     if (!known_device(device)) return INVALID_DEVICE;
     std::lock_guard<std::mutex> guard(lock);
-    auto& found = primary[device];
-    if (!found) found = make_context(device, true);
-    ++found->references;
-    *context = found.get();
+    auto& entry = primary[device];
+    if (!entry) entry = make_context(device, true);
+    ++entry->references;
+    *context = entry.get();
     return SUCCESS;
 }
 
@@ -174,9 +174,9 @@ API CUresult cuDevicePrimaryCtxRetain(Context** context, CUdevice device) {
 API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     ENTER("cuDevicePrimaryCtxRelease");
     std::lock_guard<std::mutex> guard(lock);
-    auto found = primary.find(device);
-    if (found == primary.end() || !found->second->references) return INVALID_CONTEXT;
-    --found->second->references;
+    auto entry = primary.find(device);
+    if (entry == primary.end() || !entry->second->references) return INVALID_CONTEXT;
+    --entry->second->references;
     return SUCCESS;
 }
 
@@ -184,9 +184,9 @@ API CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* a
     ENTER("cuDevicePrimaryCtxGetState");
     if (!known_device(device)) return INVALID_DEVICE;
     std::lock_guard<std::mutex> guard(lock);
-    auto found = primary.find(device);
+    auto entry = primary.find(device);
     *flags = 0;
-    *active = found != primary.end() && found->second->references > 0;
+    *active = entry != primary.end() && entry->second->references > 0;
     return SUCCESS;
 }
 

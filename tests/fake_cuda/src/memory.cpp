@@ -87,11 +87,11 @@ static CUresult give_back(uintptr_t address, Kind kind) {
     if (CUresult error = unsafe_call()) return error;
     drain_all();  // freeing waits for the device
     std::lock_guard<std::mutex> guard(lock);
-    auto found = blocks.find(address);
-    if (found == blocks.end() || found->second.kind != kind) return INVALID_VALUE;
-    check_guards(found->second);
-    munmap(found->second.mapping, found->second.mapped);
-    blocks.erase(found);
+    auto entry = blocks.find(address);
+    if (entry == blocks.end() || entry->second.kind != kind) return INVALID_VALUE;
+    check_guards(entry->second);
+    munmap(entry->second.mapping, entry->second.mapped);
+    blocks.erase(entry);
     return SUCCESS;
 }
 
@@ -105,9 +105,9 @@ API CUresult cuMemGetInfo_v2(size_t* free, size_t* total) {
 
 API CUresult cuMemAlloc_v2(CUdeviceptr* address, size_t size) {
     ENTER_CONTEXT("cuMemAlloc");
-    uintptr_t found = 0;
-    CUresult error = allocate(size, Kind::device, &found);
-    if (!error) *address = found;
+    uintptr_t begin = 0;
+    CUresult error = allocate(size, Kind::device, &begin);
+    if (!error) *address = begin;
     return error;
 }
 
@@ -118,9 +118,9 @@ API CUresult cuMemFree_v2(CUdeviceptr address) {
 
 API CUresult cuMemHostAlloc(void** address, size_t size, unsigned) {
     ENTER_CONTEXT("cuMemHostAlloc");
-    uintptr_t found = 0;
-    CUresult error = allocate(size, Kind::pinned, &found);
-    if (!error) *address = reinterpret_cast<void*>(found);
+    uintptr_t begin = 0;
+    CUresult error = allocate(size, Kind::pinned, &begin);
+    if (!error) *address = reinterpret_cast<void*>(begin);
     return error;
 }
 

@@ -58,12 +58,12 @@ std::vector<std::string> libraries_of(const char* image) {
         while (same < contents.size() && contents[same] == image[same]) ++same;
         if (same == contents.size()) return {library};
     }
-    std::vector<std::string> found;
+    std::vector<std::string> paths;
     const char* kernels = std::getenv("FAKE_CUDA_KERNELS");
     std::istringstream list(kernels ? kernels : "");
     for (std::string path; std::getline(list, path, ':');)
-        if (!path.empty()) found.push_back(path);
-    return found;
+        if (!path.empty()) paths.push_back(path);
+    return paths;
 }
 
 std::shared_ptr<Function> find_function(void* handle) {

@@ -44,7 +44,7 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
     config = dataclasses.replace(CONFIG, top_k=100, max_detections=100)
     with Predictor(CudaBackend(HostNetwork(device, config=config), device), score_threshold=0.0) as model:
         for _ in range(6):
-            found = model(frame)
+            detections = model(frame)
         fake_cuda.control().null()
         results = {
             "call": timed(lambda: model(frame), frames, lambda: model.timings["copy"]),
@@ -55,7 +55,7 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "frames": frames,
         "frame": f"{size[1]}x{size[0]}",
-        "detections": len(found),
+        "detections": len(detections),
         "ms_per_frame": results,
         "python": platform.python_version(),
         "numpy": np.__version__,

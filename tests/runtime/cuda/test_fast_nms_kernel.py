@@ -25,7 +25,7 @@ ALL = -0.5  # a score threshold that takes every prior
 GARBAGE = 0x5A
 
 
-class Found(NamedTuple):
+class NmsOutputs(NamedTuple):
     """Outputs of the kernels for a batch, and the scratch between them."""
 
     num: Any  #: [N]
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     scratch: dict[str, bytes]
 
 
-def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None = None, **options: Any) -> Found:
+def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None = None, **options: Any) -> NmsOutputs:
     """Fast NMS of boxes [N,P,4], scores [N,P,C], coeff [N,P,K]; ``run`` goes to the emulator."""
     options = {"top_k": 200, "max_detections": 100, "score_threshold": 0.05, "iou_threshold": 0.5} | options
     (num, priors, classes), width, slots = scores.shape, coeff.shape[2], options["max_detections"]
@@ -52,30 +52,30 @@ def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None =
         array.view(np.uint8)[...] = GARBAGE
     buffers = emulate.run_plan(plan, {"boxes": boxes, "scores": scores, "coeff": coeff} | outputs, **(run or {}))
     scratch = {name: buffers[name].bytes.tobytes() for name in plan.scratch}
-    return Found(*outputs.values(), scratch=scratch)
+    return NmsOutputs(*outputs.values(), scratch=scratch)
 
 
 def run_image(boxes: Any, scores: Any, coeff: Any, **options: Any) -> postprocess.Detected:
     """The detections of one image, the slots behind them being held to zero."""
-    found = run_nms(boxes[None], np.ascontiguousarray(scores)[None], coeff[None], **options)
-    return detected(found, 0)
+    result = run_nms(boxes[None], np.ascontiguousarray(scores)[None], coeff[None], **options)
+    return detected(result, 0)
 
 
-def detected(found: Found, image: int) -> postprocess.Detected:
-    num = int(found.num[image])
-    for array in found[1:5]:
+def detected(result: NmsOutputs, image: int) -> postprocess.Detected:
+    num = int(result.num[image])
+    for array in result[1:5]:
         assert not array[image, num:].any()
-    return postprocess.Detected(*(array[image, :num] for array in found[1:5]))
+    return postprocess.Detected(*(array[image, :num] for array in result[1:5]))
 
 
 def entries(boxes: Any, scores: Any, **options: Any) -> list[tuple[int, int]]:
     """(class, prior) of the detections of boxes [P,4] and scores [P,C], best first."""
     numbers = np.arange(len(boxes), dtype=np.float32)[:, None]
-    found = run_image(boxes, scores, numbers, **options)
-    priors = found.coeff[:, 0].astype(int)
-    assert_same_bits(found.boxes, boxes[priors])
-    kept = list(zip(found.labels.tolist(), priors.tolist(), strict=True))
-    assert found.scores.tolist() == [scores[prior, label] for label, prior in kept]
+    result = run_image(boxes, scores, numbers, **options)
+    priors = result.coeff[:, 0].astype(int)
+    assert_same_bits(result.boxes, boxes[priors])
+    kept = list(zip(result.labels.tolist(), priors.tolist(), strict=True))
+    assert result.scores.tolist() == [scores[prior, label] for label, prior in kept]
     return kept
 
 
@@ -137,14 +137,14 @@ def golden_cases() -> list[Any]:
     return cases
 
 
-def assert_same_set(found: postprocess.Detected, boxes: Any, coeff: Any, labels: Any, scores: Any) -> None:
+def assert_same_set(result: postprocess.Detected, boxes: Any, coeff: Any, labels: Any, scores: Any) -> None:
     """The same detections in any order of equals; scores in the same order, and all to the bit."""
-    np.testing.assert_array_equal(found.scores, scores)
+    np.testing.assert_array_equal(result.scores, scores)
 
     def rows(*columns: Any) -> list[tuple[float, ...]]:
         return sorted(tuple(np.concatenate([np.atleast_1d(c[i]) for c in columns]).tolist()) for i in range(len(boxes)))
 
-    assert rows(found.scores, found.labels, found.boxes, found.coeff) == rows(scores, labels, boxes, coeff)
+    assert rows(result.scores, result.labels, result.boxes, result.coeff) == rows(scores, labels, boxes, coeff)
 
 
 @pytest.mark.golden
@@ -155,18 +155,18 @@ def test_kernels_equal_the_original(path: Path, name: str, variant: str) -> None
         want = [golden[f"{name}.{variant}.{field}"] for field in ("box", "mask", "class", "score")]
     cross = variant == "cc"  # limited by top_k alone
     slots = 200 if cross else 100
-    found = run_image(
+    result = run_image(
         *inputs, score_threshold=ALL, cross_class=cross, max_detections=min(slots, 200 * len(inputs[1].T))
     )
-    assert_same_set(found, *want)
+    assert_same_set(result, *want)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("path", [path for path in PURE if "seed" in path.stem], ids=lambda path: path.stem)
 def test_kernels_with_threshold_equal_the_original(path: Path) -> None:
     with np.load(path) as golden:
-        found = run_image(golden["detect.boxes"], golden["detect.conf"][:, 1:], golden["detect.masks"])
-        assert_same_set(found, *(golden[f"detect.out.{field}"] for field in ("box", "mask", "class", "score")))
+        result = run_image(golden["detect.boxes"], golden["detect.conf"][:, 1:], golden["detect.masks"])
+        assert_same_set(result, *(golden[f"detect.out.{field}"] for field in ("box", "mask", "class", "score")))
 
 
 @pytest.mark.parametrize("cross_class", [False, True])
@@ -174,18 +174,18 @@ def test_kernels_with_threshold_equal_the_original(path: Path) -> None:
 def test_scene_equals_numpy(config: str, objects: int, cross_class: bool) -> None:
     """Outputs of a real size: P = 19248 and 57744, C = 80."""
     scene = make_scene(get_config(config), objects=objects)
-    found = run_image(*scene[:3], cross_class=cross_class)
+    result = run_image(*scene[:3], cross_class=cross_class)
     want = postprocess.detect(*scene[:3], nms="cross-class" if cross_class else "fast").select(np.arange(100))
-    for mine, theirs in zip(found, want, strict=True):
+    for mine, theirs in zip(result, want, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_batch_of_scenes_equals_numpy() -> None:
     scenes = [make_scene(get_config("yolact_resnet50_pascal"), objects=n, seed=n) for n in (1, 25, 60)]
     stacked = [np.stack(arrays) for arrays in zip(*(scene[:3] for scene in scenes), strict=True)]
-    found = run_nms(*stacked)
+    result = run_nms(*stacked)
     for image, scene in enumerate(scenes):
-        for mine, theirs in zip(detected(found, image), postprocess.detect(*scene[:3]), strict=True):
+        for mine, theirs in zip(detected(result, image), postprocess.detect(*scene[:3]), strict=True):
             np.testing.assert_array_equal(mine, theirs)
 
 
@@ -233,9 +233,9 @@ def test_largest_lists_and_several_pages_of_detections() -> None:
         "max_detections": 3 * plan_nms.MAX_KEPT - 5,
         "score_threshold": ALL,
     }
-    found = entries(boxes, scores, **options)
-    assert len(found) > 2 * plan_nms.MAX_KEPT
-    assert found == plain_entries(boxes, scores, **options)
+    result = entries(boxes, scores, **options)
+    assert len(result) > 2 * plan_nms.MAX_KEPT
+    assert result == plain_entries(boxes, scores, **options)
 
 
 @pytest.mark.parametrize("cross_class", [False, True])
@@ -308,11 +308,11 @@ def test_images_of_a_batch_do_not_mix(cross_class: bool) -> None:
     images[1][1][:] *= 0.01
     boxes, scores = (np.stack(arrays) for arrays in zip(*images, strict=True))
     coeff = np.random.default_rng(0).random((3, 301, 3), np.float32)
-    found = run_nms(boxes, scores, coeff, cross_class=cross_class)
-    assert found.num.tolist()[1] == 0
+    result = run_nms(boxes, scores, coeff, cross_class=cross_class)
+    assert result.num.tolist()[1] == 0
     for image in range(3):
         alone = run_image(boxes[image], scores[image], coeff[image], cross_class=cross_class)
-        for mine, other in zip(detected(found, image), alone, strict=True):
+        for mine, other in zip(detected(result, image), alone, strict=True):
             np.testing.assert_array_equal(mine, other)
 
 
@@ -388,8 +388,8 @@ def barriers() -> list[Any]:
 def assert_caught(file: str, number: int, inputs: Any, options: dict[str, Any]) -> None:
     """A race is reported, or an access by what was read too early, when barrier ``number`` of a file is taken out."""
     text = (emulate.KERNELS / file).read_text()
-    found = list(BARRIER.finditer(text))[number]
-    edits = {file: text[: found.start()] + text[found.end() :]}
+    barrier = list(BARRIER.finditer(text))[number]
+    edits = {file: text[: barrier.start()] + text[barrier.end() :]}
     with pytest.raises(emulate.EmulationError, match="ThreadSanitizer"):
         run_nms(*inputs, **options, run={"mode": "race", "edits": edits})
 

@@ -77,11 +77,11 @@ class Arrays:
             stream.upload(self.pointers[name], array.ctypes.data, array.nbytes)
 
     def download(self, stream: Stream) -> dict[str, Any]:
-        found = {name: np.empty_like(array) for name, array in self.arrays.items()}
-        for name, array in found.items():
+        copies = {name: np.empty_like(array) for name, array in self.arrays.items()}
+        for name, array in copies.items():
             stream.download(array.ctypes.data, self.pointers[name], array.nbytes)
         stream.synchronize()
-        return found
+        return copies
 
 
 def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Any:
@@ -144,10 +144,10 @@ def test_a_plan_with_scratch_and_pinned_output(device: Device, library: KernelLi
     bound = library.bind(plan, held.pointers | {"bits": pinned.pointer}, "between")
     assert device.usage() == before | {"between": plan.scratch["paste_offsets"]}
     bound.enqueue(stream)
-    got = held.download(stream)
+    downloaded = held.download(stream)
     for name in ("windows", "words_needed"):
-        np.testing.assert_array_equal(got[name], wanted[name])
-    ours = unpack(got["windows"][0], pinned.array(np.uint32, (900,)), 5, 60, 70)
+        np.testing.assert_array_equal(downloaded[name], wanted[name])
+    ours = unpack(downloaded["windows"][0], pinned.array(np.uint32, (900,)), 5, 60, 70)
     theirs = unpack(wanted["windows"][0], wanted["bits"][0], 5, 60, 70)
     np.testing.assert_array_equal(ours.full(), theirs.full())
     assert theirs.full().any()
@@ -163,10 +163,10 @@ def test_several_launches_run_in_their_order(device: Device, library: KernelLibr
     plan = joined(resize_plan(library, index) for index in (0, 2))
     bound = library.bind(plan, held.pointers)
     bound.enqueue(stream)
-    got = held.download(stream)["images"]
-    np.testing.assert_array_equal(got[0], resized(picture()))
-    np.testing.assert_array_equal(got[2], got[0])
-    assert not got[1].any()
+    downloaded = held.download(stream)["images"]
+    np.testing.assert_array_equal(downloaded[0], resized(picture()))
+    np.testing.assert_array_equal(downloaded[2], downloaded[0])
+    assert not downloaded[1].any()
 
 
 def test_given_scratch_is_not_allocated(device: Device, library: KernelLibrary) -> None:

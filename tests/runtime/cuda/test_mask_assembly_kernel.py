@@ -115,12 +115,12 @@ ODD_BOXES = np.array(
 def test_scene_of_real_size(proto_dtype: str, mask_dtype: str) -> None:
     """h = w = 138, K = 32, D = 100, and NumPy's own masks as the measure."""
     scene = make_scene(get_config("yolact_resnet50"))
-    found = postprocess.detect(*scene[:3])
-    assert len(found.scores) == 100
-    proto, coeff, boxes = scene.proto[None].astype(proto_dtype), found.coeff[None], found.boxes[None]
+    detected = postprocess.detect(*scene[:3])
+    assert len(detected.scores) == 100
+    proto, coeff, boxes = scene.proto[None].astype(proto_dtype), detected.coeff[None], detected.boxes[None]
     masks = run_masks(proto, coeff, boxes, mask_dtype=mask_dtype)
     assert_masks(masks, proto, coeff, boxes)
-    numpy_masks = postprocess.assemble_masks(proto[0].astype(np.float32), found.coeff, found.boxes)
+    numpy_masks = postprocess.assemble_masks(proto[0].astype(np.float32), detected.coeff, detected.boxes)
     # The scene's coefficients are in the thousands, so that NumPy's own rounding shows too; a float16 adds 2.4e-4.
     np.testing.assert_allclose(masks[0], numpy_masks, atol=1e-3 if mask_dtype == "float32" else 1.5e-3)
     assert ((masks[0] > 0.5) == (numpy_masks > 0.5)).mean() > 0.99999

@@ -121,9 +121,9 @@ def test_all_kernels_compile_for_all_gpus(name: str, arch: int) -> None:
 
 def parameter_sizes(ptx: str, kernel: str) -> list[int]:
     """Bytes of each parameter of a kernel."""
-    found = re.search(rf"\.entry {kernel}\((.*?)\)", ptx, re.DOTALL)
-    assert found is not None
-    return [int(bits) // 8 for bits in re.findall(r"\.param (?:\.align \d+ )?\.[a-z](\d+)", found.group(1))]
+    entry = re.search(rf"\.entry {kernel}\((.*?)\)", ptx, re.DOTALL)
+    assert entry is not None
+    return [int(bits) // 8 for bits in re.findall(r"\.param (?:\.align \d+ )?\.[a-z](\d+)", entry.group(1))]
 
 
 def argument_sizes(launch: Launch) -> list[int]:

@@ -165,10 +165,10 @@ def test_kernels_equal_numpy(size: tuple[int, int, int, int], dtype: str) -> Non
 @pytest.mark.parametrize("size", [(480, 640), (138, 138), (97, 100)], ids=str)
 def test_scene_equals_numpy(size: tuple[int, int], dtype: str) -> None:
     scene = make_scene(get_config("yolact_resnet50"), objects=60)
-    found = detect(*scene[:3])
-    masks = assemble_masks(scene.proto, found.coeff, None).astype(dtype)
-    crops = paste_image(masks, found.boxes, size)
-    want = expected(masks, found.boxes, size)
+    detected = detect(*scene[:3])
+    masks = assemble_masks(scene.proto, detected.coeff, None).astype(dtype)
+    crops = paste_image(masks, detected.boxes, size)
+    want = expected(masks, detected.boxes, size)
     assert len(want) > 50
     assert want.any(axis=(1, 2)).mean() > 0.8
     np.testing.assert_array_equal(crops.full(), want)

@@ -36,7 +36,7 @@ def test_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor() -> None:
     """The driver is asked by ctypes here, and by cuda-python there."""
     assert [gpu.index for gpu in nvidia.find_driver().gpus] == [0, 1]
-    found = doctor.try_here("CUDA kernels")
-    assert found.works, found
-    assert found.detail.startswith("Fast NMS runs on ")
+    check = doctor.try_here("CUDA kernels")
+    assert check.works, check
+    assert check.detail.startswith("Fast NMS runs on ")
     assert doctor.try_here("NVIDIA driver").works

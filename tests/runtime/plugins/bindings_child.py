@@ -41,7 +41,7 @@ class Expression:
         assert self.constant
         return self.value(1)
 
-    def told(self) -> list[int]:
+    def values(self) -> list[int]:
         return [self.value(batch) for batch in BATCHES]
 
 
@@ -122,8 +122,8 @@ def main(version: str, kind: str, path: str) -> None:
     import onnx
 
     model = onnx.load(path)
-    told = {"version": trt.__version__, **{"v3": v3, "aot": aot}[kind](trt, registry, model)}
-    print(json.dumps(told), flush=True)
+    report = {"version": trt.__version__, **{"v3": v3, "aot": aot}[kind](trt, registry, model)}
+    print(json.dumps(report), flush=True)
     os._exit(0)  # nothing is freed
 
 
@@ -161,20 +161,20 @@ def expressions(shape: tuple[Any, ...]) -> Dims:
 
 def values_of(model: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
     """ONNX dtype and shape of each value that the file tells; None is the batch."""
-    found = {}
+    types = {}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         tensor = value.type.tensor_type
         sizes = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
-        found[value.name] = tensor.elem_type, tuple(sizes)
-    return found
+        types[value.name] = tensor.elem_type, tuple(sizes)
+    return types
 
 
 def fields_of(trt: Any, node: Any, creator: Any) -> tuple[Any, list[Any]]:
     """The attributes of a node that the creator asks for, as the parser hands them on; and what must stay alive."""
     kinds = {1: (np.float32, "FLOAT32"), 2: (np.int32, "INT32")}
-    asked = [field.name for field in creator.field_names]
+    names = [field.name for field in creator.field_names]
     arrays, fields = [], []
-    for name in asked:
+    for name in names:
         attribute = next(attribute for attribute in node.attribute if attribute.name == name)
         dtype, kind = kinds[attribute.type]
         data = np.array([attribute.f if attribute.type == 1 else attribute.i], dtype)
@@ -193,12 +193,12 @@ def v3(trt: Any, registry: Registry, model: Any) -> Any:
     flavour = "rtx" if hasattr(trt, "ComputeCapability") else "tensorrt"
     choice = plugins.prepare(model, trt, flavour, "v3")
     assert plugins.prepare(model, trt, flavour, "v3").names == choice.names  # registered once
-    told = {"kind": choice.kind, "names": choice.names, "nodes": []}
+    report = {"kind": choice.kind, "names": choice.names, "nodes": []}
     values = values_of(choice.model)
     for node in choice.model.graph.node:
         if node.domain == "yolact":
-            told["nodes"].append(v3_node(trt, registry, node, values))  # type: ignore[attr-defined]
-    return told
+            report["nodes"].append(v3_node(trt, registry, node, values))  # type: ignore[attr-defined]
+    return report
 
 
 def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
@@ -231,7 +231,7 @@ def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
         "name": node.op_type,
         "attributes": again.work.attributes,
         "output_types": [names_of(trt)[dtype] for dtype in output_types],
-        "output_shapes": [[size.told() for size in shape] for shape in shapes],
+        "output_shapes": [[size.values() for size in shape] for shape in shapes],
         "workspace": workspace,
         "right": enqueued(trt, again, node, ins, outs),
     }
@@ -343,11 +343,11 @@ def check(op: str, attributes: Any, arrays: list[Any], batch: int) -> int:
             continue
         options = {name: attributes[name] for name in ("score_threshold", "iou_threshold", "top_k", "max_detections")}
         nms = "cross-class" if attributes["cross_class"] else "fast"
-        found = postprocess.detect(*inputs, **options, nms=nms)
-        count = len(found.scores)
+        detected = postprocess.detect(*inputs, **options, nms=nms)
+        count = len(detected.scores)
         assert outputs[0] == count
         assert count > 10
-        for output, expected in zip(outputs[1:], found, strict=True):
+        for output, expected in zip(outputs[1:], detected, strict=True):
             np.testing.assert_array_equal(output[:count], expected)
             assert not output[count:].any()
     return batch
@@ -415,9 +415,9 @@ def aot_node(trt: Any, registry: Registry, node: Any, tensors: dict[str, Any]) -
         "outputs": list(node.output),
         "strict": next(a.i for a in node.attribute if a.name == "aot"),
         "output_types": [names_of(trt)[dtype] for dtype, _ in outputs],
-        "output_shapes": [[size.told() for size in shape] for shape in shapes],
-        "launch": {key: value.told() for key, value in vars(launch).items()},
-        "scalars": [scalar.told() for scalar in scalars.values],
+        "output_shapes": [[size.values() for size in shape] for shape in shapes],
+        "launch": {key: value.values() for key, value in vars(launch).items()},
+        "scalars": [scalar.values() for scalar in scalars.values],
         "kernel": name,
         "ptx": ptx.decode(),
     }

@@ -31,8 +31,8 @@ def main(source: str, mode: str, target: str, broken: str = "") -> None:
         choice = plugins.prepare(onnx.load(source), trt, "rtx", mode)
         if broken:
             break_plugins()
-        told = build(trt, choice.model, target)
-        print(json.dumps({"kind": choice.kind, "names": choice.names, "reason": choice.reason, **told}), flush=True)
+        report = build(trt, choice.model, target)
+        print(json.dumps({"kind": choice.kind, "names": choice.names, "reason": choice.reason, **report}), flush=True)
     os._exit(0)
 
 
@@ -69,8 +69,8 @@ def build(trt: Any, model: Any, target: str) -> dict[str, Any]:
         if plan is not None:
             Path(target).write_bytes(bytes(plan))
         outputs = [network.get_output(index) for index in range(network.num_outputs)]
-        told = {each.name: [each.dtype.name, list(each.shape)] for each in outputs}
-        return {"parsed": True, "built": plan is not None, "outputs": told, "errors": heard}
+        shapes = {each.name: [each.dtype.name, list(each.shape)] for each in outputs}
+        return {"parsed": True, "built": plan is not None, "outputs": shapes, "errors": heard}
 
 
 if __name__ == "__main__":

@@ -42,16 +42,16 @@ def tail_model(
         "scores": (FLOAT, [count, slots]),
         "labels": (INT32, [count, slots]),
         "masks": (mask, [count, slots, HEIGHT, WIDTH]),
-        "found": (FLOAT, [count, slots, COEFFICIENTS]),
+        "kept": (FLOAT, [count, slots, COEFFICIENTS]),
         "proto_32": (FLOAT, [count, HEIGHT, WIDTH, COEFFICIENTS]),
         "masks_32": (FLOAT, [count, slots, HEIGHT, WIDTH]),
     }
     value = {name: helper.make_tensor_value_info(name, *told) for name, told in shapes.items()}
-    found = ["num_detections", "boxes", "scores", "labels", "found"]
+    outputs = ["num_detections", "boxes", "scores", "labels", "kept"]
     proto, masks = ("proto_32", "masks_32") if half else ("proto_in", "masks")
     nodes = [
-        helper.make_node("FastNMS", ["boxes_in", "scores_in", "coeff_in"], found, "nms", domain=ops.DOMAIN, **chosen),
-        helper.make_node("MaskAssembly", [proto, "found", "boxes"], [masks], "masks", domain=ops.DOMAIN, padding=1.0),
+        helper.make_node("FastNMS", ["boxes_in", "scores_in", "coeff_in"], outputs, "nms", domain=ops.DOMAIN, **chosen),
+        helper.make_node("MaskAssembly", [proto, "kept", "boxes"], [masks], "masks", domain=ops.DOMAIN, padding=1.0),
     ]
     if half:
         nodes.insert(1, helper.make_node("Cast", ["proto_in"], ["proto_32"], "up", to=FLOAT))

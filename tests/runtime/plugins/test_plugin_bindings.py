@@ -82,7 +82,7 @@ def answers(version: str, kind: str, variant: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def told(numbers: Any) -> list[list[int]]:
+def sizes(numbers: Any) -> list[list[int]]:
     """One list for each dimension of a shape: its values for the batches."""
     return [list(values) for values in zip(*numbers, strict=True)]
 
@@ -92,31 +92,31 @@ def told(numbers: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize(("version", "variant"), cases(bindings.VERSIONS))
 def test_plugins_in_python(version: str, variant: str) -> None:
-    found = answers(version, "v3", variant)
-    assert found["kind"] == "v3"
-    assert found["names"] == ["yolact::FastNMS", "yolact::MaskAssembly"]
+    report = answers(version, "v3", variant)
+    assert report["kind"] == "v3"
+    assert report["names"] == ["yolact::FastNMS", "yolact::MaskAssembly"]
     tails = rewrite.tail_nodes(rewrite.bare_copy(tail_model(**VARIANTS[variant])))
     fixed = tails[0].shapes[0][0] is not None
-    for node, tail in zip(found["nodes"], tails, strict=True):
+    for node, tail in zip(report["nodes"], tails, strict=True):
         assert node["name"] == tail.op.name
         assert node["attributes"] == tail.attributes
         assert node["output_types"] == output_dtypes(tail.op, tail.attributes)
         shapes = [tail.op.output_shapes(tail.shapes_of(batch), tail.attributes) for batch in BATCHES]
-        assert node["output_shapes"] == [told(each) for each in zip(*shapes, strict=True)]
+        assert node["output_shapes"] == [sizes(each) for each in zip(*shapes, strict=True)]
         plan = plan_for(tail.op, tail.shapes_of(1 if fixed else LARGEST), tail.dtypes, tail.attributes)
         assert node["workspace"] == workspace(plan).nbytes
         assert node["right"] == (1 if fixed else 4)  # images that were run and compared with NumPy's
-    assert found["nodes"][0]["workspace"] > 0
+    assert report["nodes"][0]["workspace"] > 0
 
 
 # -- ahead of time --------------------------------------------------------------------------------------------------
 
 
 def test_before_ahead_of_time_plugins() -> None:
-    found = answers("10.3", "aot", "usual")
-    assert found["kind"] == "none"
-    assert found["reason"] == "TensorRT 10.3.0 has no ahead-of-time plugins: NMS and masks are TensorRT's own layers."
-    assert found["refused"].endswith("use TensorRT 10.8 or later, or --plugin on")
+    report = answers("10.3", "aot", "usual")
+    assert report["kind"] == "none"
+    assert report["reason"] == "TensorRT 10.3.0 has no ahead-of-time plugins: NMS and masks are TensorRT's own layers."
+    assert report["refused"].endswith("use TensorRT 10.8 or later, or --plugin on")
 
 
 def parameters(ptx: str, kernel: str) -> str:
@@ -128,21 +128,21 @@ def parameters(ptx: str, kernel: str) -> str:
 
 @pytest.mark.parametrize(("version", "variant"), cases(AHEAD_OF_TIME))
 def test_ahead_of_time_plugins(version: str, variant: str) -> None:
-    found = answers(version, "aot", variant)
-    assert found["kind"] == "aot"
+    report = answers(version, "aot", variant)
+    assert report["kind"] == "aot"
     model = tail_model(**VARIANTS[variant])
     tails = rewrite.tail_nodes(rewrite.bare_copy(model))
     usual = 1 if variant == "fixed" else 2
     chain = [stage for tail in tails for stage in stages_of(*tail.problem, batch=usual, arch=PTX_ARCH)]
-    assert found["names"] == [stage.plugin_id for stage in chain]
-    assert len(found["nodes"]) == len(chain) == 4
-    for node, stage in zip(found["nodes"], chain, strict=True):
+    assert report["names"] == [stage.plugin_id for stage in chain]
+    assert len(report["nodes"]) == len(chain) == 4
+    for node, stage in zip(report["nodes"], chain, strict=True):
         assert node["name"] == stage.plugin_name
         assert node["strict"] == 1
         assert node["output_types"] == [stage.dtype(name) for name in stage.outputs]
         batches = (1, 1, 1) if variant == "fixed" else BATCHES
         assert node["output_shapes"] == [
-            told([(batch, *stage.shape(name)) for batch in batches]) for name in stage.outputs
+            sizes([(batch, *stage.shape(name)) for batch in batches]) for name in stage.outputs
         ]
         sizes = [*stage.launch.block, stage.launch.shared_bytes]
         grid = [[extent.of(batch) for batch in batches] for extent in stage.grid]
@@ -164,7 +164,7 @@ def test_the_chain_replaces_the_nodes(version: str) -> None:
         assert set(node["inputs"]) <= made
         made |= set(node["outputs"])
     assert {"num_detections", "boxes", "scores", "labels", "masks"} <= made
-    assert nodes[2]["outputs"] == ["num_detections", "boxes", "scores", "labels", "found"]
-    assert nodes[3]["inputs"] == ["proto_in", "found", "boxes"]
+    assert nodes[2]["outputs"] == ["num_detections", "boxes", "scores", "labels", "kept"]
+    assert nodes[3]["inputs"] == ["proto_in", "kept", "boxes"]
     assert nodes[3]["output_types"] == ["float16"]
     assert nodes[3]["output_shapes"][0][1] == [SLOTS] * 3

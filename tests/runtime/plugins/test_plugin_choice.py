@@ -134,8 +134,8 @@ def test_in_python(trt: Any, mode: str) -> None:
     assert set(trt.registry.creators) == set(choice.keep_alive)
     assert [node.op_type for node in choice.model.graph.node] == ["FastNMS", "MaskAssembly"]
     assert not choice.model.functions
-    told = {a.name: helper.get_attribute_value(a) for a in choice.model.graph.node[0].attribute}
-    assert told["plugin_namespace"] == b"yolact"
+    attributes = {a.name: helper.get_attribute_value(a) for a in choice.model.graph.node[0].attribute}
+    assert attributes["plugin_namespace"] == b"yolact"
     plugins.prepare(tail_model(), trt, "tensorrt", mode)
     assert len(trt.registry.creators) == 2  # once a process
     assert plugins.register_creators(trt, "tensorrt") == choice.names
@@ -223,10 +223,10 @@ class Library:
 
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
-    found = Library()
-    monkeypatch.setattr(work, "kernel_library", lambda: found)
+    library = Library()
+    monkeypatch.setattr(work, "kernel_library", lambda: library)
     monkeypatch.setattr(work, "KernelQueue", lambda handle: SimpleNamespace(handle=handle))
-    return found
+    return library
 
 
 MASKS = [(2, 20, 24, 8), (2, 40, 8), (2, 40, 4)]

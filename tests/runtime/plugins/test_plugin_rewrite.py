@@ -51,12 +51,12 @@ def test_casts_around_the_masks_go() -> None:
     copy = rewrite.bare_copy(tail_model(half=True))
     assert ops_of(copy) == ["FastNMS", "MaskAssembly"]
     node = copy.graph.node[1]
-    assert list(node.input) == ["proto_in", "found", "boxes"]
+    assert list(node.input) == ["proto_in", "kept", "boxes"]
     assert list(node.output) == ["masks"]
     tail = rewrite.tail_nodes(copy)[1]
     assert tail.attributes == {"padding": 1.0, "mask_dtype": FLOAT16}
     assert tail.dtypes == ("float16", "float32", "float32")
-    assert [value.name for value in copy.graph.value_info] == ["found"]
+    assert [value.name for value in copy.graph.value_info] == ["kept"]
     onnx.checker.check_model(copy)
 
 
@@ -127,7 +127,7 @@ def test_unknown_shapes(lost: str) -> None:
         model.graph.value_info.remove(value)
     else:
         value.type.tensor_type.shape.dim[1].dim_param = "slots"
-    with pytest.raises(ExportError, match="lacks the shape of found, input of MaskAssembly: export it again"):
+    with pytest.raises(ExportError, match="lacks the shape of kept, input of MaskAssembly: export it again"):
         rewrite.tail_nodes(model)
 
 
@@ -135,7 +135,7 @@ def test_nodes_are_replaced_in_their_places() -> None:
     model = tail_model(half=True)
     chain = [
         rewrite.plugin_node("first", "One", ["boxes_in"], ["between"]),
-        rewrite.plugin_node("second", "Two", ["between"], ["num_detections", "boxes", "scores", "labels", "found"]),
+        rewrite.plugin_node("second", "Two", ["between"], ["num_detections", "boxes", "scores", "labels", "kept"]),
     ]
     rewrite.replace_nodes(model, {"num_detections": chain})
     assert ops_of(model) == ["One", "Two", "Cast", "MaskAssembly", "Cast"]

@@ -37,8 +37,8 @@ def build(model: Any, folder: Path, mode: str = "v3", *more: str) -> tuple[dict[
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    return {**told, "stderr": done.stderr}, target.read_bytes() if target.exists() else b""
+    report = json.loads(done.stdout.splitlines()[-1])
+    return {**report, "stderr": done.stderr}, target.read_bytes() if target.exists() else b""
 
 
 def field(plan: bytes, name: str, layout: str) -> list[Any]:
@@ -52,13 +52,13 @@ def field(plan: bytes, name: str, layout: str) -> list[Any]:
 @pytest.mark.parametrize("batch", [(1, 1, 1), (3, 3, 3), (1, 2, 4)])
 def test_engines_hold_the_plugins(tmp_path: Path, batch: tuple[int, int, int], half: bool) -> None:
     model = tail_model(batch=batch, half=half, top_k=37, score_threshold=0.15625, iou_threshold=0.40625)
-    told, plan = build(model, tmp_path)
-    assert told["parsed"]
-    assert told["built"], told["errors"]
-    assert told["kind"] == "v3"
-    assert told["names"] == ["yolact::FastNMS", "yolact::MaskAssembly"]
+    report, plan = build(model, tmp_path)
+    assert report["parsed"]
+    assert report["built"], report["errors"]
+    assert report["kind"] == "v3"
+    assert report["names"] == ["yolact::FastNMS", "yolact::MaskAssembly"]
     count = batch[0] if batch[0] == batch[2] else -1
-    assert told["outputs"] == {
+    assert report["outputs"] == {
         "num_detections": ["INT32", [count]],
         "boxes": ["FLOAT", [count, SLOTS, 4]],
         "scores": ["FLOAT", [count, SLOTS]],
@@ -75,25 +75,25 @@ def test_engines_hold_the_plugins(tmp_path: Path, batch: tuple[int, int, int], h
 
 
 def test_cross_class(tmp_path: Path) -> None:
-    told, plan = build(tail_model(cross_class=True), tmp_path, "on")
-    assert told["built"], told["errors"]
+    report, plan = build(tail_model(cross_class=True), tmp_path, "on")
+    assert report["built"], report["errors"]
     assert 1 in field(plan, "cross_class", "<i")
 
 
 def test_without_plugins(tmp_path: Path) -> None:
     for mode in ("off", "auto"):
-        told, plan = build(tail_model(), tmp_path, mode)
-        assert told["kind"] == "none"
-        assert told["built"], told["errors"]
+        report, plan = build(tail_model(), tmp_path, mode)
+        assert report["kind"] == "none"
+        assert report["built"], report["errors"]
         assert b"score_threshold" not in plan
-    assert told["reason"].startswith("TensorRT for RTX 1.")
+    assert report["reason"].startswith("TensorRT for RTX 1.")
 
 
 def test_a_plugin_that_fails_ends_the_build_and_not_the_process(tmp_path: Path) -> None:
-    told, plan = build(tail_model(), tmp_path, "v3", "broken")
-    assert not told["parsed"]
+    report, plan = build(tail_model(), tmp_path, "v3", "broken")
+    assert not report["parsed"]
     assert not plan
-    assert "broken on purpose" in told["stderr"]
+    assert "broken on purpose" in report["stderr"]
 
 
 @pytest.mark.slow
@@ -109,8 +109,8 @@ def test_exported_networks(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     config = get_config("yolact_edge_mobilenetv2").with_size(138)
     export_onnx(YolactModel(config).eval(), tmp_path / "whole.onnx", ExportSpec(**options))
-    told, plan = build(onnx.load(str(tmp_path / "whole.onnx")), tmp_path)
-    assert told["built"], told["errors"]
-    assert told["outputs"]["masks"][0] == ("HALF" if options.get("precision") == "fp16" else "FLOAT")
+    report, plan = build(onnx.load(str(tmp_path / "whole.onnx")), tmp_path)
+    assert report["built"], report["errors"]
+    assert report["outputs"]["masks"][0] == ("HALF" if options.get("precision") == "fp16" else "FLOAT")
     assert b"FastNMS" in plan
     assert b"MaskAssembly" in plan

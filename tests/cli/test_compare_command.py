@@ -76,7 +76,7 @@ def test_json(folder: Path, capsys: Capture) -> None:
 
 
 def test_pictures(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    """Pairs of the worst images, the worst first, each twice as wide and a line of text higher."""
+    """Pairs of the worst images, the worst first: twice as wide and one line of text higher."""
     assert compare(folder, "--pictures", str(tmp_path / "worst"), "--worst", "2", "--layer-images", "0") == 0
     out = capsys.readouterr().out
     assert f"wrote 2 pairs of pictures to {tmp_path}/worst" in " ".join(out.split())
@@ -124,7 +124,7 @@ def test_a_target_that_is_met_already(folder: Path, capsys: Capture) -> None:
 
 
 def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    """Blocks and layers with AP where there are annotations; ranges come from the pictures that are left."""
+    """Blocks and layers with AP if there are annotations; ranges come from the other pictures."""
     pytest.importorskip("pycocotools")
     judged = write_blobs(tmp_path / "judged", 5)
     write_truth(tmp_path, plain_images([judged]))
@@ -158,7 +158,7 @@ def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture) -> None:
-    """The precision is the engine's, and its file says for which runtime it was made."""
+    """The precision is the engine's, and its metadata names the target runtime."""
     model = make_model()
     calibration = calibrate(model, sorted((folder / "pictures").iterdir()), method="minmax")
     quantize_trunk(model, calibration, target="onnxruntime")

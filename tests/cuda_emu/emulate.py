@@ -1,7 +1,7 @@
-"""Runs launch plans on the CPU: compiles an unmodified kernel source with g++ behind cuda_emu.h, and calls it.
+"""Runs launch plans on the CPU: compiles an unmodified kernel source with g++ and cuda_emu.h, and calls it.
 
     run_plan(plan, arrays)                  # arrays by buffer name; outputs are written in place
-    run_plan(plan, arrays, seed=3)          # threads and blocks in an order of that number's own
+    run_plan(plan, arrays, seed=3)          # threads and blocks in another order for each number
     run_plan(plan, arrays, mode="race")     # in a child process, with real threads under ThreadSanitizer
     library = compile_source("fast_nms.cu", defines)       # a shared library with the C entries below
 
@@ -13,9 +13,9 @@ A compiled library has these C entries; ``params`` are the addresses of the argu
     void emu_seed(unsigned number);         // 0: threads and blocks in their order
     const char* emu_error(void);
 
-Found are: threads of a block that wait at different barriers or warp functions; results that depend on the order of
-threads or blocks; uninitialised shared memory and scratch (poisoned); writes outside of buffers. ``race`` finds what no
-barrier orders, ``address`` every access outside of a buffer or to a misaligned address.
+It detects threads of a block that wait at different barriers or warp functions, results that depend on the order of
+threads or blocks, uninitialized shared memory and scratch (poisoned), and writes outside buffers. ``race`` detects
+accesses that no barrier orders, ``address`` every access outside a buffer or to a misaligned address.
 
 Needs g++ (C++20) and NumPy.
 """
@@ -54,7 +54,7 @@ MODES = {
     "address": [*_PROGRAM, "-fsanitize=address,alignment,shift,signed-integer-overflow", "-fno-sanitize-recover=all"],
 }
 
-#: bytes before and behind every buffer that no kernel may write
+#: bytes before and after every buffer that no kernel may write
 _GUARD = 256
 POISON = 0xCD
 
@@ -64,12 +64,12 @@ _KERNEL_NAME = re.compile(
 
 
 class EmulationError(Exception):
-    """A kernel that did what it must not, or that does not compile."""
+    """A kernel that breaks a rule or does not compile."""
 
 
 @functools.cache
 def available(mode: str = "fibers") -> bool:
-    """Whether there is a compiler to build kernels with, and what the mode needs of it."""
+    """Whether there is a compiler for kernels with the features that the mode needs."""
     if shutil.which("g++") is None:
         return False
     with tempfile.TemporaryDirectory() as name:
@@ -87,18 +87,18 @@ def available(mode: str = "fibers") -> bool:
 def compile_source(
     source: str, defines: Defines = (), *, mode: str = "fibers", edits: Mapping[str, str] | None = None
 ) -> Path:
-    """The shared library (or, for the sanitizers, the program) of a source in ``kernels/``, made once for all.
+    """The shared library (or, for the sanitizers, the program) of a source in ``kernels/``, built once and cached.
 
     Args:
-        edits: other texts for some files of ``kernels/``, by name
+        edits: replacement texts for files of ``kernels/``, by name
 
     Raises:
-        EmulationError: it does not compile; the message has the compiler's words.
+        EmulationError: it does not compile; the message includes the output of the compiler.
     """
     texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.cu*"))} | dict(edits or {})
     own = [path.read_text(encoding="utf-8") for path in sorted(HERE.rglob("*.h"))]
     options = [*_COMMON, *MODES[mode], *(f"-D{name}={value}" for name, value in defines)]
-    # Headers of kernels may be any source's; other .cu files are not.
+    # Any source may include headers, but not other .cu files.
     used = [f"{name}\n{text}" for name, text in texts.items() if name == source or name.endswith("h")]
     digest = hashlib.sha256("\0".join([source, *options, *used, *own, _compiler_version()]).encode()).hexdigest()[:24]
     made = _build_folder() / f"{Path(source).stem}-{mode}-{digest}{'.so' if mode == 'fibers' else ''}"
@@ -152,7 +152,7 @@ def load_library(path: Path) -> ctypes.CDLL:
 
 
 class GuardedBuffer:
-    """Memory as aligned as a device's, with a guard on either side."""
+    """Memory aligned like device memory, with a guard on each side."""
 
     def __init__(self, name: str, nbytes: int) -> None:
         self.name = name
@@ -179,15 +179,15 @@ def run_plan(
     mode: str = "fibers",
     edits: Mapping[str, str] | None = None,
 ) -> dict[str, GuardedBuffer]:
-    """Runs a plan on C-contiguous arrays by buffer name and writes into them what the kernels wrote.
+    """Runs a plan on C-contiguous arrays by buffer name; the kernels write into them.
 
     Args:
-        seed: 0 runs threads and blocks in their order; any other number has an order of its own
+        seed: 0 runs threads and blocks in order; any other number gives another order
         mode: one of `MODES`
-        edits: other texts for some files of ``kernels/``, by name
+        edits: replacement texts for files of ``kernels/``, by name
 
     Returns:
-        All buffers, those of the scratch included.
+        All buffers, including scratch.
 
     Raises:
         EmulationError: see the top of this file.
@@ -240,7 +240,7 @@ def _argument_bytes(argument: Any, buffers: Mapping[str, GuardedBuffer]) -> NDAr
 
 
 def _run_program(program: Path, launch: Launch, buffers: Mapping[str, GuardedBuffer], seed: int) -> None:
-    """One launch in a child process; the buffers travel in files."""
+    """One launch in a child process; buffers are passed in files."""
     with tempfile.TemporaryDirectory() as name:
         files = {buffer: Path(name) / str(i) for i, buffer in enumerate(launch.buffers)}
         lines = [f"seed {seed}"]

@@ -1,4 +1,4 @@
-"""The emulator itself: that it computes as a GPU does, and that it finds what it is there to find."""
+"""The emulator itself: it computes like a GPU, and detects what it should detect."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
     scalars: tuple[Any, ...] = (),
     **options: Any,
 ) -> Any:
-    """Runs ``extern "C" kernel(const T* in, scalars..., U* out)`` with the text ``body``; gives ``out``."""
+    """Runs ``extern "C" kernel(const T* in, scalars..., U* out)`` with the text ``body``; returns ``out``."""
     types = {"float32": "float", "int32": "int", "uint32": "unsigned", "float16": "__half", "uint16": "unsigned short"}
     parameters = [f"const {types[str(arrays['in'].dtype)]}* in"]
     parameters += [f"{types[str(value.dtype)]} s{i}" for i, value in enumerate(scalars)]
@@ -116,7 +116,7 @@ def test_scalars_by_value() -> None:
 
 
 def test_half_numbers_round_as_numpys() -> None:
-    """All float16 numbers, and float32 numbers around every rounding."""
+    """All float16 numbers, and float32 numbers around every rounding boundary."""
     every = np.arange(65536, dtype=np.uint16)
     halves = every.view(np.float16)
     out = np.zeros(65536, np.float32)
@@ -174,7 +174,7 @@ def test_a_missing_barrier_shows_in_some_order() -> None:
 @pytest.mark.skipif(not emulate.available("race"), reason="needs ThreadSanitizer")
 @pytest.mark.parametrize("between", ["__syncthreads();", "", "__ballot_sync(ALL_LANES, 1);"])
 def test_a_missing_barrier_is_a_data_race(between: str) -> None:
-    """A vote is no barrier to memory."""
+    """A vote is not a memory barrier."""
     body = UNORDERED.replace("out[t]", f"{between} out[t]")
     if between == "__syncthreads();":
         np.testing.assert_array_equal(run(body, ints(), mode="race"), 63 - np.arange(64))

@@ -1,4 +1,4 @@
-"""COCO average precision: fixed points of the original, and files that are not what they should be."""
+"""COCO average precision: known figures of the original, and malformed files."""
 
 from __future__ import annotations
 

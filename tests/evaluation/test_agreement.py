@@ -141,7 +141,7 @@ def test_mask_iou_is_that_of_full_masks() -> None:
 
 
 def test_a_box_beside_the_image_agrees_with_itself() -> None:
-    # The original's clamping leaves such boxes with their ends swapped, so that their IoU with themselves is 0.
+    # The original's clamping leaves such boxes with swapped ends, so that their IoU with themselves is 0.
     boxes = np.array([[0.2, -0.3, 0.9, -0.1]], dtype=np.float32)
     masks = np.zeros((1, 8, 8), dtype=np.float32)
     ours = Detections.from_normalized(

@@ -1,4 +1,4 @@
-"""The interval of a difference in AP: where it lies, that it is paired, and that it is reproducible."""
+"""The interval of a difference in AP: its position, pairing and reproducibility."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_seed_makes_the_draws() -> None:
 
 
 def test_the_draws_are_those_of_coco_ap_on_drawn_images() -> None:
-    """A draw by hand: its images copied, and scored as a set of their own."""
+    """A draw by hand: its images are copied and scored as a separate set."""
     draws = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=2)
     by_hand = []
     for draw in draws.tolist():

@@ -1,4 +1,4 @@
-"""Detections on disk: gone on with after any interruption, and refused where they are of something else."""
+"""Detections on disk: continued after any interruption, and rejected if they belong to something else."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_more_lines_than_images(half: Path) -> None:
 
 
 class FullDisk:
-    """Takes some bytes of a line, then has no room."""
+    """Accepts some bytes of a line, then is full."""
 
     def __init__(self, path: Path) -> None:
         self.file, self.room = io.FileIO(path, "a"), 30

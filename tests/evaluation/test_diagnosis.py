@@ -1,4 +1,4 @@
-"""Engines that are wrong on purpose, and what is said about them."""
+"""Engines that are wrong on purpose, and their diagnosis."""
 
 # mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
@@ -32,7 +32,7 @@ from yolact_deploy.runtime.tails import DetectionOutputs, HeadOutputs, Outputs
 
 
 def insert(graph: Any, before: str, nodes: list[Any], constants: dict[str, Any]) -> None:
-    """Let what makes the tensor ``before`` make ``<before>_right``, and the nodes the tensor of that name."""
+    """Rename the tensor ``before`` to ``<before>_right``, and let the nodes compute ``before`` from it."""
     (place,) = (i for i, node in enumerate(graph.node) if before in node.output)
     graph.node[place].output[0] = f"{before}_right"
     for i, node in enumerate(nodes, 1):
@@ -41,7 +41,7 @@ def insert(graph: Any, before: str, nodes: list[Any], constants: dict[str, Any])
 
 
 def shift_labels(graph: Any) -> None:
-    """What is class k becomes class k + 1, and the last one the first."""
+    """Class k becomes class k + 1, and the last one becomes the first."""
     order = helper.make_node("Gather", ["scores_right", "class_order"], ["scores"], axis=2)
     insert(graph, "scores", [order], {"class_order": np.array([3, 0, 1, 2], np.int64)})
 
@@ -57,14 +57,14 @@ def flip_masks(graph: Any) -> None:
 
 
 def swap_red_and_blue(graph: Any) -> None:
-    """The forgotten turn from BGR to RGB."""
+    """A missing conversion from BGR to RGB."""
     (flip,) = (node for node in graph.node if node.output[0] == "flip")
     flip.op_type = "Identity"
     del flip.input[1:]
 
 
 def swap_one_channel(graph: Any) -> None:
-    """Blue and green exchanged as the picture comes in."""
+    """Swap blue and green of the input picture."""
     order = helper.make_node("Gather", ["grey_right", "channel_order"], ["grey"], axis=3)
     insert(graph, "grey", [order], {"channel_order": np.array([1, 0, 2], np.int64)})
 
@@ -84,7 +84,7 @@ def forget_the_mean(graph: Any) -> None:
 
 _COUNTS = r"(\d+) of (\d+)"
 _SWAPPED = "input channels are swapped: the engine "
-#: what was done, and the kind and words of the diagnosis
+#: the change, and kind and words of the diagnosis
 DOCTORED = [
     (
         shift_labels,
@@ -245,7 +245,7 @@ def test_errors_that_are_no_known_mistake(small: Path) -> None:
 
 
 class DetectionsBackend(Backend):
-    """One detection with a mask that fills its left upper part, as graphs with their tail give it."""
+    """One detection with a mask that fills its upper left part, as graphs with a tail output it."""
 
     name, precision = "detections", "fp32"
     metadata = Metadata(config=dataclasses.replace(CONFIG))
@@ -279,7 +279,7 @@ def inside_the_box(masks: Any) -> Any:
     ],
 )
 def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None:
-    """Their prototypes are not seen, but pasted masks can be mirrored as well."""
+    """Their prototypes are hidden, but pasted masks can be mirrored as well."""
     right, wrong = (Predictor(DetectionsBackend(*given), score_threshold=0.0) for given in ((), (change,)))
     diagnosis = diagnose(right, wrong, pictures(1))
     assert diagnosis.kind == "masks"
@@ -313,7 +313,7 @@ def test_one_missed_of_eight() -> None:
 
 
 def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
-    """Each shifted detection has one of the right class in its place, as real networks do."""
+    """Each shifted detection has a low-scoring one of the right class in its place, as in real networks."""
     shifted = [dataclasses.replace(thing, label=(thing.label + 1) % 3) for thing in _THINGS[:4]]
     shadows = [dataclasses.replace(thing, score=0.05) for thing in _THINGS[:4]]
     right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS[:4], shifted + shadows))

@@ -1,4 +1,4 @@
-"""`evaluate`: the same figures in one go, interrupted and gone on with, or from a file alone; and where time goes."""
+"""`evaluate`: the same figures in one run, interrupted and resumed, or from a file alone; and where time goes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCRIPTED = {**SCRIPT, 2: (Thing(0, 0.8, (20, 10, 60, 50)),)}
 
 
 class Interrupted(ScriptedBackend):
-    """Ctrl-C is pressed while it works on an image."""
+    """A backend that is interrupted by Ctrl-C at one image."""
 
     def __init__(self, at: int) -> None:
         super().__init__(SCRIPTED)

@@ -26,7 +26,7 @@ FLAGS = ("-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden")
 
 
 def why_not() -> str:
-    """Why the fake cannot be used here, or an empty string."""
+    """Why the fake driver cannot be used, or an empty string."""
     if sys.platform != "linux":
         return "the fake CUDA driver is for Linux"
     if shutil.which("g++") is None:
@@ -37,17 +37,17 @@ def why_not() -> str:
 
 
 def library() -> Path:
-    """``libcuda.so.1``, compiled when its sources are new, in a folder of its own."""
+    """``libcuda.so.1``, compiled when its sources change, in a separate folder."""
     return compiled(sorted((FOLDER / "src").iterdir()), "libcuda.so.1")
 
 
 def sample_kernels() -> Path:
-    """A library of the kernels in sample_kernels.cpp."""
+    """A library with the kernels of sample_kernels.cpp."""
     return compiled([FOLDER / "sample_kernels.cpp"], "sample_kernels.so")
 
 
 def compiled(sources: list[Path], name: str) -> Path:
-    """A shared library of C++ sources (and headers), kept by their contents."""
+    """A shared library of C++ sources (and headers), cached by their contents."""
     text = hashlib.sha256(" ".join(FLAGS).encode())
     for source in sources:
         text.update(source.read_bytes())
@@ -64,7 +64,7 @@ def compiled(sources: list[Path], name: str) -> Path:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """The environment of a process that finds the fake driver.
+    """The environment of a process with the fake driver.
 
     Args:
         settings: those of README.md, in lower case: ``devices=2`` is FAKE_CUDA_DEVICES=2
@@ -85,7 +85,7 @@ def environment(**settings: object) -> dict[str, str]:
 
 
 def run_python(code: str, *, timeout: float = 120.0, **settings: object) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own that finds the fake driver; leaks make it end with status 97."""
+    """Run a script in a separate process with the fake driver; it exits with status 97 if it leaks."""
     command = [sys.executable, "-X", "faulthandler", "-W", "error", "-c", code]
     return subprocess.run(
         command, env=environment(**settings), capture_output=True, text=True, timeout=timeout, check=False
@@ -93,7 +93,7 @@ def run_python(code: str, *, timeout: float = 120.0, **settings: object) -> subp
 
 
 class Control:
-    """The fake driver of this process, as the test sees it."""
+    """The fake driver of this process."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
@@ -112,15 +112,15 @@ class Control:
         return int(self._library.fake_calls(function.encode()))
 
     def reset_calls(self) -> None:
-        """Count from zero."""
+        """Reset the counters to zero."""
         self._library.fake_reset_calls()
 
     def fail(self, function: str, code: int, nth: int = 1) -> None:
-        """Let the ``nth`` call from now on fail with a code; ``nth=0`` takes that back."""
+        """Let the ``nth`` call from now on fail with a code; ``nth=0`` cancels that."""
         self._library.fake_fail(function.encode(), ctypes.c_long(nth), code)
 
     def eager(self, on: bool = True) -> None:
-        """Run work when it is enqueued, instead of when someone waits for it."""
+        """Run work when it is enqueued instead of when something waits for it."""
         self._library.fake_set_eager(int(on))
 
     def null(self, on: bool = True) -> None:
@@ -128,7 +128,7 @@ class Control:
         self._library.fake_set_null(int(on))
 
     def leaks(self) -> str:
-        """What is not freed at present: "2 device buffers, 1 streams"."""
+        """What is currently not freed: "2 device buffers, 1 streams"."""
         return str(self._library.fake_leaks().decode())
 
     def register(self, image: bytes, kernels: Path) -> None:
@@ -136,7 +136,7 @@ class Control:
         self._library.fake_register_image(image, len(image), str(kernels).encode())
 
     def allocate_in_a_context_of_its_own(self, nbytes: int) -> int:
-        """Device memory as a library has it that does not use the primary context."""
+        """Device memory of a library that does not use the primary context."""
         context, pointer = ctypes.c_void_p(), ctypes.c_uint64()
         errors = [
             self._library.cuCtxCreate_v2(ctypes.byref(context), 0, 0),
@@ -148,17 +148,17 @@ class Control:
         return pointer.value
 
     def free(self, pointer: int) -> None:
-        """Free device memory, of whatever context."""
+        """Free device memory of any context."""
         if self._library.cuMemFree_v2(ctypes.c_uint64(pointer)):
             raise RuntimeError("no such memory")
 
     def sleep(self, stream: int, milliseconds: int) -> None:
-        """Enqueue work that takes a time, or capture it."""
+        """Enqueue or capture work that takes some time."""
         if self._library.fake_sleep(ctypes.c_void_p(stream), milliseconds):
             raise RuntimeError("no such stream")
 
     def host_function(self, stream: int, function: Callable[[], None]) -> None:
-        """Enqueue a Python function in a stream, or capture it; it may use device memory and must not call CUDA."""
+        """Enqueue or capture a Python function; it may use device memory but must not call CUDA."""
 
         def run(_: int | None) -> None:
             try:
@@ -183,7 +183,7 @@ _control_lock = threading.Lock()
 
 
 def control() -> Control:
-    """The one control of this process, which keeps the host functions alive."""
+    """The single control of this process, which keeps host functions alive."""
     global _control
     with _control_lock:
         if _control is None:

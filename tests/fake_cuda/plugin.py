@@ -1,7 +1,7 @@
-"""Lets tests marked ``fake_cuda`` run in child processes that find the fake driver.
+"""Runs tests marked ``fake_cuda`` in child processes with the fake driver.
 
-A process that has loaded a driver cannot lose it again, and the other tests shall see a machine without one. So pytest
-starts itself once for all marked tests of a file with equal settings, and each test takes its outcome from there.
+A process cannot unload a driver, and all other tests must see a machine without one. So pytest starts itself once for
+all marked tests of a file with equal settings, and each test takes its outcome from there.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Group:
         self._end = ""
 
     def reports(self, node: str) -> list[dict[str, Any]]:
-        """What the child said about a test; a failure of its own where it died before, or left something behind."""
+        """The reports of the child about a test, with a failure added if the child died earlier or leaked."""
         if self._reports is None:
             self._reports = self._run()
         reports = self._reports.get(node, [])
@@ -87,11 +87,11 @@ class Group:
 
 
 class DistantError(Exception):
-    """Fails a test by the words of its child."""
+    """Fails a test with the message of its child."""
 
 
 class Distant(pytest.Item):
-    """A test that runs elsewhere."""
+    """A test that runs in a child process."""
 
     def __init__(self, *, group: Group, **others: Any) -> None:
         super().__init__(**others)

@@ -21,7 +21,7 @@ from typing import Any
 
 from yolact_deploy.cache import cache_root
 
-#: version -> what to ask the package index for
+#: version -> package to download
 WHEELS = {
     "10.3": "tensorrt-cu12-bindings==10.3.0",
     "10.13": "tensorrt-cu12-bindings==10.13.3.9",
@@ -34,7 +34,7 @@ _LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 
 
 class UnavailableError(Exception):
-    """A version that cannot be had here, and why."""
+    """A version that is unavailable, and why."""
 
 
 _unavailable: dict[str, str] = {}
@@ -42,7 +42,7 @@ _private: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def prepare(version: str) -> None:
-    """Download, unpack and compile what :func:`load` needs; nothing where it is there already.
+    """Download, unpack and compile what :func:`load` needs, unless it exists already.
 
     Raises:
         UnavailableError: no package index, no wheel for this Python, no C compiler, or RTX is not installed.
@@ -52,7 +52,7 @@ def prepare(version: str) -> None:
     try:
         _prepare(version)
     except UnavailableError as error:
-        _unavailable[version] = str(error)  # asking again would take as long
+        _unavailable[version] = str(error)  # trying again would take as long
         raise
 
 
@@ -85,10 +85,10 @@ def load(version: str) -> Any:
 
 
 def use_private_libraries(folder: Path) -> None:
-    """Let ``tensorrt_rtx_libs`` be a folder of links to the installed one, and of a name that it lacks.
+    """Let ``tensorrt_rtx_libs`` be a folder of links to the installed one, plus a name that it lacks.
 
-    RTX's parser opens its library by that name when it meets a plugin, and ends the process when it is not there. So
-    nothing is written into site-packages.
+    RTX's parser opens its library by that name when it reads a plugin, and ends the process if the name is missing.
+    This way nothing is written into site-packages.
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     assert spec is not None

@@ -1,8 +1,8 @@
-"""Runs our code over doubles of one TensorRT in this process, and writes what it found as JSON.
+"""Runs our code on doubles of one TensorRT in this process, and writes the failures as JSON.
 
     python -m tensorrt_stubs.check VERSION RESULT.json [--source MODULE=FILE ...] [--only SCENARIO ...]
 
-``--source`` takes the text of one of our modules from elsewhere, so that a test can show what a mistake in it does.
+``--source`` replaces the text of one of our modules, so that a test can show that a mistake in it is detected.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import pytest
 from tensorrt_stubs import bindings, doubles
 from tensorrt_stubs.sites import Sites, WatchingFinder
 
-#: Modules that use TensorRT, each of whose uses is checked. Those of the plugins are asked all their questions in
-#: tests/runtime/plugins, over the same bindings.
+#: Modules whose uses of TensorRT are all checked. Those of the plugins are covered by tests/runtime/plugins, with the
+#: same bindings.
 WATCHED = (
     "yolact_deploy.export.engine",
     "yolact_deploy.export.tensorrt_build",
@@ -51,14 +51,14 @@ def vocabulary(trt: ModuleType) -> set[str]:
 
 
 def run(version: str, sources: dict[str, str], only: list[str]) -> dict[str, Any]:
-    gc.disable()  # classes made within functions are looked at in the end
+    gc.disable()  # classes created in functions are checked at the end
     sites = Sites()
     WatchingFinder(WATCHED, sites, sources).install()
     trt = bindings.load(version)
     words = vocabulary(trt)
     world = doubles.World(trt)
     errors = scenarios(version, trt, world, only)
-    errors += [text for text in map(_import, WATCHED) if text]  # what no scenario imports has sites all the same
+    errors += [text for text in map(_import, WATCHED) if text]  # modules that no scenario imports have sites as well
     executed = sites.executed()
     return {
         "version": trt.__version__,

@@ -1,7 +1,7 @@
-"""Doubles of TensorRT's objects, made from NVIDIA's classes: they have the members that the class has, and no other.
+"""Doubles of TensorRT's objects, created from NVIDIA's classes: they have exactly the members of the class.
 
-A call must fit a signature of the real method, a value must fit the real property's type, and what is returned is
-again a double of the real type. What an object answers is told by ``answers``; a fitting value otherwise.
+A call must fit a signature of the real method, a value must fit the type of the real property, and results are doubles
+of the real type. ``answers`` sets what an object returns; the default is any value of the right type.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Answer = Any  #: a value, or a function of the double and the arguments
 
 
 class World:
-    """The classes of one TensorRT, and what its doubles answer.
+    """The classes of one TensorRT, and the answers of its doubles.
 
     Attributes:
         answers: (class, member) -> value, or a function of the double and of the arguments by name
         used: the members that were used
-        deprecated: those of them that NVIDIA's own words call deprecated
+        deprecated: the used members that NVIDIA's documentation calls deprecated
     """
 
     def __init__(self, trt: types.ModuleType) -> None:
@@ -32,7 +32,7 @@ class World:
         self.deprecated: set[str] = set()
 
     def find(self, name: str) -> type | None:
-        """The class of a type's name in a docstring, which may be that of C++."""
+        """The class for a type name in a docstring, which may be a C++ name."""
         member: Any = self.trt
         for part in name.rpartition("::")[2].split("."):
             member = getattr(member, part, None)
@@ -54,7 +54,7 @@ class World:
         return Double(self, cls)
 
     def stand_in(self, *names: str) -> None:
-        """Let these classes of the module make doubles."""
+        """Let these classes of the module create doubles."""
         for name in names:
             setattr(self.trt, name, Factory(self, getattr(self.trt, name)))
 
@@ -65,7 +65,7 @@ class World:
             self.deprecated.add(name)
 
     def answer(self, double: Double, member: str, returns: str, bound: dict[str, Any]) -> Any:
-        """What a method or property gives."""
+        """The result of a method or property."""
         for cls in double.real.__mro__:
             key = (cls.__name__, member)
             if key in self.answers:
@@ -91,13 +91,13 @@ class World:
             return simple[outer]
         cls = self.find(returns)
         if cls is None:
-            raise AssertionError(f"the scenario must tell what {double.real.__name__}.{member} gives ({returns})")
+            raise AssertionError(f"the scenario must set what {double.real.__name__}.{member} returns ({returns})")
         members = getattr(cls, "__members__", None)
         return next(iter(members.values())) if members else Double(self, cls)
 
 
 class Factory:
-    """In the place of a class: calling it makes a double, and everything else is the class's own."""
+    """Replaces a class: calling it creates a double; everything else comes from the class."""
 
     def __init__(self, world: World, real: type) -> None:
         self.world = world
@@ -119,7 +119,7 @@ class Factory:
 
 
 class Double:
-    """An object of a real class that cannot be made here.
+    """An object of a real class that cannot be created here.
 
     Attributes:
         real: the class
@@ -174,7 +174,7 @@ class Double:
         return (self[index] for index in range(len(self)))
 
     def __bytes__(self) -> bytes:
-        """Host memory has the buffer protocol, of which its class tells nothing."""
+        """Host memory has the buffer protocol, which its class does not show."""
         if self.real.__name__ != "IHostMemory":
             raise TypeError(f"{self.real.__name__} has no bytes")
         self.world.note(self.real, "buffer", None)
@@ -203,8 +203,8 @@ class Method:
 def fit(
     world: World, cls: type, name: str, signatures: list[Signature], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], Signature]:
-    """The arguments by name under the first signature that takes them; raises TypeError when none does."""
-    assert signatures, f"{cls.__name__}.{name} does not tell its signature"
+    """The arguments by name under the first signature that accepts them; TypeError if none does."""
+    assert signatures, f"{cls.__name__}.{name} does not document its signature"
     reasons = []
     for signature in signatures:
         try:
@@ -221,7 +221,7 @@ def fit(
 
 
 def wrong_overrides(trt: types.ModuleType, modules: Callable[[type], bool]) -> list[str]:
-    """Methods of our classes that take another number of arguments than the method of TensorRT's class they override.
+    """Methods of our classes whose number of arguments differs from that of the TensorRT method they override.
 
     Args:
         modules: whether a class is one of ours

@@ -1,7 +1,7 @@
-"""What our code does with TensorRT, done over doubles: builds, failures, loading, running.
+"""What our code does with TensorRT, run on doubles: builds, failures, loading, running.
 
-Each function of SCENARIOS takes the stage and raises when our code uses TensorRT in a way that this version does not
-know. What TensorRT asks of the plugins themselves is in tests/runtime/plugins.
+Each function of SCENARIOS takes the stage and raises if our code uses TensorRT in a way that this version does not
+support. The plugins themselves are covered by tests/runtime/plugins.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Stage:
         return self.world.answers
 
     def model(self, name: str, batch: tuple[int, int, int] = (1, 1, 1), *, half: bool = False) -> Path:
-        """An ONNX file like ours as far as the builder looks at it."""
+        """An ONNX file like ours, as far as the builder reads it."""
         path = self.folder / f"{name}.onnx"
         onnx.save(make_model(batch, half=half), str(path))
         return path
 
 
 def prepare(stage: Stage) -> None:
-    """Doubles in the places of what needs the library or a GPU."""
+    """Doubles of everything that needs the library or a GPU."""
     from yolact_deploy.machine import nvidia
 
     stage.patch.setenv("YOLACT_DEPLOY_CACHE", str(stage.folder / "cache"))
@@ -95,7 +95,7 @@ def images(stage: Stage) -> Any:
 
 
 def build(stage: Stage, config: Any) -> Any:
-    """What TensorRT does with the configuration: it tells of its progress from a thread of its own."""
+    """TensorRT's part with the configuration: it reports progress from a separate thread."""
     assert bool(config.progress_monitor)
     finished: list[bool] = []
 
@@ -195,7 +195,7 @@ def builds(stage: Stage) -> None:
 
         stage.answers[("IBuilderConfig", "set_timing_cache")] = set_timing_cache
         build_engine(fixed, target, flavour=stage.flavour, options=BuildOptions(timing_cache=own))
-        assert taken == [False, True]  # the first is of another version
+        assert taken == [False, True]  # the first one belongs to another version
 
 
 def failing_builds(stage: Stage) -> None:
@@ -311,7 +311,7 @@ def loads(stage: Stage) -> None:
 
 
 class FakeDevice:
-    """What an engine wants of `runtime.cuda.driver.Device`."""
+    """The parts of `runtime.cuda.driver.Device` that an engine uses."""
 
     index, name = 0, "Test GPU"
 
@@ -400,7 +400,7 @@ def runs(stage: Stage) -> None:
 
 
 def run_backend(stage: Stage) -> None:
-    """The backend without its pipeline, which is no matter of TensorRT."""
+    """The backend without its pipeline, which does not involve TensorRT."""
     from yolact_deploy.runtime import tensorrt
     from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 

@@ -1,8 +1,8 @@
-"""What pybind11 tells of a function in its docstring: names, types and defaults of the parameters, and the result.
+"""The signature in a pybind11 docstring: names, types and defaults of the parameters, and the result.
 
     build(self: trt.Builder, network: trt.INetworkDefinition, config: trt.IBuilderConfig = None) -> trt.IHostMemory
 
-Overloaded functions have a numbered line for each.
+Overloaded functions have one numbered line per overload.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Parameter:
 
     @property
     def positional_only(self) -> bool:
-        """pybind11's own name for a parameter that was given none."""
+        """pybind11's name for an unnamed parameter."""
         return re.fullmatch(r"arg\d+", self.name) is not None
 
 
@@ -34,7 +34,7 @@ class Signature:
     returns: str
 
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Values by parameter; raises TypeError when they do not fit."""
+        """Values by parameter; TypeError if they do not fit."""
         if len(args) > len(self.parameters):
             raise TypeError(f"takes {len(self.parameters)} arguments, got {len(args)}")
         bound = dict(zip((p.name for p in self.parameters), args, strict=False))
@@ -54,7 +54,7 @@ class Signature:
 
 
 def parse(doc: str | None, name: str, *, drop_self: bool) -> list[Signature]:
-    """The overloads of a function in its docstring; none where it does not tell.
+    """The overloads in the docstring of a function; empty if it has none.
 
     Args:
         name: of the function; empty for the getters and setters of properties
@@ -70,7 +70,7 @@ def parse(doc: str | None, name: str, *, drop_self: bool) -> list[Signature]:
 
 
 def split(text: str) -> list[str]:
-    """The parts between commas that stand in no brackets."""
+    """The parts between commas outside brackets."""
     parts, depth, start = [], 0, 0
     for index, letter in enumerate(text):
         if letter in _PAIRS:
@@ -90,7 +90,7 @@ def _parameter(text: str) -> Parameter:
 
 
 def plain(text: str) -> str:
-    """A type without the module's name, in the words of the newest pybind11."""
+    """A type without the name of the module, as the newest pybind11 spells it."""
     text = re.sub(r"\btensorrt(_rtx)?_bindings\.tensorrt(_rtx)?\.", "", text.strip())
     return re.sub(r"\b(typing|typing_extensions|collections\.abc)\.", "", text)
 
@@ -101,7 +101,7 @@ _ANY = {"object", "handle", "capsule", "CapsuleType", "Any", "Callable", "Iterab
 
 
 def accepts(kind: str, value: Any, find: Callable[[str], type | None], is_a: Callable[[Any, type], bool]) -> bool:
-    """Whether pybind11 would take ``value`` where it wants ``kind``, without losing anything.
+    """Whether pybind11 would accept ``value`` as ``kind`` without loss.
 
     Args:
         find: the class of a name, or None
@@ -127,7 +127,7 @@ def accepts(kind: str, value: Any, find: Callable[[str], type | None], is_a: Cal
     if kind in _ANY:
         return True
     cls = find(kind)
-    if cls is None:  # a name of C++ that the module does not show
+    if cls is None:  # a C++ name that the module does not expose
         return True
     if cls.__name__ == "Dims" and isinstance(value, (tuple, list)):  # converted implicitly
         return all(_is_index(item) for item in value)

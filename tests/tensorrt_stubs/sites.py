@@ -1,6 +1,6 @@
-"""Which uses of an attribute in some modules were executed: the modules are compiled with each use reporting itself.
+"""Records which attribute uses of some modules were executed: each use is compiled to report itself.
 
-``config.progress_monitor = monitor`` and ``trt.Builder`` are such uses, told by file, line and name.
+``config.progress_monitor = monitor`` and ``trt.Builder`` are such uses, identified by file, line and name.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Site:
     file: str
     line: int
     name: str
-    text: str  #: the expression, for people
+    text: str  #: the expression, for messages
 
 
 class Sites:
-    """The sites of the watched modules, and those that were executed."""
+    """The sites of the watched modules, and the executed ones."""
 
     def __init__(self) -> None:
         self.all: list[Site] = []
@@ -50,7 +50,7 @@ class Sites:
 
 
 class Watcher(ast.NodeTransformer):
-    """Turns ``x.name`` into ``__site_get__(x, "name", number)``, and the assignment to it likewise."""
+    """Turns ``x.name`` into ``__site_get__(x, "name", number)``, and assignments likewise."""
 
     def __init__(self, sites: Sites, file: str) -> None:
         self.sites = sites
@@ -95,7 +95,7 @@ class Watcher(ast.NodeTransformer):
 
 
 def instrument(source: str, file: str, sites: Sites) -> ast.Module:
-    """The watched syntax tree of a module's source."""
+    """The syntax tree of a module with reporting sites."""
     tree = Watcher(sites, file).visit(ast.parse(source))
     return ast.fix_missing_locations(tree)  # type: ignore[no-any-return]
 
@@ -104,7 +104,7 @@ class WatchingFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Imports the named modules watched.
 
     Args:
-        sources: module name -> source text to take in place of the file's
+        sources: module name -> source text that replaces that of the file's
     """
 
     def __init__(self, names: Sequence[str], sites: Sites, sources: dict[str, str] | None = None) -> None:

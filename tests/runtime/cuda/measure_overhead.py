@@ -1,10 +1,10 @@
-"""Milliseconds of Python that a frame costs on the GPU path, with a fake driver whose GPU takes no time.
+"""Milliseconds of Python per frame on the GPU path, with a fake driver whose GPU takes no time.
 
     python tests/runtime/cuda/measure_overhead.py [--frames 2000] [--size 640x480] [--json FILE]
 
-Everything is real but the driver and the network: frames are copied into pinned memory, graphs are launched, waited for
-and timed through cuda.bindings, and detections are made of what a real frame had left in the results. Copying the frame
-is told apart, since it depends on the frame's size and the memory, not on Python.
+Everything but the driver and the network is real: frames are copied into pinned memory, graphs are launched, waited for
+and timed through cuda.bindings, and detections are created from the results of a real frame. Copying the frame is
+reported separately, because it depends on the size of the frame and on the memory, not on Python.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import fake_cuda
 
 
 def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Times of each way to use a predictor, in this process, which has the fake driver."""
+    """Times of each way to use a predictor, in this process with the fake driver."""
     import cuda.bindings
     import numpy as np
     from host_network import CONFIG, HostNetwork, emulate_kernels
@@ -65,7 +65,7 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def timed(way: Callable[[], Any], frames: int, copy: Callable[[], float]) -> dict[str, float]:
-    """Percentiles of a call, and of its Python alone: what remains when ``copy`` of the frame is taken off."""
+    """Percentiles of a call, and of its Python alone: the rest after subtracting ``copy`` of the frame."""
     way()
     gc.collect()
     spent, python = [], []
@@ -78,7 +78,7 @@ def timed(way: Callable[[], Any], frames: int, copy: Callable[[], float]) -> dic
 
 
 def timed_stream(model: Any, frame: Any, frames: int) -> dict[str, float]:
-    """The same for frames that overlap."""
+    """The same for overlapping frames."""
     start, spent, python = time.perf_counter(), [], []
     for _ in model.stream(frame for _ in range(frames)):
         now = time.perf_counter()
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--size", default="640x480", help="width x height of the frames")
     parser.add_argument("--json", type=Path, help="write the result there as well")
     options = parser.parse_args()
-    if "FAKE_CUDA_STRICT" not in os.environ:  # the fake driver must be there before the process starts
+    if "FAKE_CUDA_STRICT" not in os.environ:  # the fake driver must be set up before the process starts
         return subprocess.run([sys.executable, *sys.argv], env=fake_cuda.environment(), check=False).returncode
     width, height = map(int, options.size.split("x"))
     result = measure(options.frames, (height, width))

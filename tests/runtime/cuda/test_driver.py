@@ -35,7 +35,7 @@ def device() -> Iterator[Device]:
 
 
 class Both:
-    """A device buffer with pinned memory of its size, counting up."""
+    """A device buffer, and pinned memory of the same size with ascending values."""
 
     def __init__(self, device: Device) -> None:
         self.memory: DeviceBuffer = device.allocate(4 * N, "test")
@@ -301,7 +301,7 @@ def test_events_measure_time(device: Device) -> None:
 
 @pytest.mark.parametrize("what", ["stream", "event"])
 def test_waiting_lets_other_threads_run(device: Device, fake_cuda: fake.Control, what: str) -> None:
-    """Calls of cuda-python 12 hold the GIL, which ours do not."""
+    """Calls of cuda-python 12 hold the GIL; ours release it."""
     stream, event, counted, stop = device.stream(), device.event(timing=False), [0], threading.Event()
     fake_cuda.sleep(stream.handle, 300)
     stream.record(event)
@@ -486,7 +486,7 @@ def test_waiting_invalidates_a_capture(device: Device) -> None:
     stream = device.stream()
 
     def capture() -> None:
-        with stream.capture(), contextlib.suppress(CudaError):  # as a library does that looks at no code
+        with stream.capture(), contextlib.suppress(CudaError):  # like a library that ignores error codes
             stream.synchronize()
 
     with pytest.raises(CudaError, match=r"cannot be recorded.*INVALIDATED.*Run the work once before capturing"):
@@ -532,7 +532,7 @@ def test_a_graph_that_cannot_be_made_ready(device: Device, fake_cuda: fake.Contr
 
 
 def test_nothing_but_the_call_itself(device: Device, fake_cuda: fake.Control) -> None:
-    """A frame costs as many driver calls as it has pieces of work."""
+    """A frame costs one driver call per piece of work."""
     both, stream, event = Both(device), device.stream(), device.event(timing=False)
     fake_cuda.reset_calls()
     fake_cuda.null()

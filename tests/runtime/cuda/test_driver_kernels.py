@@ -1,4 +1,4 @@
-"""A kernel of this package by the real parts: NVRTC's cubin, cuda.bindings, a captured graph. Only the GPU is played.
+"""A kernel with the real NVRTC, cuda.bindings and captured graphs. Only the GPU is simulated.
 
 Legend: P priors, C classes, K coefficients, D detection slots.
 """
@@ -25,7 +25,7 @@ LIMITS = {"top_k": TOP_K, "max_detections": D, "score_threshold": 0.05, "iou_thr
 
 
 def compiled(plan: LaunchPlan) -> dict[str, bytes]:
-    """Cubins of the plan's sources, which the fake runs by the emulator."""
+    """Cubins of the plan's sources; the fake driver runs them in the emulator."""
     pytest.importorskip("cuda.bindings.nvrtc")
     images = {}
     for launch in plan.launches:

@@ -1,4 +1,4 @@
-"""Starting and leaving the driver: machines without one, old ones, forks, and the end of the program."""
+"""Starting and leaving the driver: machines without a driver, old drivers, forks, and exit."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_driver_that_does_not_start() -> None:
 
 
 @needs_fake
-def test_an_error_that_nobody_knows() -> None:
+def test_an_unknown_error_code() -> None:
     for function in ("cuInit", "cuDeviceGetCount"):
         text = answer(OPEN, fail=f"{function}:1:12345")
         assert text.startswith(

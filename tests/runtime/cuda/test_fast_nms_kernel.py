@@ -1,4 +1,4 @@
-"""The kernels of Fast NMS, in the emulator: against the original's numbers, NumPy, and a plain implementation.
+"""The kernels of Fast NMS in the emulator, compared with the original's numbers, NumPy, and a plain implementation.
 
 Legend: N images, P priors, C classes, K coefficients, D detection slots.
 """
@@ -21,12 +21,12 @@ from yolact_deploy.runtime.cuda.plans import plan_nms
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 
 PURE = sorted((Path(__file__).resolve().parents[2] / "golden").glob("pure_*.npz"))
-ALL = -0.5  # a score threshold that takes every prior
+ALL = -0.5  # a score threshold that every prior passes
 GARBAGE = 0x5A
 
 
 class NmsOutputs(NamedTuple):
-    """Outputs of the kernels for a batch, and the scratch between them."""
+    """Outputs of the kernels for a batch, and their scratch."""
 
     num: Any  #: [N]
     boxes: Any  #: [N,D,4]
@@ -37,7 +37,7 @@ class NmsOutputs(NamedTuple):
 
 
 def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None = None, **options: Any) -> NmsOutputs:
-    """Fast NMS of boxes [N,P,4], scores [N,P,C], coeff [N,P,K]; ``run`` goes to the emulator."""
+    """Fast NMS of boxes [N,P,4], scores [N,P,C], coeff [N,P,K]; ``run``: arguments of the emulator."""
     options = {"top_k": 200, "max_detections": 100, "score_threshold": 0.05, "iou_threshold": 0.5} | options
     (num, priors, classes), width, slots = scores.shape, coeff.shape[2], options["max_detections"]
     plan = plan_nms.fast_nms(num, priors, classes, width, **options)
@@ -56,7 +56,7 @@ def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None =
 
 
 def run_image(boxes: Any, scores: Any, coeff: Any, **options: Any) -> postprocess.Detected:
-    """The detections of one image, the slots behind them being held to zero."""
+    """The detections of one image; all other slots must be zero."""
     result = run_nms(boxes[None], np.ascontiguousarray(scores)[None], coeff[None], **options)
     return detected(result, 0)
 
@@ -89,7 +89,7 @@ def plain_entries(
     iou_threshold: float = 0.5,
     cross_class: bool = False,
 ) -> list[tuple[int, int]]:
-    """The definition, one pair of boxes at a time; NaN scores are none."""
+    """The definition, one pair of boxes at a time; NaN scores are ignored."""
     limit = np.float32(score_threshold)
     lists: dict[int, list[tuple[float, int, int]]] = {}
     for prior in np.flatnonzero((scores > limit).any(axis=1)).tolist():
@@ -108,7 +108,7 @@ def plain_entries(
 
 
 def make_inputs(seed: int, priors: int, classes: int, *, levels: int = 0, size: float = 0.3) -> tuple[Any, Any]:
-    """Random boxes [P,4] and scores [P,C]; ``levels`` makes equal scores."""
+    """Random boxes [P,4] and scores [P,C]; ``levels`` creates equal scores."""
     rng = np.random.default_rng(seed)
     corner = rng.random((priors, 2))
     boxes = np.concatenate([corner, corner + rng.random((priors, 2)) * size + 0.001], axis=1).astype(np.float32)
@@ -138,7 +138,7 @@ def golden_cases() -> list[Any]:
 
 
 def assert_same_set(result: postprocess.Detected, boxes: Any, coeff: Any, labels: Any, scores: Any) -> None:
-    """The same detections in any order of equals; scores in the same order, and all to the bit."""
+    """The same detections bit for bit; those with equal scores may be in any order."""
     np.testing.assert_array_equal(result.scores, scores)
 
     def rows(*columns: Any) -> list[tuple[float, ...]]:
@@ -218,7 +218,7 @@ def test_kernels_against_the_definition(
 
 @pytest.mark.parametrize("order", ["rising", "falling", "equal"])
 def test_any_number_of_candidates_streams_through(order: str) -> None:
-    """Every prior passes, so the buffers are cut back again and again; rising scores are the worst case."""
+    """Every prior passes, so the buffers are pruned again and again; ascending scores are the worst case."""
     boxes, scores = make_inputs(3, 9000, 5, size=0.01)
     scores = np.sort(scores, axis=0) if order == "rising" else -np.sort(-scores, axis=0)
     if order == "equal":
@@ -259,7 +259,7 @@ def test_one_found(cross_class: bool) -> None:
 @pytest.mark.parametrize("cross_class", [False, True])
 @pytest.mark.parametrize("bad", [[0.5] * 4, [np.nan] * 4, [0.1, 0.1, np.nan, 0.5], [-np.inf, 0, np.inf, 1]])
 def test_degenerate_boxes(bad: list[float], cross_class: bool) -> None:
-    """Two boxes without area drop one another, NaN drops all that come after it and is dropped."""
+    """Two boxes without area drop each other; a NaN box drops all that follow, and is dropped itself."""
     boxes, scores = make_inputs(7, 150, 5)
     boxes[::5] = bad
     options: dict[str, Any] = {"cross_class": cross_class, "top_k": 120}
@@ -288,7 +288,7 @@ def test_nan_infinite_negative_and_zero_scores(cross_class: bool) -> None:
 
 
 def test_thresholds_are_exclusive_and_inclusive() -> None:
-    """A score of the threshold does not pass; an overlap of the threshold stays."""
+    """A score equal to the threshold does not pass; an overlap equal to the threshold is kept."""
     boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.5]], np.float32)  # IoU exactly 0.5
     scores = np.full((2, 1), 0.05, np.float32)
     assert entries(boxes, scores) == []
@@ -303,7 +303,7 @@ def test_fast_nms_drops_by_dropped_entries() -> None:
 
 @pytest.mark.parametrize("cross_class", [False, True])
 def test_images_of_a_batch_do_not_mix(cross_class: bool) -> None:
-    """N = 3 with an odd P, so that images begin at odd places; one image is empty."""
+    """N = 3 with an odd P, so that images start at odd addresses; one image is empty."""
     images = [make_inputs(seed, 301, 5) for seed in range(3)]
     images[1][1][:] *= 0.01
     boxes, scores = (np.stack(arrays) for arrays in zip(*images, strict=True))
@@ -320,7 +320,7 @@ def test_images_of_a_batch_do_not_mix(cross_class: bool) -> None:
 
 
 def busy_inputs() -> tuple[Any, Any, Any]:
-    """Two images that reach every part of the kernels: several windows of candidates, prunings and pages."""
+    """Two images that cover every part of the kernels: several windows of candidates, prunings and pages."""
     images = [make_inputs(seed, 2600, 5, levels=50, size=0.1) for seed in range(2)]
     coeff = np.random.default_rng(0).random((2, 2600, 3), np.float32)
     return np.stack([boxes for boxes, _ in images]), np.stack([scores for _, scores in images]), coeff
@@ -342,7 +342,7 @@ def test_the_order_of_threads_does_not_matter(cross_class: bool) -> None:
 
 
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
-    """What the sanitizers can run in seconds: blocks of 64 threads, short lists and pages; all is pruned the same."""
+    """Small enough for the sanitizers: blocks of 64 threads, short lists and pages, with pruning."""
     monkeypatch.setattr(plan_nms, "THREADS", 64)
     monkeypatch.setattr(plan_nms, "MAX_KEPT", 40)
     boxes, scores = make_inputs(1, 2200, 2, size=0.15)
@@ -366,7 +366,7 @@ def test_nothing_races(cross_class: bool, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(not emulate.available("address"), reason="needs AddressSanitizer")
 @pytest.mark.parametrize("cross_class", [False, True])
 def test_no_access_outside_of_buffers(cross_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor to a misaligned address; P is odd."""
+    """And no misaligned address; P is odd."""
     inputs, options = small_inputs(monkeypatch)
     inputs = tuple(array[:, :2177] for array in inputs)
     options |= {"cross_class": cross_class}
@@ -386,7 +386,7 @@ def barriers() -> list[Any]:
 
 
 def assert_caught(file: str, number: int, inputs: Any, options: dict[str, Any]) -> None:
-    """A race is reported, or an access by what was read too early, when barrier ``number`` of a file is taken out."""
+    """Without barrier ``number`` of a file, a race or an invalid access is reported."""
     text = (emulate.KERNELS / file).read_text()
     barrier = list(BARRIER.finditer(text))[number]
     edits = {file: text[: barrier.start()] + text[barrier.end() :]}

@@ -1,4 +1,4 @@
-"""When work is captured, and when it is not; without CUDA."""
+"""When work is captured and when it is not, without CUDA."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stream() -> FakeStream:
 
 
 def run(cache: GraphCache, stream: FakeStream, *items: str) -> list[str]:
-    """What was done for each of the items in turn."""
+    """What was done for each item in turn."""
     stream.diary.clear()
     for item in items:
         cache.run((item,), lambda item=item: stream.do(item))  # type: ignore[misc]
@@ -101,7 +101,7 @@ def test_the_longest_unused_graph_goes_when_it_is_stale(stream: FakeStream) -> N
 
 
 def test_more_kinds_of_work_than_graphs_do_not_chase_each_other(stream: FakeStream) -> None:
-    """Otherwise a data set with many sizes of pictures would capture a graph for nearly every picture."""
+    """Otherwise a dataset with many picture sizes would capture a graph for nearly every picture."""
     cache = GraphCache(stream, limit=2, patience=100)  # type: ignore[arg-type]
     done = run(cache, stream, *"abcde" * 10)
     assert "close a" not in done

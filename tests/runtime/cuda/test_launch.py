@@ -1,4 +1,4 @@
-"""Launch plans as data: what is checked, what is counted, and that the plans of the kernels fit every GPU."""
+"""Launch plans as data: checks, counters, and limits that every GPU satisfies."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_plan_of_fast_nms(cross_class: bool) -> None:
 
 
 def test_bytes_of_fast_nms_are_those_in_the_source() -> None:
-    """6.16 MB of scores and 29 KB around the detections, an image."""
+    """6.16 MB of scores and 29 KB for the detections per image."""
     assert nms_plan().bytes_moved == 19248 * 80 * 4 + 100 * 36 * 4 + 4 + 100 * 38 * 4
     assert nms_plan(32, 19248, 80, 32).bytes_moved == 32 * nms_plan().bytes_moved
     assert nms_plan().operations == 19248 * 80 + 80 * (200 * 199 // 2) * 15
@@ -103,7 +103,7 @@ def test_bytes_of_fast_nms_are_those_in_the_source() -> None:
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 20, 21, 80, 81, 82, 365, 601, 1204])
 def test_loads_of_prior_best_fit_the_scores(classes: int) -> None:
-    """A load divides a prior's scores, so that none is misaligned, and the loads in flight are even batches."""
+    """A load divides a prior's scores, so that none is misaligned, and loads in flight form equal batches."""
     defines = dict(plan_nms.kernel_defines(classes, cross_class=False))
     vector, depth = int(defines["VECTOR"]), int(defines["DEPTH"])
     assert classes % vector == 0
@@ -116,7 +116,7 @@ def test_loads_of_prior_best_fit_the_scores(classes: int) -> None:
 @pytest.mark.parametrize("top_k", [1, 200, 1024, 1025, plan_nms.MAX_KEPT])
 @pytest.mark.parametrize("max_detections", [1, 100, 5000])
 def test_shared_memory_of_fast_nms_fits_every_gpu(top_k: int, max_detections: int) -> None:
-    """Static memory, which Launch does not see, is a few hundred bytes; the capacity takes one offer more."""
+    """Static memory, which Launch does not count, is a few hundred bytes; the capacity fits one more offer."""
     for launch in nms_plan(1, 57744, 80, 32, top_k=top_k, max_detections=max_detections).launches[1:]:
         assert launch.shared_bytes + 512 <= MAX_SHARED_BYTES
         capacity = 1 << (launch.shared_bytes // 8).bit_length() - 1
@@ -165,7 +165,7 @@ def test_bytes_of_mask_assembly_are_those_in_the_source() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 8, 32])
 @pytest.mark.parametrize("detections", [1, 15, 100, 1000])
 def test_every_detection_has_its_group(batch: int, detections: int) -> None:
-    """And a single image of a real size makes enough blocks for the largest GPUs."""
+    """A single image of a real size also gives enough blocks for the largest GPUs."""
     (launch,) = plan_masks.mask_assembly(batch, detections, 138, 138, 32).launches
     group = plan_masks.detections_per_block(batch, detections, launch.grid[0])
     assert (launch.grid[1] - 1) * group < detections <= launch.grid[1] * group
@@ -174,7 +174,7 @@ def test_every_detection_has_its_group(batch: int, detections: int) -> None:
 
 @pytest.mark.parametrize("coefficients", [1, 32, 64, 65, plan_masks.MAX_COEFFICIENTS])
 def test_shared_memory_of_mask_assembly_fits_every_gpu(coefficients: int) -> None:
-    """The prototypes of a block, as float32 with one word between pixels."""
+    """The prototypes of a block, as float32 with one word of padding per pixel."""
     assert plan_masks.block_threads(coefficients) * (coefficients | 1) * 4 <= MAX_SHARED_BYTES
 
 

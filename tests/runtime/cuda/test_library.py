@@ -1,6 +1,6 @@
-"""Plans on a device, through the real cuda.bindings over the fake driver, whose kernels are the emulator's.
+"""Plans on a device, through the real cuda.bindings and the fake driver, which runs kernels in the emulator.
 
-What is loaded are real images that NVRTC made; the fake driver runs the same source in their place.
+The loaded images come from NVRTC; the fake driver runs the same sources in their place.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def library(device: Device) -> Iterator[KernelLibrary]:
 
 
 def known(library: KernelLibrary, plan: LaunchPlan) -> LaunchPlan:
-    """The plan, whose images now stand for emulated kernels."""
+    """The plan, after registering emulated kernels for its images."""
     for launch in plan.launches:
         image = nvrtc.compile_source(launch.source, library.arch, launch.defines)
         fake.control().register(image, emulate.compile_source(launch.source, launch.defines))
@@ -97,7 +97,7 @@ def resize_plan(library: KernelLibrary, index: int = 0) -> LaunchPlan:
 
 
 def resized(frame: Any) -> Any:
-    """By the emulator alone."""
+    """In the emulator alone."""
     out = images()
     height, width, _ = frame.shape
     emulate.run_plan(resize(height, width, 3 * width, SIZE), {"frame": frame, "images": out})
@@ -132,7 +132,7 @@ def test_a_plan_runs(device: Device, library: KernelLibrary) -> None:
 
 
 def test_a_plan_with_scratch_and_pinned_output(device: Device, library: KernelLibrary) -> None:
-    """Bits go straight to host memory, as in the pipeline."""
+    """Bits are written directly to host memory, as in the pipeline."""
     inputs, stream = paste_inputs(), device.stream()
     plan = known(library, paste(1, 5, 9, 9, capacity_words=900))
     wanted = {name: array.copy() for name, array in inputs.items()}
@@ -203,7 +203,7 @@ def test_enqueue_allocates_nothing_and_can_be_captured(
 
 
 def test_each_source_is_loaded_once(device: Device, library: KernelLibrary, fake_cuda: fake.Control) -> None:
-    """Once for each set of defines, however many plans and kernels use it."""
+    """Once per set of defines, however many plans and kernels use it."""
     held = Arrays(device, {"frame": picture(), "images": images(4)} | paste_inputs())
     plans = [resize_plan(library, index) for index in range(4)]
     plans.append(known(library, paste(1, 5, 9, 9, capacity_words=900)))
@@ -300,7 +300,7 @@ def test_an_image_that_the_driver_refuses(device: Device, library: KernelLibrary
     fake_cuda.fail("cuModuleLoadData", 222)
     with pytest.raises(CudaError, match=r"cannot load resize\.cu into Fake GPU.*UNSUPPORTED_PTX_VERSION"):
         library.load(plan)
-    library.load(plan)  # an error is not remembered
+    library.load(plan)  # errors are not cached
 
 
 def test_a_launch_that_fails_names_its_kernel(device: Device, library: KernelLibrary, fake_cuda: fake.Control) -> None:
@@ -317,5 +317,5 @@ def test_too_little_memory_for_scratch(device: Device, library: KernelLibrary) -
     plan = LaunchPlan((launch,), {"one": 2**20, "two": 2**30}, 0, 0)
     with pytest.raises(CudaError, match=r"out of memory.*1\.0 GiB were requested for between") as caught:
         library.bind(plan, {"frame": 256, "images": 512}, "between")
-    assert caught.traceback  # whoever holds the error holds no memory
+    assert caught.traceback  # holding the error does not hold memory
     assert device.usage() == {}

@@ -1,4 +1,4 @@
-"""The kernel of mask assembly, in the emulator: against NumPy at odd sizes, dtypes and boxes.
+"""The kernel of mask assembly in the emulator, compared with NumPy at odd sizes, dtypes and boxes.
 
 Legend: N images, D detection slots, K coefficients, h x w prototypes.
 """
@@ -30,7 +30,7 @@ def run_masks(
     run: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
-    """Masks [N,D,h,w] of proto [N,h,w,K], coeff [N,D,K], boxes [N,D,4]; ``run`` goes to the emulator."""
+    """Masks [N,D,h,w] of proto [N,h,w,K], coeff [N,D,K], boxes [N,D,4]; ``run``: arguments of the emulator."""
     (batch, height, width, num), detections = proto.shape, coeff.shape[1]
     plan = plan_masks.mask_assembly(
         *(batch, detections, height, width, num), proto_dtype=str(proto.dtype), mask_dtype=mask_dtype, **options
@@ -41,7 +41,7 @@ def run_masks(
 
 
 def inside_of(boxes: Any, height: int, width: int, *, padding: float = 1.0) -> Any:
-    """Pixels [..., h, w] within boxes [..., 4] padded, by float32 comparison, as the paper's crop has it."""
+    """Pixels [..., h, w] within padded boxes [..., 4], by float32 comparison, as in the paper's crop."""
     x1, y1, x2, y2 = np.moveaxis(boxes.astype(np.float32), -1, 0)[..., None, None]
     sides = np.float32(width), np.float32(height), np.float32(padding)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
@@ -57,7 +57,7 @@ def inside_of(boxes: Any, height: int, width: int, *, padding: float = 1.0) -> A
 
 
 def expected(proto: Any, coeff: Any) -> tuple[Any, Any]:
-    """Probabilities [N,D,h,w] in float64, and what rounding in float32 may add to each."""
+    """Probabilities [N,D,h,w] in float64, and the largest rounding error of float32 for each."""
     wide, factors = proto.astype(np.float64), coeff.astype(np.float64)
     logits = np.einsum("nhwk,ndk->ndhw", wide, factors)
     sizes = np.einsum("nhwk,ndk->ndhw", abs(wide), abs(factors))
@@ -66,7 +66,7 @@ def expected(proto: Any, coeff: Any) -> tuple[Any, Any]:
 
 
 def assert_masks(masks: Any, proto: Any, coeff: Any, boxes: Any, *, outside: float = 0.0, padding: float = 1.0) -> None:
-    """Each pixel inside is the probability, within what rounding allows; each outside is ``outside``."""
+    """Each pixel inside equals the probability within rounding; each pixel outside equals ``outside``."""
     inside = inside_of(boxes, *proto.shape[1:3], padding=padding)
     probabilities, slack = expected(proto, coeff)
     if masks.dtype == np.float16:
@@ -113,7 +113,7 @@ ODD_BOXES = np.array(
 
 @pytest.mark.parametrize(("proto_dtype", "mask_dtype"), [("float32", "float32"), ("float16", "float16")])
 def test_scene_of_real_size(proto_dtype: str, mask_dtype: str) -> None:
-    """h = w = 138, K = 32, D = 100, and NumPy's own masks as the measure."""
+    """h = w = 138, K = 32, D = 100, compared with NumPy's masks."""
     scene = make_scene(get_config("yolact_resnet50"))
     detected = postprocess.detect(*scene[:3])
     assert len(detected.scores) == 100
@@ -162,7 +162,7 @@ def test_odd_boxes(height: int, width: int, padding: float, zero_outside: bool) 
 
 
 def test_crop_is_that_of_numpy() -> None:
-    """Pixels written are those of crop_windows, NaN and all, on boxes whose edges fall on pixels and just beside."""
+    """The kernel writes the pixels of crop_windows, NaN included, for boxes with edges on and next to pixels."""
     rng = np.random.default_rng(2)
     edges = rng.integers(-2, 20, (300, 4)) / np.float32(17)
     boxes = np.concatenate([ODD_BOXES, np.nextafter(edges, rng.choice([-1, 1], edges.shape).astype(np.float32)), edges])

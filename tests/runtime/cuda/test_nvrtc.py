@@ -1,4 +1,4 @@
-"""NVRTC compiles all our kernels for all GPUs, and what it made is kept; without a GPU and without a driver."""
+"""NVRTC compiles all kernels for all GPUs, and the cache keeps them; without GPU and driver."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REMEMBERED = (nvrtc.version, nvrtc._known_archs, nvrtc._headers, nvrtc._bindings
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty kernel cache, and nothing remembered of what was found on this machine."""
+    """An empty kernel cache, and no cached facts about this machine."""
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "cache"))
     forget()
     yield
@@ -61,7 +61,7 @@ def masks(proto: str, mask: str, *, zero_outside: bool, coefficients: int = 32) 
     return mask_assembly(1, 100, 138, 138, coefficients, proto_dtype=proto, mask_dtype=mask, zero_outside=zero_outside)
 
 
-#: what a usual network on a GPU needs
+#: plans of a typical network on a GPU
 USUAL = {
     "fast_nms": nms(80),
     "mask_assembly": masks("float16", "float16", zero_outside=False),
@@ -85,7 +85,7 @@ ARCHS = (75, 80, 86, 87, 89, 90, 100, 120)
 
 
 def compiled(plan: LaunchPlan, arch: int) -> dict[str, bytes]:
-    """The machine code in which each kernel of a plan must be."""
+    """The machine code that must contain each kernel of a plan."""
     if arch not in nvrtc._known_archs():
         pytest.skip(f"NVRTC {nvrtc.version()} does not know sm_{arch}")
     return {
@@ -133,7 +133,7 @@ def argument_sizes(launch: Launch) -> list[int]:
 @pytest.mark.usefixtures("needs_library")
 @pytest.mark.parametrize("name", PLANS)
 def test_plans_pass_what_the_kernels_take(name: str) -> None:
-    """The driver cannot tell when arguments are too few, or of another size."""
+    """The driver does not detect missing arguments or arguments of another size."""
     for launch in PLANS[name].launches:
         ptx = nvrtc.compile_source(launch.source, "compute_75", launch.defines).decode()
         assert ".target sm_75" in ptx
@@ -151,7 +151,7 @@ def test_products_are_fused_unless_a_source_says_otherwise(needs_library: None) 
 
 
 def test_resize_is_not_fused(needs_library: None) -> None:
-    """Its positions would not be OpenCV's."""
+    """With fused multiply-add, its positions would differ from OpenCV's."""
     for dtype in ("uint8", "float32"):
         (launch,) = resize(480, 640, 1920, 550, output_dtype=dtype).launches
         ptx = nvrtc.compile_source(launch.source, "compute_75", launch.defines)
@@ -199,7 +199,7 @@ def test_an_architecture_that_nvrtc_does_not_know(needs_library: None) -> None:
      ((12, 1), "compute_120"), ((13, 0), "compute_120"), ((8, 8), "compute_87")],
 )  # fmt: skip
 def test_best_arch(capability: tuple[int, int], arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU newer than NVRTC gets PTX, which its driver compiles further."""
+    """A GPU newer than NVRTC gets PTX, which its driver compiles."""
     monkeypatch.setattr(nvrtc, "_known_archs", lambda: (75, 80, 86, 87, 89, 90, 100, 120))
     assert nvrtc.best_arch(capability) == arch
 
@@ -235,7 +235,7 @@ WITH_HALF = "#include <cuda_fp16.h>\n" + TINY
 
 
 def test_without_cuda_headers(needs_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only sources that want them need them."""
+    """Only sources that include them need them."""
     monkeypatch.setattr(nvrtc, "_include_candidates", lambda: iter([Path("/nowhere")]))
     assert b"VALUE" not in tiny()
     with pytest.raises(MissingDependencyError, match=r"cuda_fp16\.h.*are missing: .*nvidia-cuda-runtime.*CUDA_HOME"):
@@ -244,7 +244,7 @@ def test_without_cuda_headers(needs_library: None, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("place", ["cu13", "cu12", "home", "path"])
 def test_where_cuda_headers_are_looked_for(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wheels of CUDA 13 and 12, then toolkits; a folder without the header is passed over."""
+    """Wheels of CUDA 13 and 12, then toolkits; a folder without the header is skipped."""
     wheels, home, path = tmp_path / "nvidia", tmp_path / "home", tmp_path / "path"
     folders = {
         "cu13": wheels / "cu13" / "include",

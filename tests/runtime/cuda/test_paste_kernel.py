@@ -1,6 +1,6 @@
-"""The kernels of paste, in the emulator: against the original's masks, and paste.py's, to the bit.
+"""The kernels of paste in the emulator: equal to the original's masks, and to paste.py bit for bit.
 
-Legend: N images, D detection slots, h x w prototypes, H x W an image.
+Legend: N images, D detection slots, h x w prototypes, H x W image size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with 
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 GARBAGE = 0x5A
-WHOLE = 1e6  # a padding that takes the whole image
+WHOLE = 1e6  # a padding that covers the whole image
 
 SIZES = [
     (8, 8, 8, 8), (8, 8, 16, 16), (8, 8, 37, 53), (9, 7, 61, 29), (5, 6, 1, 1), (16, 16, 5, 3), (16, 16, 1, 64),
@@ -48,7 +48,7 @@ class Pasted(NamedTuple):
 def run_paste(
     masks: Any, boxes: Any, num: Any, sizes: Any, *, capacity: int = 0, padding: float = 1.0, **run: Any
 ) -> Pasted:
-    """Masks [N,D,h,w], boxes [N,D,4], num [N] and sizes [N,2] through the kernels; room for everything unless told."""
+    """Masks [N,D,h,w], boxes [N,D,4], num [N] and sizes [N,2] through the kernels; by default everything fits."""
     (batch, slots, height, width), sizes = masks.shape, np.asarray(sizes, np.int32)
     capacity = capacity or slots * max(h * -(-w // 32) for h, w in sizes.tolist())
     pasted = Pasted(
@@ -77,7 +77,7 @@ def cropped(masks: Any, boxes: Any) -> Any:
 
 
 def expected(masks: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """What paste.py makes of the masks, bool [n,H,W]."""
+    """The result of paste.py, bool [n,H,W]."""
     return paste_windows(MaskWindows.from_dense(cropped(masks, boxes)), *size).full()
 
 
@@ -92,14 +92,14 @@ def random_masks(seed: int, num: int, height: int, width: int) -> Any:
 
 
 def random_boxes(seed: int, num: int) -> Any:
-    """Boxes [n,4] of all sizes, some beyond the image, some turned round, some tiny."""
+    """Boxes [n,4] of all sizes: some outside the image, some with swapped corners, some tiny."""
     rng = np.random.default_rng(seed)
     centre, side = rng.uniform(-0.1, 1.1, (num, 2)), rng.uniform(-0.5, 0.5, (num, 2)) ** 3 * 4
     return np.concatenate([centre - side, centre + side], axis=1).astype(np.float32)
 
 
 def check_windows(windows: Any, crops: Any, size: tuple[int, int]) -> int:
-    """Windows [n,6] lie in the image, one behind another, and are not larger than their boxes want; their words."""
+    """Check that windows [n,6] are inside the image, consecutive and no larger than their boxes; returns words."""
     first = 0
     for x, y, width, height, row_words, first_word in windows.tolist():
         if width == 0:
@@ -136,7 +136,7 @@ def test_kernels_equal_the_original(path: Path, name: str) -> None:
         case = {key.removeprefix(f"{name}."): golden[key] for key in golden.files if key.startswith(f"{name}.")}
     keep = case["scores"] > case["thr"]
     width, height = (int(v) for v in case["wh"])
-    masks = assemble_masks(case["proto"], case["coef"][keep], None)  # the kernel itself leaves out what is outside
+    masks = assemble_masks(case["proto"], case["coef"][keep], None)  # the kernel itself ignores pixels outside
     padding = WHOLE if name == "post_nocrop" else 1.0
     crops = paste_image(masks, case["boxes"][keep], (height, width), padding=padding)
     np.testing.assert_array_equal(crops.packed(), case["out.mask_packed"])
@@ -146,7 +146,7 @@ def test_kernels_equal_the_original(path: Path, name: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_kernels_equal_numpy(size: tuple[int, int, int, int], dtype: str) -> None:
-    """Masks are full of ones outside the boxes, which nobody may see."""
+    """Masks are full of ones outside the boxes, which must not be read."""
     masks, boxes = random_masks(1, 24, *size[:2]).astype(dtype), random_boxes(2, 24)
     inside = cropped(np.ones_like(masks), boxes) > 0
     masks[~inside] = 1
@@ -175,7 +175,7 @@ def test_scene_equals_numpy(size: tuple[int, int], dtype: str) -> None:
 
 
 def test_probabilities_at_the_threshold() -> None:
-    """Values of 0.5 and its neighbours: a cell whose corners are all above it is inside, whatever rounding says."""
+    """Values around 0.5: a cell whose corners are all above it is inside, whatever the rounding."""
     near = np.array([np.nextafter(np.float32(0.5), 0), 0.5, np.nextafter(np.float32(0.5), 1)], np.float32)
     masks = np.random.default_rng(3).choice(near, (12, 9, 9)).astype(np.float32)
     masks[0], masks[1] = near[2], near[1]
@@ -195,7 +195,7 @@ def test_nan_inside_a_mask() -> None:
 
 @pytest.mark.parametrize("width", [121, 291, 346, 566])
 def test_pixels_on_prototype_pixels(width: int) -> None:
-    """At these sizes rounding shows where a cell begins: what is NaN in the cell before must not reach into it."""
+    """At these sizes rounding decides where a cell starts: NaN in the previous cell must not leak into it."""
     masks = np.ones((138, 2, 138), np.float32)
     masks[np.arange(138), :, np.arange(138)] = np.nan
     boxes = np.tile(np.array([[0, 0, 1, 1]], np.float32), (138, 1))
@@ -230,7 +230,7 @@ BOXES = {
 @pytest.mark.parametrize("name", BOXES)
 @pytest.mark.parametrize("size", [(16, 16, 100, 130), (16, 16, 16, 16), (16, 16, 7, 5), (1, 1, 40, 50)], ids=str)
 def test_odd_boxes(name: str, size: tuple[int, int, int, int]) -> None:
-    """Between two ordinary ones, which must not notice."""
+    """Between two ordinary masks, which must not be affected."""
     h, w, height, width = size
     masks = np.ones((3, h, w), np.float32)
     boxes = np.array([[0.1, 0.1, 0.5, 0.5], BOXES[name], [0.4, 0.3, 0.8, 0.9]], np.float32)
@@ -246,7 +246,7 @@ def test_odd_boxes(name: str, size: tuple[int, int, int, int]) -> None:
 
 
 def test_windows_are_no_larger_than_need_be() -> None:
-    """The padded box, less half a prototype pixel on each side; columns begin at whole bytes."""
+    """The padded box, less half a prototype pixel on each side; columns start at whole bytes."""
     masks, box = np.ones((1, 100, 100), np.float32), np.array([[0.33, 0.47, 0.52, 0.61]], np.float32)
     pasted = run_paste(masks[None], box[None], [1], [(1000, 2000)])
     # Prototype columns 32 .. 52 and rows 46 .. 61, each 20 columns wide and 10 rows high.
@@ -257,7 +257,7 @@ def test_windows_are_no_larger_than_need_be() -> None:
 
 
 def edges(bounds: Any, source: int, target: int) -> tuple[set[int], set[int]]:
-    """Where a window may begin and end that holds prototype pixels start .. stop - 1 and half of those around them."""
+    """Possible start and end of a window with prototype pixels start .. stop - 1 and half of their neighbors."""
     start, stop = (int(v) for v in bounds)
     close = 1e-3  # a pixel in the middle between two may fall on either side
     first, last = (
@@ -290,7 +290,7 @@ def test_windows_are_as_the_boxes_want() -> None:
 
 
 def test_images_of_different_sizes_and_numbers() -> None:
-    """Slots past the number are garbage; a number beyond the slots, or below 0, is held there."""
+    """Slots past the number are garbage; the number is clamped to 0 .. slots."""
     sizes, numbers = [(100, 60), (1, 1), (31, 200), (64, 64), (5, 5)], [7, 9, 0, 99, -3]
     rng = np.random.default_rng(7)
     masks, boxes = rng.random((5, 9, 12, 10), np.float32), np.stack([random_boxes(i, 9) for i in range(5)])
@@ -321,7 +321,7 @@ def test_more_detections_than_threads() -> None:
 
 
 def test_more_words_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread makes several."""
+    """Each thread computes several words."""
     monkeypatch.setattr(plan_paste, "MOST_BLOCKS", 2)
     masks, boxes = random_masks(12, 30, 20, 20), random_boxes(13, 30)
     pasted = run_paste(masks[None], boxes[None], [30], [(300, 400)])
@@ -330,14 +330,14 @@ def test_more_words_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_little_room() -> None:
-    """What fits is right, what does not says so, and nothing is written elsewhere; with enough room all is there."""
+    """Masks that fit are correct, others are flagged, nothing else is written; with enough capacity all fit."""
     size, num = (90, 120), 12
     masks, boxes = random_masks(14, num, 16, 16), random_boxes(15, num)
     all_of_it = run_paste(masks[None], boxes[None], [num], [size])
     needed, want = int(all_of_it.words_needed[0]), expected(masks, boxes, size)
     first_of = all_of_it.windows[0, :, 5].tolist()
     for capacity in (1, needed // 3, needed // 2, needed - 1, needed):
-        # Two images, so that the second shows what the first writes behind its end.
+        # Two images, so that the second shows whether the first writes past its end.
         pasted = run_paste(*(np.stack([a, a]) for a in (masks, boxes)), [num] * 2, [size] * 2, capacity=capacity)
         assert pasted.words_needed.tolist() == [needed] * 2
         for image in range(2):
@@ -356,7 +356,7 @@ def test_too_little_room() -> None:
 
 
 def test_more_words_than_an_int_counts() -> None:
-    """The number stops at the largest int instead of going round."""
+    """The number saturates at the largest int instead of wrapping around."""
     boxes = np.tile(np.array([[0, 0, 1, 1]], np.float32), (300, 1))
     masks = np.ones((300, 2, 2), np.float32)
     for size in ((40000, 40000), (2**20, 2**20)):
@@ -378,7 +378,7 @@ def busy_inputs() -> tuple[Any, ...]:
 
 
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    """What the sanitizers can run in seconds: blocks of 64 threads, and more detections than that."""
+    """Small enough for the sanitizers: blocks of 64 threads, and more detections than threads."""
     monkeypatch.setattr(plan_paste, "THREADS", 64)
     monkeypatch.setattr(plan_paste, "MOST_BLOCKS", 4)
     return random_masks(20, 150, 7, 5)[None], random_boxes(21, 150)[None], [139], [(19, 75)]
@@ -410,7 +410,7 @@ def test_nothing_races(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(not emulate.available("race"), reason="needs ThreadSanitizer")
 @pytest.mark.parametrize(("line", "without"), [("    __syncthreads();\n", ""), ("sums[page / THREADS % 2]", "sums[0]")])
 def test_a_missing_barrier_is_caught(line: str, without: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One barrier a page is enough because pages take turns with the memory for their sums."""
+    """One barrier per page is enough, because pages alternate between two buffers for their sums."""
     text = (emulate.KERNELS / "paste.cu").read_text()
     assert text.count(line) == 1
     with pytest.raises(emulate.EmulationError, match="ThreadSanitizer"):

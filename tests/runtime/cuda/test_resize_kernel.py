@@ -1,4 +1,4 @@
-"""The resize kernel, in the emulator, against OpenCV and a plain implementation.
+"""The resize kernel in the emulator, compared with OpenCV and a plain implementation.
 
 Legend: H x W a frame, S the side of the image.
 """
@@ -20,7 +20,7 @@ from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 
-#: elsewhere OpenCV may leave the work to a library of the CPU's maker
+#: elsewhere OpenCV may use a vendor library of the CPU
 X86 = platform.machine() in ("x86_64", "AMD64")
 GARBAGE = 0x5A
 
@@ -35,7 +35,7 @@ def picture(height: int, width: int, seed: int = 0) -> Any:
 
 
 def run_resize(frame: Any, size: int, dtype: str = "uint8", **run: Any) -> Any:
-    """The image [S,S,3] that the kernel makes of a frame [H,W,3]."""
+    """The kernel's image [S,S,3] of a frame [H,W,3]."""
     height, width, _ = frame.shape
     image = np.empty((size, size, 3), dtype)
     image.view(np.uint8)[...] = GARBAGE
@@ -80,7 +80,7 @@ def bilinear(frame: Any, size: int) -> Any:
 
 
 def assert_equals_opencv(frame: Any, size: int) -> None:
-    """To the bit where OpenCV's own code runs, elsewhere to a grey level."""
+    """Bit for bit with OpenCV's own code, elsewhere within one gray level."""
     image = run_resize(frame, size)
     np.testing.assert_array_equal(image, fixed_point(frame, size))
     theirs = cv2.resize(frame, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -126,7 +126,7 @@ def test_floats_are_bilinear(shape: tuple[int, int]) -> None:
 
 
 def test_floats_at_the_size_of_networks() -> None:
-    """OpenCV may round positions to float; each of the two moves values by their distance at most."""
+    """OpenCV may round positions to float; values differ by at most the distance of both to the exact ones."""
     frame = picture(1080, 1920)
     image = run_resize(frame, 550, "float32")
     np.testing.assert_allclose(image, bilinear(frame, 550), rtol=0, atol=1e-4)
@@ -136,7 +136,7 @@ def test_floats_at_the_size_of_networks() -> None:
 
 @pytest.mark.parametrize(("pitch", "start"), [(3 * 53, 1), (3 * 53 + 1, 3), (256, 2)])
 def test_rows_may_be_apart_and_begin_anywhere(pitch: int, start: int) -> None:
-    """A part of a larger picture: what lies between its rows does not matter."""
+    """A part of a larger picture: data between its rows is ignored."""
     frame, images = picture(37, 53), []
     for between in (0, 255):
         memory = np.full(start + 36 * pitch + 3 * 53, between, np.uint8)
@@ -151,7 +151,7 @@ def test_rows_may_be_apart_and_begin_anywhere(pitch: int, start: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
 def test_images_of_a_batch(dtype: str) -> None:
-    """Frames of different sizes, each to its own image; S is odd, so that images begin at odd places."""
+    """Frames of different sizes, one per image; S is odd, so that images start at odd addresses."""
     frames = [picture(20 + 31 * i, 90 - 17 * i, seed=i) for i in range(4)]
     images = np.full((5, 35, 35, 3), GARBAGE, dtype)
     for index in (3, 0, 2):
@@ -191,7 +191,7 @@ def test_nothing_races_and_the_barrier_is_needed() -> None:
 
 
 def test_the_plan_counts_what_must_be_moved() -> None:
-    """Of a frame more than twice as large as the image, two columns and rows for each of the image's are needed."""
+    """A frame more than twice as large as the image needs two columns and rows per column and row of the image."""
     assert resize(480, 640, 1920, 550).bytes_moved == 3 * (480 * 640 + 550 * 550)
     assert resize(2160, 3840, 3 * 3840, 550).bytes_moved == 3 * (1100 * 1100 + 550 * 550)
     assert resize(480, 640, 1920, 550, output_dtype="float32").bytes_moved == 3 * (480 * 640 + 4 * 550 * 550)
@@ -205,7 +205,7 @@ def test_the_plan_counts_what_must_be_moved() -> None:
     [
         ((0, 640, 1920, 550), "got 0 x 640 to 550"),
         ((480, 0, 1920, 550), "got 480 x 0"),
-        ((480, 640, 1919, 550), r"expected rows 1920 bytes apart or more.*got 1919"),
+        ((480, 640, 1919, 550), r"expected rows at least 1920 bytes apart.*got 1919"),
         ((480, 640, 2**31, 550), "got 2147483648"),
         ((480, 640, 1920, 0), "640 to 0"),
         ((2**20 + 1, 640, 1920, 550), "got 1048577 x 640"),

@@ -1,4 +1,4 @@
-"""The kernels' self-test of `doctor`: it passes where they are right, and says so where they are not."""
+"""The kernel self-test of `doctor`: it passes for correct kernels and fails for wrong results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor() -> None:
-    """The driver is asked by ctypes here, and by cuda-python there."""
+    """`find_driver` uses ctypes, the self-test cuda-python."""
     assert [gpu.index for gpu in nvidia.find_driver().gpus] == [0, 1]
     check = doctor.try_here("CUDA kernels")
     assert check.works, check

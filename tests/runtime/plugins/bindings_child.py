@@ -1,10 +1,10 @@
-"""Our plugins on NVIDIA's real bindings of one TensorRT version, over stub libraries; in a process of its own.
+"""Our plugins with NVIDIA's real bindings of one TensorRT version, over stub libraries, in a separate process.
 
-    python bindings_child.py VERSION KIND MODEL.onnx     # prints what the plugins answered, as JSON in the last line
+    python bindings_child.py VERSION KIND MODEL.onnx     # prints the plugins' answers as JSON in the last line
 
-What TensorRT's C++ would do is done here: keep the registry, make expressions of shapes, ask in the order in which a
-build asks, and with KIND "v3" run the plugins, by the fake CUDA driver and the emulator. (KIND "aot" needs no driver.)
-Expressions are functions of the batch, and are reported for some batches.
+This script does the work of TensorRT's C++: it keeps the registry, builds shape expressions, calls the plugins in the
+order of a build, and with KIND "v3" runs them with the fake CUDA driver and the emulator. (KIND "aot" needs no driver.)
+Expressions are functions of the batch, reported for some batches.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tensorrt_stubs import bindings
 
 BATCHES = (1, 3, 7)
 
-#: plugins belong to TensorRT's C++, which never gives them back: with 10.3, freeing one is a crash
+#: plugins belong to TensorRT's C++, which never frees them: with 10.3, freeing one crashes
 _KEPT: list[Any] = []
 
 
 class Expression:
-    """In the place of ``trt.IDimensionExpr``."""
+    """Replaces ``trt.IDimensionExpr``."""
 
     def __init__(self, value: Callable[[int], int], constant: bool) -> None:
         self.value = value
@@ -53,7 +53,7 @@ def constant(number: int) -> Expression:
 
 
 class Builder:
-    """In the place of ``trt.IExprBuilder``; it does not outlive the call that it was made for."""
+    """Replaces ``trt.IExprBuilder``; it does not outlive its call."""
 
     alive = True
 
@@ -80,14 +80,14 @@ class Builder:
 
 
 class Dims(list):  # type: ignore[type-arg]
-    """In the place of ``trt.DimsExprs``."""
+    """Replaces ``trt.DimsExprs``."""
 
     def __init__(self, given: Any) -> None:
         super().__init__([None] * given if isinstance(given, int) else given)
 
 
 class Registry:
-    """In the place of ``trt.IPluginRegistry``; it refuses a second creator of one name."""
+    """Replaces ``trt.IPluginRegistry``; it rejects a second creator with the same name."""
 
     def __init__(self) -> None:
         self.creators: dict[Any, Any] = {}
@@ -104,7 +104,7 @@ class Registry:
 
 
 class Called:
-    """Calls a plugin as TensorRT would: with a new builder of expressions, which is gone afterwards."""
+    """Calls a plugin as TensorRT would: with a new expression builder that is destroyed afterwards."""
 
     def __enter__(self) -> Builder:
         self.builder = Builder()
@@ -128,7 +128,7 @@ def main(version: str, kind: str, path: str) -> None:
 
 
 def emulate_kernels() -> None:
-    """Load the emulator's libraries where the driver would get machine code."""
+    """Load the emulator's libraries instead of machine code."""
     from yolact_deploy.runtime.cuda import nvrtc
 
     def compile_source(source: str, arch: Any, defines: Any = ()) -> bytes:
@@ -145,7 +145,7 @@ def names_of(trt: Any) -> dict[Any, str]:
 
 
 def descriptor(trt: Any, dtype: Any, shape: tuple[Any, ...], format: Any = None) -> Any:
-    """A ``trt.DynamicPluginTensorDesc`` with profiles of 1, 2 and 4 images where the batch is None."""
+    """A ``trt.DynamicPluginTensorDesc`` with profiles of 1, 2 and 4 images if the batch is None."""
     made = trt.DynamicPluginTensorDesc()
     made.desc.type = dtype
     made.desc.format = format if format is not None else trt.TensorFormat.LINEAR
@@ -160,7 +160,7 @@ def expressions(shape: tuple[Any, ...]) -> Dims:
 
 
 def values_of(model: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
-    """ONNX dtype and shape of each value that the file tells; None is the batch."""
+    """ONNX dtype and shape of each value for which the file has them; None is the batch."""
     types = {}
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         tensor = value.type.tensor_type
@@ -170,7 +170,7 @@ def values_of(model: Any) -> dict[str, tuple[int, tuple[Any, ...]]]:
 
 
 def fields_of(trt: Any, node: Any, creator: Any) -> tuple[Any, list[Any]]:
-    """The attributes of a node that the creator asks for, as the parser hands them on; and what must stay alive."""
+    """The attributes of a node that the creator names, as the parser passes them, and the arrays to keep alive."""
     kinds = {1: (np.float32, "FLOAT32"), 2: (np.int32, "INT32")}
     names = [field.name for field in creator.field_names]
     arrays, fields = [], []
@@ -238,7 +238,7 @@ def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
 
 
 def wrong_combinations(trt: Any, plugin: Any, inputs: Any, outputs: Any) -> list[bool]:
-    """Whether other formats or other dtypes of any tensor are taken: they must not be."""
+    """Whether other formats or dtypes of any tensor are accepted; they must not be."""
     good = [descriptor(trt, *each) for each in (*inputs, *outputs)]
     wrong = [
         (pos, other)
@@ -252,7 +252,7 @@ def wrong_combinations(trt: Any, plugin: Any, inputs: Any, outputs: Any) -> list
 
 
 def round_trip(trt: Any, creator: Any, plugin: Any) -> Any:
-    """The plugin that an engine would make from what this one serialises."""
+    """The plugin that an engine would create from the serialized fields of this one."""
     collection = plugin.get_fields_to_serialize()
     copies = [(field.name, np.array(field.data), field.type) for field in collection]
     fields = trt.PluginFieldCollection([trt.PluginField(*copy) for copy in copies])
@@ -262,7 +262,7 @@ def round_trip(trt: Any, creator: Any, plugin: Any) -> Any:
 
 
 def enqueued(trt: Any, plugin: Any, node: Any, ins: Any, outs: Any) -> int:
-    """Run the plugin on the fake driver, as an execution context would; the number of images that were right."""
+    """Run the plugin on the fake driver, as an execution context would; returns the number of correct images."""
     from yolact_deploy.runtime.cuda.driver import Device
 
     device = Device.open(0)
@@ -291,7 +291,7 @@ def enqueued(trt: Any, plugin: Any, node: Any, ins: Any, outs: Any) -> int:
 
 
 def run_and_capture(context: Any, arguments: Any, stream: Any) -> None:
-    """Enqueue, then capture into a graph: the second time nothing is compiled, allocated or waited for."""
+    """Enqueue, then capture into a graph: the second run compiles, allocates and waits for nothing."""
     control = fake_cuda.control()
     context.enqueue(*arguments)
     stream.synchronize()
@@ -313,7 +313,7 @@ def plugin_descriptor(trt: Any, dynamic: Any, batch: int) -> Any:
 
 
 def arrays_for(op: str, sides: Any, batch: int) -> list[Any]:
-    """Random inputs, and outputs full of rubbish."""
+    """Random inputs, and outputs full of garbage."""
     rng = np.random.default_rng(batch)
     shapes = [[tuple(each.dims) for each in side] for side in sides]
     if op == "FastNMS":
@@ -368,7 +368,7 @@ def aot(trt: Any, registry: Registry, model: Any) -> Any:
             return {"kind": choice.kind, "reason": choice.reason, "refused": str(error)}
     assert choice.kind == "aot", choice.reason
     assert plugins.prepare(model, trt, "tensorrt", "aot").names == choice.names  # registered once
-    # Expressions of launch parameters are handed to C++: here they stay what they are.
+    # TensorRT passes launch parameters to C++; here they stay expressions.
     sys.modules["tensorrt.plugin._tensor"].SymExprImpl = lambda symbol: symbol._expr  # type: ignore[attr-defined]
     values = {name: shape for name, (_, shape) in values_of(choice.model).items()}
     types = {name: dtype for name, (dtype, _) in values_of(choice.model).items()}
@@ -424,7 +424,7 @@ def aot_node(trt: Any, registry: Registry, node: Any, tensors: dict[str, Any]) -
 
 
 class Scalars:
-    """In the place of ``trt.ISymExprs``."""
+    """Replaces ``trt.ISymExprs``."""
 
     nbSymExprs = 0  # noqa: N815  # TensorRT's name
 

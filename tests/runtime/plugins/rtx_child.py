@@ -1,6 +1,6 @@
-"""Builds an engine with our plugins in Python by TensorRT for RTX, in a process of its own.
+"""Builds an engine with our plugins in Python with TensorRT for RTX, in a separate process.
 
-    python rtx_child.py MODEL.onnx MODE ENGINE [broken]     # prints what the network was, as JSON in the last line
+    python rtx_child.py MODEL.onnx MODE ENGINE [broken]     # prints the network as JSON in the last line
 
 With "broken", the plugins fail while the engine is built.
 """

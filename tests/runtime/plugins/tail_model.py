@@ -1,4 +1,4 @@
-"""A small ONNX file as the exporter makes it, but for the network: inputs in place of the heads."""
+"""A small ONNX file like an exported one, with inputs in place of the network."""
 
 from __future__ import annotations
 

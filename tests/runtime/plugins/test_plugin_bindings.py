@@ -1,7 +1,7 @@
-"""Our plugins on NVIDIA's real bindings of five TensorRT versions: what they answer, and what they compute.
+"""Our plugins with NVIDIA's real bindings of five TensorRT versions: their answers and results.
 
-The bindings are wheels from the package index over stub libraries, see tests/tensorrt_stubs; each version has a process
-of its own, see bindings_child.py.
+The bindings are wheels from the package index over stub libraries, see tests/tensorrt_stubs; each version has its own
+process, see bindings_child.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def cases(versions: Iterable[str]) -> list[tuple[str, str]]:
-    """All versions with what changes the plugins, and one with what only changes shapes."""
+    """All versions with variants that change the plugins, and one with variants that only change shapes."""
     versions = list(versions)
     return [
         *((version, variant) for version in versions for variant in ("usual", "cross-class")),
@@ -54,7 +54,7 @@ def cases(versions: Iterable[str]) -> list[tuple[str, str]]:
 
 @functools.cache
 def reason_against(version: str) -> str:
-    """Why a version cannot be had here; empty when it can."""
+    """Why a version is unavailable; empty if it is available."""
     try:
         bindings.prepare(version)
     except bindings.UnavailableError as error:
@@ -64,7 +64,7 @@ def reason_against(version: str) -> str:
 
 @functools.cache
 def answers(version: str, kind: str, variant: str) -> Any:
-    """What the child of a version told; skips the test where there cannot be one."""
+    """The report of the child process for a version; skips the test if the version is unavailable."""
     if reason := reason_against(version):
         pytest.skip(reason)
     if kind == "v3" and (fake_cuda.why_not() or not emulate.available()):
@@ -83,7 +83,7 @@ def answers(version: str, kind: str, variant: str) -> Any:
 
 
 def sizes(numbers: Any) -> list[list[int]]:
-    """One list for each dimension of a shape: its values for the batches."""
+    """One list per dimension of a shape: its values for the batches."""
     return [list(values) for values in zip(*numbers, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Which plugins are chosen when, and what the user is told; TensorRT's module is played by stand-ins."""
+"""Which plugins are chosen when, and the messages for the user, with stand-ins for TensorRT's module."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def make_module(**members: Any) -> Any:
 
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One without ahead-of-time plugins."""
+    """TensorRT without ahead-of-time plugins."""
     module, registry = make_module(), Registry()
     module.registry = registry
     monkeypatch.setattr(tensorrt_api, "plugin_registry", lambda trt, flavour: registry)
@@ -75,7 +75,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, trt: Any) -> Any:
-    """One with them; registered are only noted."""
+    """TensorRT with ahead-of-time plugins, whose registrations are only recorded."""
     module = SimpleNamespace(registered=[])
     monkeypatch.setattr(tensorrt_api, "quick_plugins", lambda trt, flavour: module)
     monkeypatch.setattr(aot, "ptx", lambda stage: "ptx")
@@ -137,7 +137,7 @@ def test_in_python(trt: Any, mode: str) -> None:
     attributes = {a.name: helper.get_attribute_value(a) for a in choice.model.graph.node[0].attribute}
     assert attributes["plugin_namespace"] == b"yolact"
     plugins.prepare(tail_model(), trt, "tensorrt", mode)
-    assert len(trt.registry.creators) == 2  # once a process
+    assert len(trt.registry.creators) == 2  # once per process
     assert plugins.register_creators(trt, "tensorrt") == choice.names
 
 
@@ -206,7 +206,7 @@ def test_a_registry_that_refuses(trt: Any) -> None:
 
 
 class Library:
-    """In the place of the kernels' library."""
+    """Replaces the kernel library."""
 
     def __init__(self) -> None:
         self.loaded: list[LaunchPlan] = []

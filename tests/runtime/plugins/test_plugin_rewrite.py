@@ -1,4 +1,4 @@
-"""Fitting graphs to plugins: what stays, what goes, and what the plugins are told."""
+"""Fitting graphs to plugins: what stays, what is removed, and the attributes of plugin nodes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_casts_around_the_masks_go() -> None:
 
 
 def test_casts_that_others_need_stay() -> None:
-    """Prototypes in single precision that are read elsewhere too, and masks that go two ways."""
+    """Single-precision prototypes with another reader, and masks with two readers."""
     model = tail_model(half=True)
     for name in ("proto_32", "masks_32"):
         value = next(value for value in model.graph.value_info if value.name == name)

@@ -1,4 +1,4 @@
-"""Engines with our plugins in Python, really built by TensorRT for RTX, which does so without a GPU."""
+"""Engines with our plugins in Python, built by the real TensorRT for RTX, which needs no GPU for it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def build(model: Any, folder: Path, mode: str = "v3", *more: str) -> tuple[dict[str, Any], bytes]:
-    """What the child told, and the plan."""
+    """The report of the child process, and the plan."""
     source, target = folder / "model.onnx", folder / "model.plan"
     onnx.save(model, str(source))
     done = subprocess.run(
@@ -42,7 +42,7 @@ def build(model: Any, folder: Path, mode: str = "v3", *more: str) -> tuple[dict[
 
 
 def field(plan: bytes, name: str, layout: str) -> list[Any]:
-    """The values that follow a field's name in the plan, at any place before the next 100 bytes end."""
+    """The values within 100 bytes after a field's name in the plan."""
     start = plan.index(name.encode()) + len(name)
     size = struct.calcsize(layout)
     return [struct.unpack_from(layout, plan, at)[0] for at in range(start, start + 100 - size)]

@@ -1,4 +1,4 @@
-"""Chains of one-kernel plugins: their launches for any batch, run in the emulator, against NumPy."""
+"""Chains of one-kernel plugins: launches for any batch, run in the emulator and compared with NumPy."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mask_chain(
 
 
 def run_chain(chain: list[Stage], batch: int, arrays: dict[str, Any], seed: int = 0) -> None:
-    """What TensorRT does with the plugins: evaluate the expressions, pass inputs, scalars and outputs."""
+    """TensorRT's part: evaluate the expressions, and pass inputs, scalars and outputs."""
     launches = tuple(
         Launch(
             stage.launch.source,
@@ -78,7 +78,7 @@ def random_heads(seed: int, images: int) -> dict[str, Any]:
 
 
 def outputs_for(chain: list[Stage], batch: int) -> dict[str, Any]:
-    """Arrays of rubbish, as plugins get them."""
+    """Arrays of garbage, as plugins receive them."""
     last = chain[-1]
     return {
         tensor.name: np.full((batch, *last.shape(tensor.name)), 77, last.dtype(tensor.name))
@@ -114,7 +114,7 @@ def test_fast_nms_chain(cross_class: int, usual: int, batch: int) -> None:
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("usual", "batch"), [(1, 1), (1, 3), (2, 1), (8, 3)])
 def test_mask_chain(half: bool, usual: int, batch: int) -> None:
-    """Large prototypes, so that the launch is tuned to the batch: that must not change the masks."""
+    """Large prototypes, so that the launch is tuned to the batch, which must not change the masks."""
     height, width, slots = 90, 100, 60
     chain = mask_chain(usual, height=height, width=width, half=half, slots=slots)
     rng = np.random.default_rng(batch)

@@ -144,10 +144,10 @@ def test_ahead_of_time_plugins(version: str, variant: str) -> None:
         assert node["output_shapes"] == [
             sizes([(batch, *stage.shape(name)) for batch in batches]) for name in stage.outputs
         ]
-        sizes = [*stage.launch.block, stage.launch.shared_bytes]
+        fixed = [*stage.launch.block, stage.launch.shared_bytes]
         grid = [[extent.of(batch) for batch in batches] for extent in stage.grid]
         names = ("grid_x", "grid_y", "grid_z", "block_x", "block_y", "block_z", "shared_mem")
-        assert node["launch"] == dict(zip(names, [*grid, *([size] * 3 for size in sizes)], strict=True))
+        assert node["launch"] == dict(zip(names, [*grid, *([size] * 3 for size in fixed)], strict=True))
         assert node["scalars"] == [[extent.of(batch) for batch in batches] for extent in stage.scalars]
         assert node["kernel"] == stage.launch.kernel
         assert ".target sm_75" in node["ptx"]

@@ -6,6 +6,7 @@ thousands of images need no more memory than a few. Only faster-coco-eval keeps 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -123,14 +124,10 @@ def evaluate(
     load_s = 0.0
     if stored < len(images):
         loading = time.perf_counter()
-        predictor = model.load() if isinstance(model, EngineSource) else model
-        load_s = time.perf_counter() - loading
-        try:
+        with model.load() if isinstance(model, EngineSource) else contextlib.nullcontext(model) as predictor:
+            load_s = time.perf_counter() - loading
             images.check_classes(predictor.config)
             run.predict(predictor, images, stored, cache, progress)
-        finally:
-            if isinstance(model, EngineSource):
-                predictor.close()
     accuracy, matches = run.score()
     whole_s = time.perf_counter() - start - load_s
     spent = {stage: ms / 1e3 for stage, ms in run.timer.spent.items()}

@@ -1,6 +1,9 @@
 """Launch plan for mask assembly (kernels/mask_assembly.cu): sizes, grids and arguments.
 
 Legend: N images, D detection slots, K coefficients, h x w prototypes.
+
+Buffers of the kernel ``mask_assembly``: proto [N,h,w,K], coeff float32 [N,D,K], boxes float32 [N,D,4] (xyxy,
+normalized) -> masks [N,D,h,w]: probabilities, 0 outside the padded boxes.
 """
 
 from __future__ import annotations
@@ -40,12 +43,9 @@ def mask_assembly(
     mask_dtype: str = "float32",
     zero_outside: bool = True,
 ) -> LaunchPlan:
-    """The one launch (kernel ``mask_assembly``) that computes masks at prototype resolution.
+    """The launch that computes masks at prototype resolution.
 
-    Buffers in: proto [N,h,w,K] of ``proto_dtype``, coeff float32 [N,D,K], boxes float32 [N,D,4] (xyxy, normalized);
-    out: masks [N,D,h,w] of ``mask_dtype``: probabilities, 0 outside the padded boxes. Only grid z and, through
-    `detections_per_block`, grid y of the launch depend on the batch; any group size gives the same masks.
-
+    Only grid z and, through `detections_per_block`, grid y depend on the batch; any group size gives the same masks.
     ``bytes_moved`` and ``operations`` assume boxes that cover the whole image.
 
     Args:
@@ -58,32 +58,19 @@ def mask_assembly(
     """
     limits = {"batch": (batch, 65535), "detections": (detections, 2**20), "height": (height, 2**14)}
     check_sizes(_NAME, {**limits, "width": (width, 2**14), "coefficients": (coefficients, MAX_COEFFICIENTS)})
-    proto_bytes = dtype_bytes(_NAME, "proto_dtype", proto_dtype)
-    mask_bytes = dtype_bytes(_NAME, "mask_dtype", mask_dtype)
-    area = height * width
-    threads = block_threads(coefficients)
+    area, threads = height * width, block_threads(coefficients)
+    proto_bytes = area * coefficients * dtype_bytes(_NAME, "proto_dtype", proto_dtype)
+    mask_bytes = area * dtype_bytes(_NAME, "mask_dtype", mask_dtype)
     tiles = ceil_div(area, threads)
     group = detections_per_block(batch, detections, tiles)
+    scalars = (*int32s(detections, height, width, group), float_bits(padding))
     launch = Launch(
-        source=SOURCE,
-        kernel="mask_assembly",
-        grid=(tiles, ceil_div(detections, group), batch),
-        block=(threads, 1, 1),
-        shared_bytes=0,
-        arguments=(
-            *("proto", "coeff", "boxes"),
-            *int32s(detections, height, width, group),
-            *(float_bits(padding), "masks"),
-        ),
-        defines=kernel_defines(coefficients, proto_dtype, mask_dtype, zero_outside=zero_outside),
-    )
-    return LaunchPlan(
-        launches=(launch,),
-        scratch={},
-        bytes_moved=batch
-        * (area * coefficients * proto_bytes + detections * (area * mask_bytes + 4 * coefficients + 16)),
-        operations=batch * detections * area * (2 * coefficients + 3),
-    )
+        SOURCE, "mask_assembly", (tiles, ceil_div(detections, group), batch), (threads, 1, 1), 0,
+        ("proto", "coeff", "boxes", *scalars, "masks"),
+        kernel_defines(coefficients, proto_dtype, mask_dtype, zero_outside=zero_outside),
+    )  # fmt: skip
+    moved = proto_bytes + detections * (mask_bytes + 4 * coefficients + 16)
+    return LaunchPlan((launch,), {}, batch * moved, batch * detections * area * (2 * coefficients + 3))
 
 
 def kernel_defines(coefficients: int, proto_dtype: str, mask_dtype: str, *, zero_outside: bool) -> Defines:

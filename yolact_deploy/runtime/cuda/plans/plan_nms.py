@@ -59,7 +59,6 @@ def fast_nms(
 ) -> LaunchPlan:
     """The three launches of Fast NMS: prior_best, select_entries and merge_entries, in this order.
 
-    Buffers in: boxes, scores, coeff; out: num_detections, out_boxes, out_scores, out_labels, out_coeff (shapes above).
     Only grids depend on the batch: grid y of the first two launches, grid x of the last.
 
     Args:
@@ -70,28 +69,23 @@ def fast_nms(
     Raises:
         ConfigError: sizes that the kernels do not support.
     """
-    lists = 1 if cross_class else classes
     limits = {"batch": (batch, 65535), "priors": (priors, 2**30), "classes": (classes, 2**20)}
     limits |= {"coefficients": (coefficients, 2**20), "top_k": (top_k, MAX_KEPT)}
-    limits["max_detections"] = max_detections, 2**30 // max(coefficients, 1)
-    check_sizes("Fast NMS", limits)
-    length = min(top_k, max_detections)
+    check_sizes("Fast NMS", {**limits, "max_detections": (max_detections, 2**30 // max(coefficients, 1))})
+    lists, length = 1 if cross_class else classes, min(top_k, max_detections)
     defines = kernel_defines(classes, cross_class=cross_class)
-    words = ceil_div(priors, 32)
     entries = batch * lists * length * 4
-    scratch = {"candidates": batch * words * 4, "entry_scores": entries, "entry_priors": entries}
+    scratch = {"candidates": batch * ceil_div(priors, 32) * 4, "entry_scores": entries, "entry_priors": entries}
     if cross_class:
         scratch |= {"best_scores": batch * priors * 4, "best_classes": batch * priors * 4}
-    return LaunchPlan(
-        launches=(
-            _prior_best(batch, priors, classes, score_threshold, defines, cross_class),
-            _select_entries(batch, priors, lists, top_k, length, iou_threshold, defines, cross_class),
-            _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
-        ),
-        scratch=scratch,
-        bytes_moved=batch * _bytes(priors, classes, coefficients, max_detections),
-        operations=batch * (priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2),
+    launches = (
+        _prior_best(batch, priors, classes, score_threshold, defines, cross_class),
+        _select_entries(batch, priors, lists, top_k, length, iou_threshold, defines, cross_class),
+        _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
     )
+    operations = priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2
+    moved = _bytes(priors, classes, coefficients, max_detections)
+    return LaunchPlan(launches, scratch, batch * moved, batch * operations)
 
 
 def kernel_defines(classes: int, *, cross_class: bool) -> Defines:

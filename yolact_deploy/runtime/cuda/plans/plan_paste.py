@@ -1,6 +1,16 @@
 """Launch plan for pasting masks into images (kernels/paste.cu), and the host's side of the result.
 
 Legend: N images, D detection slots, h x w prototypes, H x W image size (may differ per image).
+
+Two kernels, ``paste_windows`` and ``paste_bits``. Buffers in: masks [N,D,h,w]: probabilities, read only inside the
+padded boxes; boxes float32 [N,D,4] (xyxy, normalized); num_detections int32 [N]; image_sizes int32 [N,2] (H, W). Out:
+
+- windows int32 [N,D,6]: x, y, width, height, row_words, first_word of each mask's part of the image; x is a multiple of
+  8. The width is 0 for empty masks and slots past num_detections, and -1 for a mask that does not fit; the other five
+  are 0 then
+- words_needed int32 [N]: the capacity that would be enough; 2^31 - 1 may also mean more
+- bits uint32 [N,capacity_words]: the rows of all masks one after another, ``row_words`` words each; in memory order,
+  their bytes equal np.packbits. Words outside all windows are not written. May be mapped host memory
 """
 
 from __future__ import annotations
@@ -44,17 +54,7 @@ def paste(
     capacity_words: int,
     padding: float = 1.0,
 ) -> LaunchPlan:
-    """The two launches that compute packed masks at image size: ``paste_windows`` and ``paste_bits``.
-
-    Buffers in: masks [N,D,h,w] of ``mask_dtype``: probabilities, read only inside the padded boxes; boxes float32
-    [N,D,4] (xyxy, normalized), num_detections int32 [N], image_sizes int32 [N,2] (H, W). Buffers out:
-
-    - windows int32 [N,D,6]: x, y, width, height, row_words, first_word of each mask's part of the image; x is a
-      multiple of 8. The width is 0 for empty masks and slots past num_detections, and -1 for a mask that does not fit;
-      the other five are 0 then
-    - words_needed int32 [N]: the capacity that would be enough; 2^31 - 1 may also mean more
-    - bits uint32 [N,capacity_words]: the rows of all masks one after another, ``row_words`` words each; in memory
-      order, their bytes equal np.packbits. Words outside all windows are not written. May be mapped host memory
+    """The two launches that compute packed masks at image size.
 
     Image sizes and numbers of detections are read on the device, so that one plan serves all frames. ``bytes_moved``
     and ``operations`` assume bits that fill the capacity.
@@ -70,27 +70,14 @@ def paste(
     limits = {"batch": (batch, 65535), "detections": (detections, 2**20), "mask_height": (mask_height, 2**14)}
     check_sizes(_NAME, {**limits, "mask_width": (mask_width, 2**14), "capacity_words": (capacity_words, MAX_WORDS)})
     mask_bytes = mask_height * mask_width * dtype_bytes(_NAME, "mask_dtype", mask_dtype)
-    defines = kernel_defines(mask_dtype)
-    sizes = (*int32s(detections, mask_height, mask_width), float_bits(padding), *int32s(capacity_words))
-    between = ("windows", "words_needed", "paste_offsets")
-    windows = Launch(
-        source=SOURCE,
-        kernel="paste_windows",
-        grid=(batch, 1, 1),
-        block=(THREADS, 1, 1),
-        shared_bytes=0,
-        arguments=("boxes", "num_detections", "image_sizes", *sizes, *between),
-        defines=defines,
-    )
-    bits = Launch(
-        source=SOURCE,
-        kernel="paste_bits",
-        grid=(min(ceil_div(capacity_words, THREADS), ceil_div(MOST_BLOCKS, batch)), batch, 1),
-        block=(THREADS, 1, 1),
-        shared_bytes=0,
-        arguments=("masks", "boxes", "image_sizes", "windows", "paste_offsets", *sizes, "bits"),
-        defines=defines,
-    )
+    defines, block = kernel_defines(mask_dtype), (THREADS, 1, 1)
+    scalars = (*int32s(detections, mask_height, mask_width), float_bits(padding), *int32s(capacity_words))
+    sizes = ("boxes", "num_detections", "image_sizes")
+    made = ("windows", "words_needed", "paste_offsets")
+    windows = Launch(SOURCE, "paste_windows", (batch, 1, 1), block, 0, (*sizes, *scalars, *made), defines)
+    blocks = min(ceil_div(capacity_words, THREADS), ceil_div(MOST_BLOCKS, batch))
+    inputs = ("masks", "boxes", "image_sizes", "windows", "paste_offsets")
+    bits = Launch(SOURCE, "paste_bits", (blocks, batch, 1), block, 0, (*inputs, *scalars, "bits"), defines)
     return LaunchPlan(
         launches=(windows, bits),
         scratch={"paste_offsets": batch * (detections + 1) * 4},

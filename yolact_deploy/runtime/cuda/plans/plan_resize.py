@@ -1,6 +1,9 @@
 """Launch plan for resizing a frame to the network's input (kernels/resize.cu).
 
 Legend: N images, H x W the frame, S input side.
+
+Buffers of the kernel ``resize``: frame uint8 BGR [H,W,3], rows ``pitch`` bytes apart -> images [N,S,S,3], 0..255, of
+which one is written.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.cuda.plans.launch import Defines, Launch, LaunchPlan, Offset, ceil_div, int32s
+from yolact_deploy.runtime.cuda.plans.launch import Argument, Defines, Launch, LaunchPlan, Offset, ceil_div, int32s
 
 SOURCE = "resize.cu"
 
@@ -31,10 +34,7 @@ def resize(
     output_dtype: str = "uint8",
     image_index: int = 0,
 ) -> LaunchPlan:
-    """The one launch (kernel ``resize``) that computes one image of a batch.
-
-    Buffers in: frame uint8 BGR [H,W,3], rows ``pitch`` bytes apart; out: images [N,S,S,3] of ``output_dtype``, 0..255,
-    of which image ``image_index`` is written.
+    """The launch that computes image ``image_index`` of a batch.
 
     Args:
         output_dtype: "uint8" rounds to gray levels, "float32" keeps the fractions
@@ -49,19 +49,14 @@ def resize(
     if output_dtype not in _BYTES:
         raise ValueError(f"output_dtype: expected one of {', '.join(_BYTES)}, got {output_dtype!r}")
     nbytes = 3 * size * size * _BYTES[output_dtype]
+    scalars: tuple[Argument, ...] = (*int32s(height, width, pitch, size), _scale(width, size), _scale(height, size))
     launch = Launch(
         source=SOURCE,
         kernel="resize",
         grid=(ceil_div(size, TILE_WIDTH), ceil_div(size, TILE_HEIGHT), 1),
         block=(TILE_WIDTH, BLOCK_ROWS, 1),
         shared_bytes=0,
-        arguments=(
-            "frame",
-            *int32s(height, width, pitch, size),
-            _scale(width, size),
-            _scale(height, size),
-            Offset("images", image_index * nbytes),
-        ),
+        arguments=("frame", *scalars, Offset("images", image_index * nbytes)),
         defines=kernel_defines(output_dtype),
     )
     return LaunchPlan(

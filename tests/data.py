@@ -1,4 +1,4 @@
-"""Where the shared test data are: real COCO images and dumps that do not ship with the repository."""
+"""Location of the shared test data: real COCO images and dumps that are not part of the repository."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _DEFAULT = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
 def data_dir(*parts: str) -> Path:
-    """A file or folder of the shared data; skips the test, with the reason, where it is absent.
+    """A file or folder of the shared data; skips the test if it is missing.
 
-    The data are looked for in the environment variable YOLACT_DATA, by default in ../shared/data beside the repository.
+    The environment variable YOLACT_DATA names the data folder; the default is ../shared/data next to the repository.
     """
     path = Path(os.environ.get("YOLACT_DATA", _DEFAULT)).resolve().joinpath(*parts)
     if not path.exists():

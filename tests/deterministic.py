@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def deterministic_state(config_name: str) -> dict[str, Any]:
     """State dict of torch tensors for a named configuration, the same on every machine.
 
-    Names and shapes come from the golden keys file, or from the model where there is none.
+    Names and shapes come from the golden keys file, or from the model if there is none.
     """
     import torch
 

@@ -1,11 +1,11 @@
-"""A small TensorRT for tests with the fake CUDA driver: the engines' networks are ONNX files, run by ONNX Runtime.
+"""A small TensorRT for tests with the fake CUDA driver: the network of an engine is an ONNX file, run by ONNX Runtime.
 
     engine = write_engine(tmp_path / "a.trt", onnx_path)
-    with installed():                    # import tensorrt gives this module's fake
+    with installed():                    # import tensorrt returns this module's fake
         TensorRtBackend(engine)
 
-It is strict where TensorRT is: a context that was captured must not be changed any more, one that never ran cannot be
-captured, every address and the scratch memory must be set, and batches must be within a profile.
+It is as strict as TensorRT: a captured context must not change, a context that never ran cannot be captured, every
+address and the scratch memory must be set, and batches must fit a profile.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def write_engine(
     """An engine file with the metadata of the ONNX file.
 
     Args:
-        capability: of the only GPU that the engine runs on
-        profiles: of batches; by default one as exported
+        capability: of the only GPU on which the engine runs
+        profiles: batch ranges; by default the exported one
     """
     from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
     model = read_onnx(onnx_path)
     text = onnx_metadata(model, onnx_path).to_json() if metadata is None else metadata
-    del model.metadata_props[:]  # an engine has them as its name only
+    del model.metadata_props[:]  # an engine only has them as its name
     settings = f"{capability};{';'.join(','.join(map(str, profile)) for profile in profiles)}"
     body = text.encode() + b"\0" + settings.encode() + _MARK + model.SerializeToString()
     numbers = version or (RTX_VERSION if rtx else VERSION)
@@ -111,9 +111,9 @@ class Runtime:
     def deserialize_cuda_engine(self, plan: Any) -> Engine | None:
         data = bytes(plan)
         expected = RTX_VERSION if self._rtx else VERSION
-        found = tuple(data[24:28])
-        if found != expected:
-            self._refuse(f"The engine was made by another version, expecting {expected} got {found}")
+        compiled_for = tuple(data[24:28])
+        if compiled_for != expected:
+            self._refuse(f"The engine was made by another version, expecting {expected} got {compiled_for}")
             return None
         capability, *profiles = data.partition(_MARK)[0].rpartition(b"\0")[2].decode().split(";")
         if capability not in ("", _current_capability()):
@@ -216,7 +216,7 @@ class RuntimeConfig:
 
 
 class RuntimeCache:
-    #: what was given to any cache of this process
+    #: everything given to a cache of this process
     given: list[bytes] = []  # noqa: RUF012
 
     def __init__(self) -> None:
@@ -323,7 +323,7 @@ def _module(name: str, rtx: bool) -> types.ModuleType:
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Inside, ``import tensorrt`` and ``import tensorrt_rtx_bindings`` give the fakes."""
+    """Within this block, ``import tensorrt`` and ``import tensorrt_rtx_bindings`` return the fakes."""
     from yolact_deploy.runtime import tensorrt_api
 
     fakes = {
@@ -333,7 +333,7 @@ def installed() -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.dict(sys.modules, fakes))
-        # What the process keeps for good of the real ones.
+        # Objects of the real modules that the process keeps forever.
         stack.enter_context(mock.patch.dict(tensorrt_api._loggers, clear=True))
         stack.enter_context(mock.patch.dict(tensorrt_api._runtimes, clear=True))
         yield

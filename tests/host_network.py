@@ -1,6 +1,6 @@
-"""A network computed by NumPy on the "device" memory of the fake driver, and the same network as a CPU backend.
+"""A network in NumPy on the "device" memory of the fake driver, and the same network as a CPU backend.
 
-What it finds depends on the brightness of the image only, so that a resize which differs by a grey level changes
+Its detections depend only on the brightness of the image, so that a resize that differs by one gray level changes
 nothing.
 
 Legend: N images, P priors, C classes, K coefficients, D detection slots, h x w prototypes, S input side.
@@ -48,30 +48,30 @@ def heads(brightness: int) -> tuple[Any, ...]:
 
 
 def outputs_of(image: Any, tail: str, *, mask_iou: bool = False) -> dict[str, Any]:
-    """What the network says of a resized image; with ``mask_iou`` mask scores, too, in another order than scores."""
+    """Outputs for a resized image; with ``mask_iou`` also mask scores, in another order than the scores."""
     boxes, scores, coeff, proto = heads(round(float(image.mean()) / 16))
     if tail == "heads":
         return {"boxes": boxes, "scores": scores, "coeff": coeff, "proto": proto}
-    found = detect(
+    detected = detect(
         boxes, scores, coeff, score_threshold=CONFIG.nms_score_threshold, top_k=CONFIG.top_k, max_detections=SLOTS
     )
-    num = len(found.scores)
+    num = len(detected.scores)
     masks = np.zeros((SLOTS, SIDE, SIDE), np.float32)
-    masks[:num] = assemble_masks(proto, found.coeff, found.boxes)
+    masks[:num] = assemble_masks(proto, detected.coeff, detected.boxes)
 
     def padded(values: Any) -> Any:
         out = np.zeros((SLOTS, *values.shape[1:]), values.dtype)
         out[:num] = values
         return out
 
-    told = {
+    outputs = {
         "num_detections": np.int32(num),
-        "boxes": padded(found.boxes),
-        "scores": padded(found.scores),
-        "labels": padded(found.labels),
+        "boxes": padded(detected.boxes),
+        "scores": padded(detected.scores),
+        "labels": padded(detected.labels),
         "masks": masks,
     }
-    return told | {"mask_scores": padded(found.scores[::-1] / 2)} if mask_iou else told
+    return outputs | {"mask_scores": padded(detected.scores[::-1] / 2)} if mask_iou else outputs
 
 
 class CpuBackend(Backend):
@@ -84,8 +84,8 @@ class CpuBackend(Backend):
         self._tail = tail
 
     def run(self, images: Any) -> Outputs:
-        found = [outputs_of(image, self._tail, mask_iou=self.metadata.config.mask_iou) for image in images]
-        values = [np.stack([one[name] for one in found]) for name in self.metadata.outputs]
+        outputs = [outputs_of(image, self._tail, mask_iou=self.metadata.config.mask_iou) for image in images]
+        values = [np.stack([one[name] for one in outputs]) for name in self.metadata.outputs]
         return HeadOutputs(*values) if self._tail == "heads" else DetectionOutputs(*values)
 
     def describe(self) -> dict[str, Any]:
@@ -103,8 +103,8 @@ class HostNetwork(DeviceNetwork):
     """The network for the GPU path.
 
     Args:
-        max_batch, fixed_batch, bindable, capturable: as of every network
-        uncapturable: it says that it can be captured, and cannot
+        max_batch, fixed_batch, bindable, capturable: see ``DeviceNetwork``
+        uncapturable: it claims to be capturable but is not
     """
 
     name, precision = "host", "fp32"
@@ -175,16 +175,16 @@ class HostNetwork(DeviceNetwork):
 
 
 def compile_for_emulator(source: str, arch: str, defines: Any = ()) -> bytes:
-    """Stands for :func:`yolact_deploy.runtime.cuda.nvrtc.compile_source`."""
+    """Replaces :func:`yolact_deploy.runtime.cuda.nvrtc.compile_source`."""
     return fake_cuda.image_of(Path(emulate.compile_source(source, tuple(defines))))
 
 
 def emulate_kernels() -> None:
-    """Let the emulator run the kernels of this process, for good."""
+    """Let the emulator run the kernels of this process from now on."""
     nvrtc.compile_source = compile_for_emulator
 
 
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of this test are run by the emulator."""
+    """The emulator runs the kernels of this test."""
     monkeypatch.setattr(nvrtc, "compile_source", compile_for_emulator)

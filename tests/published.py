@@ -1,4 +1,4 @@
-"""Figures that the networks' authors, or others with their code, have told."""
+"""Figures published by the authors of the networks, or by others with their code."""
 
 from __future__ import annotations
 

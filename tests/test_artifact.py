@@ -157,8 +157,8 @@ def test_metadata_is_frozen() -> None:
         METADATA.tail = "functions"  # type: ignore[misc]
 
 
-def test_sha256_reads_in_pieces(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 9000  # more than two pieces
+def test_sha256_reads_in_chunks(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 9000  # more than two chunks
     (tmp_path / "file").write_bytes(data)
     assert sha256_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 

@@ -43,7 +43,7 @@ def test_folders_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         cache_folder("engine")
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cannot make the cache folder .*file/kernels: .*Set YOLACT_DEPLOY_CACHE"):
@@ -53,24 +53,24 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 # -- locks ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_is_had_once_and_leaves_nothing(tmp_path: Path) -> None:
-    path, told = tmp_path / "lock", list[int]()
+def test_a_lock_is_exclusive_and_leaves_nothing(tmp_path: Path) -> None:
+    path, waits = tmp_path / "lock", list[int]()
     with file_lock(path, 0) as first:
         assert path.exists()
-        with file_lock(path, 0, lambda: told.append(1)) as second:
+        with file_lock(path, 0, lambda: waits.append(1)) as second:
             pass
-        with file_lock(path, 0.2, lambda: told.append(2)) as third:
+        with file_lock(path, 0.2, lambda: waits.append(2)) as third:
             pass
-        assert path.exists()  # whoever did not have it does not remove it
+        assert path.exists()  # a lock that was not acquired is not removed
     assert (first, second, third) == (True, False, False)
-    assert told == [2]
+    assert waits == [2]
     assert list(tmp_path.iterdir()) == []
     with file_lock(path, 0) as again:
         assert again
 
 
 def test_only_one_is_inside(tmp_path: Path) -> None:
-    """Many threads, while the file comes and goes."""
+    """Many threads, while the file is created and removed."""
     inside, most, rounds = 0, 0, 0
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Configurations: the published ones, their geometry, and what a wrong one says."""
+"""Configurations: the published ones, their geometry, and errors for wrong values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_prior_scales(name: str, scales: tuple[int, ...]) -> None:
     assert get_config(name).prior_scales == tuple((float(s),) for s in scales)
 
 
-def test_plus_has_three_scales_a_level() -> None:
+def test_plus_has_three_scales_per_level() -> None:
     for base, level in zip((24, 48, 96, 192, 384), get_config("yolact_plus_base").prior_scales, strict=True):
         assert level == pytest.approx([base, base * 2 ** (1 / 3), base * 2 ** (2 / 3)])
 

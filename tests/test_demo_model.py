@@ -1,4 +1,4 @@
-"""The model that comes with the package, on generated images that it has not seen: its AP, in each way to run it."""
+"""The model that ships with the package, on generated images it has not seen: its AP in each way to run it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _scores(model: str, images: CocoImages) -> tuple[float, float]:
 
 
 def _check(exported: Path, images: CocoImages, least_box: float, least_mask: float, half: float, int8: float) -> None:
-    """AP of each engine beside eager's: ``half`` and ``int8`` are how far those in 16 and 8 bits may be from it."""
+    """AP of each engine compared with eager's; ``half`` and ``int8`` are the tolerances for 16 and 8 bits."""
     names = ["fp16.onnx", "bf16.onnx", "int8.onnx", "int8_unsigned.onnx"]
     if _has_openvino():
         names += ["fp32.onnx@openvino-bf16", "bf16.onnx@openvino", "int8.onnx@openvino", "int8_unsigned.onnx@openvino"]
@@ -79,7 +79,7 @@ def _has_openvino() -> bool:
 
 
 def test_some_images(exported: Path, tmp_path: Path) -> None:
-    """Looser than the figures of the README, since so few images say less."""
+    """Wider tolerances than in the README, because there are few images."""
     _check(exported, _held_out(tmp_path, _FEW), 0.60, 0.55, 0.01, 0.02)
 
 

@@ -18,7 +18,7 @@ METADATA = Metadata(config=get_config("yolact_im400"), precision="fp16", version
 
 
 def engine(body: bytes, magic: bytes = b"vtrt") -> bytes:
-    """An engine as far as its header goes."""
+    """The header of an engine."""
     size = 32 + len(body)
     return magic + struct.pack("<IQQ4B", 0, 2, size, 1, 7, 1, 116) + bytes(4) + body
 
@@ -46,12 +46,12 @@ def test_plugins() -> None:
     [
         (b"", b""),
         (bytes(range(256)) * 50, b"\xff" * 1000),
-        (b'{"schema":1,', b"}}}"),  # an object that never ends
-        (b'{"schema":1,"config":"other"}', b'{"schema":1}'),  # another program's
+        (b'{"schema":1,', b"}}}"),  # an unterminated object
+        (b'{"schema":1,"config":"other"}', b'{"schema":1}'),  # of another program
         (b'{"' * 500, b'"}'),
     ],
 )
-def test_metadata_is_found_among_other_bytes(tmp_path: Path, before: bytes, after: bytes) -> None:
+def test_metadata_among_other_bytes(tmp_path: Path, before: bytes, after: bytes) -> None:
     path = write(tmp_path / "a.trt", engine(before + METADATA.to_json().encode() + after))
     assert read_engine_metadata(path) == METADATA
 

@@ -1,6 +1,6 @@
-"""Wrong inputs as a user meets them: the real program, its one line on stderr, its exit code, and what it left behind.
+"""Wrong inputs from a user's view: the real program, its one line on stderr, its exit code, and the files it leaves.
 
-Each case is a process of its own, in a folder of its own, whose listing must be the same afterwards.
+Each case runs in its own process and folder; the contents of the folder must not change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LIMIT = 120  # seconds
 
 @pytest.fixture(scope="module")
 def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """``model.onnx``, a good file of a small network, and ``w.pth``, the checkpoint."""
+    """``model.onnx``, a valid file of a small network, and ``w.pth``, its checkpoint."""
     from yolact_deploy.export.onnx import export_onnx
     from yolact_deploy.model.checkpoint import load_model
 
@@ -51,20 +51,20 @@ def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def beginning(path: Path) -> bytes:
-    """The first MB of a file of 125."""
+    """The first MB of a file of 125 MB."""
     with path.open("rb") as file:
         return file.read(1 << 20)
 
 
 def engine(path: Path, kept: int = 1_000_000) -> None:
-    """What TensorRT for RTX writes around the network, or the first ``kept`` bytes of it."""
+    """The bytes that TensorRT for RTX writes around a network, or the first ``kept`` of them."""
     metadata = Metadata(config=get_config("yolact_resnet50")).to_json().encode()
     whole = b"vtrt" + bytes(12) + struct.pack("<Q", 1_000_000) + bytes([1, 7, 1, 116]) + metadata
     path.write_bytes(whole.ljust(1_000_000, b"\0")[:kept])
 
 
 def write_annotations(path: Path, category_id: int) -> None:
-    """The samples' annotations, all of them of one category."""
+    """The samples' annotations, all with one category."""
     content = json.loads(ANNOTATIONS.read_text())
     for annotation in content["annotations"]:
         annotation["category_id"] = category_id
@@ -73,7 +73,7 @@ def write_annotations(path: Path, category_id: int) -> None:
 
 
 def fill(folder: Path, store: Path) -> Path:
-    """Put good files and every kind of bad one into a folder."""
+    """Put valid files and every kind of invalid one into a folder."""
     (folder / "model.onnx").hardlink_to(store / "model.onnx")
     (folder / "w.pth").symlink_to((store / "w.pth").resolve())
     (folder / "corrupt.pth").write_bytes(beginning(store / "w.pth"))
@@ -97,7 +97,7 @@ def here(store: Path, tmp_path: Path) -> Path:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every path below a folder with its size and the time of its last change."""
+    """Every path below a folder with its size and modification time."""
     return {
         str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -111,7 +111,7 @@ def environment() -> dict[str, str]:
 
 
 def check(code: int, stderr: str, message: str) -> None:
-    """Exit code 2 and one error, in one line, that says what is wrong."""
+    """Exit code 2, and one error of one line that says what is wrong."""
     errors = [line for line in stderr.splitlines() if "error:" in line]
     assert len(errors) == 1, stderr
     assert errors[0].startswith("yolact-deploy: error: "), stderr
@@ -128,7 +128,7 @@ IMAGES_DIR = str(IMAGES)
 LABELS = str(ANNOTATIONS)
 
 CASES = {
-    # corrupt checkpoints, and those of other classes than the configuration's
+    # corrupt checkpoints, and checkpoints with other classes than the configuration
     "corrupt-checkpoint-export": ("export --weights corrupt.pth --engine none", "corrupt.pth|damaged"),
     "text-checkpoint-export": ("export --weights text.pth --engine none", "text.pth is not a weights file"),
     "corrupt-checkpoint-predict": ("predict corrupt.pth good.png", "corrupt.pth|damaged"),
@@ -155,7 +155,7 @@ CASES = {
     "truncated-engine-inspect": ("inspect half.trt", "half.trt is cut short|500,000 of 1,000,000 bytes"),
     "truncated-engine-predict": ("predict half.trt good.png", "half.trt"),
     "truncated-engine-bench": (f"bench --engine half.trt --images-dir {IMAGES_DIR}", "half.trt"),
-    # what needs a GPU
+    # things that need a GPU
     "no-driver-cuda-bench": (
         f"bench --engine model.onnx@onnxruntime:provider=cuda --images-dir {IMAGES_DIR}",
         "no NVIDIA driver here|libcuda.so.1",
@@ -194,7 +194,7 @@ CASES = {
         "dragons.json|999|does not know",
     ),
     "unknown-ids-eval-results": (f"eval --results results.json --annotations {LABELS}", "999"),
-    # places that cannot be written: below a file, which stops root, too
+    # unwritable paths: below a file, which also stops root
     "unwritable-export": (
         "export --weights w.pth --size 97 --engine none -o text.pth/m",
         "cannot write text.pth/m.onnx",
@@ -239,7 +239,7 @@ class Outcome:
 def outcomes(
     request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[Outcome]]]:
-    """What became of each case that was asked for; two run at a time."""
+    """The outcome of each selected case; two run at a time."""
 
     def run_case(name: str, folder: Path) -> Outcome:
         fill(folder, store)
@@ -326,7 +326,7 @@ def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
     assert listing(here) == before
 
 
-def test_importing_the_package_warns_of_nothing() -> None:
+def test_importing_the_package_gives_no_warnings() -> None:
     code = "import yolact_deploy; yolact_deploy.load; yolact_deploy.get_config('yolact_base')"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

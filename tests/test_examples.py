@@ -1,4 +1,4 @@
-"""The scripts in examples/ do what they say: each one runs on generated pictures."""
+"""The scripts in examples/ work: each one runs on generated pictures."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The whole network against the original, for every golden file of a network or of its tensor names.
+"""The whole network compared with the original, for every golden file of a network or its tensor names.
 
-Files of further configurations are picked up when they are put into tests/golden.
+Further files in tests/golden are picked up automatically.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def test_tensor_names_and_shapes(name: str) -> None:
     config = get_config(name)
     with torch.device("meta"):
         model = YolactModel(config)
-    found = [[key, list(value.shape), str(value.dtype)[6:]] for key, value in model.state_dict().items()]
-    assert found == json.loads((GOLDEN / f"keys_{name}.json").read_text())
+    detectedrs = [[key, list(value.shape), str(value.dtype)[6:]] for key, value in model.state_dict().items()]
+    assert detectedrs == json.loads((GOLDEN / f"keys_{name}.json").read_text())
 
 
 @dataclass
 class Net:
-    """A golden file beside what our model makes of the same weights and images."""
+    """A golden file, and the outputs of our model for the same weights and images."""
 
     config: YolactConfig
     z: Any
@@ -158,30 +158,30 @@ def test_best_scores(net: Net, image: int) -> None:
 def test_detections(net: Net, image: int, variant: str) -> None:
     key = f"img{image}.det.{variant}"
     box, label, score, coeff = (net.z[f"{key}.{field}"] for field in ("box", "class", "score", "mask"))
-    found = net.detect(image, variant)
+    detected = net.detect(image, variant)
     matched, missing, extra = match_detections(
-        box, label, score, found.boxes.numpy(), found.labels.numpy(), found.scores.numpy(), 2e-5, 5e-5
+        box, label, score, detected.boxes.numpy(), detected.labels.numpy(), detected.scores.numpy(), 2e-5, 5e-5
     )
     assert (matched, missing, extra) == (len(box), [], [])
-    pairs = _pairs(box, label, score, found.boxes, found)
-    np.testing.assert_allclose(found.coeff[pairs].numpy(), coeff, atol=2e-4)
+    pairs = _pairs(box, label, score, detected.boxes, detected)
+    np.testing.assert_allclose(detected.coeff[pairs].numpy(), coeff, atol=2e-4)
 
 
-def _pairs(box: Any, label: Any, score: Any, our_boxes: Any, found: Any, box_tol: float = 2e-5) -> list[int]:
-    """For each golden detection the index of ours, each used once."""
+def _pairs(box: Any, label: Any, score: Any, our_boxes: Any, detected: Any, box_tol: float = 2e-5) -> list[int]:
+    """The index of our detection for each golden one; each is used once."""
     free = set(range(len(our_boxes)))
     pairs = []
     for b, c, s in zip(box, label, score, strict=True):
         distance = (our_boxes.double() - torch.from_numpy(b)).abs().amax(1)
-        same = (found.labels == int(c)) & ((found.scores - float(s)).abs() <= 5e-5) & (distance <= box_tol)
+        same = (detected.labels == int(c)) & ((detected.scores - float(s)).abs() <= 5e-5) & (distance <= box_tol)
         index = next(i for i in same.nonzero()[:, 0].tolist() if i in free)
         free.remove(index)
         pairs.append(index)
     return pairs
 
 
-def _close_areas(found: Any, expected: Any) -> None:
-    assert (np.abs(found - expected) <= np.maximum(10, 0.01 * expected)).all(), np.abs(found - expected).max()
+def _close_areas(areasted: Any, expected: Any) -> None:
+    assert (np.abs(areasted - expected) <= np.maximum(10, 0.01 * expected)).all(), np.abs(areasted - expected).max()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
@@ -190,10 +190,12 @@ def _close_areas(found: Any, expected: Any) -> None:
 def test_masks_in_the_image(net: Net, image: int, variant: str) -> None:
     key, threshold = f"img{image}.post.{variant}", 0.15
     facts = net.facts["images"][image]
-    found = net.detect(image, variant)
-    found = found._replace(boxes=ops.pixel_boxes(found.boxes, facts["h"], facts["w"]))
-    assert int((found.scores > threshold).sum()) == len(net.z[f"{key}.box"])
-    pairs = _pairs(*(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), found.boxes, found, box_tol=1)
+    detected = net.detect(image, variant)
+    detected = detected._replace(boxes=ops.pixel_boxes(detected.boxes, facts["h"], facts["w"]))
+    assert int((detected.scores > threshold).sum()) == len(net.z[f"{key}.box"])
+    pairs = _pairs(
+        *(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), detected.boxes, detected, box_tol=1
+    )
     masks = _image_masks(net, image, variant, crop=True)[pairs]
     _close_areas(masks.sum((1, 2)), net.z[f"{key}.area"])
     coco = pytest.importorskip("pycocotools.mask")
@@ -210,21 +212,23 @@ def test_mask_scores(net: Net, image: int, variant: str) -> None:
     assert (f"{key}.mask_score" in net.z) == net.config.mask_iou
     if not net.config.mask_iou:
         pytest.skip("its masks have no scores of their own")
-    found = net.detect(image, variant)
-    masks = ops.assemble_masks(net.raw[image].proto[0], found.coeff, found.boxes)
+    detected = net.detect(image, variant)
+    masks = ops.assemble_masks(net.raw[image].proto[0], detected.coeff, detected.boxes)
     with torch.inference_mode():
-        mask_scores = ops.rescore_masks(net.model.maskiou_net, masks, found.scores, found.labels)
+        mask_scores = ops.rescore_masks(net.model.maskiou_net, masks, detected.scores, detected.labels)
     facts = net.facts["images"][image]
-    found = found._replace(boxes=ops.pixel_boxes(found.boxes, facts["h"], facts["w"]))
-    pairs = _pairs(*(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), found.boxes, found, box_tol=1)
+    detected = detected._replace(boxes=ops.pixel_boxes(detected.boxes, facts["h"], facts["w"]))
+    pairs = _pairs(
+        *(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), detected.boxes, detected, box_tol=1
+    )
     np.testing.assert_allclose(mask_scores[pairs].numpy(), net.z[f"{key}.mask_score"], atol=5e-5)
 
 
 @pytest.mark.parametrize(("key", "threshold", "crop"), [("post_thr0", 0.0, True), ("post_nocrop", 0.15, False)])
 @pytest.mark.parametrize("image", IMAGES)
 def test_mask_areas(net: Net, image: int, key: str, threshold: float, crop: bool) -> None:
-    found = net.detect(image, "fast")
-    keep = (found.scores > threshold).numpy()
+    detected = net.detect(image, "fast")
+    keep = (detected.scores > threshold).numpy()
     areas = _image_masks(net, image, "fast", crop).sum((1, 2))[keep]
     expected = net.z[f"img{image}.{key}.fast.area"]
     assert len(areas) == len(expected)
@@ -233,8 +237,8 @@ def test_mask_areas(net: Net, image: int, key: str, threshold: float, crop: bool
 
 def _image_masks(net: Net, image: int, variant: str, crop: bool) -> Any:
     facts = net.facts["images"][image]
-    found = net.detect(image, variant)
-    masks = ops.assemble_masks(net.raw[image].proto[0], found.coeff, found.boxes if crop else None)
+    detected = net.detect(image, variant)
+    masks = ops.assemble_masks(net.raw[image].proto[0], detected.coeff, detected.boxes if crop else None)
     return ops.paste_masks_full(masks, facts["h"], facts["w"]).numpy()
 
 

@@ -44,13 +44,13 @@ def test_cache_folders() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_no_speed_is_claimed(page: str) -> None:
+def test_no_claims_of_speed(page: str) -> None:
     assert not re.findall(r"\d\s?(?:ms|fps|images/s|x faster)\b", text_of(page), re.IGNORECASE)
 
 
 # -- quoted messages ------------------------------------------------------------------------------------------------
 
-#: of other programs
+#: messages of other programs
 FOREIGN = ("Killed", "Failed to create CaptureSession")
 
 
@@ -69,7 +69,7 @@ def test_quoted_messages(page: str) -> None:
 
 
 def _holds(text: str, fragment: str) -> bool:
-    """Whether a text of the code can give a fragment; places that are filled in stand for one word."""
+    """Whether a string in the code can produce a fragment; a placeholder counts as one word."""
     pattern = re.escape(text).replace("\0", r"\S+") if "\0" in text else ""
     return fragment in text or (len(text) > 12 and bool(pattern) and re.search(pattern, fragment) is not None)
 

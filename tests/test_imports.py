@@ -27,7 +27,7 @@ from house import (
 
 from yolact_deploy.moved import MOVED
 
-# Where torch may be imported; of export, the modules that say so in their docstring.
+# Folders that may import torch; in export, the modules that say so in their docstring.
 TORCH_PLACES = (
     "export.onnx",
     "model",
@@ -59,7 +59,7 @@ def test_no_circles() -> None:
     assert not circles(module_graph())
 
 
-def test_a_circle_is_found() -> None:
+def test_a_circle_is_detected() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
     assert circles({"a": {"b"}, "b": set()}) == []
 
@@ -125,7 +125,7 @@ def is_command(module: str) -> bool:
 
 
 def test_only_commands_print() -> None:
-    """The library uses ``logging`` and the progress that is passed in."""
+    """The library uses ``logging`` and the progress that callers pass in."""
     printing = [module for module in modules() if prints(module) and not is_command(module)]
     assert printing == ["benchmarks.command", "console"], "what commands print with"
 
@@ -176,5 +176,5 @@ def test_import_is_light(heavy: str) -> None:
 
 
 def test_one_core_of_openvino_a_process() -> None:
-    """Of several, freed in another order than made, the next signal kills the process; see ``shared_core``."""
+    """If several are freed in another order than created, the next signal kills the process; see ``shared_core``."""
     assert [path.name for path in modules().values() if "Core()" in path.read_text()] == ["openvino.py"]

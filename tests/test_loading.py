@@ -49,7 +49,7 @@ def test_parse(text: str, spec: ModelSpec) -> None:
 
 _NUMBER = "threads: expected a number from 1 to 1024, got"
 
-# What is wrong, as a spelling and as keyword arguments, and what both report.
+# Wrong values as a spelling and as keyword arguments, and the message for both.
 WRONG = [
     ("yolact.onnx@tflite", {"backend": "tflite"}, "backend: expected one of onnxruntime, openvino, torch, tensorrt"),
     ("yolact.onnx@", {"backend": ""}, "backend: expected one of onnxruntime, openvino, torch, tensorrt, got ''"),
@@ -114,7 +114,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "options", "message"), WRONG)
 def test_wrong_values_both_ways(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
-    """The spelling and keyword arguments are checked by the same code, before the file is read."""
+    """The same code checks the spelling and keyword arguments, before the file is read."""
     path = tmp_path / text.partition("@")[0]
     path.touch()
     for spelled in (text, str(tmp_path / text)):
@@ -197,8 +197,8 @@ def has_driver() -> bool:
         "w.pth@torch-fp16:device=cuda,compile=yes",
     ],
 )
-def test_without_a_driver_that_is_the_first_thing_said(tmp_path: Path, spelling: str) -> None:
-    """Before the file is read, which here is empty, and before a package is missed."""
+def test_a_missing_driver_is_reported_first(tmp_path: Path, spelling: str) -> None:
+    """Reported before the (empty) file is read and before a missing package."""
     (tmp_path / spelling.partition("@")[0]).touch()
     with pytest.raises(
         BackendError, match=r"^no NVIDIA driver here \(libcuda\.so\.1 cannot be loaded\): use a machine"

@@ -1,4 +1,4 @@
-"""The two ops: their attributes and shapes, and that the exported functions agree with them."""
+"""The two ops: their attributes and shapes, and their agreement with the exported functions."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_output_shapes() -> None:
     assert MASK_ASSEMBLY.output_shapes(MASK_INPUTS, {}) == [(2, 60, 36, 34)]
 
 
-def test_symbols_are_handed_on() -> None:
-    """A runtime's symbols support hardly any operation: they must not be compared nor turned into ints."""
+def test_symbols_are_passed_through() -> None:
+    """Symbolic sizes support few operations: they must not be compared or converted to int."""
 
     class Symbol:
         __hash__ = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Masks at image size against a dense float64 interpolation, and their packed forms."""
+"""Masks at image size compared with a dense float64 interpolation, and their packed forms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_postprocess_equals_the_originals(path: Path, name: str, logits: bool) -
     width, height = (int(v) for v in case["wh"])
     make = mask_logits if logits else assemble_masks
     masks = make(case["proto"], case["coef"][keep], None if name == "post_nocrop" else boxes)
-    found = Detections.from_normalized(
+    detections = Detections.from_normalized(
         boxes,
         scores,
         labels,
@@ -42,18 +42,18 @@ def test_postprocess_equals_the_originals(path: Path, name: str, logits: bool) -
         height=height,
         width=width,
     )
-    assert len(found) == int(case["out.n"][0])
-    np.testing.assert_array_equal(found.pixel_boxes, case["out.box"])
-    np.testing.assert_array_equal(found.labels, case["out.class"])
-    np.testing.assert_allclose(found.scores, case["out.score"], rtol=1e-6)
+    assert len(detections) == int(case["out.n"][0])
+    np.testing.assert_array_equal(detections.pixel_boxes, case["out.box"])
+    np.testing.assert_array_equal(detections.labels, case["out.class"])
+    np.testing.assert_allclose(detections.scores, case["out.score"], rtol=1e-6)
     expected = np.unpackbits(case["out.mask_packed"], axis=-1, count=width).astype(bool)
-    np.testing.assert_array_equal(found.masks, expected)
-    np.testing.assert_array_equal(found.areas(), case["out.area"])
-    np.testing.assert_array_equal(found.packed_masks(), case["out.mask_packed"])
+    np.testing.assert_array_equal(detections.masks, expected)
+    np.testing.assert_array_equal(detections.areas(), case["out.area"])
+    np.testing.assert_array_equal(detections.packed_masks(), case["out.mask_packed"])
 
 
 def dense(masks: Any, height: int, width: int) -> Any:
-    """Bilinear interpolation (align_corners False) of probabilities [n, h, w] in float64: no threshold yet."""
+    """Bilinear interpolation (align_corners False) of probabilities [n, h, w] in float64, before the threshold."""
 
     def axis(source: int, target: int) -> tuple[Any, Any, Any]:
         position = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0)
@@ -68,7 +68,7 @@ def dense(masks: Any, height: int, width: int) -> Any:
 
 
 def assert_pasted(masks: Any, height: int, width: int) -> MaskCrops:
-    """The pasted masks are the dense ones, where those are not within rounding of the threshold."""
+    """The pasted masks equal the dense ones, except where these are within rounding of the threshold."""
     crops = paste_masks(masks, height, width)
     value = dense(masks, height, width)
     full = crops.full()
@@ -82,7 +82,7 @@ def random_masks(seed: int, num: int, height: int, width: int, density: float = 
     rng = np.random.default_rng(seed)
     masks = rng.random((num, height, width), np.float32)
     masks[rng.random(masks.shape) > density * 2] = 0
-    for mask in masks[::2]:  # some are blobs inside a crop, as real ones are
+    for mask in masks[::2]:  # some are blobs inside a crop, like real masks
         y, x = rng.integers(0, height), rng.integers(0, width)
         mask[:] = 0
         mask[y : y + height // 2 + 1, x : x + width // 2 + 1] = rng.random()
@@ -126,7 +126,7 @@ def test_empty_and_full_masks(size: tuple[int, int, int, int]) -> None:
     ]
 
 
-def test_one_pixel_at_each_place() -> None:
+def test_one_pixel_at_each_position() -> None:
     masks = np.eye(25, dtype=np.float32).reshape(25, 5, 5)
     assert_pasted(masks, 23, 31)
     assert_pasted(masks, 3, 2)
@@ -162,7 +162,7 @@ def test_select() -> None:
 
 
 def decode_counts(text: str) -> list[int]:
-    """COCO's text form back to run lengths, as its specification says."""
+    """Decode COCO's text form to run lengths, as specified."""
     counts: list[int] = []
     characters = iter(text.encode())
     for character in characters:
@@ -203,14 +203,14 @@ def test_rle_equals_pycocotools(size: tuple[int, int, int, int]) -> None:
 
 
 def test_runs_over_the_column_end() -> None:
-    """A run that goes on at the top of the next column is one run, also next to the crop's border."""
+    """A run that continues at the top of the next column is one run, even at the border of the crop."""
     full = np.zeros((1, 4, 3), bool)
     full[0, 2:, 0] = full[0, :, 1] = full[0, :1, 2] = True
     crops = MaskCrops(4, 3, np.array([[0, 0]]), (full[0],))
     assert decode_counts(crops.rle()[0]["counts"]) == [2, 7, 3]
 
 
-def test_sanitized_boxes_lie_in_the_image() -> None:
+def test_sanitized_boxes_are_inside_the_image() -> None:
     first, second = sanitize_coordinates(np.array([-1.0, 0.9, 0.2]), np.array([2.0, 0.1, 0.2]), 100)
     assert (first >= 0).all()
     assert (second <= 100).all()

@@ -1,4 +1,4 @@
-"""The NumPy detector against the original's outputs, and against plain implementations written here."""
+"""The NumPy detector compared with the original's outputs and with plain implementations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VARIANTS = ("fast", "fast2", "cc", "trad")
 
 
 def nms_cases() -> list[Any]:
-    """Every ``<name>.boxes`` of the golden files that has outputs of an NMS variant."""
+    """Every ``<name>.boxes`` in the golden files with outputs of an NMS variant."""
     cases = []
     for path in PURE:
         with np.load(path) as golden:
@@ -51,36 +51,36 @@ def run_variant(variant: str, boxes: Any, scores: Any, coeff: Any) -> Detected:
     return cross_class_nms(boxes, scores, coeff) if variant == "cc" else traditional_nms(boxes, scores, coeff)
 
 
-def assert_same_set(found: Detected, boxes: Any, coeff: Any, labels: Any, scores: Any) -> None:
-    """The same detections in any order of equals: both sorted by score, class and box."""
+def assert_same_set(detected: Detected, boxes: Any, coeff: Any, labels: Any, scores: Any) -> None:
+    """The same detections, with equal scores in any order: both sorted by score, class and box."""
 
     def rows(b: Any, m: Any, c: Any, s: Any) -> Any:
         order = np.lexsort((*np.round(b, 4).T, c, np.round(s, 5)))
         return b[order], m[order], c[order], s[order]
 
-    got = rows(found.boxes, found.coeff, found.labels, found.scores)
+    actual = rows(detected.boxes, detected.coeff, detected.labels, detected.scores)
     want = rows(boxes, coeff, labels, scores)
-    np.testing.assert_array_equal(got[2], want[2])
-    for mine, theirs in zip(got, want, strict=True):
+    np.testing.assert_array_equal(actual[2], want[2])
+    for mine, theirs in zip(actual, want, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
-    assert (np.diff(found.scores) <= 0).all()
+    assert (np.diff(detected.scores) <= 0).all()
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize(("path", "name", "variant"), nms_cases())
 def test_nms_equals_the_originals(path: Path, name: str, variant: str) -> None:
     with np.load(path) as golden:
-        found = run_variant(variant, golden[f"{name}.boxes"], golden[f"{name}.scores"], golden[f"{name}.masks"])
+        detected = run_variant(variant, golden[f"{name}.boxes"], golden[f"{name}.scores"], golden[f"{name}.masks"])
         want = [golden[f"{name}.{variant}.{field}"] for field in ("box", "mask", "class", "score")]
-    assert_same_set(found, *want)
+    assert_same_set(detected, *want)
 
 
 @pytest.mark.golden
 @pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)
 def test_detect_equals_the_originals(path: Path) -> None:
     with np.load(path) as golden:
-        found = detect(golden["detect.boxes"], golden["detect.conf"][:, 1:], golden["detect.masks"])
-        assert_same_set(found, *(golden[f"detect.out.{field}"] for field in ("box", "mask", "class", "score")))
+        detected = detect(golden["detect.boxes"], golden["detect.conf"][:, 1:], golden["detect.masks"])
+        assert_same_set(detected, *(golden[f"detect.out.{field}"] for field in ("box", "mask", "class", "score")))
 
 
 @pytest.mark.golden
@@ -105,7 +105,7 @@ def test_sanitize_equals_the_originals(path: Path) -> None:
             )
             if cast == "cast0":
                 np.testing.assert_allclose([first, second], golden[key], rtol=1e-5, atol=1e-4)
-            elif padding == "pad0":  # the original casts before it pads: with padding it is another function
+            elif padding == "pad0":  # the original casts before it pads, so it is another function with padding
                 np.testing.assert_array_equal(np.trunc([first, second]), golden[key])
 
 
@@ -123,21 +123,23 @@ def test_crop_equals_the_originals(path: Path, key: str, padding: int) -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("path", [p for p in PURE if "edge" in p.stem], ids=lambda path: path.stem)
-def test_nothing_found_equals_the_originals(path: Path) -> None:
+def test_no_detections_equal_the_originals(path: Path) -> None:
     with np.load(path) as golden:
         assert golden["empty_detect.is_none"].all()
         assert not golden["empty_post.sizes"].any()
     low = np.full((30, 4), 0.01, np.float32)
     for nms in NMS_VARIANTS:
-        found = detect(np.random.default_rng(0).random((30, 4), np.float32), low, np.ones((30, 8), np.float32), nms=nms)
-        assert [len(part) for part in found] == [0, 0, 0, 0]
+        detected = detect(
+            np.random.default_rng(0).random((30, 4), np.float32), low, np.ones((30, 8), np.float32), nms=nms
+        )
+        assert [len(part) for part in detected] == [0, 0, 0, 0]
 
 
 # -- properties ---------------------------------------------------------------------------------------------------
 
 
 def make_inputs(seed: int, num: int, classes: int, levels: int = 0) -> tuple[Any, Any, Any]:
-    """Boxes [n, 4], scores [C, n] and coefficients [n, 1] that are the box numbers; ``levels`` makes equal scores."""
+    """Boxes [n, 4], scores [C, n] and coefficients [n, 1] that are the box numbers; ``levels`` creates equal scores."""
     rng = np.random.default_rng(seed)
     corner = rng.random((num, 2))
     boxes = np.concatenate([corner, corner + rng.random((num, 2)) * 0.3 + 0.01], axis=1).astype(np.float32)
@@ -148,7 +150,7 @@ def make_inputs(seed: int, num: int, classes: int, levels: int = 0) -> tuple[Any
 
 
 def brute_force(boxes: Any, scores: Any, iou_threshold: float, top_k: int) -> list[tuple[int, int]]:
-    """(class, box) kept by Fast NMS, best first; the paper's definition, one pair at a time."""
+    """(class, box) kept by Fast NMS, best first, by the paper's definition, one pair at a time."""
     iou = box_iou(boxes, boxes)
     kept = []
     for label, row in enumerate(scores):
@@ -159,8 +161,8 @@ def brute_force(boxes: Any, scores: Any, iou_threshold: float, top_k: int) -> li
     return sorted(kept, key=lambda entry: (-scores[entry], entry))
 
 
-def entries(found: Detected) -> list[tuple[int, int]]:
-    return list(zip(found.labels.tolist(), found.coeff[:, 0].astype(int).tolist(), strict=True))
+def entries(detected: Detected) -> list[tuple[int, int]]:
+    return list(zip(detected.labels.tolist(), detected.coeff[:, 0].astype(int).tolist(), strict=True))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -168,9 +170,9 @@ def entries(found: Detected) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("iou_threshold", [0.1, 0.5])
 def test_fast_nms_against_brute_force(seed: int, num: int, classes: int, top_k: int, iou_threshold: float) -> None:
     boxes, scores, coeff = make_inputs(seed, num, classes)
-    found = fast_nms(boxes, scores, coeff, iou_threshold=iou_threshold, top_k=top_k, max_detections=10_000)
+    detected = fast_nms(boxes, scores, coeff, iou_threshold=iou_threshold, top_k=top_k, max_detections=10_000)
     expected = brute_force(boxes, scores, iou_threshold, top_k)
-    assert entries(found) == expected
+    assert entries(detected) == expected
     best = fast_nms(boxes, scores, coeff, iou_threshold=iou_threshold, top_k=top_k, max_detections=15)
     assert entries(best) == expected[:15]
 
@@ -180,19 +182,19 @@ def test_fast_nms_against_brute_force(seed: int, num: int, classes: int, top_k: 
 def test_fast_nms_with_equal_scores(seed: int, num: int, top_k: int) -> None:
     boxes, scores, coeff = make_inputs(seed, num, 6, levels=8)
     for limit in (10_000, 40):
-        found = fast_nms(boxes, scores, coeff, top_k=top_k, max_detections=limit)
-        assert entries(found) == brute_force(boxes, scores, 0.5, top_k)[:limit]
+        detected = fast_nms(boxes, scores, coeff, top_k=top_k, max_detections=limit)
+        assert entries(detected) == brute_force(boxes, scores, 0.5, top_k)[:limit]
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("levels", [0, 30])
 def test_fast_nms_over_many_chunks(seed: int, levels: int) -> None:
     boxes, scores, coeff = make_inputs(seed, 250, 12, levels)
-    boxes[:, 2:] = boxes[:, :2] + 0.02  # few overlaps, so that survivors are in every chunk
+    boxes[:, 2:] = boxes[:, :2] + 0.02  # few overlaps, so that every chunk has survivors
     assert scores.size > 5 * postprocess._NMS_CHUNK
-    found = fast_nms(boxes, scores, coeff, max_detections=10_000)
-    assert entries(found) == brute_force(boxes, scores, 0.5, 200)
-    assert len(found.scores) > 2 * postprocess._NMS_CHUNK
+    detected = fast_nms(boxes, scores, coeff, max_detections=10_000)
+    assert entries(detected) == brute_force(boxes, scores, 0.5, 200)
+    assert len(detected.scores) > 2 * postprocess._NMS_CHUNK
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 7, 100, 10_000])
@@ -200,17 +202,17 @@ def test_fast_nms_over_many_chunks(seed: int, levels: int) -> None:
 def test_the_chunk_size_does_not_matter(chunk: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postprocess, "_NMS_CHUNK", chunk)
     boxes, scores, coeff = make_inputs(11, 60, 5, levels)
-    found = fast_nms(boxes, scores, coeff, top_k=40, max_detections=60)
-    assert entries(found) == brute_force(boxes, scores, 0.5, 40)[:60]
+    detected = fast_nms(boxes, scores, coeff, top_k=40, max_detections=60)
+    assert entries(detected) == brute_force(boxes, scores, 0.5, 40)[:60]
 
 
 def test_first_chunk_may_hold_no_survivor() -> None:
-    """600 copies of one box: only the best stays, and the box apart, which comes last, must still be found."""
+    """600 copies of one box, then a separate box: only the best copy and the last box are kept."""
     boxes = np.tile(np.array([[0.1, 0.1, 0.2, 0.2]], np.float32), (601, 1))
     boxes[600] = [0.6, 0.6, 0.9, 0.9]
     scores = np.linspace(0.9, 0.1, 601, dtype=np.float32)[None]
-    found = fast_nms(boxes, scores, np.arange(601, dtype=np.float32)[:, None], top_k=1000)
-    assert entries(found) == [(0, 0), (0, 600)]
+    detected = fast_nms(boxes, scores, np.arange(601, dtype=np.float32)[:, None], top_k=1000)
+    assert entries(detected) == [(0, 0), (0, 600)]
 
 
 def test_fast_nms_drops_by_dropped_entries() -> None:
@@ -222,7 +224,7 @@ def test_fast_nms_drops_by_dropped_entries() -> None:
     assert entries(traditional_nms(boxes, scores, coeff)) == [(0, 0), (0, 2)]
 
 
-def test_overlap_of_the_threshold_stays() -> None:
+def test_overlap_equal_to_the_threshold_is_kept() -> None:
     boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.5]], np.float32)  # IoU exactly 0.5
     scores = np.array([[0.9, 0.8]], np.float32)
     coeff = np.arange(2, dtype=np.float32)[:, None]
@@ -236,17 +238,17 @@ def test_overlap_of_the_threshold_stays() -> None:
 def test_degenerate_boxes_neither_warn_nor_crash(bad: list[float], nms: str) -> None:
     boxes, scores, coeff = make_inputs(3, 40, 4)
     boxes[::5] = bad
-    found = detect(boxes, scores.T, coeff, nms=nms)
-    assert len(found.scores) > 0
+    detected = detect(boxes, scores.T, coeff, nms=nms)
+    assert len(detected.scores) > 0
 
 
 def test_two_boxes_without_area_drop_each_other() -> None:
     boxes = np.tile(np.array([[0.3, 0.3, 0.3, 0.3]], np.float32), (2, 1))
-    found = fast_nms(boxes, np.array([[0.9, 0.8]], np.float32), np.zeros((2, 1), np.float32))
-    assert found.scores.tolist() == pytest.approx([0.9])
+    detected = fast_nms(boxes, np.array([[0.9, 0.8]], np.float32), np.zeros((2, 1), np.float32))
+    assert detected.scores.tolist() == pytest.approx([0.9])
 
 
-def test_nan_scores_are_left_out() -> None:
+def test_nan_scores_give_no_detections() -> None:
     boxes, scores, coeff = make_inputs(4, 30, 3)
     scores[:, 4] = np.nan
     assert 4 not in detect(boxes, scores.T, coeff).coeff[:, 0]
@@ -256,11 +258,11 @@ def test_nan_scores_are_left_out() -> None:
 @pytest.mark.parametrize("num", [0, 1])
 def test_few_boxes(nms: str, num: int) -> None:
     boxes, scores, coeff = make_inputs(5, num, 4)
-    found = detect(boxes, scores.T, coeff, nms=nms, score_threshold=0.0)
-    assert found.boxes.shape[1:] == (4,)
-    assert found.coeff.shape[1:] == (1,)
-    assert (len(found.scores) > 0) == (num > 0)
-    assert [part.dtype for part in found] == [np.float32, np.float32, np.int64, np.float32]
+    detected = detect(boxes, scores.T, coeff, nms=nms, score_threshold=0.0)
+    assert detected.boxes.shape[1:] == (4,)
+    assert detected.coeff.shape[1:] == (1,)
+    assert (len(detected.scores) > 0) == (num > 0)
+    assert [part.dtype for part in detected] == [np.float32, np.float32, np.int64, np.float32]
 
 
 def test_thresholds() -> None:
@@ -275,8 +277,8 @@ def test_thresholds() -> None:
 
 def test_a_kept_prior_may_score_low_in_another_class() -> None:
     boxes = np.array([[0, 0, 0.2, 0.2]], np.float32)
-    found = detect(boxes, np.array([[0.9, 0.01]], np.float32), np.zeros((1, 1), np.float32))
-    assert found.scores.tolist() == pytest.approx([0.9, 0.01])
+    detected = detect(boxes, np.array([[0.9, 0.01]], np.float32), np.zeros((1, 1), np.float32))
+    assert detected.scores.tolist() == pytest.approx([0.9, 0.01])
 
 
 def test_inputs_are_not_changed() -> None:
@@ -324,14 +326,14 @@ def test_sigmoid_does_not_overflow() -> None:
     np.testing.assert_allclose(sigmoid(x), [0, 0, 0.5, 1, 1], atol=1e-30)
 
 
-def test_scores_of_nan_are_no_scores() -> None:
+def test_nan_scores_are_ignored() -> None:
     rng = np.random.default_rng(3)
     corner = rng.random((300, 2)).astype(np.float32)
     boxes, coeff = np.concatenate([corner, corner + 0.01], axis=1), rng.random((300, 4)).astype(np.float32)
     scores = rng.random((5, 300)).astype(np.float32)
     holes = rng.random(scores.shape) < 0.4
-    found = fast_nms(boxes, np.where(holes, np.float32(np.nan), scores), coeff, top_k=20)
+    detected = fast_nms(boxes, np.where(holes, np.float32(np.nan), scores), coeff, top_k=20)
     expected = fast_nms(boxes, np.where(holes, np.float32(-1), scores), coeff, top_k=20)
-    assert len(found.scores) == 100
-    np.testing.assert_array_equal(found.scores, expected.scores)
-    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert len(detected.scores) == 100
+    np.testing.assert_array_equal(detected.scores, expected.scores)
+    np.testing.assert_array_equal(detected.boxes, expected.boxes)

@@ -1,4 +1,4 @@
-"""Reading, resizing and normalising pictures."""
+"""Reading, resizing and normalizing pictures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_resize(dtype: str, shape: tuple[int, int]) -> None:
         np.testing.assert_array_equal(resized, image)
 
 
-def test_resize_uint8_is_the_float_one_within_a_grey_level() -> None:
+def test_resize_uint8_is_the_float_one_within_one_gray_level() -> None:
     image = np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8)
     difference = resize_image(image, 64).astype(float) - resize_image(image, 64, "float32")
     assert np.abs(difference).max() < 1  # OpenCV interpolates bytes in fixed point
@@ -75,7 +75,7 @@ def test_read_image(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(read_image(str(path)), image)
 
 
-def test_read_image_makes_colour_of_grey(tmp_path: Path) -> None:
+def test_read_image_converts_gray_to_color(tmp_path: Path) -> None:
     path = tmp_path / "grey.png"
     path.write_bytes(cv2.imencode(".png", np.full((4, 4), 9, np.uint8))[1].tobytes())
     np.testing.assert_array_equal(read_image(path), np.full((4, 4, 3), 9))

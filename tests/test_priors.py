@@ -1,4 +1,4 @@
-"""Prior boxes and the box code."""
+"""Prior boxes and box decoding."""
 
 from __future__ import annotations
 

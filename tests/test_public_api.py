@@ -31,7 +31,7 @@ def test_each_name_resolves(name: str) -> None:
 
 
 def test_dir_lists_all() -> None:
-    """Also the two names that are resolved on first use."""
+    """Including the two names that are resolved on first use."""
     assert set(PUBLIC) <= set(dir(yolact_deploy))
 
 

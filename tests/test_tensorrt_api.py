@@ -1,13 +1,13 @@
-"""Our use of TensorRT, held against NVIDIA's own Python bindings of every version that we say we serve.
+"""Our use of TensorRT, checked against NVIDIA's Python bindings of every supported version.
 
 The bindings of 10.3, 10.13, 10.16 and 11.4 are downloaded and imported over stub libraries; those of TensorRT for RTX
-are the installed ones. Enums, exceptions and base classes are the real ones; of what needs the library (builder,
-parser, runtime and all that they give) there are doubles that know only what the real class knows. Our builder and
-runtime then do everything they can do over them, each version in a process of its own. Held against a version are the
-existence of each name, the number, names and types of arguments, and the types of what is set.
+are the installed ones. Enums, exceptions and base classes are real; whatever needs the library (builder, parser,
+runtime and their results) is replaced by doubles that have exactly the members of the real class. Our builder and
+runtime then do everything they can on these doubles, one process per version. Checked are the existence of each name,
+the number, names and types of arguments, and the types of assigned values.
 
-Each use of an attribute in our modules reports that it was executed, so that a branch which no version takes is red
-too.
+Each use of an attribute in our modules reports that it was executed, so that a branch that no version takes fails as
+well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tensorrt_stubs.signatures import Parameter, accepts, parse
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "yolact_deploy"
 
-#: what an expression that has nothing to do with TensorRT begins with
+#: first names of expressions that are unrelated to TensorRT
 OURS = re.compile(r"self\.(?!_?trt\b|_engine\b)|error\.|_log\.|['\"]")
 
 Check = Callable[..., dict[str, Any]]
@@ -41,13 +41,13 @@ Check = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """``check(version, only=scenario, module=file)``: what the process of a version found; unchanged, it runs once."""
+    """``check(version, only=scenario, module=file)``: the report of a process for a version; cached without changes."""
     folder = tmp_path_factory.mktemp("bindings")
-    found: dict[str, dict[str, Any]] = {}
+    reports: dict[str, dict[str, Any]] = {}
 
     def run(version: str, only: str = "", **sources: Path) -> dict[str, Any]:
-        if version in found and not sources:
-            return found[version]
+        if version in reports and not sources:
+            return reports[version]
         try:
             bindings.prepare(version)
         except bindings.UnavailableError as error:
@@ -63,24 +63,24 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Check:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         if not sources:
-            found[version] = told
-        return told
+            reports[version] = report
+        return report
 
     return run
 
 
 @pytest.mark.parametrize("version", bindings.VERSIONS)
-def test_everything_we_use_is_there(check: Check, version: str) -> None:
-    found = check(version)
-    assert found["errors"] == []
-    assert found["overrides"] == []
-    assert found["deprecated"] == []
+def test_everything_we_use_exists(check: Check, version: str) -> None:
+    report = check(version)
+    assert report["errors"] == []
+    assert report["overrides"] == []
+    assert report["deprecated"] == []
     number = "1.7" if version == "rtx" else version
-    assert found["version"] == number or found["version"].startswith(f"{number}.")
-    used = set(found["used"])
-    # Some of it, lest the doubles be of nothing.
+    assert report["version"] == number or report["version"].startswith(f"{number}.")
+    used = set(report["used"])
+    # A sample, to make sure that the doubles are used.
     assert {"Builder.build_serialized_network", "OnnxParser.parse", "ParserError.local_function_stack"} <= used
     assert {"IOptimizationProfile.set_shape", "IBuilderConfig.progress_monitor", "INetworkDefinition.name"} <= used
     assert {"Runtime.deserialize_cuda_engine", "IExecutionContext.execute_async_v3"} <= used
@@ -90,7 +90,7 @@ def test_everything_we_use_is_there(check: Check, version: str) -> None:
 
 
 def test_every_use_was_executed(check: Check) -> None:
-    """In at least one version; a skipped version skips this."""
+    """Executed in at least one version; a skipped version skips this test."""
     sites: dict[tuple[str, int, str], list[bool]] = {}
     for version in bindings.VERSIONS:
         for file, line, text, executed, known in check(version)["sites"]:
@@ -105,7 +105,7 @@ def test_every_use_was_executed(check: Check) -> None:
 
 
 def may_be_tensorrt(text: str, known: bool) -> bool:
-    """Whether an expression may concern TensorRT: by its last name, or as what it begins with is not of ours."""
+    """Whether an expression may involve TensorRT, judging by its last name or an unknown first name."""
     return known or not OURS.match(text)
 
 
@@ -113,7 +113,7 @@ def may_be_tensorrt(text: str, known: bool) -> bool:
 
 
 def doctored(tmp_path: Path, module: str, old: str, new: str) -> dict[str, Path]:
-    """The source of a module with a mistake in it."""
+    """The source of a module with a mistake."""
     text = (PACKAGE / f"{module.replace('__', '/')}.py").read_text(encoding="utf-8")
     assert text.count(old) == 1
     file = tmp_path / "doctored.py"
@@ -126,14 +126,14 @@ CONFIGURE = "        plan = self.plan\n        if plan.workspace_mib"
 
 @pytest.mark.parametrize("version", bindings.WHEELS)
 def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> None:
-    """``BuilderFlag.FP16`` went in TensorRT 11; with a guard it would be right everywhere."""
+    """TensorRT 11 removed ``BuilderFlag.FP16``; with a guard it would be correct everywhere."""
     flag = "config.set_flag(self.trt.BuilderFlag.FP16)"
     guard = 'if hasattr(self.trt.BuilderFlag, "FP16"):\n            '
     for before, errors in (("", version == "11.4"), (guard, False)):
         mistake = CONFIGURE.replace("if plan", f"{before}{flag}\n        if plan")
-        found = check(version, "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
-        assert bool(found["errors"]) == errors
-        assert all("BuilderFlag' has no attribute 'FP16'" in error for error in found["errors"])
+        report = check(version, "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
+        assert bool(report["errors"]) == errors
+        assert all("BuilderFlag' has no attribute 'FP16'" in error for error in report["errors"])
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,21 @@ def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> Non
         ("runs", "runtime__tensorrt", "execute_async_v3(stream", "execute_async_v2(stream", "no 'execute_async_v2'"),
     ],
 )  # fmt: skip
-def test_mistakes_are_found(
+def test_mistakes_are_detected(
     check: Check, tmp_path: Path, scenario: str, module: str, old: str, new: str, message: str
 ) -> None:
-    found = check("11.4", scenario, **doctored(tmp_path, module, old, new))
-    assert message in "\n".join([*found["errors"], *found["overrides"]])
+    report = check("11.4", scenario, **doctored(tmp_path, module, old, new))
+    assert message in "\n".join([*report["errors"], *report["overrides"]])
 
 
-def test_a_branch_that_nobody_takes_is_found(check: Check, tmp_path: Path) -> None:
-    """Nor would any version complain of what is in it."""
+def test_an_unreachable_branch_is_detected(check: Check, tmp_path: Path) -> None:
+    """No version would report a mistake in it either."""
     mistake = CONFIGURE.replace(
         "if plan", 'if plan.targets == ("none",):\n            config.misspelt(1)\n        if plan'
     )
-    found = check("11.4", "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
-    assert found["errors"] == []
-    never = [text for _, _, text, executed, known in found["sites"] if not executed and may_be_tensorrt(text, known)]
+    report = check("11.4", "builds", **doctored(tmp_path, "export__tensorrt_build", CONFIGURE, mistake))
+    assert report["errors"] == []
+    never = [text for _, _, text, executed, known in report["sites"] if not executed and may_be_tensorrt(text, known)]
     assert "config.misspelt" in never
 
 
@@ -218,7 +218,7 @@ def test_what_fits_a_type(kind: str, good: list[Any], bad: list[Any]) -> None:
 
 
 class Config:
-    """In the place of a class of the bindings."""
+    """Replaces a class of the bindings."""
 
     def _get(self) -> int: ...  # type: ignore[empty-body]
     def _set(self, value: int) -> None: ...
@@ -257,7 +257,7 @@ def test_doubles_know_what_their_class_knows() -> None:
     ):
         with pytest.raises(TypeError):
             wrong()
-    with pytest.raises(AssertionError, match=r"must tell what Config\.ask gives"):
+    with pytest.raises(AssertionError, match=r"must set what Config\.ask returns"):
         double.ask()
     world.answers["Config", "name"] = "text"
     with pytest.raises(AssertionError, match="expected int"):

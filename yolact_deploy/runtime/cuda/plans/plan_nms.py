@@ -57,9 +57,7 @@ def fast_nms(
     iou_threshold: float,
     cross_class: bool = False,
 ) -> LaunchPlan:
-    """The three launches of Fast NMS: prior_best, select_entries and merge_entries, in this order.
-
-    Only grids depend on the batch: grid y of the first two launches, grid x of the last.
+    """The three launches of Fast NMS; only grid y of the first two and grid x of the last depend on the batch.
 
     Args:
         top_k: entries of each list that take part, at most `MAX_KEPT`
@@ -84,8 +82,8 @@ def fast_nms(
         _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
     )
     operations = priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2
-    moved = _bytes(priors, classes, coefficients, max_detections)
-    return LaunchPlan(launches, scratch, batch * moved, batch * operations)
+    moved = batch * _bytes(priors, classes, coefficients, max_detections)
+    return LaunchPlan(launches, scratch, moved, batch * operations)
 
 
 def kernel_defines(classes: int, *, cross_class: bool) -> Defines:

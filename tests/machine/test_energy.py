@@ -232,7 +232,7 @@ def test_nothing_runs_where_nothing_counts(tmp_path: Path) -> None:
     backend = ScriptedBackend(SCRIPT)
     found = measure_energy(predictor(backend), write_pictures(tmp_path), root=tmp_path / "none", nvml=FakeNvml())
     assert (backend.seen, found.images, found.joules) == ([], 0, None)
-    with pytest.raises(InputError, match="at least one picture"):
+    with pytest.raises(InputError, match="at least one image"):
         measure_energy(predictor(backend), [])
 
 

@@ -1,4 +1,4 @@
-"""What blocks and layers cost in a lower precision, and what a search for the layers to keep found, as tables."""
+"""Tables of the cost of blocks and layers in a lower precision, and of the result of a layer search."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Costs = Sequence[tuple[str, Measured]]
 
 
 def cost_tables(precision: str, images: int, blocks: _Costs, layers: _Costs, most: int = 10) -> list[Table]:
-    """The most expensive blocks and layers: decibels of each output, detections found, AP lost where it is known."""
+    """The most expensive blocks and layers: decibels of each output, matched detections, and lost AP if known."""
     shown = [(word, costs) for word, costs in (("Block", blocks), ("Layer", layers)) if costs]
     return [
         Table(
@@ -36,23 +36,27 @@ def _figures(cost: Measured) -> Iterator[str]:
         yield f"{100 * value:.2f} ({0 - 100 * cost.ap_drop[kind]:+.2f})"
 
 
-def search_table(found: SearchResult) -> Table:
-    """FP32, all layers in the precision, and what was found, on the judged images."""
-    kinds = sorted(found.fp32.ap)
+def search_table(result: SearchResult) -> Table:
+    """FP32, all layers in the precision, and the result of the search, on the judged images."""
+    kinds = sorted(result.fp32.ap)
     rows = [
-        ("all in FP32", str(found.layers), *_sides(found.fp32, {}, kinds)),
-        (f"all in {found.precision}", str(len(found.always)), *_sides(found.lowered, found.lowered_intervals, kinds)),
+        ("all in FP32", str(result.layers), *_sides(result.fp32, {}, kinds)),
+        (
+            f"all in {result.precision}",
+            str(len(result.always)),
+            *_sides(result.lowered, result.lowered_intervals, kinds),
+        ),
     ]
-    if found.keep_fp32:
-        kept = str(len(found.always) + len(found.keep_fp32))
-        rows.append(("as found", kept, *_sides(found.mixed, found.mixed_intervals, kinds)))
-    if found.signed is not None:
-        kept = str(len(found.always) + len(found.keep_fp32))
-        rows.append(("with signed activations", kept, *_sides(found.signed, found.signed_intervals, kinds)))
+    if result.keep_fp32:
+        kept = str(len(result.always) + len(result.keep_fp32))
+        rows.append(("result", kept, *_sides(result.mixed, result.mixed_intervals, kinds)))
+    if result.signed is not None:
+        kept = str(len(result.always) + len(result.keep_fp32))
+        rows.append(("with signed activations", kept, *_sides(result.signed, result.signed_intervals, kinds)))
     columns = ["layers", "in FP32", "agrees %"]
     for kind in kinds:
         columns += [f"{kind} AP", "change", "95 %"]
-    return Table(f"AP x 100 and agreement with FP32 on {found.judged_images} images ({found.target})", columns, rows)
+    return Table(f"AP x 100 and agreement with FP32 on {result.judged_images} images ({result.target})", columns, rows)
 
 
 def _sides(measured: Measured, intervals: dict[str, Interval], kinds: Sequence[str]) -> Iterator[str]:
@@ -64,13 +68,15 @@ def _sides(measured: Measured, intervals: dict[str, Interval], kinds: Sequence[s
         yield f"{100 * interval.low:+.2f} to {100 * interval.high:+.2f}" if interval else ""
 
 
-def search_notes(found: SearchResult) -> Iterator[str]:
-    """What a reader of the table should know, a sentence each."""
-    if found.target.max_ap_drop is None:
+def search_notes(result: SearchResult) -> Iterator[str]:
+    """Limits of what the table shows, one sentence each."""
+    if result.target.max_ap_drop is None:
         return
-    wide = {kind: 100 * -i.low for kind, i in found.mixed_intervals.items() if -100 * i.low > found.target.max_ap_drop}
+    wide = {
+        kind: 100 * -i.low for kind, i in result.mixed_intervals.items() if -100 * i.low > result.target.max_ap_drop
+    }
     for kind, points in wide.items():
         yield (
-            f"{found.judged_images} images cannot exclude a loss of {points:.2f} points of {kind} AP: judge on more "
+            f"{result.judged_images} images cannot exclude a loss of {points:.2f} points of {kind} AP: judge on more "
             "for more certainty"
         )

@@ -1,4 +1,4 @@
-"""Energy of one model that runs alone, measured by the meters of :mod:`yolact_deploy.machine.energy`."""
+"""Energy of one model running alone, measured with the meters of :mod:`yolact_deploy.machine.energy`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def measure_energy(
     root: Path = ROOT,
     nvml: Any = None,
 ) -> Energy:
-    """Energy of one model that runs alone, over and over the pictures, for so many seconds.
+    """Energy of one model that runs over the images again and again for a number of seconds.
 
-    In turns with other models it could not be told apart. Nothing runs where the machine has no meter.
+    It must run alone: the energy of models that take turns cannot be separated. Without a meter nothing runs.
 
     Raises:
-        InputError: no pictures, or a picture that cannot be read.
+        InputError: no images, or an image that cannot be read.
     """
     if not images:
-        raise InputError("nothing to measure: give at least one picture")
+        raise InputError("nothing to measure: give at least one image")
     count = 0
     with EnergyMeter(root=root, nvml=nvml) as meter:
         end = time.perf_counter() + seconds

@@ -1,7 +1,7 @@
-"""Accuracy and speed as others published them, on their hardware: nothing of this was measured here.
+"""Accuracy and speed published by others, on their hardware: none of it was measured here.
 
-Mask AP is COCO's (IoU 0.50:0.95) x 100, of YOLACT and YOLACT++ on test-dev. What a time covers differs from source to
-source; RTMDet-Ins' is that of one image on the GPU, post-processing included.
+Mask AP is COCO's (IoU 0.50:0.95) x 100, on test-dev for YOLACT and YOLACT++. What a time covers differs between
+sources; for RTMDet-Ins it is one image on the GPU, including post-processing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Published:
-    """One figure of a table: ``series`` is what it belongs to, ``source`` where it stands."""
+    """One figure of a table in ``source``; ``series`` groups figures."""
 
     series: str
     name: str

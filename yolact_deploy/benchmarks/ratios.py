@@ -1,35 +1,35 @@
 """How many times as long one measurement took as another, with a bootstrap interval.
 
-Calls that follow each other are not independent: the clock changes, other programs come and go. So blocks of
-neighbouring calls are drawn, not single ones (the circular block bootstrap of Politis and Romano, 1992), and where both
-sides saw the same images in the same order, the same blocks of both. The few blocks of a short run vary less than the
-truth does, so percentiles further out are taken (the expanded percentile interval of Hesterberg, 2015).
+Consecutive calls are not independent: the clock changes, other programs come and go. So the bootstrap draws blocks of
+neighboring calls (the circular block bootstrap of Politis and Romano, 1992), and the same blocks from both sides if
+they saw the same images in the same order. The few blocks of a short run vary less than they should, so the interval
+uses outer percentiles (the expanded percentile interval of Hesterberg, 2015).
 
-Two engines of one run took turns, and that is all. Two runs also differ by what changes slowly: the load of other
-programs, the clock, the host's other guests. :func:`change_of` tells how much of that the calls themselves show, and
-the interval is widened by it. What stays the same during a whole run but not from run to run they cannot show; the
-machine's part of that is told by the yardstick (:mod:`yolact_deploy.benchmarks.machine_change`).
+Two engines of one run took turns, so nothing else differs. Two runs also differ by slow changes: the load of other
+programs, the clock, other guests of the host. :func:`change_of` estimates how much of that the calls show, and the
+interval is widened by it. The calls cannot show what is constant during a run but changes from run to run; the
+yardstick measures the machine's part of that (:mod:`yolact_deploy.benchmarks.machine_change`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: fewer calls give no interval
+#: with fewer calls there is no interval
 LEAST_CALLS = 20
 _DRAWS = 2000
 _NORMAL = NormalDist()
 #: of the normal distribution, for 95 %
 _QUANTILE = _NORMAL.inv_cdf(0.975)
 _VALUES_AT_ONCE = 1 << 21
-#: of a run, to see slow changes, and calls in each at least
+#: segments of a run that show slow changes, and least calls in each
 _SEGMENTS = 8
 _LEAST_SEGMENT = 5
 
@@ -38,7 +38,7 @@ Samples = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Ratio:
-    """``value`` with the limits of its 95 % interval; these are None where there is no interval."""
+    """``value`` with the limits of its 95 % interval; None if there is no interval."""
 
     value: float
     low: float | None = None
@@ -46,16 +46,13 @@ class Ratio:
 
     @property
     def excludes_one(self) -> bool:
-        """Whether the interval says that the two differ at all."""
+        """Whether the two differ significantly."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.value:.3g}"
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def ratio_of(
@@ -73,10 +70,10 @@ def ratio_of(
 
     Args:
         statistic: takes an array and ``axis``, such as ``numpy.median``
-        a: ms of each call, in their order
-        b: the same; where ``paired``, of the same calls
-        factor: the part of the ratio that is not the engine's
-        spread: standard deviation of the logarithm of all else that the calls do not tell
+        a: ms of each call, in order
+        b: the same; if ``paired``, of the same calls
+        factor: the part of the ratio that is not due to the engine
+        spread: standard deviation of the logarithm of everything that the calls do not show
     """
     value = float(statistic(b) / statistic(a)) / factor
     if min(len(a), len(b)) < LEAST_CALLS:
@@ -106,14 +103,13 @@ class Change:
 def change_of(terms: Sequence[tuple[float, Samples]]) -> Change:
     """Standard deviation of the sum of ``weight * log(median(times))`` of two runs: by slow changes, and by chance.
 
-    All series are cut into the same number of segments of time. Noise of the kind that drifts (flicker noise) differs
-    between neighbouring stretches of time by the same amount however long they are (its Allan variance is constant;
-    Allan, 1966), so that two runs differ by what two neighbouring segments of a run do. What the medians of segments
-    owe to chance is taken off before: it is told by those of their odd and of their even calls, which have all slow
-    changes in common.
+    All series are cut into the same number of time segments. Drifting noise (flicker noise) differs between neighboring
+    stretches of time by the same amount whatever their length (its Allan variance is constant; Allan, 1966), so two
+    runs differ as much as two neighboring segments of a run. The part of chance in the medians of segments is
+    subtracted first: the medians of odd and even calls show it, because they share all slow changes.
 
     Args:
-        terms: weight and ms of each call, in their order, at least :data:`LEAST_CALLS`; a ratio is (1, b), (-1, a)
+        terms: weight and ms of each call, in order, at least :data:`LEAST_CALLS`; a ratio is (1, b), (-1, a)
     """
     count = min(_SEGMENTS, *(len(times) // _LEAST_SEGMENT for _, times in terms))
     whole, odd, even = (np.zeros(count) for _ in range(3))
@@ -128,7 +124,7 @@ def change_of(terms: Sequence[tuple[float, Samples]]) -> Change:
 
 
 def _blocks(rng: np.random.Generator, length: int, count: int) -> NDArray[np.intp]:
-    """Numbers of the calls that each of ``count`` draws takes [count, length]."""
+    """Indices of the calls in each of ``count`` draws [count, length]."""
     run = _block(length)
     starts = rng.integers(length, size=(count, -(-length // run)))
     numbers = (starts[:, :, None] + np.arange(run)) % length
@@ -136,15 +132,15 @@ def _blocks(rng: np.random.Generator, length: int, count: int) -> NDArray[np.int
 
 
 def _block(length: int) -> int:
-    """Calls in a block: grows as the cube root, which is best for means of correlated values."""
+    """Calls in a block: grows with the cube root, which is optimal for means of correlated values."""
     return round(2 * float(np.cbrt(length)))
 
 
 def _expanded(length: int) -> float:
-    """How many standard deviations of the draws the interval reaches to each side.
+    """Standard deviations of the draws that the interval reaches to each side.
 
-    That of Student's distribution (by its expansion in 1 / freedom) for as many values as there are blocks, and more
-    because the draws' variance has their number in the denominator, not one less.
+    The quantile of Student's distribution (expanded in 1 / freedom) for as many values as there are blocks, enlarged
+    because the variance of the draws divides by the number of blocks, not by one less.
     """
     blocks = length / _block(length)
     z, freedom = _QUANTILE, blocks - 1

@@ -1,8 +1,8 @@
-"""Run the scenarios of MLPerf on models, by MLPerf's own load generator, LoadGen.
+"""Run the scenarios of MLPerf on models, with MLPerf's own load generator, LoadGen.
 
 single-stream: one image after the other. multi-stream: eight at once, again and again. offline: all images at once.
-server: images arrive at random, and have to be done within a bound. Times cover everything from a decoded picture in
-memory to masks of its size. The verdict VALID or INVALID is LoadGen's, and its logs are kept.
+server: images arrive at random and must be finished within a bound. Times cover everything from a decoded image in
+memory to masks of its size. LoadGen gives the verdict VALID or INVALID, and its logs are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ examples:
   yolact-deploy loadgen m.trt --images pictures/ --logs logs/ --mode full          LoadGen's own: 10 minutes each
 
 Engines are FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], as for the command bench.
-Exit code 1: LoadGen calls a run INVALID; the results are printed all the same."""
+Exit code 1: LoadGen reports a run as INVALID; the results are printed all the same."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("engine", nargs="+", metavar="ENGINE", help="model to measure")
     parser.add_argument(
-        "--images", required=True, nargs="+", metavar="DIR_OR_FILE", help="pictures, or folders of pictures"
+        "--images", required=True, nargs="+", metavar="DIR_OR_FILE", help="images, or folders of images"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--logs", required=True, metavar="DIR", help="folder for LoadGen's logs, in ENGINE/SCENARIO/")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of every model")
     run = parser.add_argument_group("scenarios")
@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--seconds", type=float, metavar="S", help=f"least duration in the short mode (default {SHORT_SECONDS:g})"
     )
-    run.add_argument("--rate", type=float, metavar="R", help="server: images a second; default: what the bound allows")
+    run.add_argument("--rate", type=float, metavar="R", help="server: images per second (default: as the bound allows)")
     run.add_argument(
-        "--latency-ms", type=float, metavar="MS", help="server: bound; by default 5 times what one image takes"
+        "--latency-ms", type=float, metavar="MS", help="server: latency bound (default: 5 times one image)"
     )
-    run.add_argument("--from-files", action="store_true", help="decode the pictures inside the measured time")
+    run.add_argument("--from-files", action="store_true", help="decode the images inside the measured time")
     run.add_argument(
-        "--memory-mib", type=int, default=1024, metavar="M", help="for decoded pictures; what fits is used (1024)"
+        "--memory-mib", type=int, default=1024, metavar="M", help="for decoded images; as many as fit are used (1024)"
     )
     parser.add_argument("--output", "-o", metavar="FILE.json", help="write the results as JSON")
 
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         _print(results)
     invalid = [f"{result.engine} {result.scenario}" for result in results if not result.valid]
     if invalid:
-        raise GateError(f"LoadGen calls INVALID: {', '.join(invalid)}")
+        raise GateError(f"LoadGen reports INVALID: {', '.join(invalid)}")
     return 0
 
 
@@ -111,7 +111,7 @@ def _measure(args: argparse.Namespace, options: LoadgenOptions) -> list[Scenario
 
 
 def _leave(error: BaseException) -> None:
-    """End the process at once: LoadGen cannot be told to stop, and Python would wait for it, up to ten minutes."""
+    """End the process at once: LoadGen cannot be stopped, and Python would wait for it, up to ten minutes."""
     import os
     import sys
 
@@ -145,14 +145,14 @@ def _print(results: list[ScenarioResult]) -> None:
         )
         for result in results
     ]
-    start = "picture file" if results[0].from_files else "decoded picture"
-    title = f"MLPerf LoadGen, {results[0].mode} mode: {start} to pasted masks, {results[0].pictures} pictures"
+    start = "image file" if results[0].from_files else "decoded image"
+    title = f"MLPerf LoadGen, {results[0].mode} mode: {start} to pasted masks, {results[0].pictures} images"
     print_table(columns, rows, title=title)
     for result in results:
         where = f"{result.engine}, {result.scenario}"
         notes = list(result.reasons)
         if result.target_rate is not None:
-            notes.append(f"{result.target_rate:.3g} images/s asked for, bound {result.latency_bound_ms:.4g} ms")
+            notes.append(f"{result.target_rate:.3g} images/s requested, bound {result.latency_bound_ms:.4g} ms")
         if result.clock_difference > CLOCK_TOLERANCE:
             notes.append(f"LoadGen's and our own times differ by {100 * result.clock_difference:.0f} %")
         for note in notes:

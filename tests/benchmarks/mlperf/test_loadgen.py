@@ -201,7 +201,9 @@ def test_a_failure_in_the_run_is_raised(
     assert again.valid, "LoadGen goes on working"
 
 
-def test_a_picture_that_vanishes_is_told(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_vanishes_is_an_error(
+    pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("yolact_deploy.benchmarks.mlperf.loadgen_run.time_calls", lambda *args, **options: (5.0, 6.0))
     copies = write_pictures(tmp_path / "pictures")
     images = library(copies)
@@ -218,7 +220,7 @@ def test_wrong_uses(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.Mo
         run_scenario("model", lazy, library(pictures), "offline", tmp_path, EASY)
     with pytest.raises(InputError, match="unknown scenario ofline"):
         run_scenarios([source("a", backend)], pictures, tmp_path, scenarios=["ofline"])
-    with pytest.raises(InputError, match="name a model"):
+    with pytest.raises(InputError, match="give a model"):
         run_scenarios([], pictures, tmp_path)
     with pytest.raises(InputError, match="same name"):
         run_scenarios([source("a", backend)] * 2, pictures, tmp_path)
@@ -234,7 +236,7 @@ def test_wrong_uses(pictures: list[Path], tmp_path: Path, monkeypatch: pytest.Mo
     ("options", "message"),
     [
         ({"mode": "long"}, "mode: expected one of short, full"),
-        ({"mode": "full", "seconds": 1}, "seconds are of the short mode"),
+        ({"mode": "full", "seconds": 1}, "seconds requires the short mode"),
         ({"rate": 0}, "rate: expected more than 0"),
         ({"latency_ms": -1}, "latency_ms: expected more than 0"),
         ({"memory_mib": 0}, "memory_mib: expected more than 0"),
@@ -266,15 +268,15 @@ def test_library_holds_what_fits_and_only_while_asked(tmp_path: Path) -> None:
 
 
 def test_library_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no pictures to ask for"):
+    with pytest.raises(InputError, match="no images: give at least one"):
         PictureLibrary([], from_files=False, memory_mib=1)
     paths = write_pictures(tmp_path)
     paths[2].write_bytes(b"not a picture")
     for from_files in (False, True):
         with pytest.raises(InputError, match="cannot decode image"):
             PictureLibrary(paths, from_files=from_files, memory_mib=1)
-    monkeypatch.setattr("yolact_deploy.benchmarks.mlperf.loadgen_system.MEBIBYTE", 1000)
-    with pytest.raises(InputError, match="no picture fits into 1 MiB"):
+    monkeypatch.setattr("yolact_deploy.benchmarks.mlperf.loadgen_system._MEBIBYTE", 1000)
+    with pytest.raises(InputError, match="no image fits into 1 MiB"):
         PictureLibrary(paths, from_files=False, memory_mib=1)
 
 
@@ -326,7 +328,7 @@ def test_server_rate_keeps_the_bound() -> None:
 def test_a_bound_too_tight_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "yolact_deploy"):
         assert server_rate([10.0, 30.0], 20, 0.01) == pytest.approx(25, rel=0.02)
-    assert "a latency bound of 20 ms leaves no rate worth asking for" in caplog.text
+    assert "a latency bound of 20 ms leaves no useful rate" in caplog.text
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------
@@ -385,8 +387,8 @@ def test_command(
     assert (result["from_files"], result["pictures"]) == (True, 3)
     assert main([*common, "--scenario", "server", "--rate", "200", "--latency-ms", "0.001"]) == 1
     captured = capsys.readouterr()
-    assert "LoadGen calls INVALID: tiny.onnx server" in captured.err
-    assert "decoded picture to pasted masks, 3 pictures" in captured.out
+    assert "LoadGen reports INVALID: tiny.onnx server" in captured.err
+    assert "decoded image to pasted masks, 3 images" in captured.out
     assert "INVALID" in captured.out
     assert "note: tiny.onnx, server: Reduce target QPS" in captured.out
     assert max(map(len, captured.out.splitlines())) <= 120
@@ -399,7 +401,7 @@ def test_command(
         (["{0}/model.onnx", "--images", "{0}"], "has no pictures"),
         (["{0}/model.onnx", "--images", "{0}/absent.png"], "no such picture or folder"),
         (["{0}/model.onnx", "--images", "{0}", "--threads", "0"], "--threads: expected 1 or more"),
-        (["{0}/model.onnx", "--images", "{0}", "--mode", "full", "--seconds", "1"], "seconds are of the short mode"),
+        (["{0}/model.onnx", "--images", "{0}", "--mode", "full", "--seconds", "1"], "seconds requires the short mode"),
     ],
 )
 def test_command_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

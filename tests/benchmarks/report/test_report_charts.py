@@ -71,7 +71,7 @@ def test_histogram_bars_stand_where_the_times_are() -> None:
 
 def test_an_outlier_does_not_squeeze_the_histogram() -> None:
     text = charts.histograms([("a", [*np.linspace(10, 20, 199), 5000.0])])
-    assert "the last bar holds all slower calls, too" in text
+    assert "the last bar holds all slower calls" in text
     assert ">5000<" not in text
     assert len(re.findall("<rect", text)) > 20
 

@@ -225,7 +225,7 @@ def test_the_layer_that_an_outlier_ruins_is_found(truth: CocoImages, tmp_path: P
     assert blocks.rows[0][0] == HURT, "it is in no residual block"
     assert layers.rows[0][0] == HURT
     table = search_table(found)
-    assert [row[:2] for row in table.rows] == [("all in FP32", "9"), ("all in int8", "0"), ("as found", "1")]
+    assert [row[:2] for row in table.rows] == [("all in FP32", "9"), ("all in int8", "0"), ("result", "1")]
     assert all(len(row) == len(table.columns) for row in table.rows)
     low = found.mixed_intervals["mask"].low
     told = " ".join(search_notes(found))

@@ -1,4 +1,4 @@
-"""What LoadGen wrote about a run: its verdict, the reasons, and its figures."""
+"""LoadGen's logs of a run: verdict, reasons and figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from yolact_deploy.errors import BackendError
 
 SUMMARY, DETAIL = "mlperf_log_summary.txt", "mlperf_log_detail.txt"
-#: all that LoadGen writes; the last two stay empty in a performance run without a trace
+#: all files that LoadGen writes; the last two stay empty in a performance run without a trace
 LOG_FILES = (SUMMARY, DETAIL, "mlperf_log_accuracy.json", "mlperf_log_trace.json")
 
 _PREFIX = ":::MLLOG "
@@ -21,8 +21,8 @@ class LoadgenLog:
     """The records of the detailed log by key, and the verdict of both logs.
 
     Attributes:
-        valid: both logs say VALID, and no error was logged
-        reasons: why not, in LoadGen's words
+        valid: both logs say VALID and contain no error
+        reasons: why the run is not valid, in LoadGen's words
     """
 
     values: dict[str, Any]
@@ -30,7 +30,7 @@ class LoadgenLog:
     reasons: tuple[str, ...]
 
     def number(self, key: str) -> float:
-        """Raises :class:`BackendError` where LoadGen did not log it."""
+        """Raises :class:`BackendError` if LoadGen did not log it."""
         if key not in self.values:
             raise BackendError(f"LoadGen's log has no {key!r}: this version of mlcommons-loadgen is not supported")
         return float(self.values[key])
@@ -40,7 +40,7 @@ def read_log(folder: Path) -> LoadgenLog:
     """Read the logs of one run.
 
     Raises:
-        BackendError: they are missing or cut short.
+        BackendError: the logs are missing or incomplete.
     """
     try:
         summary = (folder / SUMMARY).read_text(encoding="utf-8")
@@ -51,15 +51,15 @@ def read_log(folder: Path) -> LoadgenLog:
     values = {record["key"]: record["value"] for record in records}
     verdict = next((line for line in summary.splitlines() if line.startswith("Result is")), "")
     if "result_validity" not in values or not verdict:
-        raise BackendError(f"LoadGen's logs in {folder} have no result: the run was cut short")
+        raise BackendError(f"LoadGen's logs in {folder} have no result: the run was interrupted")
     errors = [str(record["value"]) for record in records if record["metadata"]["is_error"]]
     valid = verdict.split()[-1] == "VALID" and values["result_validity"] == "VALID" and not errors
     return LoadgenLog(values, valid, () if valid else (*_reasons(values), *errors))
 
 
 def _reasons(values: dict[str, Any]) -> list[str]:
-    """What was not met; the summary's recommendations say nothing of early stopping, so its result is added."""
-    found = [" ".join(str(values.get("result_invalid_reason", "")).split())]
+    """Unmet conditions; the summary's recommendations leave out early stopping, so its result is added."""
+    reasons = [str(values.get("result_invalid_reason", ""))]
     if not values.get("early_stopping_met", True):
-        found.append("early stopping: " + " ".join(str(values["early_stopping_result"]).replace("*", " ").split()))
-    return [reason for reason in found if reason]
+        reasons.append("early stopping: " + str(values["early_stopping_result"]).replace("*", " "))
+    return [words for reason in reasons if (words := " ".join(reason.split()))]

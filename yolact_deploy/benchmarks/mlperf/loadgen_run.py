@@ -1,8 +1,8 @@
 """The scenarios of MLPerf by its own load generator: single-stream, multi-stream, offline, and a server with a bound.
 
-LoadGen chooses the pictures, issues the queries, takes the times and gives the verdict; its logs stay in a folder. The
-same queries are timed here too, so that neither clock has to be believed alone. Measured is from a decoded picture in
-memory (or from its file) to masks pasted at its size.
+LoadGen chooses the images, issues the queries, measures the times and gives the verdict; its logs stay in a folder. The
+same queries are timed here as well, as a check of either clock. Times cover everything from a decoded image in memory
+(or from its file) to masks pasted at its size.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 
-#: where LoadGen's percentiles and ours differ by more, the figures are doubted
+#: if LoadGen's percentiles and ours differ by more, the figures are doubtful
 CLOCK_TOLERANCE = 0.05
 
-# LoadGen has one logger a process.
+# LoadGen has one logger per process.
 _running = threading.Lock()
 
 
@@ -40,14 +40,14 @@ class ScenarioResult:
     Attributes:
         valid: LoadGen's verdict
         reasons: why it is not valid, in LoadGen's words
-        p50_ms, p90_ms, p99_ms: LoadGen's; offline, where one query has all images, of each image since the start
-        images_per_s: LoadGen's; of the server scenario what was completed, which cannot exceed ``target_rate`` by much
+        p50_ms, p90_ms, p99_ms: by LoadGen; offline, where one query has all images, of each image since the start
+        images_per_s: by LoadGen; completed ones in the server scenario, which cannot exceed ``target_rate`` by much
         samples_per_query: images in a query
-        images_per_call: images that were given to the model at once; it splits them into batches of its own
-        target_percentile: on which the verdict stands
+        images_per_call: images given to the model at once; it splits them into its own batches
+        target_percentile: percentile that the verdict is based on
         latency_bound_ms, target_rate: of the server scenario
         seeds: of LoadGen's random numbers
-        own_p50_ms, own_p90_ms, own_p99_ms: the same queries by our clock, from their issue to their completion
+        own_p50_ms, own_p90_ms, own_p99_ms: the same queries by our clock, from issue to completion
         logs: folder of LoadGen's logs
     """
 
@@ -88,7 +88,7 @@ class ScenarioResult:
 
 
 def is_running() -> bool:
-    """Whether LoadGen is still at work: it cannot be stopped, and a run that failed goes on to its end without us."""
+    """Whether LoadGen is still running: it cannot be stopped, so a failed run continues to its end."""
     return _running.locked()
 
 
@@ -109,18 +109,18 @@ def run_scenarios(
 
     Raises:
         MissingDependencyError: mlcommons-loadgen is not installed.
-        InputError: pictures, models or options that cannot be used.
-        BackendError: a model or LoadGen failed. LoadGen may then still be busy, see :func:`is_running`.
+        InputError: images, models or options that cannot be used.
+        BackendError: a model or LoadGen failed. LoadGen may still be running, see :func:`is_running`.
         OutputError: the logs cannot be written.
     """
     import_optional("mlperf_loadgen", "loadgen", "Running MLPerf scenarios")
     if not sources:
-        raise InputError("nothing to measure: name a model")
+        raise InputError("nothing to measure: give a model")
     unknown = [name for name in scenarios if name not in SCENARIOS]
     if unknown or not scenarios:
         raise InputError(f"unknown scenario {', '.join(unknown) or 'none'}; known are {', '.join(SCENARIOS)}")
     options = options or LoadgenOptions()
-    folders = [_file_name(source.name) for source in sources]
+    folders = [re.sub(r"[^\w.@-]+", "_", source.name) for source in sources]
     if len(set(folders)) < len(folders):
         raise InputError(f"two models have the same name among {', '.join(s.name for s in sources)}: give each once")
     library = PictureLibrary(pictures, from_files=options.from_files, memory_mib=options.memory_mib)
@@ -128,20 +128,14 @@ def run_scenarios(
     for source, folder in zip(sources, folders, strict=True):
         with source.load() as predictor:
             for scenario in scenarios:
+                target = logs / folder / scenario
                 with progress.steps(f"{source.name}: {scenario}"):
-                    results.append(
-                        run_scenario(source.name, predictor, library, scenario, logs / folder / scenario, options)
-                    )
+                    results.append(run_scenario(source.name, predictor, library, scenario, target, options))
     return results
 
 
 def run_scenario(
-    name: str,
-    predictor: Predictor,
-    library: PictureLibrary,
-    scenario: str,
-    logs: Path,
-    options: LoadgenOptions,
+    name: str, predictor: Predictor, library: PictureLibrary, scenario: str, logs: Path, options: LoadgenOptions
 ) -> ScenarioResult:
     """Run one scenario on a loaded model, which pastes its masks in the call; see :func:`run_scenarios`."""
     loadgen = import_optional("mlperf_loadgen", "loadgen", "Running MLPerf scenarios")
@@ -157,43 +151,53 @@ def run_scenario(
     _run(loadgen, settings, system, library, logs)
     log = read_log(logs)
     own_ms = sorted(ns / 1e6 for ns in system.latencies_ns[samples_per_query - 1 :: samples_per_query])
-    kind = "per_query_latency_ns" if scenario == "multi-stream" else "latency_ns"
-    percentiles = {q: log.number(f"result_{q}.00_percentile_{kind}") / 1e6 for q in (50, 90, 99)}
     # LoadGen takes the value at this place of the sorted list, without interpolation.
-    own = {q: own_ms[len(own_ms) * q // 100] for q in (50, 90, 99)}
+    own: dict[str, Any] = {f"own_p{q}_ms": own_ms[len(own_ms) * q // 100] for q in (50, 90, 99)}
     result = ScenarioResult(
         engine=name,
         scenario=scenario,
         mode=options.mode,
-        valid=log.valid,
-        reasons=log.reasons,
-        p50_ms=percentiles[50],
-        p90_ms=percentiles[90],
-        p99_ms=percentiles[99],
         images_per_s=_images_per_s(scenario, log, samples_per_query),
-        queries=int(log.number("result_query_count")),
-        samples_per_query=int(log.number("effective_samples_per_query")),
         images_per_call=count,
         max_batch=predictor.backend.max_batch,
         from_files=library.from_files,
         pictures=len(library),
-        min_duration_s=settings.min_duration_ms / 1e3,
-        target_percentile=None if scenario == "offline" else log.number("effective_target_latency_percentile"),
-        latency_bound_ms=settings.server_target_latency_ns / 1e6 if scenario == "server" else None,
-        target_rate=settings.server_target_qps if scenario == "server" else None,
-        seeds={key: getattr(settings, f"{key}_rng_seed") for key in ("qsl", "sample_index", "schedule")},
-        own_p50_ms=own[50],
-        own_p90_ms=own[90],
-        own_p99_ms=own[99],
-        loadgen_version=str(log.values.get("loadgen_version", "")),
         logs=str(logs),
+        **_from_log(log, scenario),
+        **_from_settings(settings, scenario),
+        **own,
     )
     write_json(logs / "result.json", result.to_json())
     return result
 
 
+def _from_log(log: LoadgenLog, scenario: str) -> dict[str, Any]:
+    """Fields of the result that LoadGen logs."""
+    kind = "per_query_latency_ns" if scenario == "multi-stream" else "latency_ns"
+    return {
+        "valid": log.valid,
+        "reasons": log.reasons,
+        **{f"p{q}_ms": log.number(f"result_{q}.00_percentile_{kind}") / 1e6 for q in (50, 90, 99)},
+        "queries": int(log.number("result_query_count")),
+        "samples_per_query": int(log.number("effective_samples_per_query")),
+        "target_percentile": None if scenario == "offline" else log.number("effective_target_latency_percentile"),
+        "loadgen_version": str(log.values.get("loadgen_version", "")),
+    }
+
+
+def _from_settings(settings: Any, scenario: str) -> dict[str, Any]:
+    """Fields of the result that LoadGen was asked for."""
+    server = scenario == "server"
+    return {
+        "min_duration_s": settings.min_duration_ms / 1e3,
+        "latency_bound_ms": settings.server_target_latency_ns / 1e6 if server else None,
+        "target_rate": settings.server_target_qps if server else None,
+        "seeds": {key: getattr(settings, f"{key}_rng_seed") for key in ("qsl", "sample_index", "schedule")},
+    }
+
+
 def _images_per_s(scenario: str, log: LoadgenLog, samples_per_query: int) -> float:
-    if scenario == "multi-stream":  # the only one of which LoadGen does not log it
+    if scenario == "multi-stream":  # LoadGen logs it for all others
         return samples_per_query * 1e9 / log.number("result_mean_query_latency_ns")
     key = {
         "single-stream": "result_qps_with_loadgen_overhead",
@@ -204,9 +208,9 @@ def _images_per_s(scenario: str, log: LoadgenLog, samples_per_query: int) -> flo
 
 
 def _run(loadgen: ModuleType, settings: Any, system: SystemUnderTest, library: PictureLibrary, logs: Path) -> None:
-    """One run of LoadGen in a thread of its own, as an interrupt must not come up inside its callbacks."""
+    """One run of LoadGen in a separate thread, because an interrupt must not occur inside its callbacks."""
     if not _running.acquire(blocking=False):
-        raise BackendError("LoadGen is still ending a run that was broken off: wait, or start another process")
+        raise BackendError("LoadGen is still finishing an interrupted run: wait, or start another process")
     log_settings = loadgen.LogSettings()
     log_settings.log_output.outdir = str(logs)
     log_settings.log_output.copy_summary_to_stdout = False
@@ -217,7 +221,7 @@ def _run(loadgen: ModuleType, settings: Any, system: SystemUnderTest, library: P
             with system:
                 sut = loadgen.ConstructSUT(system.issue, system.flush)
                 qsl = loadgen.ConstructQSL(len(library), len(library), system.load, system.unload)
-                # No audit configuration: one that lies in the working folder would replace the settings.
+                # No audit configuration: a file in the working folder would replace the settings.
                 loadgen.StartTestWithLogSettings(sut, qsl, settings, log_settings, "")
                 loadgen.DestroyQSL(qsl)
                 loadgen.DestroySUT(sut)
@@ -236,7 +240,7 @@ def _run(loadgen: ModuleType, settings: Any, system: SystemUnderTest, library: P
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder and remove older logs; LoadGen itself ends the process where it cannot write them."""
+    """Make the folder and remove older logs; LoadGen itself would end the process if it could not write them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in LOG_FILES:
@@ -244,7 +248,3 @@ def _prepare(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OutputError(f"cannot write LoadGen's logs into {folder}: {error.strerror or error}") from error
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.@-]+", "_", name)

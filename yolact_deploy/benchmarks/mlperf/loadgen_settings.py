@@ -1,6 +1,6 @@
-"""What LoadGen is asked for in each scenario: its own standard in the full mode, less of everything in the short one.
+"""LoadGen's settings of each scenario: its own standard in the full mode, less of everything in the short mode.
 
-The standard, seeds included, is the configuration built into LoadGen, so that it follows the installed version.
+The standard, including seeds, is the configuration built into LoadGen, so it follows the installed version.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ SCENARIOS = {
 MODES = ("short", "full")
 SHORT_SECONDS = 5.0
 
-#: as a model that MLPerf does not list, so that the general values apply
+#: not a model that MLPerf lists, so the general values apply
 _MODEL = "yolact"
-#: latency bound of the server scenario where none is given, in times of the slowest single image
+#: default latency bound of the server scenario, as a multiple of the slowest single image
 _BOUND_IN_IMAGES = 5
 _SIMULATED_QUERIES = 20_000
-#: how many times as fast as beforehand an offline run may be without ending too early; other programs come and go
-#: within seconds, while over ten minutes they even out, and more would cost as many minutes more
+#: an offline run may be this many times as fast as the calls timed before it without ending too early; the effect of
+#: other programs changes within seconds but averages out over ten minutes, where a larger reserve would cost minutes
 _OFFLINE_RESERVE = {"short": 2.0, "full": 1.25}
-#: share of a server's time that the rate found by itself may take; more would hang on a machine's every whim
+#: the default rate may use this share of a server's time; a higher load would react to every disturbance
 _MAX_LOAD = 0.5
 
 
 class _Short(NamedTuple):
-    """The short mode of a scenario: as many queries as its early stopping asks for at that percentile."""
+    """The short mode of a scenario: the number of queries that early stopping requires at this percentile."""
 
     percentile: float
     queries: int
@@ -56,15 +56,15 @@ _SHORT = {
 
 @dataclass(frozen=True, kw_only=True)
 class LoadgenOptions:
-    """What the user chooses.
+    """Options of the user.
 
     Attributes:
         mode: "short", or "full" for LoadGen's standard durations and query counts
         seconds: least duration of a scenario in the short mode
-        rate: queries a second of the server scenario; by default what the latency bound allows, see ``server_rate``
-        latency_ms: latency bound of the server scenario; by default five times what a single image takes at worst
-        from_files: decode the pictures inside the measured time
-        memory_mib: of decoded pictures
+        rate: queries per second of the server scenario; by default as the latency bound allows, see ``server_rate``
+        latency_ms: latency bound of the server scenario; by default five times the slowest single image
+        from_files: decode the images inside the measured time
+        memory_mib: for decoded images
     """
 
     mode: str = "short"
@@ -78,7 +78,7 @@ class LoadgenOptions:
         if self.mode not in MODES:
             raise InputError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
         if self.mode == "full" and self.seconds is not None:
-            raise InputError("seconds are of the short mode: the full one takes LoadGen's own")
+            raise InputError("seconds requires the short mode: the full mode uses LoadGen's own duration")
         for name in ("seconds", "rate", "latency_ms", "memory_mib"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -92,7 +92,7 @@ def make_settings(
 
     Args:
         scenario: one of :data:`SCENARIOS`
-        call_ms: what calls with ``images_per_call`` images take, for LoadGen to know how many queries to prepare
+        call_ms: times of calls with ``images_per_call`` images, from which LoadGen derives the number of queries
     """
     settings = loadgen.TestSettings()
     if settings.FromConfig("", _MODEL, SCENARIOS[scenario], 0):  # 0: the configuration built into it
@@ -105,7 +105,7 @@ def make_settings(
         settings.single_stream_target_latency_percentile = _SHORT[scenario].percentile
         settings.multi_stream_target_latency_percentile = _SHORT[scenario].percentile
         settings.server_target_latency_percentile = _SHORT[scenario].percentile
-    # A run that turns out faster than LoadGen was told ends too early to be valid.
+    # A run that is faster than LoadGen expects ends too early to be valid.
     fastest_ms = min(call_ms)
     settings.single_stream_expected_latency_ns = fastest_ms * 1e6 / 2
     settings.multi_stream_expected_latency_ns = fastest_ms * 1e6 / 2
@@ -119,28 +119,28 @@ def make_settings(
 
 
 def server_rate(service_ms: Sequence[float], bound_ms: float, late_share: float) -> float:
-    """The highest rate, up to half of what one server can do and in steps of 5 %, at which few queries miss the bound.
+    """The highest rate, up to half the capacity of one server and in steps of 5 %, at which few queries miss the bound.
 
-    Queries arrive as a Poisson process, wait for their turn, and take a time drawn from those measured; simulated.
-    Where none down to 10 % will do, it is half, and a warning.
+    Simulated: queries arrive as a Poisson process, wait for their turn, and take a time drawn from the measured ones.
+    If even 10 % is too much, it logs a warning and returns half.
 
     Args:
         service_ms: measured times of single queries
-        late_share: of the queries, which may take longer than ``bound_ms`` with their waiting
+        late_share: share of queries that may take longer than ``bound_ms``, including their wait
     """
     random = np.random.default_rng(0)
     gaps = random.exponential(size=_SIMULATED_QUERIES)
     services = random.choice(np.asarray(service_ms), _SIMULATED_QUERIES)
     mean = float(services.mean())
     for share in np.arange(_MAX_LOAD, 0.09, -0.05):
-        # Lindley's recursion: a wait is what is left of the work ahead, the random walk above its lowest point.
+        # Lindley's recursion: the wait is the remaining work ahead, a random walk above its lowest point.
         walk = np.concatenate([[0.0], np.cumsum(services[:-1] - gaps[1:] * mean / share)])
         waits = walk - np.minimum.accumulate(walk)
         if np.mean(waits + services > bound_ms) <= late_share:
             return float(share * 1e3 / mean)
     _log.warning(
-        "a latency bound of %g ms leaves no rate worth asking for, as a single image takes %.1f ms on average and "
-        "%.1f ms at worst: raise the bound",
+        "a latency bound of %g ms leaves no useful rate, because a single image takes %.1f ms on average and %.1f ms "
+        "at worst: raise the bound",
         bound_ms,
         mean,
         max(service_ms),

@@ -1,7 +1,7 @@
-"""What LoadGen drives: a predictor that answers its queries, and the pictures it asks for.
+"""The system that LoadGen drives: a predictor that answers its queries, and the images it requests.
 
-LoadGen is C++ and cannot be unwound: an exception that leaves a callback of ours ends the process. So failures are
-kept, what is still asked is answered at once without work, and whoever waits for the run raises what was kept.
+LoadGen is C++ and cannot be unwound: an exception that leaves one of our callbacks ends the process. So failures are
+stored, further queries are answered at once without work, and the thread that waits for the run raises the failure.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Image, Predictor
 
 _MEBIBYTE = 1 << 20
-#: batches that go into one call of a predictor that overlaps them
+#: batches per call of a predictor that overlaps them
 _OVERLAPPED_BATCHES = 8
-#: seconds after which a thread of the server scenario hands over to another that waits; Python's own is ten times that
+#: seconds after which a thread of the server scenario yields to a waiting one; Python's default is ten times that
 _SERVER_SWITCH_INTERVAL = 5e-4
-#: different pictures on which single images are timed beforehand
+#: different images for the calls timed before a run
 _TIMED_PICTURES = 16
 
 
 class PictureLibrary:
-    """Pictures by number, decoded when LoadGen asks to load them and dropped when it asks to unload them.
+    """Images by index, decoded when LoadGen loads them and dropped when it unloads them.
 
     Args:
-        paths: as many of them are used, from the first on, as fit ``memory_mib``
-        from_files: keep paths instead of decoded pictures; then all of them are used
+        paths: the first ones are used, as many as fit into ``memory_mib``
+        from_files: keep paths instead of decoded images; then all of them are used
 
     Raises:
-        InputError: no pictures, one that cannot be decoded, or not even one that fits.
+        InputError: no images, one that cannot be decoded, or none that fits.
     """
 
     def __init__(self, paths: Iterable[Path], *, from_files: bool, memory_mib: int) -> None:
@@ -47,7 +47,7 @@ class PictureLibrary:
         self._loaded: dict[int, Image] = {}
         left = memory_mib * _MEBIBYTE
         for path in paths:
-            # Decoded in either case: in the middle of a run it would be late to say that a picture is damaged.
+            # Decoded in either case, to detect a damaged image before the run.
             size = read_image(path).nbytes
             left -= 0 if from_files else size
             if left < 0:
@@ -55,9 +55,9 @@ class PictureLibrary:
             self.paths.append(path)
         if not self.paths:
             raise InputError(
-                f"no picture fits into {memory_mib} MiB: raise --memory-mib, or decode in the run with --from-files"
+                f"no image fits into {memory_mib} MiB: raise --memory-mib, or decode in the run with --from-files"
                 if left < 0
-                else "no pictures to ask for: give at least one"
+                else "no images: give at least one"
             )
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class PictureLibrary:
 
     def unload(self, indices: Iterable[int]) -> None:
         for index in indices:
-            self._loaded.pop(index, None)  # multi-stream fills its set up with repetitions
+            self._loaded.pop(index, None)  # multi-stream pads its set with repetitions
 
     def get(self, indices: Iterable[int]) -> list[Image | Path]:
         return [self.paths[index] if self.from_files else self._loaded[index] for index in indices]
@@ -77,7 +77,7 @@ class PictureLibrary:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A query of the server scenario in the queue; without an id, a call to warm up."""
+    """A query of the server scenario in the queue; without an id, a warm-up call."""
 
     started_ns: int
     id: int | None
@@ -85,14 +85,14 @@ class _Waiting:
 
 
 class SystemUnderTest:
-    """Answers LoadGen's queries with a predictor, and takes the time of each by itself.
+    """Answers LoadGen's queries with a predictor, and times each query itself.
 
-    Queries are answered in the thread that issues them, except in the server scenario, where they arrive while earlier
-    ones are worked on: there one thread takes them, one at a time, in their order.
+    The thread that issues queries answers them, except in the server scenario, where queries arrive while earlier ones
+    are processed: there a separate thread answers them in order, one at a time.
 
     Args:
-        images_per_call: of a query with several images, as many go into one call of the predictor
-        queued: answer in a thread of its own
+        images_per_call: images of a query that go into one call of the predictor
+        queued: answer in a separate thread
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class SystemUnderTest:
     ) -> None:
         self._loadgen, self._predictor, self._library = loadgen, predictor, library
         self._images_per_call = images_per_call
-        #: from the issue of its query to its completion, of each image in the order of completion
+        #: from issue to completion of its query, for each image in the order of completion
         self.latencies_ns: list[int] = []
-        #: what went wrong first; from then on nothing is computed any more
+        #: the first failure; after it nothing is computed any more
         self.error: BaseException | None = None
-        #: something went wrong, or LoadGen has come to its end
+        #: set by a failure, or when LoadGen has finished
         self.over = threading.Event()
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._idle = threading.Condition()
@@ -119,7 +119,7 @@ class SystemUnderTest:
 
     def __enter__(self) -> SystemUnderTest:
         if self._thread is not None:
-            # The issuing thread has to come in between while the other one runs Python code.
+            # The issuing thread must get its turn while the other one runs Python code.
             self._switch_interval = sys.getswitchinterval()
             sys.setswitchinterval(_SERVER_SWITCH_INTERVAL)
             self._thread.start()
@@ -135,10 +135,10 @@ class SystemUnderTest:
         self.error = self.error or error
         self.over.set()
 
-    # -- what LoadGen calls; nothing may be raised here ---------------------------------------------------------------
+    # -- callbacks of LoadGen; nothing may be raised here -------------------------------------------------------------
 
     def load(self, indices: Sequence[int]) -> None:
-        """Load pictures, and make one call in the thread that will make them all, so that it is warm."""
+        """Load images, and make one warm-up call in the thread that will make all calls."""
         try:
             self._library.load(indices)
         except Exception as error:
@@ -154,18 +154,18 @@ class SystemUnderTest:
 
     def issue(self, samples: Sequence[Any]) -> None:
         started = time.perf_counter_ns()
-        asked = [(sample.id, sample.index) for sample in samples]
+        queries = [(sample.id, sample.index) for sample in samples]
         if self._thread is not None:
-            for number, index in asked:
+            for number, index in queries:
                 self._enqueue(_Waiting(started, number, index))
             return
-        for first in range(0, len(asked), self._images_per_call):
-            part = asked[first : first + self._images_per_call]
+        for first in range(0, len(queries), self._images_per_call):
+            part = queries[first : first + self._images_per_call]
             self._predict([index for _, index in part])
             self._complete([number for number, _ in part], started)
 
     def flush(self) -> None:
-        """Wait until all that was issued is answered."""
+        """Wait until all issued queries are answered."""
         with self._idle:
             self._idle.wait_for(lambda: not self._unanswered)
 
@@ -199,8 +199,8 @@ class SystemUnderTest:
 
 
 def images_per_call(predictor: Predictor, scenario: str, samples_per_query: int) -> int:
-    """How many images of a query go into one call: all of a multi-stream query; of the offline one, which has
-    thousands, a batch, or several where the backend works on one while it prepares the next.
+    """Images of a query that go into one call: all for multi-stream; for offline, whose query has thousands, one batch,
+    or several if the backend prepares a batch while it processes another.
     """
     if scenario == "multi-stream":
         return samples_per_query
@@ -213,7 +213,7 @@ def images_per_call(predictor: Predictor, scenario: str, samples_per_query: int)
 def time_calls(
     predictor: Predictor, library: PictureLibrary, count: int, *, calls: int, seconds: float
 ) -> tuple[float, ...]:
-    """Milliseconds of calls with ``count`` images, at least ``calls`` and ``seconds`` of them, after one to warm up."""
+    """Milliseconds of calls with ``count`` images, for at least ``calls`` and ``seconds``, after a warm-up call."""
     indices = range(min(len(library), max(count, _TIMED_PICTURES)))
     library.load(indices)
     pictures = itertools.cycle(library.get(indices))

@@ -1,8 +1,8 @@
 """Charts of the HTML report, as static SVG.
 
-Places are percentages of the chart and sizes pixels, so that a chart takes the width of the page and its letters stay
-readable on a phone. Colours come from the style sheet. Nothing here knows of benchmarks: times are ms, the rest plain
-numbers.
+Positions are percentages of the chart and sizes are pixels, so a chart fills the width of the page and its text stays
+readable on a phone. Colors come from the style sheet. The charts know nothing about benchmarks: times are ms, the rest
+are plain numbers.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from yolact_deploy.benchmarks.report.report_style import DASHES, PALETTE
 
 _BINS = 100
 _STRIP_HEIGHT, _BAR_HEIGHT = 44, 20
-#: height in percent of a bar that stands for a single call among many
+#: least height of a bar in percent, for a single call among many
 _LEAST = 5
-#: a histogram ends here, as a multiple of the largest p99; what is above goes into its last bin
+#: end of a histogram, as a multiple of the largest p99; its last bin holds what is above
 _TAIL = 1.25
-_QUANTILES = (50, 90, 99)
-#: outlines around 0, 0 in pixels, for points of different kinds
+#: percentiles, and the dashes of their lines
+_QUANTILES = {50: "", 90: ' stroke-dasharray="5 3"', 99: ' stroke-dasharray="2 2"'}
+#: outlines around 0, 0 in pixels, for different kinds of points
 SHAPES = (
     "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z",
     "M-4.5 -4.5h9v9h-9z",
@@ -34,7 +35,7 @@ SHAPES = (
     "M-6 -2h4v-4h4v4h4v4h-4v4h-4v-4h-4z",
 )
 _MEASURED = "M-7 0a7 7 0 1 0 14 0a7 7 0 1 0 -14 0z"
-#: width and height in pixels on a phone, where labels are closest to each other
+#: width and height in pixels on a phone, where labels are closest
 _NARROW = (280, 300)
 
 
@@ -45,6 +46,14 @@ def figure(inner: str, caption: str = "") -> str:
 def _svg(height: int, parts: Iterable[str], label: str) -> str:
     content = "\n".join(parts)
     return f'<svg height="{height}" role="img" aria-label="{text(label)}">\n{content}\n</svg>'
+
+
+def _strip(name: str, words: str, height: int, parts: Iterable[str], label: str) -> str:
+    """A chart across the page under a name and its figures in words."""
+    return (
+        f'<div class="strip"><p><b>{text(name)}</b> <span class="axis">{words}</span></p>\n'
+        f"{_svg(height, parts, label)}</div>"
+    )
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -85,11 +94,11 @@ def _y_axis(low: float, high: float, title: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Points:
-    """Points of one kind: x above 0, y, and a few letters to write beside each (or nothing).
+    """Points of one kind: x above 0, y, and optionally a few letters beside each.
 
     Attributes:
-        shape: number of the outline, of ``SHAPES``
-        measured: drawn filled, not hollow
+        shape: index of the outline in ``SHAPES``
+        measured: drawn filled instead of hollow
     """
 
     name: str
@@ -109,8 +118,8 @@ def scatter(groups: Sequence[Points], x_title: str, y_title: str, label: str, *,
     """Points over a logarithmic axis, with a legend.
 
     Args:
-        floor: y below which the axis does not go
-        margin: room above and below the points, in units of y
+        floor: lower end of the axis, at least
+        margin: space above and below the points, in units of y
     """
     xs, ys = [x for g in groups for x in g.xs], [y for g in groups for y in g.ys]
     left, right = min(xs) / 1.3, max(xs) * 1.3
@@ -123,7 +132,7 @@ def scatter(groups: Sequence[Points], x_title: str, y_title: str, label: str, *,
     parts += _x_axis({place(v, low)[0]: f"{v:g}" for v in log_ticks(left, right)}, x_title)
     named: list[tuple[float, float, str]] = []
     others: list[tuple[float, float]] = []
-    for group in sorted(groups, key=lambda g: g.measured):  # what was measured lies on top
+    for group in sorted(groups, key=lambda g: g.measured):  # measured points lie on top
         kind, path = group.outline
         for i, (x, y) in enumerate(zip(group.xs, group.ys, strict=True)):
             px, py = place(x, y)
@@ -142,7 +151,7 @@ def scatter(groups: Sequence[Points], x_title: str, y_title: str, label: str, *,
 
 
 def _labels(named: Sequence[tuple[float, float, str]], others: Sequence[tuple[float, float]]) -> list[str]:
-    """Each label beside its point, where the fewest other points and labels are."""
+    """Each label beside its point, on the side with the fewest other points and labels."""
     scale_x, scale_y = _NARROW[0] / 100, _NARROW[1] / 100
     taken = [(x * scale_x, y * scale_y) for x, y in (*others, *((x, y) for x, y, _ in named))]
     parts = []
@@ -162,7 +171,7 @@ def _labels(named: Sequence[tuple[float, float, str]], others: Sequence[tuple[fl
 
 
 def _legend(entries: Iterable[tuple[str, str]]) -> str:
-    """Names with a little picture each, drawn around 0, 0."""
+    """Names, each with a small picture drawn around 0, 0."""
     items = "\n".join(
         f'<li><svg aria-hidden="true" viewBox="-11 -6 22 12">{picture}</svg>{text(name)}</li>'
         for name, picture in entries
@@ -186,8 +195,8 @@ class Curve:
     ys: NDArray[np.float64]
 
 
-def curve_colour(index: int) -> str:
-    """Class and dashes of a line: beyond the stages' grey, and never the same for neighbours."""
+def curve_color(index: int) -> str:
+    """Class and dashes of a line: without the gray of the stages, and different for neighbors."""
     dash = DASHES[index % len(DASHES)]
     return f'class="curve c{2 + index % (len(PALETTE) - 2)}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
@@ -200,13 +209,13 @@ def line_chart(curves: Sequence[Curve], x_max: float, y_max: float, x_title: str
     for i, curve in enumerate(curves):
         xs, ys = 100 * np.minimum(curve.xs / x_max, 1), 100 * (1 - curve.ys / y_max)
         points = " ".join(f"{x:.2f},{y:.2f}" for x, y in zip(xs.tolist(), ys.tolist(), strict=True))
-        parts.append(f'<polyline {curve_colour(i)} points="{points}"><title>{text(curve.name)}</title></polyline>')
+        parts.append(f'<polyline {curve_color(i)} points="{points}"><title>{text(curve.name)}</title></polyline>')
     parts.append("</svg>")
     return f'<div class="plot">{_svg(240, parts, label)}</div>'
 
 
 def curve_legend(names: Sequence[str]) -> str:
-    return _legend((name, f'<path {curve_colour(i)} d="M-11 0h22"/>') for i, name in enumerate(names))
+    return _legend((name, f'<path {curve_color(i)} d="M-11 0h22"/>') for i, name in enumerate(names))
 
 
 # -- times ----------------------------------------------------------------------------------------------------------
@@ -220,7 +229,6 @@ def histograms(rows: Sequence[tuple[str, Sequence[float] | NDArray[np.float64]]]
     edges = np.linspace(0, end, _BINS + 1)
     parts = []
     for name, values in samples:
-        quantiles = [float(np.percentile(values, q)) for q in _QUANTILES]
         counts = np.histogram(np.minimum(values, end), edges)[0]
         tall = np.where(counts > 0, np.maximum(100 * counts / counts.max(), _LEAST), 0).tolist()
         bars = [
@@ -229,20 +237,16 @@ def histograms(rows: Sequence[tuple[str, Sequence[float] | NDArray[np.float64]]]
             for i, t in enumerate(tall)
             if t
         ]
-        for at, dash in zip(quantiles, ("", "5 3", "2 2"), strict=True):
-            x, style = 100 * min(at, end) / end, f' stroke-dasharray="{dash}"' if dash else ""
+        quantiles = {q: float(np.percentile(values, q)) for q in _QUANTILES}
+        for q, style in _QUANTILES.items():
+            x = 100 * min(quantiles[q], end) / end
             bars.append(f'<line class="mark" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="100%"{style}/>')
         bars.append('<line class="grid" x1="0" x2="100%" y1="100%" y2="100%"/>')
-        words = ", ".join(f"p{q} {v:.1f}" for q, v in zip(_QUANTILES, quantiles, strict=True)) + " ms"
-        parts.append(
-            f'<div class="strip"><p><b>{text(name)}</b> <span class="axis">{words}, {len(values)} calls</span></p>\n'
-            f"{_svg(_STRIP_HEIGHT, bars, f'Histogram of {name}: {words}')}</div>"
-        )
+        words = ", ".join(f"p{q} {value:.1f}" for q, value in quantiles.items()) + " ms"
+        label = f"Histogram of {name}: {words}"
+        parts.append(_strip(name, f"{words}, {len(values)} calls", _STRIP_HEIGHT, bars, label))
     axis = _svg(1, _time_axis(end, cut=largest > end), "Axis in milliseconds")
-    legend = _legend(
-        (f"p{q}", f'<path class="mark" d="M0 -6v12" {style}/>')
-        for q, style in zip(_QUANTILES, ("", 'stroke-dasharray="5 3"', 'stroke-dasharray="2 2"'), strict=True)
-    )
+    legend = _legend((f"p{q}", f'<path class="mark" d="M0 -6v12"{style}/>') for q, style in _QUANTILES.items())
     return "\n".join((*parts, f'<div class="ticks">{axis}</div>{legend}'))
 
 
@@ -252,12 +256,12 @@ def _time_axis(end: float, *, cut: bool) -> list[str]:
         f'<text x="{100 * v / end:.2f}%" y="0" dy="16" text-anchor="middle">{v:g}</text>' for v in ticks(0, end, 5)[1:]
     ]
     if cut:
-        parts.append('<text x="100%" y="0" dy="32" text-anchor="end">the last bar holds all slower calls, too</text>')
+        parts.append('<text x="100%" y="0" dy="32" text-anchor="end">the last bar holds all slower calls</text>')
     return parts
 
 
 def stage_bars(rows: Sequence[tuple[str, Mapping[str, float], float]]) -> str:
-    """A bar for each name, divided into stages, and hatched at the end what no stage accounts for (all mean ms)."""
+    """A bar for each name, divided into stages, with the time outside all stages hatched (all mean ms)."""
     names = list(dict.fromkeys(stage for _, stages, _ in rows for stage in stages))
     longest = max(sum(stages.values()) + max(0.0, rest) for _, stages, rest in rows) or 1.0
     parts = []
@@ -276,10 +280,7 @@ def stage_bars(rows: Sequence[tuple[str, Mapping[str, float], float]]) -> str:
         if rest < 0:
             words = f"{whole:.1f} ms, {-rest:.1f} less than its stages together, which overlap"
         label = f"{name}: {words}; " + ", ".join(f"{stage} {spent:.1f}" for stage, spent in stages.items())
-        parts.append(
-            f'<div class="strip"><p><b>{text(name)}</b> <span class="axis">{words}</span></p>\n'
-            f"{_svg(_BAR_HEIGHT, bar, label)}</div>"
-        )
+        parts.append(_strip(name, words, _BAR_HEIGHT, bar, label))
     hatch = '<rect fill="url(#hatch)" x="-8" y="-6" width="16" height="12"/>'
     legend = _legend([*((stage, _swatch(i)) for i, stage in enumerate(names)), (_REST, hatch)])
     return _HATCH + "\n".join(parts) + legend
@@ -300,8 +301,8 @@ def difference_bars(rows: Sequence[tuple[str, float]], low: float, high: float, 
     """A bar for each name from 0 to the left (worse) or to the right (better).
 
     Args:
-        low: least value of the axis, at most 0; that several charts have the same
-        high: largest value of the axis, at least 0
+        low: lower end of the axis, at most 0, common to several charts
+        high: upper end of the axis, at least 0
     """
     scale = 100 / (high - low or 1.0)
     parts = []
@@ -333,10 +334,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], title: str) -> st
             f'<line stroke="var(--accent)" stroke-width="3" x1="{x(lower)}" x2="{x(upper)}" y1="50%" y2="50%"/>',
             f'<svg x="{x(value)}" y="50%"><path class="measured" d="{SHAPES[0]}"/></svg>',
         ]
-        parts.append(
-            f'<div class="strip"><p><b>{text(name)}</b> <span class="axis">{words}</span></p>\n'
-            f"{_svg(_BAR_HEIGHT, bar, f'{name}: {words}')}</div>"
-        )
+        parts.append(_strip(name, words, _BAR_HEIGHT, bar, f"{name}: {words}"))
     axis = [
         f'<text x="{x(v)}" y="0" dy="16" text-anchor="middle">{f"{v:+g}" if v else 0}</text>'
         for v in ticks(low, high, 5)

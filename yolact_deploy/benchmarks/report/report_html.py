@@ -1,4 +1,4 @@
-"""Pieces of the HTML report: escaped text, tables that a screen reader can follow, sections."""
+"""Elements of the HTML report: escaped text, accessible tables, sections."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ class Section:
 
 
 def text(value: object) -> str:
-    """Escaped for HTML, also inside attributes."""
+    """Escaped for HTML, including attributes."""
     return html.escape(str(value))
 
 
 def name(value: str) -> str:
-    """Escaped, and if it must be broken, then where its parts end."""
+    """Escaped, with line breaks allowed where its parts end."""
     return re.sub(r"(?<=[_:/])(?=\w)|(?=@)", "<wbr>", text(value))
 
 
 def plain(value: object) -> str:
-    """A value of a JSON object as words; what is not told is left out of objects."""
+    """A value of a JSON object as words; objects leave out what is unknown."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items() if not is_nothing(item))
     if isinstance(value, (list, tuple)):
@@ -49,7 +49,7 @@ def plain(value: object) -> str:
 
 
 def is_nothing(value: object) -> bool:
-    """Whether a machine did not tell it, or there is none: None and empty collections, but not 0 or False."""
+    """Whether a value is unknown or absent: None and empty collections, but not 0 or False."""
     return value is None or value in ([], {}, (), "")
 
 
@@ -66,8 +66,8 @@ def box(inner: str, *, alarm: bool = False) -> str:
 
 
 def table(content: Table, *, words: bool = False) -> str:
-    """A table that scrolls by itself where it is too wide; ``words``: of text that wraps, not of figures."""
-    # Words begin at the left, figures end at the right.
+    """A table that scrolls on its own if it is too wide; ``words``: text that wraps, not figures."""
+    # Words align left, figures right.
     kinds = ["" if _FIGURE.fullmatch("".join(cells)) else ' class="left"' for cells in zip(*content.rows, strict=True)]
     head = "".join(
         f'<th scope="col"{kind}>{name(column)}</th>' for column, kind in zip(content.columns, kinds, strict=True)
@@ -81,7 +81,7 @@ def table(content: Table, *, words: bool = False) -> str:
     title = text(content.title)
     kind = ' class="words"' if words else ""
     inner = f'<table{kind} aria-label="{title}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>'
-    # The title stands outside of what scrolls. Keyboards can only scroll what can have the focus, which needs a name.
+    # The title does not scroll. Keyboards can only scroll elements that take the focus, which need a name.
     scrolling = (
         inner if words else f'<div class="scroll" tabindex="0" role="region" aria-label="{title}">\n{inner}\n</div>'
     )
@@ -89,5 +89,5 @@ def table(content: Table, *, words: bool = False) -> str:
 
 
 def folded(title: str, inner: str) -> str:
-    """Shown on demand on a screen, always on paper."""
+    """Collapsed on a screen, always shown on paper."""
     return f"<details>\n<summary>{text(title)}</summary>\n{inner}\n</details>"

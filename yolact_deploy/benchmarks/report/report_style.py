@@ -1,24 +1,24 @@
-"""Looks of the HTML report: one style sheet for screens, light and dark, wide and narrow, and for paper."""
+"""Style sheet of the HTML report: for screens, light and dark, wide and narrow, and for paper."""
 
 from __future__ import annotations
 
-#: backgrounds of the two schemes; on both, every colour below has a contrast of at least 3, as graphics need
+#: backgrounds of the two schemes; every color below has the contrast of at least 3 that graphics need on both
 BACKGROUNDS = ("#ffffff", "#15181d")
-#: of the stages, and of the engines' curves
+#: colors of the stages and of the engines' curves
 PALETTE = ("#7a8798", "#c98324", "#3f7fc4", "#4c9a4a", "#d05a41", "#9a6cc0", "#2a9a92", "#a5862f", "#d0608f", "#6f7f3f")
-#: what is measured, and a limit that was missed
+#: measured points, and missed limits
 ACCENT, ALARM = "#3f7fc4", "#d05a41"
-#: of curves, so that they differ without colour, too; the first is not dashed
+#: of curves, so that they also differ without color; the first is solid
 DASHES = ("", "6 3", "2 3", "10 3 2 3", "4 6", "12 4")
 
 _LIGHT = f"--back: {BACKGROUNDS[0]}; --ink: #1b1f24; --faint: #5b6470; --line: #d4d9df; --panel: #f5f7f9;"
 _DARK = f"--back: {BACKGROUNDS[1]}; --ink: #e4e7eb; --faint: #a2abb6; --line: #39404a; --panel: #1d2128;"
-_COLOURS = "\n".join(f".c{i} {{ --c: {colour}; }}" for i, colour in enumerate(PALETTE))
+_COLORS = "\n".join(f".c{i} {{ --c: {color}; }}" for i, color in enumerate(PALETTE))
 
 STYLE = f"""
 :root {{ color-scheme: light; {_LIGHT} --accent: {ACCENT}; --alarm: {ALARM}; }}
 @media screen and (prefers-color-scheme: dark) {{ :root {{ color-scheme: dark; {_DARK} }} }}
-{_COLOURS}
+{_COLORS}
 * {{ box-sizing: border-box; }}
 html {{ background: var(--back); color: var(--ink); -webkit-text-size-adjust: 100%; }}
 body {{ font: 15px/1.55 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }}

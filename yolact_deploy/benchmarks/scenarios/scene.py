@@ -1,10 +1,10 @@
-"""A made-up image's worth of network outputs, for measuring what follows the network without a trained network.
+"""Synthetic network outputs for one image, to measure post-processing without a trained network.
 
-Sizes of the objects follow those of COCO's annotations (coco_mini: median 1.0 %, mean 5.9 % of the image, quartiles
-0.24 % and 4.2 %). Around each object the priors that overlap it answer, as they do in a trained network, and everywhere
-else there is background. Prototypes are smooth; masks are wobbly ellipses inside their boxes. Seeded.
+Object sizes follow COCO's annotations (coco_mini: median 1.0 %, mean 5.9 % of the image, quartiles 0.24 % and 4.2 %).
+The priors that overlap an object respond to it, as in a trained network; everywhere else there is background.
+Prototypes are smooth; masks are irregular ellipses inside their boxes. Seeded.
 
-Legend: P priors, C classes, K coefficients, h x w prototypes. Boxes are xyxy, normalised.
+Legend: P priors, C classes, K coefficients, h x w prototypes. Boxes are xyxy, normalized.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _MEDIAN_AREA = 0.0103
 _SPREAD = 1.9  # standard deviation of the logarithm of the area
 _LARGEST_AREA = 0.5
 _BACKGROUND_LOGIT = 9.0
-#: a prior with this IoU with an object begins to answer
+#: a prior with at least this IoU with an object responds
 _ANSWERING_IOU = 0.4
 
 
 class Scene(NamedTuple):
-    """What the heads of a network give for one image, decoded."""
+    """Decoded outputs of a network's heads for one image."""
 
     boxes: Floats  #: [P, 4]
     scores: Floats  #: [P, C] foreground probabilities
@@ -40,14 +40,14 @@ class Scene(NamedTuple):
 
 
 def make_scene(config: YolactConfig, *, objects: int = 30, seed: int = 0) -> Scene:
-    """A scene with so many objects of varied classes and sizes."""
+    """A scene with a number of objects of varied classes and sizes."""
     rng = np.random.default_rng(seed)
     truth = _object_boxes(objects, rng)
     cx, cy, w, h = make_priors(config).T
     priors = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
     overlap = box_iou(priors, truth)
     owner, answer = overlap.argmax(axis=1), overlap.max(axis=1)
-    # Every object is answered by its best prior, however small it is.
+    # The best prior of an object responds, however small the object is.
     owner[overlap.argmax(axis=0)], answer[overlap.argmax(axis=0)] = np.arange(objects), 0.9
     of_object = np.flatnonzero(answer > _ANSWERING_IOU)
 
@@ -92,7 +92,7 @@ def _scores(
 
 
 def _prototypes(config: YolactConfig, rng: np.random.Generator) -> Floats:
-    """Ramps and parabolas, of which ellipses can be made, and smooth blobs; none negative, as behind a ReLU."""
+    """Ramps and parabolas, which combine into ellipses, and smooth blobs; none negative, as after a ReLU."""
     size = config.prototype_size
     at = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = np.broadcast_to(at, (size, size)), np.broadcast_to(at[:, None], (size, size))

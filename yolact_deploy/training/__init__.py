@@ -1,4 +1,4 @@
-"""YOLACT in PyTorch: the model, its checkpoints, and what trains it."""
+"""Training of YOLACT in PyTorch: losses, matching, data, recipes and the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CocoDataset", "LossSettings", "YolactConfig", "YolactLoss", "YolactM
 
 
 def __getattr__(name: str) -> Any:
-    """Data sets need packages that exporting does not, so they are imported when they are asked for."""
+    """Import `CocoDataset` on demand: datasets need packages that exporting does not."""
     if name == "CocoDataset":
         from yolact_deploy.training.data import CocoDataset
 

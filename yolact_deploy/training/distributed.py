@@ -1,7 +1,7 @@
 """The processes of a training: one, or those that ``torchrun`` started.
 
-What is said between processes other than gradients (whether to stop, results of an evaluation) goes by gloo through
-host memory, so that no GPU is waited for.
+Everything except gradients (whether to stop, results of an evaluation) is exchanged by gloo through host memory, so
+that nothing waits for a GPU.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is, and its device."""
+    """This process among all of them, and its device."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    #: gloo group of all processes; None where there is but one
+    #: gloo group of all processes; None if there is only one
     control: Any = None
 
     @property
@@ -37,7 +37,7 @@ class World:
         return self.rank == 0
 
     def any(self, value: bool) -> bool:
-        """True where it is true in any process; all must ask."""
+        """True if it is true in any process; all processes must call."""
         if self.size == 1:
             return value
         flag = torch.tensor(int(value))
@@ -53,18 +53,18 @@ class World:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """What each process has, in the order of the ranks; empty but in the main one."""
+        """The value of each process, in the order of the ranks; empty except in the main process."""
         if self.size == 1:
             return [value]
-        found: list[Any] | None = [None] * self.size if self.is_main else None
-        distributed.gather_object(value, found, group=self.control)
-        return found or []
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        distributed.gather_object(value, values, group=self.control)
+        return values or []
 
     def share(self, batch: int) -> int:
-        """Images of this process in a batch of all.
+        """Number of images of this process in a batch of all processes.
 
         Raises:
-            InputError: it cannot be divided.
+            InputError: the batch cannot be divided.
         """
         if batch % self.size:
             near = max(1, round(batch / self.size)) * self.size
@@ -72,7 +72,7 @@ class World:
         return batch // self.size
 
     def parallel(self, network: nn.Module) -> nn.Module:
-        """The network with averaged gradients, where there are several processes."""
+        """The network; with several processes, one that averages their gradients."""
         if self.size == 1:
             return network
         places = [self.device] if self.device.type == "cuda" else None
@@ -81,13 +81,13 @@ class World:
 
 @contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
-    """The processes that ``torchrun`` told of in the environment, joined; only this one without it.
+    """Join the processes that ``torchrun`` describes in the environment; without it, this process alone.
 
     Args:
-        device: "auto" takes GPUs where there are; "cpu", "cuda" or "cuda:1"
+        device: "auto" uses GPUs if there are any; "cpu", "cuda" or "cuda:1"
 
     Raises:
-        BackendError: no such GPU here, or the processes do not find each other.
+        BackendError: no such GPU, or the processes cannot connect.
     """
     rank, size, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
     place = _device(device, local)
@@ -99,7 +99,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     try:
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise BackendError(f"the processes do not find each other ({_line(error)}): start them by torchrun") from error
+        raise BackendError(f"the processes cannot connect ({_line(error)}): start them with torchrun") from error
     try:
         control = distributed.new_group(backend="gloo") if place.type == "cuda" else distributed.group.WORLD
         yield World(place, rank, size, local, control)
@@ -121,7 +121,7 @@ def _device(name: str, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     index = int(number) if number else local_rank
     if index >= count:
-        raise BackendError(f"torch sees {count} GPUs here, number {index} was asked for: take --device cpu or another")
+        raise BackendError(f"torch sees {count} GPUs, number {index} does not exist: use --device cpu or another GPU")
     return torch.device("cuda", index)
 
 

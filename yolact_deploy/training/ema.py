@@ -1,4 +1,4 @@
-"""The exponential moving average of a model's weights, which often scores better than the weights themselves."""
+"""The exponential moving average of a model's weights, which often scores better than the weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """The average of a model's weights and of the statistics of its batch normalisations, in FP32.
+    """The average of a model's weights and of its batch normalization statistics, in FP32.
 
-    It begins with the weights as they are. The decay grows to ``decay`` as min(decay, (1 + t) / (10 + t)), so that the
-    first, random weights are soon forgotten.
+    It starts from the current weights. The decay grows to ``decay`` as min(decay, (1 + t) / (10 + t)), so that the
+    initial random weights soon lose their influence.
 
     Args:
-        model: whose tensors are followed; they must stay the same objects
+        model: the model to follow; its tensors must stay the same objects
         decay: 0 <= decay < 1
     """
 
@@ -30,11 +30,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, used: Tensor) -> None:
-        """Take the weights in.
+        """Add the current weights to the average.
 
         Args:
-            used: scalar on the device, 1 for a step that was made and 0 for one that was skipped: the host need not
-                know which
+            used: scalar on the device, 1 for a step that was made and 0 for one that was skipped; the host does not
+                need to know which
         """
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
@@ -43,7 +43,7 @@ class WeightAverage:
         torch._foreach_add_(self._average, change)
 
     def model_state(self) -> dict[str, Tensor]:
-        """A state dict of the model with the average in it."""
+        """A state dict of the model that holds the average."""
         return {**dict(zip(self._names, self._average, strict=True)), **self._copied}
 
     def state_dict(self) -> dict[str, Any]:

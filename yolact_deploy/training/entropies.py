@@ -1,7 +1,7 @@
 """Cross-entropies in few passes over memory, for the largest tensors of the loss.
 
-PyTorch's own keep two or three temporaries of the size of the logits, and on a CPU the time goes into fresh memory for
-them. Values and gradients are the same up to rounding; there is no gradient of the gradient.
+PyTorch's own keep two or three temporaries of the size of the logits, and a CPU spends its time on allocating them.
+Values and gradients are the same up to rounding. Second derivatives are not supported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def binary_cross_entropy(logits: Tensor, wanted: Tensor, weights: Tensor | None 
     Args:
         logits: float32, any shape
         wanted: float32 in 0..1, of the same shape; no gradient
-        weights: float32 of the same shape, 1 where left out; no gradient
+        weights: float32 of the same shape, 1 by default; no gradient
     """
     entropy: Tensor = _BinaryCrossEntropy.apply(logits, wanted, weights)
     return entropy
@@ -40,7 +40,7 @@ def binary_cross_entropy(logits: Tensor, wanted: Tensor, weights: Tensor | None 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        # Image by image: the temporaries stay in the processor's cache.
+        # Image by image, so that the temporaries fit in the processor's cache.
         total = torch.stack([image.logsumexp(dim=1) for image in logits])
         ctx.save_for_backward(logits, total, labels)
         return total - logits.gather(2, labels[:, :, None])[:, :, 0]
@@ -55,11 +55,11 @@ class _CrossEntropy(torch.autograd.Function):
 class _BinaryCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
-        found = logits.sigmoid()
-        # log(1 + exp(x)) = max(x, 0) - log(max(p, 1 - p)), where the logarithm is of something from 0.5 to 1.
-        entropy = torch.maximum(found, 1 - found).log_().neg_()
+        probability = logits.sigmoid()
+        # log(1 + exp(x)) = max(x, 0) - log(max(p, 1 - p)), where the argument of the logarithm is in 0.5..1.
+        entropy = torch.maximum(probability, 1 - probability).log_().neg_()
         entropy.add_(logits.clamp(min=0)).addcmul_(logits, wanted, value=-1)
-        residual = found.sub_(wanted)
+        residual = probability.sub_(wanted)
         if weights is not None:
             entropy.mul_(weights)
             residual.mul_(weights)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that is granted after the step under way."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While it is entered, the first signal sets :attr:`wanted`; a second one interrupts at once.
+    """Inside the context, the first signal sets :attr:`wanted`; a second one interrupts at once.
 
-    Outside the main thread signals are left alone.
+    Outside the main thread, it leaves signals alone.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StopRequest:
 
 
 def spare_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """Keep signals to the whole process group from the workers, which Ctrl-C and ``torchrun`` would end mid-batch."""
+    """Shield the workers from signals to the whole process group, which would end them in the middle of a batch."""
     loader.worker_init_fn = functools.partial(_begin_apart, loader.worker_init_fn)
     return loader
 

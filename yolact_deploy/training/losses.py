@@ -1,8 +1,8 @@
-"""`YolactLoss`: from the outputs of a model in training mode and the targets of its images to the terms of the loss.
+"""`YolactLoss`: the terms of the loss from the outputs of a model in training mode and the targets of its images.
 
-All terms are computed in FP32, whatever the precision of the outputs and under autocast too. Shapes depend on the
-shapes of the inputs alone (on the CPU a loop bound is read from the data, where that costs nothing), so a step on a
-device never waits for it here.
+All terms are computed in FP32, whatever the precision of the outputs, also under autocast. Shapes depend on the shapes
+of the inputs alone, so that nothing waits for a device. (On the CPU, where that is free, a loop bound is read from the
+data.)
 
 Legend: N images, P priors, C foreground classes, K prototypes, h x w the prototypes, T objects of the batch.
 
@@ -31,23 +31,23 @@ _OUTPUTS = ("boxes", "masks", "scores", "prior_boxes", "proto_masks", "semantic_
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """Thresholds and weights of the loss; the defaults are those of the original.
+    """Thresholds and weights of the loss; the defaults are the original's.
 
     Raises:
-        ConfigError: thresholds out of order or values that are negative.
+        ConfigError: thresholds out of order, or negative values.
     """
 
     #: a prior with this IoU or more with an object is positive
     positive_iou: float = 0.5
-    #: one with less than this is background; neutral between the two
+    #: a prior with less than this is background; in between, it is neutral
     negative_iou: float = 0.4
-    #: a prior that is not positive is neutral where a crowd covers more than this part of it
+    #: a prior that is not positive is neutral if a crowd covers more than this part of it
     crowd_iou: float = 0.7
-    #: the hardest negatives that take part in the class loss, for each positive of the image
+    #: hardest negatives in the class loss per positive of the image
     negatives_per_positive: int = 3
-    #: positives of an image that take part in the mask loss, which is scaled up where there are more
+    #: positives of an image in the mask loss, which is scaled up if there are more
     max_masks: int = 100
-    #: the mask-IoU loss leaves out objects with no more than this many pixels at prototype resolution
+    #: the mask IoU loss leaves out objects with at most this many pixels at prototype resolution
     min_mask_area: int = 25
     box_weight: float = 1.5
     class_weight: float = 1.0
@@ -69,12 +69,12 @@ class LossSettings:
 
     @classmethod
     def of(cls, config: YolactConfig) -> LossSettings:
-        """The original's settings for a configuration: up to 300 masks an image from 700 pixels on, 100 below."""
+        """The original's settings for a configuration: up to 300 masks per image from 700 pixels on, 100 below."""
         return cls(max_masks=300 if config.image_size >= 700 else 100)
 
 
 class YolactLoss(nn.Module):
-    """The loss of YOLACT, as terms whose sum is to be minimised.
+    """The loss of YOLACT, as terms whose sum is to be minimized.
 
     >>> criterion = YolactLoss()
     >>> losses = criterion(model(images), targets)      # model.train()
@@ -82,9 +82,9 @@ class YolactLoss(nn.Module):
 
     Args:
         settings: thresholds and weights
-        sum_over_processes: under `torch.distributed`, divide by the positives and images of all processes. Averaged
-            gradients, as DistributedDataParallel makes them, are then those of one process with the whole batch. It is
-            one all-reduce of two numbers for each call, so every process must make the call.
+        sum_over_processes: under `torch.distributed`, divide by the positives and images of all processes. The averaged
+            gradients of DistributedDataParallel then equal those of one process with the whole batch. Each call makes
+            one all-reduce of two numbers, so every process must call.
     """
 
     def __init__(self, settings: LossSettings | None = None, *, sum_over_processes: bool = True) -> None:
@@ -95,22 +95,22 @@ class YolactLoss(nn.Module):
     def forward(
         self, outputs: Mapping[str, Any], targets: Sequence[Target] | GroundTruth, *, step: int = 0
     ) -> dict[str, Tensor]:
-        """The terms ``box``, ``class``, ``mask``, ``semantic``, and ``mask_iou`` where the model has such a network.
+        """The terms ``box``, ``class``, ``mask``, ``semantic``, and ``mask_iou`` if the model has a mask IoU network.
 
-        Each is a float32 scalar, weighted, and divided by the positives of the batch (``semantic`` by its images), so
-        that ``sum(losses.values())`` is the loss. Without a positive in the batch all but ``semantic`` are 0. A value
-        that is not finite, in the outputs or the boxes, makes a term not finite: such a step is to be skipped.
+        Each is a float32 scalar, weighted and divided by the positives of the batch (``semantic`` by its images), so
+        that ``sum(losses.values())`` is the loss. Without a positive in the batch, all but ``semantic`` are 0. If a
+        value in the outputs or boxes is not finite, a term is not finite either, and the step should be skipped.
 
         Args:
-            outputs: what `YolactModel` returns in training mode, on any device and in any float precision. A
-                ``mask_iou_net`` among them, a callable from masks [m, 1, h, w] to their IoUs [m, C], adds ``mask_iou``.
+            outputs: the outputs of `YolactModel` in training mode, on any device and in any float precision. With
+                ``mask_iou_net``, a callable from masks [m, 1, h, w] to their IoUs [m, C], there is a ``mask_iou``.
             targets: one for each image, see `yolact_deploy.training.targets`, on the CPU or the device of the outputs;
                 or :meth:`GroundTruth.of_batch` on the latter
-            step: the number of the iteration. Where an image has more positives than ``max_masks``, it and the boxes
-                decide which of them take part: no random state is used, nor does it matter which images share a batch.
+            step: the number of the iteration. If an image has more positives than ``max_masks``, the step and the boxes
+                determine the sample: no random state is used, and the other images of the batch do not matter.
 
         Raises:
-            InputError: outputs or targets that lack something or do not fit together.
+            InputError: outputs or targets are incomplete or do not fit together.
         """
         _check(outputs, targets)
         device = outputs["boxes"].device
@@ -142,7 +142,7 @@ class YolactLoss(nn.Module):
         )
 
     def _divisors(self, match: Match) -> tuple[Tensor, Tensor]:
-        """Positives (at least 1) and images, float32 scalars: those of all processes, per process."""
+        """Positives (at least 1) and images, float32 scalars: the mean over all processes."""
         positives = (match.labels > 0).sum()
         numbers = torch.stack([positives, torch.full_like(positives, len(match.labels))]).to(torch.float32)
         processes = 1
@@ -164,7 +164,7 @@ class YolactLoss(nn.Module):
     def _class(self, scores: Tensor, match: Match) -> Tensor:
         """Cross-entropy of the logits [N, P, C + 1] over the positives and the hardest negatives of each image."""
         labels = match.labels
-        # For a negative this is -log(background), by which also the hardest are found.
+        # For a negative this is -log(background), which also ranks the hardest negatives.
         entropy = cross_entropy(scores.to(torch.float32), labels.clamp(min=0))
         zero = entropy.new_zeros(())
         count = (labels > 0).sum(dim=1, keepdim=True) * self.settings.negatives_per_positive
@@ -177,7 +177,7 @@ class YolactLoss(nn.Module):
     def _masks(
         self, outputs: Mapping[str, Any], truth: GroundTruth, match: Match, masks: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """The mask loss, summed, and the mask-IoU loss where the model has a network for it."""
+        """The mask loss, summed, and the mask IoU loss if the model has a network for it."""
         settings = self.settings
         proto, coeff = outputs["proto_masks"].to(torch.float32), outputs["masks"].to(torch.float32)
         with torch.no_grad():
@@ -185,8 +185,8 @@ class YolactLoss(nn.Module):
         network = outputs.get("mask_iou_net")
         mask_iou = MaskIou(network, settings.min_mask_area) if network is not None else None
         loss, iou_loss = mask_losses(proto, coeff, truth, match, masks, sample, mask_iou)
-        found = {"mask": settings.mask_weight * (loss + not_finite(proto, coeff))}
-        return found | {"mask_iou": settings.mask_iou_weight * iou_loss} if mask_iou else found
+        losses = {"mask": settings.mask_weight * (loss + not_finite(proto, coeff))}
+        return losses | {"mask_iou": settings.mask_iou_weight * iou_loss} if mask_iou else losses
 
     def _semantic(self, logits: Tensor, truth: GroundTruth, masks: Tensor) -> Tensor:
         """Binary cross-entropy of the logits [N, C, height, width] with the union of the masks of each class.
@@ -203,7 +203,7 @@ class YolactLoss(nn.Module):
 
 
 def not_finite(*values: Tensor) -> Tensor:
-    """0, or NaN when something in the values is not finite, be it where no term looks; no gradient."""
+    """0, or NaN if any of the values is not finite, even one that no term reads; no gradient."""
     total = torch.stack([value.detach().sum() for value in values]).sum()
     return total * 0
 
@@ -212,8 +212,8 @@ def _check(outputs: Mapping[str, Any], targets: Sequence[Target] | GroundTruth) 
     missing = [key for key in _OUTPUTS if key not in outputs]
     if missing:
         raise InputError(
-            f"the outputs have no {', '.join(missing)}: the loss needs those of a YolactModel in training mode, "
-            "call model.train() before"
+            f"the outputs have no {', '.join(missing)}: the loss needs those of a YolactModel in training mode; "
+            "call model.train() first"
         )
     images = len(outputs["boxes"])
     given = len(targets.counts) if isinstance(targets, GroundTruth) else len(targets)

@@ -1,6 +1,6 @@
-"""The mask term of the loss, and the mask-IoU term of YOLACT++.
+"""The mask term of the loss and the mask IoU term of YOLACT++.
 
-Legend: N images, B images at once, P priors, M mask slots of an image, K prototypes, h x w the prototypes, T objects of
+Legend: N images, B images at once, P priors, M mask slots per image, K prototypes, h x w the prototypes, T objects of
 the batch.
 
 Source: YOLACT (arXiv:1904.02689), sections 3.1 and 4; YOLACT++ (arXiv:1912.06218), section 3.4.
@@ -22,35 +22,35 @@ from yolact_deploy.training.matching import Match
 from yolact_deploy.training.targets import GroundTruth
 
 _STEP = 0x9E3779B9  # an odd number that spreads the steps over 32 bits
-#: pixels of all masks that one pass on a device computes; each of its half a dozen temporaries has 64 MiB then
+#: pixels of all masks computed in one pass on a device; each of half a dozen temporaries then takes 64 MiB
 _PIXELS_AT_ONCE = 1 << 24
 
 
-# -- which positives take part --------------------------------------------------------------------------------------
+# -- sampling of positives ------------------------------------------------------------------------------------------
 
 
 class Sample(NamedTuple):
     """The positives that take part in the mask losses."""
 
-    #: int64 [N, M]; a slot that is not used has some prior that no other slot has
+    #: int64 [N, M]; an unused slot holds some prior that no other slot holds
     priors: Tensor
     #: bool [N, M], the used slots of an image first
     used: Tensor
-    #: positives of the image for each one that takes part, float32 [N, 1]: 1 unless the limit cut some off
+    #: positives of the image per sampled one, float32 [N, 1]: 1 unless the limit left some out
     scale: Tensor
 
 
 def sample_positives(truth: GroundTruth, match: Match, limit: int, step: int = 0) -> Sample:
-    """Up to ``limit`` positives of each image: all, or as many as drawn at random.
+    """Up to ``limit`` positives of each image: all of them, or a random sample.
 
-    The draw is a hash of the image's boxes, the prior and ``step``: the same on each run, in any batch, on any number
-    of processes.
+    The sample follows from a hash of the image's boxes, the prior and ``step``. It is the same in every run, in any
+    batch and with any number of processes.
     """
     positive = match.labels > 0
     num_priors = positive.shape[1]
     slots = min(limit, num_priors)
     prior = torch.arange(num_priors, device=positive.device)
-    # The prior in the low bits makes keys distinct, so that no tie is left to the device.
+    # The prior in the low bits makes the keys distinct, so that the device has no ties to break.
     key = (_hash(prior + _seeds(truth, step)[:, None]) << 24) | prior
     best = torch.where(positive, key, prior - num_priors).topk(slots, dim=1)
     count = positive.sum(dim=1, keepdim=True)
@@ -59,7 +59,7 @@ def sample_positives(truth: GroundTruth, match: Match, limit: int, step: int = 0
 
 
 def _seeds(truth: GroundTruth, step: int) -> Tensor:
-    """A number below 2**32 for each image, int64 [N], that follows from its boxes and the step."""
+    """A number below 2**32 for each image, int64 [N], computed from its boxes and the step."""
     bits = truth.boxes.view(torch.int32).to(torch.int64).sum(dim=1)
     total = torch.zeros(len(truth.counts), dtype=torch.int64, device=bits.device)
     total.index_add_(0, truth.image[:-1], bits[:-1])
@@ -67,7 +67,7 @@ def _seeds(truth: GroundTruth, step: int) -> Tensor:
 
 
 def _hash(value: Tensor) -> Tensor:
-    """Whole numbers [...] int64 to pseudo-random ones below 2**32: two rounds of xor-shift and multiply."""
+    """Pseudo-random numbers below 2**32 from integers [...] int64: two rounds of xor-shift and multiply."""
     value = value & 0xFFFFFFFF
     for _ in range(2):
         value = ((value ^ (value >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
@@ -79,11 +79,11 @@ def _hash(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MaskIou:
-    """What the mask-IoU loss needs beside the masks."""
+    """Settings of the mask IoU loss."""
 
     #: from cropped mask probabilities [m, 1, h, w] to an IoU for each class [m, C]
     network: Callable[[Tensor], Tensor]
-    #: objects of no more than this many pixels at prototype resolution are left out
+    #: objects with at most this many pixels at prototype resolution are left out
     min_area: int
 
 
@@ -96,7 +96,7 @@ def mask_losses(
     sample: Sample,
     mask_iou: MaskIou | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The mask loss and the mask-IoU loss (0 without a network), each summed over the sampled positives.
+    """The mask loss and the mask IoU loss (0 without a network), each summed over the sampled positives.
 
     Args:
         proto: float32 [N, h, w, K]
@@ -109,7 +109,7 @@ def mask_losses(
     drawn = coeff.gather(1, sample.priors[:, :, None].expand(-1, -1, coeff.shape[2]))
     sizes = [images.stop - images.start for images, _ in groups]
     loss, iou_loss = [], []
-    # Splitting, not slicing: its gradient is one concatenation.
+    # Split instead of slice: the gradient of a split is one concatenation.
     parts = zip(groups, torch.split(proto, sizes), torch.split(drawn, sizes), strict=True)
     for (images, slots), proto_part, drawn_part in parts:
         part = Sample(sample.priors[images, :slots], sample.used[images, :slots], sample.scale[images])
@@ -123,13 +123,13 @@ def mask_losses(
 
 
 def _groups(used: Tensor, pixels: int, *, look: bool) -> Iterator[tuple[slice, int]]:
-    """The images to compute at once, and the mask slots that they need, from the used slots bool [N, M].
+    """Groups of images to compute at once, and the number of mask slots they need, from the used slots bool [N, M].
 
     Args:
         pixels: of one mask
-        look: at the counts, which costs nothing on the CPU: image by image with the slots in use is less work, in the
-            processor's cache. Elsewhere that would wait for the device, and all slots of as many images as memory
-            allows are taken.
+        look: read the counts and go image by image over the used slots alone, which is less work and fits in the cache.
+            Only for the CPU: elsewhere reading would wait for the device, so groups take all slots of as many images
+            as memory allows.
     """
     images, slots = used.shape
     if look:
@@ -143,13 +143,13 @@ def _groups(used: Tensor, pixels: int, *, look: bool) -> Iterator[tuple[slice, i
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the masks of some positives are to be."""
+    """The masks that some positives should predict."""
 
     #: the object's mask, float32 [B, M, h, w]
     masks: Tensor
     #: 1 in the object's box with one pixel of padding, else 0, float32 [B, M, h, w]
     inside: Tensor
-    #: weight of the sum over the pixels of a mask, float32 [B, M]; 0 where the slot is not used
+    #: weight of the sum over the pixels of a mask, float32 [B, M]; 0 for unused slots
     weights: Tensor
     #: class of the object, int64 [B, M]
     labels: Tensor
@@ -159,10 +159,10 @@ class Wanted:
     @classmethod
     @torch.no_grad()
     def of(cls, sample: Sample, rows: Tensor, truth: GroundTruth, masks: Tensor) -> Wanted:
-        """Gather it for the objects ``rows`` [B, M] from the masks bool [T + 1, h, w]."""
+        """Gather the targets of the objects ``rows`` [B, M] from the masks bool [T + 1, h, w]."""
         height, width = masks.shape[1:]
         boxes = truth.boxes[rows]
-        # The area of the box stands in for the pooling of a region to a fixed size: objects of all sizes weigh alike.
+        # Dividing by the area of the box replaces pooling to a fixed size: objects of all sizes weigh alike.
         area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1) * (height * width)
         weights = torch.where(sample.used, sample.scale / area, area.new_zeros(()))
         return cls(
@@ -171,7 +171,7 @@ class Wanted:
 
 
 def _inside(boxes: Tensor, height: int, width: int, padding: int = 1) -> Tensor:
-    """1 for the pixels in the padded box, else 0: float32 [B, M, h, w] of boxes [B, M, 4] xyxy normalised."""
+    """1 for the pixels in the padded box, else 0: float32 [B, M, h, w] of boxes [B, M, 4] xyxy normalized."""
     x1, x2 = sanitize_coordinates(boxes[..., 0, None], boxes[..., 2, None], width, padding)
     y1, y2 = sanitize_coordinates(boxes[..., 1, None], boxes[..., 3, None], height, padding)
     column = torch.arange(width, device=boxes.device)
@@ -181,19 +181,19 @@ def _inside(boxes: Tensor, height: int, width: int, padding: int = 1) -> Tensor:
 
 
 def _mask_iou_loss(logits: Tensor, wanted: Wanted, mask_iou: MaskIou) -> Tensor:
-    """Smooth L1 between the IoU that the network tells for the object's class and the true one, summed.
+    """Smooth L1 between the IoU that the network predicts for the object's class and the true one, summed.
 
-    The gradient goes through the network's input to the masks too. Slots that count nothing are seen by the network all
-    the same: its shapes stay the same, and its parameters always take part.
+    The gradient also flows through the network's input to the masks. The network runs on unused slots as well, so that
+    shapes stay constant and its parameters always receive a gradient.
     """
-    found = logits.sigmoid() * wanted.inside
-    told = mask_iou.network(found.flatten(0, 1)[:, None]).to(torch.float32)
-    told = told.gather(1, wanted.labels.flatten()[:, None]).view_as(wanted.labels)
+    masks = logits.sigmoid() * wanted.inside
+    iou = mask_iou.network(masks.flatten(0, 1)[:, None]).to(torch.float32)
+    iou = iou.gather(1, wanted.labels.flatten()[:, None]).view_as(wanted.labels)
     with torch.no_grad():
-        binary = (found > 0.5).to(torch.float32)
+        binary = (masks > 0.5).to(torch.float32)
         area = wanted.masks.sum(dim=(2, 3))
         inter = (binary * wanted.masks).sum(dim=(2, 3))
         true = inter / (binary.sum(dim=(2, 3)) + area - inter)
         counts = wanted.used & (area > mask_iou.min_area)
-    zero = told.new_zeros(())
-    return smooth_l1_loss(torch.where(counts, told, zero), torch.where(counts, true, zero), reduction="sum")
+    zero = iou.new_zeros(())
+    return smooth_l1_loss(torch.where(counts, iou, zero), torch.where(counts, true, zero), reduction="sum")

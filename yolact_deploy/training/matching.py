@@ -1,10 +1,10 @@
 """Which prior learns which object: the matching of SSD with YOLACT's rule for crowds.
 
-It knows the ground truth and the priors, nothing of predictions. Nothing here waits for the device, and there is no
-loop over priors; there is one over the images, and one that gives each object its best prior.
+It uses the ground truth and the priors, not the predictions. Nothing here waits for the device. There is a loop over
+the images, and one that assigns each object its best prior, but none over the priors.
 
 Legend: N images, P priors, T objects of the batch, G the most objects of one image, k candidates, C classes. Boxes are
-xyxy and normalised, priors (cx, cy, w, h).
+xyxy and normalized, priors (cx, cy, w, h).
 
 Source: SSD (arXiv:1512.02325), section 2.2; YOLACT (arXiv:1904.02689), section 4.
 """
@@ -21,16 +21,16 @@ from torch.nn.functional import pad
 from yolact_deploy.priors import VARIANCES
 from yolact_deploy.training.targets import GroundTruth
 
-#: overlaps that one pass may hold, which bounds its memory: 64 MiB of float32, 128 MiB of int64
+#: overlaps per pass, which limits memory: 64 MiB of float32, 128 MiB of int64
 _OVERLAPS_AT_ONCE = 1 << 24
 
 
 class Match(NamedTuple):
-    """What each prior is to learn."""
+    """The targets of each prior."""
 
-    #: int64 [N, P]: 1 to C, the class + 1 of its object; 0 background; -1 neutral, which no loss looks at
+    #: int64 [N, P]: 1 to C, the class + 1 of its object; 0 background; -1 neutral, ignored by all losses
     labels: Tensor
-    #: the object that it overlaps most or is forced on, int64 [N, P]: a row of :class:`GroundTruth`; negatives too
+    #: the object that it overlaps most or is assigned to, int64 [N, P]: row of :class:`GroundTruth`; also for negatives
     rows: Tensor
 
 
@@ -44,13 +44,12 @@ def match_priors(
 ) -> Match:
     """Match the priors [P, 4] with the objects of each image.
 
-    A prior is positive when its best IoU is at least ``positive_iou``, background when that is below ``negative_iou``,
-    neutral between. Each object takes at least one prior: the pair with the highest IoU first, then the next among the
-    objects and priors that are left, be its IoU 0. Crowds are no objects: priors of which a crowd covers more than
-    ``crowd_iou`` become neutral unless they are positive.
+    A prior is positive if its best IoU is at least ``positive_iou``, background if that is below ``negative_iou``, and
+    neutral in between. Each object takes at least one prior: first the pair with the highest IoU, then the next among
+    the remaining objects and priors, even with an IoU of 0. Crowds are not objects: a prior of which a crowd covers
+    more than ``crowd_iou`` becomes neutral unless it is positive.
 
-    The same in each bit on every run and for every batch in which an image may stand; ties go to the first object and
-    the first prior.
+    The result is bitwise the same in every run and in any batch. Ties go to the first object and the first prior.
     """
     best, rows, crowded, choices = _overlaps(truth, priors.to(torch.float32))
     given = _forced_priors(choices[truth.rows], len(priors))
@@ -61,7 +60,7 @@ def match_priors(
 
 
 def encode_boxes(boxes: Tensor, priors: Tensor) -> Tensor:
-    """Regression [..., P, 4] that leads from the priors [P, 4] to the boxes [..., P, 4] (SSD); undoes `decode_boxes`.
+    """Regression [..., P, 4] from the priors [P, 4] to the boxes [..., P, 4] (SSD); the inverse of `decode_boxes`.
 
     A box without width or height gives minus infinity.
     """
@@ -80,11 +79,11 @@ def corners(priors: Tensor) -> Tensor:
 
 
 def _overlaps(truth: GroundTruth, priors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All that later steps need of the IoU [T, P], which itself is too large to keep.
+    """What later steps need of the IoU [T, P], which itself is too large to keep.
 
     Returns:
         For each prior its best IoU float32 [N, P], -1 without objects; the row of that object int64 [N, P]; and the
-        part of the prior that one crowd covers most float32 [N, P]. For each object its best priors, best first, as
+        largest part of the prior that one crowd covers float32 [N, P]. For each object its best priors, best first, as
         keys int64 [T + 1, k] with k = min(G, P); see :func:`_best_priors`.
     """
     boxes = corners(priors)
@@ -107,7 +106,7 @@ def _overlaps(truth: GroundTruth, priors: Tensor) -> tuple[Tensor, Tensor, Tenso
 
 
 def _chunks(counts: tuple[int, ...], num_priors: int) -> Iterator[tuple[list[int], int, int]]:
-    """Runs of images whose overlaps fit in memory: objects of each, first row and end of the run."""
+    """Groups of images whose overlaps fit in memory: objects of each, first row and end of the group."""
     start = 0
     images: list[int] = []
     for count in counts:
@@ -127,9 +126,9 @@ def _intersections(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _iou(inter: Tensor, boxes: Tensor, area: Tensor) -> Tensor:
-    """IoU [T, P] of boxes [T, 4] and priors of this area [P]; ``inter`` [T, P] is used up.
+    """IoU [T, P] of boxes [T, 4] and priors of this area [P]; overwrites ``inter`` [T, P].
 
-    NaN (only bad boxes have it) becomes 0, so that all that follows stays a matching; the loss itself turns NaN.
+    NaN, which only invalid boxes produce, becomes 0, so that the matching stays valid; the loss itself becomes NaN.
     """
     sides = boxes[:, 2:] - boxes[:, :2]
     union = ((sides[:, 0] * sides[:, 1])[:, None] + area).sub_(inter)
@@ -137,7 +136,7 @@ def _iou(inter: Tensor, boxes: Tensor, area: Tensor) -> Tensor:
 
 
 def _best_objects(iou: Tensor, covered: Tensor, start: int, nothing: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one image with IoU [n, P]: for each prior the best IoU, the row of that object, the area in a crowd."""
+    """For one image with IoU [n, P]: the best IoU of each prior, the row of that object, the area in a crowd."""
     if len(iou) == 0:
         none = iou.new_zeros(iou.shape[1])
         return none - 1, torch.full_like(none, nothing, dtype=torch.int64), none
@@ -148,8 +147,8 @@ def _best_objects(iou: Tensor, covered: Tensor, start: int, nothing: int) -> tup
 def _best_priors(iou: Tensor, count: int) -> Tensor:
     """The best priors of each object with IoU [n, P], best first and ties by the first, as keys int64 [n, count].
 
-    A key is the IoU's bits above 32 bits of ``P - 1 - prior``: IoUs are not negative, and the bits of such floats have
-    the order of their values. Crowds, whose IoU is -1, have keys -1.
+    A key is the IoU's bits above 32 bits of ``P - 1 - prior``: the bits of floats that are not negative sort like their
+    values. Crowds, whose IoU is -1, have the key -1.
     """
     bits = iou.view(torch.int32).to(torch.int64)
     back = torch.arange(iou.shape[1] - 1, -1, -1, device=iou.device)
@@ -161,13 +160,13 @@ def _best_priors(iou: Tensor, count: int) -> Tensor:
 
 
 def _forced_priors(keys: Tensor, num_priors: int) -> Tensor:
-    """The prior that each object is given, int64 [N, G]; ``num_priors`` where there is no object or no prior is left.
+    """The prior assigned to each object, int64 [N, G]; ``num_priors`` if there is no object or no prior is left.
 
-    Of all pairs the one with the highest IoU is taken, then the object and the prior are out. An object can lose at
-    most G - 1 priors to others, so its G best are all that it can come to.
+    Takes the pair with the highest IoU of all, removes its object and prior, and repeats. An object can lose at most
+    G - 1 priors to others, so its G best ones suffice.
 
     Args:
-        keys: candidates of each object, best first, int64 [N, G, k] as of :func:`_best_priors`
+        keys: candidates of each object, best first, int64 [N, G, k] from :func:`_best_priors`
     """
     images, most, count = keys.shape
     overlap = keys >> 32
@@ -185,13 +184,13 @@ def _forced_priors(keys: Tensor, num_priors: int) -> Tensor:
 
 
 def _force(best: Tensor, rows: Tensor, given: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor]:
-    """IoU and rows [N, P] in which the priors ``given`` [N, G] to objects belong to those, with an IoU of 2."""
+    """IoU and rows [N, P] after assigning the priors ``given`` [N, G] to their objects, with an IoU of 2."""
     num_priors = best.shape[1]
-    # Objects without a prior write into one column more, which is cut off again.
+    # Objects without a prior write into an extra column, which is cut off again.
     best = pad(best, (0, 1)).scatter(1, given, 2.0)[:, :-1]
     rows = pad(rows, (0, 1)).scatter(1, given, truth.rows)[:, :-1]
     if max(truth.counts, default=0) > num_priors:
-        # More objects than priors: when no pair is left, the original gives the first prior to the first object.
+        # With more objects than priors, the original gives the first prior to the first object once no pair is left.
         objects = ~truth.crowd[truth.rows]
         first = truth.rows.gather(1, objects.to(torch.int64).argmax(dim=1, keepdim=True))
         over = objects.sum(dim=1, keepdim=True) > num_priors

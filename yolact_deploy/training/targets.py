@@ -45,9 +45,9 @@ class GroundTruth:
     labels: Tensor
     #: bool [T + 1]
     crowd: Tensor
-    #: which image a row belongs to, int64 [T + 1]; 0 for the last
+    #: image of each row, int64 [T + 1]; 0 for the last
     image: Tensor
-    #: the rows of each image, int64 [N, G] with G at least 1, filled up with T
+    #: rows of each image, int64 [N, G] with G at least 1, padded with T
     rows: Tensor
     #: objects of each image, crowds included
     counts: tuple[int, ...]
@@ -118,7 +118,7 @@ class GroundTruth:
     def masks_at(self, *sizes: tuple[int, int]) -> list[Tensor]:
         """The masks at other sizes (height, width): for each size bool [T + 1, height, width].
 
-        Resized bilinearly, without antialiasing, and true above one half, as the original does.
+        Resized bilinearly without antialiasing and thresholded at one half, as in the original.
         """
         resized: list[list[Tensor]] = [[] for _ in sizes]
         for masks in (part for group in self.masks if len(group) for part in torch.split(group, 16)):
@@ -145,7 +145,7 @@ def _normalized(boxes: Tensor, width: float, height: float) -> Tensor:
 
 
 def _moved(values: Any, device: torch.device) -> Tensor:
-    """``values`` as a tensor on ``device``; the host does not wait for a copy from the CPU to it."""
+    """``values`` as a tensor on ``device``; the host does not wait for the copy."""
     return torch.as_tensor(values).to(device, non_blocking=device.type != "cpu")
 
 
@@ -156,7 +156,7 @@ def _crowd(target: Target) -> Tensor:
 
 
 def _indices(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """``image`` and ``rows`` of :class:`GroundTruth`, on the CPU: they follow from the counts, which the host knows."""
+    """``image`` and ``rows`` of :class:`GroundTruth`, on the CPU, where the counts are known."""
     total, most = sum(counts), max(counts, default=0)
     per_image = torch.tensor(counts, dtype=torch.int64)
     image = torch.arange(len(counts)).repeat_interleave(per_image, output_size=total)

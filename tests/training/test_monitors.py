@@ -43,8 +43,8 @@ def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     assert "loss/box" not in scalars(record)
     board = tensorboard(tmp_path)
     assert board is not None
-    board.tell(record)
-    board.tell({"event": "saved", "step": 7, "path": "state_7.pt"})
+    board.write(record)
+    board.write({"event": "saved", "step": 7, "path": "state_7.pt"})
     board.close()
     curves = _curves(tmp_path)
     assert set(curves) == {"loss/class", "train/lr", "train/gradient", "train/skipped", "train/images_per_second"}

@@ -124,7 +124,7 @@ def test_resume_from_nothing_begins(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_another_training_in_the_folder(shapes: Path, undisturbed: FitResult, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--resume goes on with it"):
+    with pytest.raises(InputError, match="continue it with --resume"):
         train(tiny.tiny_recipe(), shapes, undisturbed.folder)
     with pytest.raises(Exception, match=r"recipe\.lr 0\.001, now 0\.002"):
         train(tiny.tiny_recipe("lr=2e-3"), shapes, undisturbed.folder, resume=True)

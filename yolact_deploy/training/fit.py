@@ -1,4 +1,4 @@
-"""`fit`: a training from its recipe and data to weights for `export`, in one process or in those of torchrun."""
+"""`fit`: train from a recipe and data to weights for `export`, in one process or in those of torchrun."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _UNFOLD_IMAGES = 32
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training came to."""
+    """The result of a training."""
 
     outcome: Outcome
     folder: Path
-    seconds: float  #: of this run, not of those it resumed
+    seconds: float  #: of this run, without those it resumed
     is_main: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -73,21 +73,21 @@ def fit(
     workers: int | None = None,
     progress: Progress = SILENT,
 ) -> FitResult:
-    """Train a network for the classes of a set, and write states, logs and weights into a folder.
+    """Train a network for the classes of a dataset, and write states, logs and weights into a folder.
 
     The folder gets ``log.jsonl``, ``state_*.pt``, ``best.safetensors`` (the best mask AP), ``last.safetensors``,
-    ``result.json``, curves where matplotlib is installed and TensorBoard's files where that is.
+    ``result.json``, curves if matplotlib is installed and TensorBoard files if TensorBoard is.
 
     Args:
-        data: a dataset file (YAML) or a COCO folder
-        weights: initial weights other than the recipe's, see `init.initialise`
-        resume: go on from the last saved state of the folder; from the beginning where there is none
+        data: a dataset, see `datasets.resolve`
+        weights: initial weights other than the recipe's, see `initialization.initialise`
+        resume: continue from the last saved state of the folder, or start if there is none
         device: "auto", "cpu", "cuda" or "cuda:N"
-        workers: processes that prepare images, of each training process
+        workers: processes that prepare images, per training process
         progress: shows losses, speed and evaluations
 
     Raises:
-        YolactDeployError: whatever is wrong with recipe, data, weights, device or folder, before the first step.
+        YolactDeployError: an error in the recipe, data, weights, device or folder, before the first step.
     """
     started, folder = time.perf_counter(), Path(output)
     with processes(device) as world, _settings(recipe):
@@ -96,7 +96,7 @@ def fit(
         with closing(trainer.monitors):
             outcome = trainer.run()
             seconds = time.perf_counter() - started
-            trainer.tell("end", seconds=seconds, stopped=not outcome.finished)
+            trainer.report("end", seconds=seconds, stopped=not outcome.finished)
         result = FitResult(outcome, folder, seconds, world.is_main)
         if world.is_main and outcome.finished:
             write_json(folder / "result.json", {**result.to_json(), **_origin(trainer)})
@@ -114,14 +114,14 @@ def _prepare(
     workers: int | None,
     progress: Progress,
 ) -> Trainer:
-    """All that is needed for the first step, checked."""
+    """Check and prepare everything that the first step needs."""
     dataset = _training_set(recipe, spec)
     recipe = replace(recipe, config=spec.configure(recipe.config))
     set_seed(recipe.seed)
     model = YolactModel(recipe.config)
     evaluator = _evaluator(model, recipe, spec, world, progress)
-    going_on = resume and bool(StateFolder(folder).states())
-    initial = None if going_on else initialise(model, recipe.weights if weights is None else weights)
+    resumes = resume and bool(StateFolder(folder).states())
+    initial = None if resumes else initialise(model, recipe.weights if weights is None else weights)
     if initial is not None and initial.folded and not freezes_batch_norm(recipe, world.share(recipe.batch)):
         _unfold(model, dataset)
     step = TrainStep(model, recipe, world)
@@ -146,12 +146,12 @@ def _prepare(
         trainer.resume()
     if world.is_main:
         trainer.monitors = _monitors(folder, trainer.done if resume else None, progress)
-    _tell_start(trainer, initial, len(dataset))
+    _report_start(trainer, initial, len(dataset))
     return trainer
 
 
 def _unfold(model: YolactModel, dataset: CocoDataset) -> None:
-    """The same images in all processes, so that their weights stay alike."""
+    """Unfold with the same images in all processes, so that their weights stay equal."""
     size = model.config.image_size
     batches = islice(plain_loader(dataset, size, _UNFOLD_IMAGES, workers=0), 1)
     normalize = Normalizer(model.config)
@@ -172,28 +172,28 @@ def _evaluator(
         if world.is_main:
             _log.warning("%s has no split 'val': the model is not evaluated", spec.path)
         return None
-    CocoDataset.of_split(spec, "val")  # refuses what is wrong with it before hours of training
+    CocoDataset.of_split(spec, "val")  # raises its errors before hours of training
     return Evaluator(model, spec, world, limit=recipe.eval_images, progress=progress)
 
 
 def _monitors(folder: Path, resume_at: int | None, progress: Progress) -> list[TrainingMonitor]:
-    found: list[TrainingMonitor] = [JsonLog(folder / LOG, resume_at)]
+    monitors: list[TrainingMonitor] = [JsonLog(folder / LOG, resume_at)]
     board = tensorboard(folder)
     if board is not None:
-        found.append(board)
-    return [*found, ProgressMonitor(progress)]
+        monitors.append(board)
+    return [*monitors, ProgressMonitor(progress)]
 
 
-def _tell_start(trainer: Trainer, initial: InitReport | None, images: int) -> None:
+def _report_start(trainer: Trainer, initial: InitReport | None, images: int) -> None:
     if not trainer.world.is_main:
         return
-    came = f"goes on at iteration {trainer.done}" if initial is None else str(initial)
+    source = f"continues at iteration {trainer.done}" if initial is None else str(initial)
     recipe = trainer.recipe
-    trainer.tell(
+    trainer.report(
         "start",
         iterations=recipe.iterations,
         recipe=recipe.to_json(),
-        initial=came,
+        initial=source,
         images=images,
         frozen_batch_norm=trainer.step.frozen,
         **_origin(trainer),
@@ -212,14 +212,16 @@ def _origin(trainer: Trainer) -> dict[str, Any]:
 
 def _check_folder(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output {folder} is a file: name a folder")
+        raise InputError(f"--output {folder} is a file: give a folder")
     if not resume and StateFolder(folder).states():
-        raise InputError(f"{folder} already has a training: --resume goes on with it, another --output begins anew")
+        raise InputError(
+            f"{folder} already has a training: continue it with --resume, or start anew with another --output"
+        )
 
 
 @contextlib.contextmanager
 def _settings(recipe: Recipe) -> Iterator[None]:
-    """Settings of torch for the time of the training."""
+    """Torch's global settings during the training."""
     cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

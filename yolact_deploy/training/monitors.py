@@ -1,8 +1,8 @@
-"""What tells of a training while it runs: a log of JSON lines, the terminal, and TensorBoard.
+"""Monitors of a running training: a log of JSON lines, the progress display and TensorBoard.
 
 Each takes records, which are dictionaries with ``event`` and ``step``:
 
-- ``start``: ``iterations``, ``recipe``, ``initial`` (the weights), ``images`` of the set, ``environment``
+- ``start``: ``iterations``, ``recipe``, ``initial`` (the weights), ``images`` of the dataset, ``environment``
 - ``step``: ``losses`` and their sum ``loss``, means since the last record; ``lr``, ``gradient`` (norm), ``skipped``
   (steps since the last record that were not finite), ``images_per_second``, ``eta`` in seconds
 - ``evaluation``: ``box`` and ``mask``, each with the figures of `AveragePrecision`; ``is_best``
@@ -28,14 +28,14 @@ Record = Mapping[str, Any]
 
 
 class TrainingMonitor(Protocol):
-    """Something that is told what happens."""
+    """Takes the records of a training."""
 
-    def tell(self, record: Record) -> None: ...
+    def write(self, record: Record) -> None: ...
     def close(self) -> None: ...
 
 
 class JsonLog:
-    """A file with one JSON object a line. A training that resumes takes back what lies beyond its state.
+    """A file with one JSON object per line. When a training resumes, records beyond its state are removed.
 
     Raises:
         OutputError: it cannot be written.
@@ -50,7 +50,7 @@ class JsonLog:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}. Choose another --output") from error
 
-    def tell(self, record: Record) -> None:
+    def write(self, record: Record) -> None:
         self._file.write(json.dumps(_finite(record)) + "\n")
         self._file.flush()
 
@@ -59,7 +59,7 @@ class JsonLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that was not written to its end is left out."""
+    """The records of a log; an incomplete last line is left out."""
     return [json.loads(line) for line in _lines(path)]
 
 
@@ -75,20 +75,20 @@ def _up_to(path: Path, step: int) -> list[str]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """The value with None for numbers that are not finite, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ProgressMonitor:
-    """Shows the losses, the speed and the time that is left on a :class:`Progress`."""
+    """Shows the losses, the speed and the remaining time on a :class:`Progress`."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._stack, self._total = progress, contextlib.ExitStack(), 0
         self._report: ReportStep = lambda phase, done, total: None
 
-    def tell(self, record: Record) -> None:
+    def write(self, record: Record) -> None:
         if record["event"] == "start":
             self._total = record["iterations"]
             self._progress.note(f"{record['recipe']['name']}: {record['images']} images, {record['initial']}")
@@ -115,7 +115,7 @@ def describe_step(record: Record) -> str:
     """
     terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     left = datetime.timedelta(seconds=round(record["eta"]))
-    loss = f"loss {record['loss']:.3f} ({terms})" if record["losses"] else "no step was made"
+    loss = f"loss {record['loss']:.3f} ({terms})" if record["losses"] else "all steps skipped"
     return f"{loss} lr {record['lr']:.3g} {record['images_per_second']:.1f} images/s {left} left"
 
 
@@ -126,7 +126,7 @@ def describe_accuracy(record: Record) -> str:
         for kind in ("box", "mask")
         if record.get(kind)
     ]
-    return ", ".join(parts) or "nothing found"
+    return ", ".join(parts) or "no detections"
 
 
 def _figure(value: float | None) -> str:
@@ -134,12 +134,12 @@ def _figure(value: float | None) -> str:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard; make one by :func:`tensorboard`."""
+    """Scalars for TensorBoard; made by :func:`tensorboard`."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
-    def tell(self, record: Record) -> None:
+    def write(self, record: Record) -> None:
         for name, value in scalars(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
@@ -148,7 +148,7 @@ class TensorBoard:
 
 
 def tensorboard(folder: Path) -> TensorBoard | None:
-    """Where TensorBoard is installed, what writes its files into ``folder``."""
+    """A monitor that writes TensorBoard files into ``folder``; None if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -157,21 +157,21 @@ def tensorboard(folder: Path) -> TensorBoard | None:
 
 
 def scalars(record: Record) -> dict[str, float]:
-    """The curves that a record has a point of."""
-    found: dict[str, float] = {}
+    """The values of a record to plot, by the name of their curve."""
+    values: dict[str, float] = {}
     if record["event"] == "step":
-        found = {f"loss/{name}": value for name, value in record["losses"].items()}
-        found |= {f"train/{name}": record[name] for name in ("loss", "lr", "gradient", "skipped", "images_per_second")}
+        values = {f"loss/{name}": value for name, value in record["losses"].items()}
+        values |= {f"train/{name}": record[name] for name in ("loss", "lr", "gradient", "skipped", "images_per_second")}
     elif record["event"] == "evaluation":
         kinds = [kind for kind in ("box", "mask") if record.get(kind)]
         figures = {f"{kind}/{name}": value for kind in kinds for name, value in record[kind].items()}
-        found = {name: value for name, value in figures.items() if not isinstance(value, dict)}  # per class: too many
-    return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}
+        values = {name: value for name, value in figures.items() if not isinstance(value, dict)}  # too many classes
+    return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
 
 
 @contextlib.contextmanager
 def closing(monitors: list[TrainingMonitor]) -> Iterator[None]:
-    """Close all of them at the end, whatever happens."""
+    """Close all monitors at the end, whatever happens."""
     try:
         yield
     finally:

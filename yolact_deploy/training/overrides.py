@@ -1,6 +1,6 @@
-"""Single values of a recipe, changed by name: what ``--set lr=5e-4`` does.
+"""Changes single values of a recipe by name, for ``--set lr=5e-4``.
 
-Names are those of the fields of `Recipe`; ``augmentation.mirror`` and ``config.fpn_channels`` are fields of its parts.
+Names are the fields of `Recipe`; ``augmentation.mirror`` and ``config.fpn_channels`` are fields of its parts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.recipe import Recipe
 
-# Set by other means: the classes by the data, sizes by config.image_size, the rest says where a recipe comes from.
+# Not settable: the data sets the classes, config.image_size the sizes, and the rest documents the recipe.
 _FIXED = frozenset(
     {
         "name",
@@ -41,11 +41,11 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     """The recipe with ``KEY=VALUE`` settings applied.
 
-    Another ``batch`` changes learning rate and iterations along, other ``iterations`` the milestones and the warm-up;
-    what is set itself is then taken as it is. ``config.image_size`` scales the priors.
+    ``batch`` also changes the learning rate and the iterations, and ``iterations`` the milestones and the warm-up,
+    unless these are set themselves. ``config.image_size`` scales the priors.
 
     Raises:
-        ConfigError: an unknown key, with the nearest one, or a value of another type.
+        ConfigError: an unknown key (the message suggests the nearest one), or a value of another type.
     """
     values = parse(settings)
     if "batch" in values:
@@ -65,7 +65,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
 
 
 def parse(settings: Iterable[str]) -> dict[str, Any]:
-    """Values by key of ``KEY=VALUE`` texts; the last one of a key counts."""
+    """Values by key of ``KEY=VALUE`` texts; the last one of each key counts."""
     values: dict[str, Any] = {}
     known = keys()
     for setting in settings:
@@ -80,15 +80,15 @@ def parse(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def keys() -> dict[str, Any]:
-    """What can be set, with the type of each."""
+    """The settable keys and their types."""
     parts: dict[str, type[Any]] = {"": Recipe, "augmentation.": Augmentation, "config.": YolactConfig}
-    found = {
+    fields = {
         prefix + name: kind
         for prefix, owner in parts.items()
         for name, kind in typing.get_type_hints(owner).items()
         if name in {f.name for f in dataclasses.fields(owner)}
     }
-    return {key: kind for key, kind in found.items() if key not in _FIXED}
+    return {key: kind for key, kind in fields.items() if key not in _FIXED}
 
 
 def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _of_part(values: Mapping[str, Any], part: str) -> dict[str, Any]:
 
 def _unknown(key: str, known: Mapping[str, Any]) -> str:
     if key in _FIXED:
-        return f"{key} is not set here: the data gives the classes, config.image_size the size"
+        return f"{key} cannot be set: the data gives the classes, config.image_size the size"
     by_last = {name.rpartition(".")[2]: name for name in known}
     near = difflib.get_close_matches(key, known, n=1) or [
         by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1, cutoff=0.4)
@@ -139,7 +139,7 @@ def _one_of(text: str, choices: tuple[str, ...]) -> str:
 
 def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
-    if typing.get_origin(kinds[0]) is tuple:  # scales of each level: one number a level
+    if typing.get_origin(kinds[0]) is tuple:  # scales: one number per level
         return tuple((_finite(part),) for part in parts)
     if kinds[-1] is Ellipsis:
         return tuple(_converted(part, kinds[0]) for part in parts)
@@ -149,7 +149,7 @@ def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _whole(text: str) -> int:
-    number = _finite(text)  # 1e5 is a whole number, too
+    number = _finite(text)  # 1e5 is an integer as well
     if number != int(number):
         raise ValueError
     return int(number)
@@ -168,7 +168,7 @@ def _name(kind: Any) -> str:
         return f"one of {', '.join(arguments)}"
     if origin is tuple and arguments[-1] is Ellipsis:
         inner = arguments[0] if not isinstance(arguments[0], types.GenericAlias) else float
-        return f"{_name(inner)} or several with commas between"
+        return f"{_name(inner)} or several, separated by commas"
     if origin is tuple:
-        return f"{len(arguments)} numbers with commas between"
-    return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "a text")
+        return f"{len(arguments)} numbers, separated by commas"
+    return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "text")

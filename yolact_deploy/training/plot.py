@@ -1,4 +1,4 @@
-"""The curves of a training as a picture, where matplotlib is installed."""
+"""The curves of a training as a picture, if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolact_deploy.artifact import atomic_write
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Draw losses and AP of the records of a log; False where there is no matplotlib, or nothing to draw."""
+    """Draw losses and AP of the records of a log; False without matplotlib, or if there is nothing to draw."""
     steps = [r for r in records if r["event"] == "step" and r["losses"]]
     evaluations = [r for r in records if r["event"] == "evaluation"]
     if not steps:

@@ -1,6 +1,6 @@
-"""`Recipe`: everything that decides how a network is trained, as one value.
+"""`Recipe`: everything that determines how a network is trained, as one value.
 
-The recipes of the named configurations are in `recipes`, one file each; `overrides` changes single values by name.
+`recipes` holds those of the named configurations, one file each; `overrides` changes single values by name.
 
 Source: YOLACT (arXiv:1904.02689), section 6, and the original's settings.
 """
@@ -20,7 +20,7 @@ Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
 FreezeBatchNorm = Literal["auto", "always", "never"]
 
-# What may differ when a training is resumed, since no weight depends on it.
+# Fields that may change when a training is resumed, since the weights do not depend on them.
 _FREE_TO_CHANGE = frozenset(
     {
         "paper",
@@ -41,61 +41,61 @@ _FREE_TO_CHANGE = frozenset(
 class Recipe:
     """How to train one network.
 
-    The defaults are the original's for COCO. Iterations count optimiser steps, from the beginning of the training.
+    The defaults are the original's for COCO. Iterations count optimizer steps from the start of the training.
 
     Raises:
-        ConfigError: a value that makes no sense; the message names the field.
+        ConfigError: an invalid value; the message names the field.
     """
 
     name: str
-    #: the network; its classes become those of the data
+    #: the network; the data replaces its classes
     config: YolactConfig
     paper: str = "YOLACT (arXiv:1904.02689)"
-    #: what comes out, as published or measured; "not measured" otherwise
+    #: the score, published or measured; else "not measured"
     expected: str = "not measured"
     duration: str = "not measured"
     command: str = ""
 
-    #: initial weights: "imagenet" has torchvision download those of the backbone, "imagenet-int8" takes the MobileNetV2
-    #: that comes with this package; a file's name asks for that file; "" begins with random weights
+    #: initial weights: "imagenet" downloads torchvision's for the backbone, "imagenet-int8" is the MobileNetV2 that
+    #: comes with this package; else the name of a file; "" starts from random weights
     weights: str = "imagenet"
-    #: images of a step, of all processes together; `for_batch` changes it, and what depends on it
+    #: images per step, over all processes; `for_batch` changes it and all that depends on it
     batch: int = 8
     iterations: int = 800_000
     optimizer: Optimizer = "sgd"
     lr: float = 1e-3
-    #: of SGD; of AdamW the first beta
+    #: momentum of SGD, or the first beta of AdamW
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    #: iterations from which the learning rate is multiplied by `gamma`, once more at each
+    #: at each of these iterations the learning rate is multiplied by `gamma`
     milestones: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
     gamma: float = 0.1
     warmup_iterations: int = 500
     warmup_lr: float = 1e-4
-    #: largest norm of the gradient; 0 clips nothing, as the original
+    #: largest norm of the gradient; 0 does not clip, as in the original
     clip: float = 0.0
-    #: of the average of the weights that is evaluated and exported; 0 takes the weights themselves, as the original
+    #: decay of the averaged weights to evaluate and export; 0 uses the weights themselves, as in the original
     ema_decay: float = 0.0
-    #: auto: with fewer than `BATCH_NORM_IMAGES` images for each device, as the original
+    #: auto: with fewer than `BATCH_NORM_IMAGES` images per device, as in the original
     freeze_batch_norm: FreezeBatchNorm = "auto"
-    #: first stages of the backbone (and its stem) that are not trained; 0 trains all, as the original
+    #: first stages of the backbone (with its stem) that are not trained; 0 trains all, as in the original
     freeze_stages: int = 0
 
-    #: of the network; weights, optimiser and losses stay in FP32
+    #: precision of the network; weights, optimizer and losses stay in FP32
     amp: Precision = "fp32"
     channels_last: bool = False
     compile: bool = False
-    #: the same result in every run on one machine, at some cost on a GPU
+    #: the same result in every run on one machine; slower on a GPU
     deterministic: bool = False
 
     augmentation: Augmentation = field(default_factory=Augmentation)
-    #: images without objects are trained on, too, as background; the original leaves them out
+    #: also train on images without objects, as background; the original leaves them out
     keep_empty: bool = False
     seed: int = 0
 
-    #: iterations between evaluations; 0 evaluates at the end only
+    #: iterations between evaluations; 0 evaluates only at the end
     eval_interval: int = 20_000
-    #: evaluate on the first so many images; 0 is all
+    #: evaluate on the first so many images; 0 means all
     eval_images: int = 0
     #: iterations between saved states
     save_interval: int = 2_000
@@ -127,7 +127,7 @@ class Recipe:
         _check(rising and min(self.milestones, default=1) > 0, "milestones", "rising iterations", self.milestones)
 
     def for_batch(self, batch: int) -> Recipe:
-        """The same training with another batch: the learning rate grows with it, and the iterations shrink."""
+        """The same training with another batch: the learning rate scales with it, the iterations inversely."""
         _check(batch >= 1, "batch", "1 or more", batch)
         factor = batch / self.batch
         return dataclasses.replace(
@@ -149,11 +149,11 @@ class Recipe:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides about the weights: the same when a training is resumed."""
+        """The fields that determine the weights, which must not change when a training is resumed."""
         return {key: value for key, value in self.to_json().items() if key not in _FREE_TO_CHANGE}
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, as JSON has them: tuples as lists."""
+        """All fields as JSON values, with tuples as lists."""
         values = dataclasses.asdict(self) | {"config": self.config.to_dict()}
         return {key: _listed(value) for key, value in values.items()}
 

@@ -10,8 +10,8 @@ from yolact_deploy.training.recipe import Recipe
 def learning_rate(recipe: Recipe, step: int) -> float:
     """Learning rate of iteration ``step``, counted from 0.
 
-    From ``warmup_lr`` it rises linearly to ``lr``, which it has from iteration ``warmup_iterations`` on; from each of
-    ``milestones`` on it is multiplied by ``gamma`` once more.
+    It rises linearly from ``warmup_lr`` to ``lr`` at iteration ``warmup_iterations``, and is multiplied by ``gamma`` at
+    each of ``milestones``.
     """
     if step < recipe.warmup_iterations:
         return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * step / recipe.warmup_iterations

@@ -1,10 +1,11 @@
-"""States of a training on disk: all that is needed to go on as if nothing had happened.
+"""States of a training on disk: everything needed to continue as if it had not been interrupted.
 
-A state is one file, written under another name and then renamed, so that a process killed at any moment leaves whole
-files only. It is read with ``weights_only=True``: reading it runs no code. The files of a training are in one folder:
+A state is one file, written under a temporary name and then renamed, so that a killed process leaves only complete
+files. It is read with ``weights_only=True``, which runs no code from the file. The files of a training are in one
+folder:
 
     state_00002000.pt     after 2000 iterations; the last few are kept
-    best.safetensors      weights that scored best, for `export` and `predict`
+    best.safetensors      weights with the best score, for `export` and `predict`
     last.safetensors      weights at the end
 """
 
@@ -31,8 +32,8 @@ class StateFolder:
     """The saved states of one training.
 
     Args:
-        folder: where; made when the first state is written
-        keep: how many of the last states stay
+        folder: where to keep them; created with the first state
+        keep: how many of the last states to keep
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -46,7 +47,7 @@ class StateFolder:
         """Write the state after ``step`` iterations, and remove all but the last few.
 
         Raises:
-            OutputError: it cannot be written; what was there stays.
+            OutputError: it cannot be written; earlier states remain.
         """
         path = self.folder / f"state_{step:08d}.pt"
         with atomic_write(path) as temporary:
@@ -56,55 +57,57 @@ class StateFolder:
         return path
 
     def latest(self) -> dict[str, Any] | None:
-        """The last state, with tensors on the CPU; None where nothing was saved.
+        """The last state, with tensors on the CPU; None if nothing was saved.
 
         Raises:
-            CheckpointError: it cannot be read; the message says which file to remove to go on from the one before.
+            CheckpointError: it cannot be read; the message names the file to remove to continue from the previous one.
         """
-        found = self.states()
-        return read_state(found[-1]) if found else None
+        states = self.states()
+        return read_state(states[-1]) if states else None
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A state as :meth:`StateFolder.save` was given it, with ``step`` and ``format``."""
+    """The state given to :meth:`StateFolder.save`, with ``step`` and ``format``."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything
         raise CheckpointError(
-            f"{path} is damaged or not a state of a training: remove it, and --resume goes on from the one before it, "
-            "or from the beginning"
+            f"{path} is damaged or not a state of a training: remove it, and --resume continues from the previous one, "
+            "or starts anew"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("step"), int):
-        raise CheckpointError(f"{path} is not a state of a training by this version: remove it, or train anew")
+        raise CheckpointError(
+            f"{path} is not a state of a training of this version: remove it, or start a new training"
+        )
     return state
 
 
 def require_same(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises :class:`CheckpointError` where a state was made by another recipe, or on other data."""
+    """Raise :class:`CheckpointError` if a state was made with another recipe or other data."""
     other = _differences(saved, now)
     if other:
         raise CheckpointError(
             f"{path} was made with {'; '.join(other[:4])}: give the same recipe, data and --set to resume, or another "
-            "--output to train anew"
+            "--output for a new training"
         )
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
+    differences = []
     for key in sorted(set(saved) | set(now)):
         old, new = saved.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            differences += _differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key} {old!r}, now {new!r}")
-    return found
+            differences.append(f"{prefix}{key} {old!r}, now {new!r}")
+    return differences
 
 
 # -- random states --------------------------------------------------------------------------------------------------
 
 
 def random_states(world: World) -> list[Any]:
-    """The states of the random generators of each process; empty but in the main one."""
+    """The states of the random generators of each process; empty except in the main process."""
     generator = np.random.get_state(legacy=True)
     assert isinstance(generator, tuple)
     own = {
@@ -118,7 +121,7 @@ def random_states(world: World) -> list[Any]:
 
 
 def set_random_states(states: list[Any], world: World) -> None:
-    """Put back what :func:`random_states` told; with more processes than then, the others take those of the first."""
+    """Restore the result of :func:`random_states`; with more processes than then, the states are used in turn."""
     own = states[world.rank % len(states)]
     random.setstate((3, tuple(own["python"]), None))
     np.random.set_state(("MT19937", own["numpy"].numpy().astype(np.uint32), own["numpy_position"], 0, 0.0))
@@ -128,7 +131,7 @@ def set_random_states(states: list[Any], world: World) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed all generators alike in all processes, so that they begin with the same weights."""
+    """Seed all generators equally in all processes, so that they start from the same weights."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

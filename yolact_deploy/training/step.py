@@ -1,7 +1,7 @@
-"""One optimiser step: forward, losses, backward, clipping, update, average.
+"""One optimizer step: forward, losses, backward, clipping, update, average.
 
-Whether a step is made is decided on the device: a loss or gradient that is not finite makes the fused optimiser leave
-the weights as they are, and the host does not wait to know. It counts such steps when it looks at the losses anyway.
+The device decides whether a step is made: if a loss or gradient is not finite, the fused optimizer leaves the weights
+unchanged, and the host does not wait to know. The host counts such steps when it reads the losses.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainStep:
-    """A model and all that changes with it: optimiser, scaler, average, and the losses since they were last read.
+    """A model with its optimizer, scaler and average, and the losses since they were last read.
 
     Args:
-        model: put on the device of ``world``, in training mode
-        recipe: how
+        model: is moved to the device of ``world`` and put in training mode
+        recipe: how to train
         world: this process and the others, which all make the same calls
     """
 
@@ -41,7 +41,7 @@ class TrainStep:
         layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.layout, self.dtype = layout, _DTYPES[recipe.amp]
         self.model = model.to(world.device, memory_format=layout)  # type: ignore[call-overload]
-        #: whether batch normalisations keep their statistics and parameters
+        #: whether batch normalizations keep their statistics and parameters
         self.frozen = freezes_batch_norm(recipe, world.share(recipe.batch))
         self.model.freeze_stages(recipe.freeze_stages)
         self.model.freeze_batch_norm(self.frozen)
@@ -56,9 +56,9 @@ class TrainStep:
         network: Any = torch.compile(self.model) if recipe.compile else self.model
         self.network = world.parallel(network)
         zero = torch.zeros((), device=world.device)
-        #: sums of the terms of the loss over the steps since :meth:`read`, and how many were made and skipped
+        #: sums of the loss terms over the steps since :meth:`read`, and counts of steps made and skipped
         self.sums = {name: zero.clone() for name in (*TERMS, "gradient", "made", "skipped")}
-        #: steps skipped in a row, up to now
+        #: consecutive skipped steps up to now
         self.in_a_row = zero.clone()
 
     def __call__(self, batch: Batch, step: int) -> None:
@@ -75,20 +75,20 @@ class TrainStep:
         self._count(losses, norm, fine)
 
     def _backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Gradients of the sum of the losses; all of them are NaN where it is not finite."""
+        """Gradients of the sum of the losses; all of them are NaN if it is not finite."""
         images = self.normalize(batch.images).contiguous(memory_format=self.layout)
         with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype is not torch.float32):
             outputs = self.network(images)
         truth = GroundTruth.of_batch(batch, self.model.config.num_classes)
         losses: dict[str, Tensor] = self.criterion(outputs, truth, step=step)
         total = torch.stack(list(losses.values())).sum()
-        gate = total.detach() * 0 + 1  # 1, or NaN: no term has a gradient where it finds a NaN that it does not use
+        gate = total.detach() * 0 + 1  # 1 or NaN; a term has no gradient from values it does not use
         self.optimizer.zero_grad()
         self.scaler.scale(total * gate).backward()  # type: ignore[no-untyped-call]
         return losses
 
     def _update(self) -> tuple[Tensor, Tensor]:
-        """Update the weights; norm of the gradient, and whether it was finite (else nothing has changed)."""
+        """Update the weights; the norm of the gradient, and whether it was finite (else nothing changed)."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = get_total_norm(gradients)
@@ -99,7 +99,7 @@ class TrainStep:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            # What a scaler tells a fused optimiser.
+            # What a scaler passes to a fused optimizer.
             self.optimizer.found_inf, self.optimizer.grad_scale = (~fine).to(torch.float32), None  # type: ignore[attr-defined]
             self.optimizer.step()
         return norm, fine
@@ -114,9 +114,9 @@ class TrainStep:
         self.in_a_row.add_(1).mul_(~fine)
 
     def read(self) -> tuple[dict[str, float], int]:
-        """Means of the losses and of the gradient's norm since the last call, and steps skipped; all processes call.
+        """Means of the losses and of the gradient norm since the last call, and skipped steps; all processes must call.
 
-        This waits for the device.
+        Waits for the device.
         """
         names = list(self.sums)
         values = dict(zip(names, self.world.mean(torch.stack(list(self.sums.values()))).tolist(), strict=True))
@@ -126,7 +126,7 @@ class TrainStep:
         return ({name: value / made for name, value in values.items()} if made else {}), skipped
 
     def weights(self) -> dict[str, Tensor]:
-        """State dict of what is evaluated and exported: the average where there is one."""
+        """State dict to evaluate and export: the average if there is one."""
         return self.model.state_dict() if self.average is None else self.average.model_state()
 
     # -- state ------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class TrainStep:
 
 
 def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser over all parameters alike, fused."""
+    """The fused optimizer over all parameters."""
     if recipe.optimizer == "adamw":
         betas = (recipe.momentum, 0.999)
         return torch.optim.AdamW(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
@@ -161,20 +161,20 @@ def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
     )
     if recipe.momentum:
-        # A fused SGD whose first step is skipped would go on with memory that nobody has written.
+        # If the first step is skipped, a fused SGD would continue from uninitialized memory.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def freezes_batch_norm(recipe: Recipe, images: int) -> bool:
-    """Whether batch normalisations keep what they have, with so many images of a step on each device."""
+    """Whether batch normalizations are frozen with so many images per step on each device."""
     if recipe.freeze_batch_norm == "auto":
         return images < BATCH_NORM_IMAGES
     return recipe.freeze_batch_norm == "always"
 
 
 def _moving_statistics(model: nn.Module) -> list[Tensor]:
-    """Buffers that a forward pass in training mode changes: a step that is skipped must not leave its NaN there."""
+    """Buffers that a forward pass in training mode changes; a skipped step must not leave its NaN there."""
     moving = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     return [value for module in moving for value in module.buffers()]

@@ -1,7 +1,7 @@
-"""`Trainer`: the loop over the iterations, with what happens between them: logs, evaluations, saved states, stopping.
+"""`Trainer`: the loop over the iterations, with logs, evaluations, saved states and stopping between them.
 
-A training is a function of its recipe and its data. Stopped at any moment, by a signal or by force, it goes on from its
-last saved state with the same batches, random numbers and losses as one that was left alone.
+A training is a function of its recipe and its data. Stopped at any moment, by a signal or by force, it continues from
+its last saved state with the same batches, random numbers and losses as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from yolact_deploy.training.state import StateFolder, random_states, require_sam
 from yolact_deploy.training.step import TrainStep
 from yolact_deploy.training.validation import with_weights
 
-#: steps in a row that were not finite, after which a training is given up
+#: consecutive steps that are not finite, after which a training is aborted
 MOST_SKIPPED = 100
 
 Evaluate = Callable[[Mapping[str, Tensor]], Accuracy | None]
-#: batches of this process from an iteration on
+#: batches of this process, from an iteration on
 Batches = Callable[[int], Iterable[Batch]]
 
 
@@ -41,10 +41,10 @@ class Outcome:
     """How a training ended."""
 
     step: int  #: iterations made
-    finished: bool  #: False where it was stopped before the last one
-    skipped: int  #: steps that were not finite, of the whole training
-    accuracy: Accuracy | None  #: at the end; None without evaluation, and where it was stopped
-    best: float | None  #: the best mask AP of all evaluations
+    finished: bool  #: False if it was stopped before the last one
+    skipped: int  #: steps that were not finite, over the whole training
+    accuracy: Accuracy | None  #: at the end; None without evaluation, or if it was stopped
+    best: float | None  #: best mask AP of all evaluations
 
 
 class Trainer:
@@ -52,11 +52,11 @@ class Trainer:
 
     Args:
         step: makes the steps
-        batches: gives what to learn from
+        batches: the training data
         folder: for states and weights
-        identity: what must be the same when it is resumed, as JSON has it
+        identity: JSON values that must not change when the training is resumed
         evaluate: scores weights; all processes call it
-        monitors: of the main process
+        monitors: used in the main process
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Trainer:
         self._logged = (0, 0.0)  # iteration and time of the last record
 
     def resume(self) -> bool:
-        """Go back to the last saved state; False where there is none.
+        """Restore the last saved state; False if there is none.
 
         Raises:
-            CheckpointError: it is damaged, or of another training.
+            CheckpointError: it is damaged or belongs to another training.
         """
         state = self.states.latest()
         if state is None:
@@ -96,12 +96,12 @@ class Trainer:
         return True
 
     def run(self) -> Outcome:
-        """Make the iterations that are left.
+        """Make the remaining iterations.
 
-        The first Ctrl-C or SIGTERM ends after the step under way, with a saved state.
+        The first Ctrl-C or SIGTERM stops after the current step and saves a state.
 
         Raises:
-            ConfigError: too many steps in a row were not finite.
+            ConfigError: too many consecutive steps were not finite.
         """
         self._restart_clock()
         with StopRequest() as stop:
@@ -114,9 +114,9 @@ class Trainer:
         return Outcome(self.done, True, self.skipped, accuracy, self.best)
 
     def _iterate(self, stop: StopRequest) -> bool:
-        """All iterations; False where a signal ended them."""
+        """Make all iterations; False if a signal stopped them."""
         recipe, total = self.recipe, self.recipe.iterations
-        for batch in _told_plainly(islice(self.batches(self.done), total - self.done)):
+        for batch in _with_plain_errors(islice(self.batches(self.done), total - self.done)):
             self.step(batch, self.done)
             self.done += 1
             if self.done % recipe.log_interval == 0 or self.done == total:
@@ -144,7 +144,7 @@ class Trainer:
         seconds = max(time.perf_counter() - since, 1e-9)
         per_step = seconds / max(self.done - first, 1)
         gradient = losses.pop("gradient", 0.0)
-        self.tell(
+        self.report(
             "step",
             losses=losses,
             loss=sum(losses.values()),
@@ -166,12 +166,12 @@ class Trainer:
             if is_best:
                 self.best = score
                 self._write_weights("best")
-            self.tell("evaluation", **accuracy.to_json(), is_best=is_best)
+            self.report("evaluation", **accuracy.to_json(), is_best=is_best)
         self._restart_clock()
         return accuracy
 
     def _save(self) -> None:
-        """Write a state; all processes call, since each has random states of its own."""
+        """Write a state; all processes call, since each has its own random states."""
         states = random_states(self.world)
         if self.world.is_main:
             path = self.states.save(
@@ -184,23 +184,23 @@ class Trainer:
                     "best": self.best,
                 },
             )
-            self.tell("saved", path=path.name)
+            self.report("saved", path=path.name)
 
     def _write_weights(self, name: str) -> None:
-        """Weights as `export` and `predict` take them, under the model's configuration and classes."""
+        """Write weights for `export` and `predict`, with the model's configuration and classes."""
         save_checkpoint(with_weights(self.step.model, self.step.weights()), self.folder / f"{name}.safetensors")
 
     def _restart_clock(self) -> None:
         self._logged = (self.done, time.perf_counter())
 
-    def tell(self, event: str, **values: Any) -> None:
-        """Tell all monitors; only the main process has some."""
+    def report(self, event: str, **values: Any) -> None:
+        """Send a record to all monitors; only the main process has any."""
         for monitor in self.monitors:
-            monitor.tell({"event": event, "step": self.done, **values})
+            monitor.write({"event": event, "step": self.done, **values})
 
 
-def _told_plainly(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, without the traceback that a worker puts before its error."""
+def _with_plain_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; errors come without the traceback that a worker puts before them."""
     try:
         yield from batches
     except DatasetError as error:

@@ -1,6 +1,6 @@
-"""COCO AP of a model while it is trained, its images divided among the processes.
+"""COCO AP of a model during training, with the images divided among the processes.
 
-The model is scored as `yolact-deploy eval` scores it: eager, by the predictor, with pycocotools.
+Scores the model like `yolact-deploy eval`: eager, through the predictor, with pycocotools.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _AT_ONCE = 8
 
 
 class Evaluator:
-    """Scores weights on the held-out images of a set.
+    """Scores weights on the held-out images of a dataset.
 
     Args:
-        model: of which copies are scored; it is not changed
-        spec: the set, which has a split "val"
-        limit: only its first so many images; 0 is all
+        model: its copies are scored; it is not changed
+        spec: the dataset, which has a split "val"
+        limit: only the first so many images; 0 means all
 
     Raises:
         DatasetError: the split cannot be used.
@@ -44,9 +44,9 @@ class Evaluator:
         self.images = images.of_classes(spec.category_ids)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Accuracy | None:
-        """The accuracy of weights, in the main process; None in the others. All processes call.
+        """The accuracy of weights in the main process, None in the others. All processes must call.
 
-        Nothing random is drawn.
+        Draws no random numbers.
         """
         mine = self.images.images[self.world.rank :: self.world.size]
         chunks = [mine[i : i + _AT_ONCE] for i in range(0, len(mine), _AT_ONCE)]
@@ -72,7 +72,7 @@ class Evaluator:
 
 
 def with_weights(model: YolactModel, weights: Mapping[str, Tensor]) -> YolactModel:
-    """A copy of a model with other weights; a new one would draw random numbers."""
+    """A copy of a model with other weights; a new model would draw random numbers."""
     other = copy.deepcopy(model)
     other.load_state_dict(dict(weights))
     return other

@@ -1,22 +1,22 @@
-"""Images and targets to train on: COCO-style sets, augmentation, and a generated set of shapes.
+"""Images and targets to train on: COCO-style datasets, augmentation and batches.
 
-What a training loop needs, in its order:
+The parts of a training loop, in order:
 
     spec = open_dataset("my.yaml")                        # or a COCO folder; classes and splits
     config = spec.configure(get_config("yolact_resnet50"))
-    train = CocoDataset.of_split(spec, "train", keep_empty=False)     # refuses bad data with the list of what is wrong
+    train = CocoDataset.of_split(spec, "train", keep_empty=False)     # raises a list of errors for bad data
     loader = training_loader(train, Augmentation(size=config.image_size), batch_size=8, seed=0, start=steps_done)
     normalize = Normalizer(config).to(device)
-    for batch in loader:                                  # Batch: uint8 BGR [N, S, S, 3] and objects; without end
+    for batch in loader:                                  # Batch: uint8 BGR [N, S, S, 3] and objects; endless
         batch = batch.to(device)
-        losses = criterion(model(normalize(batch.images)), batch.targets)
+        losses = criterion(model(normalize(batch.images)), GroundTruth.of_batch(batch, config.num_classes))
 
-- ``BatchSampler(len(train), B, world_size=W).batches_per_epoch`` tells an epoch's length; the loader of a process takes
-  ``rank`` and ``world_size``, and its B is that of the process. Batch i is the same whenever and wherever it is made.
-- ``plain_loader(dataset, size, batch_size)`` gives all images once, only resized (a validation loss).
-- ``check_dataset(spec, deep=True)`` reads everything, as ``yolact-deploy data check`` does.
-- A target is described at :func:`make_target`; ``dataset[i]`` gives picture and target at the picture's size.
-- Normalisation is :class:`Normalizer`'s, on the device: the loader's images are grey levels in BGR.
+- ``BatchSampler(len(train), B, world_size=W).batches_per_epoch`` is the length of an epoch. The loader of each process
+  takes ``rank`` and ``world_size``, and B counts its own images. Batch i is always the same, wherever it is made.
+- ``plain_loader(dataset, size, batch_size)`` gives all images once, only resized (for a validation loss).
+- ``check_dataset(spec, deep=True)`` reads everything, like ``yolact-deploy data check --deep``.
+- :func:`make_target` describes a target; ``dataset[i]`` gives picture and target at the picture's size.
+- :class:`Normalizer` normalizes on the device: the loader's images are pixel values in BGR.
 """
 
 from __future__ import annotations

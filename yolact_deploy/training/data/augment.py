@@ -1,11 +1,10 @@
-"""Augmentation as the original trains with: on image, boxes, masks and keypoints together.
+"""The original's augmentation of image, boxes, masks and keypoints together.
 
-Photometric distortion, expansion with the mean colour, random crop, mirroring, resizing to S x S, small boxes dropped.
-The order of the steps is kept in what comes out, not in what is computed: distortion looks at one pixel at a time, so
-only the part that is shown is distorted, and the rest is one map (see `geometry`) under which masks are drawn last.
+Photometric distortion, expansion with the mean color, random crop, mirroring, resizing to S x S, removal of small
+boxes. The result has this order of steps, the computation does not: distortion works on single pixels, so only the
+visible part is distorted, and the other steps are one map (see `geometry`), with which masks are drawn last.
 
-Normalisation is not done here: images stay grey levels in BGR, and `batch.Normalizer` makes the trunk's input of a
-whole batch on the device.
+Images stay pixel values in BGR; `batch.Normalizer` turns a whole batch into the trunk's input on the device.
 
 Legend: H x W image, S side of the network's input, n objects.
 """
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.geometry import View
-from yolact_deploy.training.data.masks import rasterise
+from yolact_deploy.training.data.masks import rasterize
 
 Image = NDArray[np.uint8]
 Target = dict[str, Any]
@@ -35,27 +34,27 @@ _CROP_ANY = 5  # of six options one keeps the whole image
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is varied, and by how much; the defaults are the original's.
+    """What to vary, and by how much; the defaults are the original's.
 
     Source: SSD (arXiv:1512.02325), section 2.2, with the numbers of YOLACT.
 
     Raises:
-        ConfigError: a value that makes no sense.
+        ConfigError: an invalid value.
     """
 
     size: int = 550  #: S
-    brightness: float = 32.0  #: grey levels added or taken away at most
+    brightness: float = 32.0  #: largest change of a pixel value
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
     hue: float = 18.0  #: degrees
-    expand: float = 4.0  #: the side of the canvas, in sides of the image, at most; 1 expands never
+    expand: float = 4.0  #: largest side of the canvas in sides of the image; 1 never expands
     crop: bool = True
-    #: least IoU of a crop with the objects, of which one is chosen; the original draws one and then holds no crop to it
+    #: candidates for the least IoU of a crop with an object; the original draws one, but does not apply it
     crop_overlaps: tuple[float, ...] = ()
     mirror: bool = True
-    least_side: float = 4 / 550  #: shares of S; objects whose box has a smaller side are dropped
-    fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR colour around an expanded image
-    #: float32 images keep fractions and what distortion lifts out of 0..255, as in the original, at four times the size
+    least_side: float = 4 / 550  #: share of S; objects whose box has a smaller side are dropped
+    fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR color around an expanded image
+    #: float32 images keep fractions and values beyond 0..255, as in the original, at four times the memory
     dtype: str = "uint8"
 
     def __post_init__(self) -> None:
@@ -68,7 +67,7 @@ class Augmentation:
 
     @classmethod
     def plain(cls, size: int, dtype: str = "uint8") -> Augmentation:
-        """Only resizing, as for inference; no object is dropped for its size."""
+        """Only resize, as for inference; no object is dropped for its size."""
         return cls(
             size=size, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0, expand=1, crop=False, mirror=False,
             least_side=0, dtype=dtype,
@@ -78,7 +77,7 @@ class Augmentation:
         """One variation of an image uint8 BGR [H, W, 3], drawn from ``rng``.
 
         Returns:
-            the image [S, S, 3], BGR grey levels of ``dtype``, and its target (see :func:`make_target`)
+            the image [S, S, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
         """
         colours, view = Colours.draw(self, rng), self.draw_view(objects, rng)
         return self.show(image, colours, view), self.target(objects, view)
@@ -90,7 +89,7 @@ class Augmentation:
         if self.dtype == "float32":
             shown = local.image(coloured.astype(np.float32, copy=False), self.fill)
         else:
-            shown = _to_grey_levels(local.image(coloured, self.fill))
+            shown = _to_uint8(local.image(coloured, self.fill))
         return np.ascontiguousarray(shown)
 
     def target(self, objects: Objects, view: View) -> Target:
@@ -98,7 +97,7 @@ class Augmentation:
         return make_target(objects.select(self._kept(view, objects)), view)
 
     def draw_view(self, objects: Objects, rng: np.random.Generator) -> View:
-        """Choose expansion, crop and mirroring so that an object remains, where there is one that is no crowd."""
+        """Choose expansion, crop and mirroring so that an object that is not a crowd remains, if there is one."""
         for _ in range(_VIEW_TRIALS):
             view = self._any_view(objects, rng)
             if objects.iscrowd.all() or (self._kept(view, objects) & ~objects.iscrowd).any():
@@ -106,7 +105,7 @@ class Augmentation:
         return View.whole(objects.height, objects.width, self.size, self.size)
 
     def _kept(self, view: View, objects: Objects) -> NDArray[np.bool_]:
-        """Objects whose centre is shown and whose box is not too small: bool [n]."""
+        """Objects whose center is shown and whose box is not too small: bool [n]."""
         boxes = view.boxes(objects.boxes)
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
         large = np.asarray((sides > 0) & (sides >= self.least_side * self.size))
@@ -120,7 +119,7 @@ class Augmentation:
         return replace(canvas, height=self.size, width=self.size, mirrored=bool(mirrored))
 
     def _expanded(self, height: int, width: int, rng: np.random.Generator) -> View:
-        """The whole image, or a canvas on which it lies anywhere."""
+        """The whole image, or a canvas with the image at a random place."""
         if self.expand == 1 or rng.random() < 0.5:
             return View.whole(height, width)
         ratio = rng.uniform(1, self.expand)
@@ -128,7 +127,7 @@ class Augmentation:
         return View(-left, -top, int(width * ratio) - left, int(height * ratio) - top, height, width)
 
     def _cropped(self, canvas: View, objects: Objects, rng: np.random.Generator) -> View:
-        """The whole canvas, or a part of it with the centre of an object that is no crowd, where there is one."""
+        """The whole canvas, or a part with the center of an object that is not a crowd, if there is one."""
         while True:
             option = int(rng.integers(_CROP_ANY + 1))
             if option == 0:
@@ -141,7 +140,7 @@ class Augmentation:
 
 
 def _draw_window(canvas: View, rng: np.random.Generator) -> View | None:
-    """A window of 0.3 to 1 of either side, up to twice as long as wide; None where this draw has no such."""
+    """A window of 0.3 to 1 of either side, up to twice as long as wide; None if this draw has none."""
     width, height = canvas.right - canvas.left, canvas.bottom - canvas.top
     w, h = rng.uniform(0.3 * width, width), rng.uniform(0.3 * height, height)
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
@@ -165,7 +164,7 @@ def _holds_an_object(window: View, objects: Objects, least: float) -> bool:
     return bool((inside[held] / union[held]).max() >= least)
 
 
-# -- colours --------------------------------------------------------------------------------------------------------
+# -- colors ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Colours:
 
     @classmethod
     def draw(cls, settings: Augmentation, rng: np.random.Generator) -> Colours:
-        """Each of the four is left out half of the time."""
+        """Draw the values; each of the four is left out half of the time."""
         used = rng.random(5) < 0.5
         return cls(
             brightness=rng.uniform(-settings.brightness, settings.brightness) * used[0],
@@ -191,7 +190,7 @@ class Colours:
         )
 
     def apply(self, image: Image) -> NDArray[Any]:
-        """Distort an image uint8 BGR [h, w, 3]: float32 that may leave 0..255; the same array where nothing changes."""
+        """Distort an image uint8 BGR [h, w, 3]: float32 that may leave 0..255; the same array if nothing changes."""
         if self == Colours(contrast_first=self.contrast_first) or 0 in image.shape:
             return image
         first = self.contrast if self.contrast_first else 1.0
@@ -221,14 +220,14 @@ class Colours:
 
 
 def _saturate(values: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
-    """Scale the saturation of HSV, without going there: each channel's distance to the largest, which stays."""
+    """Scale the saturation of HSV directly in BGR: each channel's distance to the largest channel, which stays."""
     channels = cv2.split(values)
     largest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
     merged: Any = cv2.merge([cv2.addWeighted(channel, factor, largest, 1 - factor, 0) for channel in channels])
     return merged  # type: ignore[no-any-return]
 
 
-def _to_grey_levels(image: NDArray[Any]) -> Image:
+def _to_uint8(image: NDArray[Any]) -> Image:
     """Round and clip to 0..255, in one pass."""
     if image.dtype == np.uint8:
         return image
@@ -240,14 +239,14 @@ def _to_grey_levels(image: NDArray[Any]) -> Image:
 
 
 def make_target(objects: Objects, view: View) -> Target:
-    """What a loss is told about the objects as they are shown; those of whose mask nothing is seen are left out.
+    """The target of the objects in a view; objects with an empty mask are left out.
 
     Returns:
         ``boxes`` float32 [n, 4] xyxy in shown pixels, ``labels`` int64 [n] (0-based), ``masks`` uint8 [n, h, w],
         ``area`` float32 [n] in shown pixels, ``iscrowd`` bool [n] (crowds last), ``width`` and ``height``, and
-        ``keypoints`` float32 [n, K, 3] where the set has them
+        ``keypoints`` float32 [n, K, 3] if the dataset has them
     """
-    masks = rasterise(objects, view)
+    masks = rasterize(objects, view)
     seen = np.asarray(masks.reshape(len(masks), view.height * view.width).any(axis=1))
     if not seen.all():
         objects, masks = objects.select(seen), masks[seen]
@@ -266,7 +265,7 @@ def make_target(objects: Objects, view: View) -> Target:
 
 
 def _shown_keypoints(keypoints: NDArray[np.float32], mirror: tuple[int, ...], view: View) -> NDArray[np.float32]:
-    """Keypoints [n, K, 3] as shown; those beyond the window count as not annotated.
+    """Keypoints [n, K, 3] in shown pixels; those beyond the window count as not annotated.
 
     Args:
         mirror: which keypoint each becomes in a mirror, [K]

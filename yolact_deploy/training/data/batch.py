@@ -1,8 +1,8 @@
-"""Samples put together as a batch, and what makes the trunk's input of it on the device.
+"""Joins samples into a batch, and turns it into the trunk's input on the device.
 
-Images stay as they are read, grey levels in BGR [N, S, S, 3]: a quarter of the bytes of floats. Masks travel as bits,
-an eighth of their bytes, and become bytes where the loss wants them. What belongs to the objects of all images is one
-tensor, since each tensor that leaves a worker costs a file descriptor.
+Images stay pixel values in BGR [N, S, S, 3], a quarter of the bytes of floats. Masks travel as bits, an eighth of their
+bytes, and become bytes when the loss needs them. Values of the objects of all images are one tensor, since each tensor
+that leaves a worker costs a file descriptor.
 
 Legend: N images, S side, T objects of the batch, n of one image, K keypoints.
 """
@@ -23,9 +23,9 @@ from yolact_deploy.training.data.augment import Target
 
 @dataclass(frozen=True)
 class Batch:
-    """Images and what is annotated in them, image after image."""
+    """Images and their annotated objects, image after image."""
 
-    images: Tensor  #: uint8 (or float32) [N, S, S, 3], BGR grey levels
+    images: Tensor  #: uint8 (or float32) [N, S, S, 3], BGR pixel values
     counts: tuple[int, ...]  #: objects of each image
     boxes: Tensor  #: float32 [T, 4] xyxy in pixels
     labels: Tensor  #: int64 [T], 0-based
@@ -41,7 +41,7 @@ class Batch:
 
     @property
     def masks(self) -> Tensor:
-        """Masks uint8 [T, S, S], zero and one, on the batch's device; unpacked at each call."""
+        """Masks uint8 [T, S, S], zero and one, on the batch's device; unpacked at each access."""
         width = self.images.shape[2]
         if self.mask_bits.device.type == "cpu":
             return torch.from_numpy(np.unpackbits(self.mask_bits.numpy(), axis=-1, count=width))
@@ -49,7 +49,7 @@ class Batch:
 
     @property
     def targets(self) -> list[Target]:
-        """One target an image, as the loss takes them, on the batch's device; masks are unpacked at each call."""
+        """One target per image, on the batch's device; masks are unpacked at each access."""
         height, width = self.images.shape[1:3]
         parts = {name: torch.split(value, list(self.counts)) for name, value in self._objects().items()}
         return [
@@ -58,7 +58,7 @@ class Batch:
         ]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on ``device``; the host does not wait for what comes from pinned memory."""
+        """The batch on ``device``; the host does not wait for copies from pinned memory."""
         return self._map(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -75,7 +75,7 @@ class Batch:
 
 
 def collate(samples: Sequence[tuple[Any, Target]]) -> Batch:
-    """Put together images [S, S, 3] of one size, each with the target that was made with it."""
+    """Join images [S, S, 3] of one size, each with its target."""
     targets = [target for _, target in samples]
     joined = {name: torch.cat([t[name] for t in targets]) for name in ("boxes", "labels", "area", "iscrowd")}
     bits = [torch.from_numpy(np.packbits(target["masks"].numpy(), axis=-1)) for target in targets]
@@ -97,7 +97,7 @@ def unpack_masks(bits: Tensor, width: int) -> Tensor:
 
 
 class Normalizer(nn.Module):
-    """Grey levels in BGR to the trunk's input, on the device of the images: a few operations that compile into one."""
+    """Turns BGR pixel values into the trunk's input, on the device of the images."""
 
     mean: Tensor
     std: Tensor

@@ -1,8 +1,8 @@
 """Which part of an image is shown, at which size, mirrored or not: one value moves image, boxes and points alike.
 
-Expanding, cropping, mirroring and resizing in a row are one map along each axis, so they are done as one.
+Expanding, cropping, mirroring and resizing together are one map along each axis, so they are done as one.
 
-Legend: H x W the image, h x w what is shown, n boxes. Pixel i of an axis covers i to i + 1.
+Legend: H x W the image, h x w the view, n boxes. Pixel i of an axis covers i to i + 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Pixels = NDArray[Any]
 
 @dataclass(frozen=True)
 class View:
-    """The window ``left, top, right, bottom`` (whole pixels of the image, perhaps beyond it), shown as h x w."""
+    """The window ``left, top, right, bottom`` (whole pixels, possibly beyond the image), shown as h x w."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class View:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Shown pixels for each pixel of the image, along x and y."""
+        """Shown pixels per pixel of the image, along x and y."""
         return self.width / (self.right - self.left), self.height / (self.bottom - self.top)
 
     @property
@@ -46,14 +46,14 @@ class View:
         return x * y
 
     def points(self, xy: Floats) -> Floats:
-        """Where points [..., 2] of the image are shown, in shown pixels."""
+        """Points [..., 2] of the image in shown pixels."""
         shown = (xy - np.array((self.left, self.top), np.float32)) * np.array(self.scale, np.float32)
         if self.mirrored:
             shown[..., 0] = self.width - shown[..., 0]
         return shown
 
     def boxes(self, xyxy: Floats) -> Floats:
-        """Where boxes [n, 4] xyxy of the image are shown, cut at the window; beyond it they have a side of 0."""
+        """Boxes [n, 4] xyxy of the image in shown pixels, clipped to the window; outside it they have a side of 0."""
         corners = self.points(xyxy.reshape(-1, 2, 2))
         if self.mirrored:
             corners[..., 0] = corners[:, ::-1, 0]
@@ -61,7 +61,7 @@ class View:
         return corners.clip(0, limits).reshape(-1, 4)
 
     def holds_centre(self, xyxy: Floats) -> NDArray[np.bool_]:
-        """Whether the centre of each box [n, 4] of the image is inside the window: bool [n]."""
+        """Whether the center of each box [n, 4] of the image is inside the window: bool [n]."""
         centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
         inside = (centre > (self.left, self.top)) & (centre < (self.right, self.bottom))
         return np.asarray(inside.all(axis=1))
@@ -69,18 +69,18 @@ class View:
     def cut(self, image: Pixels) -> tuple[Pixels, View]:
         """The part of an image [H, W, ...] that is shown, and the same view of that part alone."""
         height, width = image.shape[:2]
-        margin = 0 if self._within(height, width) else 1  # what an interpolation between two pixels needs
+        margin = 0 if self._within(height, width) else 1  # for the interpolation between two pixels
         x0, y0 = max(self.left - margin, 0), max(self.top - margin, 0)
         x1, y1 = min(self.right + margin, width), min(self.bottom + margin, height)
         part = image[y0 : max(y1, y0), x0 : max(x1, x0)]
         return part, self.of_part(x0, y0)
 
     def of_part(self, x: int, y: int) -> View:
-        """The same view of a part of the image that begins at its pixel x, y."""
+        """The same view of a part of the image that starts at its pixel x, y."""
         return replace(self, left=self.left - x, top=self.top - y, right=self.right - x, bottom=self.bottom - y)
 
     def image(self, image: Pixels, fill: tuple[float, ...] = (0.0,)) -> Pixels:
-        """What is shown of an image [H, W, ...]: [h, w, ...], bilinear without antialiasing; ``fill`` beyond it."""
+        """The view of an image [H, W, ...]: [h, w, ...], bilinear without antialiasing; ``fill`` beyond the image."""
         if not self._within(*image.shape[:2]):
             return self.warp(image, (0, 0, self.width, self.height), fill)
         window = image[self.top : self.bottom, self.left : self.right]
@@ -88,7 +88,7 @@ class View:
         return shown[:, ::-1] if self.mirrored else shown
 
     def warp(self, image: Pixels, window: tuple[int, int, int, int], fill: tuple[float, ...] = (0.0,)) -> Pixels:
-        """Of what is shown of an image [H, W, ...] the window x0, y0, x1, y1; interpolates with ``fill`` beyond it."""
+        """The window x0, y0, x1, y1 of the view of an image [H, W, ...]; interpolates with ``fill`` beyond it."""
         x0, y0, x1, y1 = window
         if 0 in image.shape:
             return np.full((y1 - y0, x1 - x0, *image.shape[2:]), fill, image.dtype)
@@ -107,7 +107,7 @@ class View:
         return self.left >= 0 and self.top >= 0 and self.right <= width and self.bottom <= height
 
     def _back(self) -> NDArray[np.float64]:
-        """From the centres of shown pixels to those of the image's, as OpenCV counts them: [2, 3]."""
+        """The map from centers of shown pixels to those of the image, in OpenCV's convention: [2, 3]."""
         step_x, step_y = (1 / scale for scale in self.scale)
         x = self.right - 0.5 * step_x - 0.5 if self.mirrored else self.left + 0.5 * step_x - 0.5
         return np.array([[-step_x if self.mirrored else step_x, 0, x], [0, step_y, self.top + 0.5 * step_y - 0.5]])

@@ -1,8 +1,8 @@
 """Which images make each batch, and the workers that prepare them.
 
-Everything random follows from the seed, the epoch and the number of the image, whatever worker does it and whenever.
-So a run that goes on at batch ``start`` gets the batches that it would have got undisturbed, and each of several
-processes its part of the batches that one process would have got.
+All randomness follows from the seed, the epoch and the index of the image, whichever worker prepares it. A run that
+resumes at batch ``start`` therefore gets the same batches as an undisturbed one, and each of several processes gets its
+part of the batches that a single process would get.
 
 Legend: B images of a process in each batch, S side of the network's input.
 """
@@ -27,17 +27,17 @@ Key = tuple[int, int]  # epoch, index of the image in the set
 
 
 class BatchSampler(Sampler[list[Key]]):
-    """The (epoch, index) of the images of batches ``start`` to ``stop``, of one process.
+    """The (epoch, index) of the images of batches ``start`` to ``stop``, for one process.
 
-    Each epoch is shuffled anew; images that do not fill a batch of all processes are left out of it. A set smaller
-    than one batch is repeated to fill it.
+    Each epoch is shuffled anew; images that do not fill a batch of all processes are left out. A dataset smaller than
+    one batch is repeated to fill it.
 
     Args:
-        length: images of the set
+        length: images of the dataset
         batch_size: B
-        start: first batch, counted from the beginning of the training, over all epochs
-        stop: batch before which to end; None for never
-        rank, world_size: which of how many processes; together they take ``B * world_size`` images in a row
+        start: first batch, counted from the start of the training over all epochs
+        stop: batch before which to end; None for no end
+        rank, world_size: this process among all; together they take ``B * world_size`` consecutive images
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class BatchSampler(Sampler[list[Key]]):
         return max(1, self.length // (self.batch_size * self.world_size))
 
     def __len__(self) -> int:
-        """Batches to come; raises TypeError where there is no end."""
+        """Number of batches; raises TypeError if there is no end."""
         if self.stop is None:
-            raise TypeError("batches without end: give stop")
+            raise TypeError("endless batches have no length: give stop")
         return max(0, self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -82,14 +82,14 @@ class BatchSampler(Sampler[list[Key]]):
             step += 1
 
     def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The images of an epoch in their order, int64 [length]."""
+        """The order of the images in an epoch, int64 [length]."""
         if not self.shuffle:
             return np.arange(self.length)
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
 
 
 class AugmentedImages(Dataset[tuple[Any, Target]]):
-    """The images of a set as they are trained on: ``images[epoch, index]``."""
+    """The augmented images of a dataset: ``images[epoch, index]``."""
 
     def __init__(self, dataset: CocoDataset, augmentation: Augmentation, seed: int = 0) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
@@ -98,7 +98,7 @@ class AugmentedImages(Dataset[tuple[Any, Target]]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> tuple[Any, Target]:
-        """The image [S, S, 3] and its target; the same for the same key, in any process."""
+        """The image [S, S, 3] and its target; the same for the same key in any process."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         image, target = self.augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
@@ -120,11 +120,11 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Batches ``start`` to ``stop`` of the training, over all epochs (see :class:`BatchSampler`).
 
-    A run that resumes after k steps makes a loader with ``start=k``. Nothing is drawn from torch's own generator.
+    A run that resumes after k steps makes a loader with ``start=k``. Torch's own generator is not used.
 
     Args:
         batch_size: images for this process
-        workers: processes that prepare batches; by default one for each CPU core, at most 16; 0 for none
+        workers: processes that prepare batches; by default one per CPU core, at most 16; 0 for none
         prefetch: batches that each worker prepares ahead
     """
     sampler = BatchSampler(
@@ -136,7 +136,7 @@ def training_loader(
 def plain_loader(
     dataset: CocoDataset, size: int, batch_size: int, *, workers: int | None = None, prefetch: int = 4
 ) -> DataLoader[Batch]:
-    """All images once and in their order, only resized to S x S; what does not fill a batch comes last."""
+    """All images once and in order, only resized to S x S; a smaller batch may come last."""
     images = AugmentedImages(dataset, Augmentation.plain(size))
     keys = [(0, i) for i in range(len(dataset))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
@@ -144,7 +144,7 @@ def plain_loader(
 
 
 def default_workers() -> int:
-    """One for each CPU core that this process may use, at most 16."""
+    """One per CPU core that this process may use, at most 16."""
     return min(len(os.sched_getaffinity(0)), 16)
 
 
@@ -163,7 +163,7 @@ def _loader(images: AugmentedImages, batches: Any, workers: int | None, prefetch
 
 
 def _begin_worker(worker: int) -> None:
-    """One thread each: the workers are the parallelism."""
+    """Limit the worker to one thread: parallelism comes from the number of workers."""
     torch.set_num_threads(1)
-    # 0 is "in the calling thread". With 1, OpenCV waits for the parent's threads to end, which a fork does not have.
+    # 0 means "in the calling thread". With 1, OpenCV waits for the parent's threads, which a fork does not have.
     cv2.setNumThreads(0)

@@ -1,9 +1,9 @@
-"""Masks of annotated objects, drawn at the size at which they are shown.
+"""Masks of annotated objects, drawn at the size of the view.
 
-Polygons are moved first and drawn last, each within its own window only, so that a mask costs what its object
-covers and not what the image does. Run-length encodings are decoded, cut to their object, and only then resized.
+Polygons are transformed first and drawn last, each only within its own window, so that the cost depends on the size of
+the object, not of the image. Run-length encodings are decoded, cropped to their object, and only then resized.
 
-Legend: n objects, h x w what is shown.
+Legend: n objects, h x w the view.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from yolact_deploy.training.data.geometry import View
 Masks = NDArray[np.uint8]
 
 
-def rasterise(objects: Objects, view: View) -> Masks:
-    """The masks of the objects as they are shown: uint8 [n, h, w], zero and one.
+def rasterize(objects: Objects, view: View) -> Masks:
+    """The masks of the objects in the view: uint8 [n, h, w], zero and one.
 
-    Polygons by COCO's own rule (pycocotools) at the shown size; encodings bilinearly, above one half.
+    Polygons are drawn by COCO's rule (pycocotools) at the size of the view; encodings are resized bilinearly and
+    thresholded at one half.
     """
     masks = np.zeros((len(objects), view.height, view.width), np.uint8)
     for mask, rings, encoded in zip(masks, objects.rings, objects.rle, strict=True):
@@ -52,7 +53,7 @@ def _resize(mask: Masks, encoded: bytes, height: int, width: int, view: View) ->
     """Resize an encoded mask of an image height x width into ``mask`` [h, w]."""
     rle = {"size": [height, width], "counts": encoded}
     x, y, w, h = coco_mask.toBbox(rle).astype(int).tolist()
-    # One pixel around the object, and around what is shown: what the interpolation looks at.
+    # One pixel around the object and around the view, for the interpolation.
     x0, y0 = max(x - 1, view.left - 1, 0), max(y - 1, view.top - 1, 0)
     x1, y1 = min(x + w + 1, view.right + 1, width), min(y + h + 1, view.bottom + 1, height)
     if x1 <= x0 or y1 <= y0:

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: one file for each, with a ``RECIPE`` in it."""
+"""The recipes that come with the package, one file each, which defines ``RECIPE``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def get_recipe(name: str) -> Recipe:
     """The recipe with this name.
 
     Raises:
-        ConfigError: there is none; the message has the nearest one.
+        ConfigError: there is none; the message suggests the nearest one.
     """
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=1)

@@ -244,7 +244,7 @@ def test_dumps_of_the_original(
 @pytest.mark.parametrize(
     ("dump", "message"),
     [
-        ("{}", "is no dump of YOLACT's detections"),
+        ("{}", "is not a dump of YOLACT's detections"),
         ("[", "is not valid JSON"),
         ('{"images": []}', "has none of the 3 images of the annotations"),
         ('{"images": [{"image_id": 1, "dets": [{"category": "car"}]}]}', "KeyError: 'car'"),

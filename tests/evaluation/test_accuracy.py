@@ -124,7 +124,7 @@ Edit = Callable[[list[Any]], object]
         (lambda r: r[0].update(score="high"), "has the score 'high'"),
         (lambda r: r[0].update(score=float("nan")), "has the score nan"),
         (lambda r: r[0].update(mask_score=None), "has the mask_score None"),
-        (lambda r: r[1].update(image_id=77), "result number 1 is of image 77"),
+        (lambda r: r[1].update(image_id=77), "result number 1 belongs to image 77"),
         (lambda r: r[0].update(category_id=1), "has category id 1, which"),
         (lambda r: r[0].update(bbox=[1, 2, 3]), "has the bbox"),
         (lambda r: r[0].pop("bbox"), "bbox, segmentation or both, and all the same"),

@@ -1,6 +1,6 @@
 """The loss of YOLACT in plain loops, one image and one prior at a time: slow, and simple enough to be taken as true.
 
-Written from the description of the loss, apart from the code under test. Boxes are xyxy normalised, priors (cx, cy, w,
+Written from the description of the loss, apart from the code under test. Boxes are xyxy normalized, priors (cx, cy, w,
 h). Matching is in float32 scalars, as thresholds and ties depend on rounding; the losses are in float64 by autograd.
 """
 
@@ -85,7 +85,7 @@ def plain_losses(
     max_masks: int = 100,
     mask_iou_net: Any = None,
 ) -> dict[str, Any]:
-    """The terms in float64 from outputs (float64 tensors) and images (boxes normalised, labels, crowd, masks).
+    """The terms in float64 from outputs (float64 tensors) and images (boxes normalized, labels, crowd, masks).
 
     Args:
         drawn: the positives of each image for the mask loss, where the limit leaves a choice

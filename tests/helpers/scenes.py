@@ -15,7 +15,7 @@ SIDE = 24  # of the prototypes
 
 
 def make_image(rng: np.random.Generator, objects: int, crowds: int = 0, grid: int = SIZE) -> dict[str, Any]:
-    """An image with boxes normalised, on a grid (a coarse one makes ties), as `plain_loss` takes it."""
+    """An image with boxes normalized, on a grid (a coarse one makes ties), as `plain_loss` takes it."""
     count = objects + crowds
     start = rng.integers(0, grid - 1, (count, 2))
     end = start + 1 + (rng.random((count, 2)) * (grid - start - 1)).astype(int)

@@ -52,7 +52,7 @@ SCRIPT: Script = {
 
 
 def arrays(things: Sequence[Thing]) -> tuple[Any, Any, Any, Any]:
-    """Boxes [n, 4] normalised, scores [n], labels [n] and masks [n, h, w] that fill the boxes."""
+    """Boxes [n, 4] normalized, scores [n], labels [n] and masks [n, h, w] that fill the boxes."""
     side = CONFIG.prototype_size
     boxes = np.array([t.box for t in things], np.float32).reshape(-1, 4) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
     masks = np.zeros((len(things), side, side), np.float32)

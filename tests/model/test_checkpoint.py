@@ -158,7 +158,7 @@ def test_other_priors_need_a_configuration() -> None:
     config = YolactConfig(backbone="resnet50", prior_scales=((24.0, 30.0),) * 5)
     with torch.device("meta"):
         state = YolactModel(config).state_dict()
-    with pytest.raises(CheckpointError, match=r"6 priors a cell.*--config"):
+    with pytest.raises(CheckpointError, match=r"6 priors per cell.*--config"):
         infer_config(state)
 
 

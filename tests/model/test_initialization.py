@@ -144,8 +144,8 @@ def test_the_backbone_that_comes_with_the_package() -> None:
 # -- 8-bit ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_layer_is_made_for_our_normalisation(tmp_path: Path) -> None:
-    """A file whose network sees (x - 127.5) / 127.5 computes the same from images normalised as ours."""
+def test_the_first_layer_is_made_for_our_normalization(tmp_path: Path) -> None:
+    """A file whose network sees (x - 127.5) / 127.5 computes the same from images normalized as ours."""
     rng = np.random.default_rng(0)
     net = torchvision.models.mobilenet_v2(weights=None)
     arrays: dict[str, np.ndarray] = {"meta_input_mean": np.float32(127.5), "meta_input_std": np.float32(127.5)}

@@ -32,7 +32,7 @@ def _small(backbone: str = "resnet50", **changes: Any) -> Any:
 
 
 def _settled(model: Any) -> Any:
-    """Give the batch normalisations statistics that are not the identity."""
+    """Give the batch normalizations statistics that are not the identity."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -247,7 +247,7 @@ def test_any_input_size(size: int) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 97, 97), (1, 97, 97, 3), (1, 3, 96, 97), (1, 1, 97, 97)])
 def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match=r"expected normalised float images \[N, 3, 97, 97\]"):
+    with pytest.raises(InputError, match=r"expected normalized float images \[N, 3, 97, 97\]"):
         _small().heads(torch.zeros(shape))
 
 
@@ -271,7 +271,7 @@ def test_fusing_keeps_the_outputs_and_the_model(backbone: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
-def test_fusing_refuses_a_lonely_normalisation() -> None:
+def test_fusing_refuses_a_lonely_normalization() -> None:
     with pytest.raises(ValueError, match="got 0 alone"):
         fuse_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
 

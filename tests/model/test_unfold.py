@@ -1,4 +1,4 @@
-"""Folded batch normalisations that are made trainable: the same function, in training mode, too."""
+"""Folded batch normalizations that are made trainable: the same function, in training mode, too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact_deploy.model.unfold import unfold_batch_norms
 
 
 def _folded() -> nn.Module:
-    """Two convolutions whose batch normalisations only add something, as `quantized` leaves them."""
+    """Two convolutions whose batch normalizations only add something, as `quantized` leaves them."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for channels in (3, 6):

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def _truth(*images: tuple[Any, Any, Any], classes: int = 80) -> GroundTruth:
-    """Ground truth without masks of images with (boxes normalised, labels, crowd)."""
+    """Ground truth without masks of images with (boxes normalized, labels, crowd)."""
     targets = [
         {
             "boxes": torch.as_tensor(np.asarray(boxes, np.float32)).reshape(-1, 4),

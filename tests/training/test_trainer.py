@@ -275,7 +275,7 @@ def test_a_training_that_has_diverged_is_given_up(
     ("images", "setting", "frozen"),
     [(5, "auto", True), (6, "auto", False), (6, "always", True), (1, "never", False)],
 )
-def test_batch_normalisation_is_frozen_with_few_images(
+def test_batch_normalization_is_frozen_with_few_images(
     batches: list[Batch], images: int, setting: str, frozen: bool
 ) -> None:
     step = make_step(f"batch={images}", f"freeze_batch_norm={setting}")

@@ -1,4 +1,4 @@
-"""Check a dataset before training on it, or generate one of shapes."""
+"""Check a dataset before training, or generate one."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ A dataset file:
   train: {annotations: train.json, images: images}
   val: {annotations: val.json, images: images}
 
-'check' ends with 2 where something makes training impossible; 'train' refuses the same."""
+'check' exits with 2 if the dataset has errors, which 'train' refuses as well."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    check = commands.add_parser("check", help="report what is wrong with a dataset, with a fix for each")
-    check.add_argument("data", metavar="DATA", help="dataset file (YAML) or COCO folder")
-    check.add_argument("--deep", action="store_true", help="read every picture")
-    shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations and a dataset file")
-    shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to make")
-    shapes.add_argument("--train", type=int, default=2000, metavar="N", help="training images, or none (2000)")
-    shapes.add_argument("--val", type=int, default=500, metavar="N", help="images held out, or none (500)")
-    shapes.add_argument("--size", default="320x240", metavar="WxH", help="in pixels, or one number for both (320x240)")
-    shapes.add_argument("--seed", type=int, default=0, help="another seed makes other images (0)")
+    check = commands.add_parser("check", help="report the problems of a dataset and how to fix them")
+    check.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    check.add_argument("--deep", action="store_true", help="also read every picture")
+    shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations")
+    shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
+    shapes.add_argument(
+        "--train", type=int, default=2000, metavar="N", help="number of training images (default: 2000)"
+    )
+    shapes.add_argument("--val", type=int, default=500, metavar="N", help="number of held-out images (default: 500)")
+    shapes.add_argument(
+        "--size", default="320x240", metavar="WxH", help="size in pixels, or one number for both (default: 320x240)"
+    )
+    shapes.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: 0)")
     for command in (check, shapes):
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -78,11 +82,11 @@ def _print_report(report: DataReport) -> None:
         for p in split.problems
     ]
     if problems:
-        print_table(["split", "", "count", "problem", "such as", "fix"], problems)
+        print_table(["split", "", "count", "problem", "examples", "fix"], problems)
     elif report.deep:
         print("nothing wrong")
     else:
-        print("nothing wrong in the annotations; --deep reads every picture, too")
+        print("nothing wrong in the annotations; --deep also reads every picture")
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------------

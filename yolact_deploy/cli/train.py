@@ -1,4 +1,4 @@
-"""Train a network on a COCO-style dataset, by a recipe.
+"""Train a network on a COCO-style dataset with a recipe.
 
 examples:
   yolact-deploy train --recipe yolact_resnet50 --data coco/
@@ -6,8 +6,8 @@ examples:
   yolact-deploy train --recipe shapes_demo --data shapes/shapes.yaml --output runs/shapes --resume
   torchrun --nproc-per-node 4 -m yolact_deploy train --recipe yolact_base --data coco/ --set batch=32
 
-Ctrl-C ends after the step under way and saves; --resume goes on as if nothing had happened. 'export' and 'predict' take
-the weights, best.safetensors and last.safetensors. --recipe list and --set help tell what there is.
+Ctrl-C stops after the current step and saves; --resume continues exactly where it stopped. 'export' and 'predict' read
+the weights, best.safetensors and last.safetensors. --recipe list and --set help show the choices.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' tells the names")
-    parser.add_argument("--data", metavar="DATA", help="dataset file (YAML) or COCO folder")
+    parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' shows all recipes")
+    parser.add_argument("--data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
     parser.add_argument(
         "--weights",
         metavar="INIT",
-        help="initial weights: a file of a backbone or of a YOLACT, the name of published YOLACT weights, 'imagenet' "
-        "(torchvision downloads them), 'imagenet-int8' (a MobileNetV2 that comes with the package) or 'none' (default: "
-        "as the recipe says)",
+        help="initial weights: a file (backbone or YOLACT), the name of published YOLACT weights, 'imagenet' (from "
+        "torchvision), 'imagenet-int8' (the MobileNetV2 in this package) or 'none' (default: the recipe's)",
     )
     parser.add_argument("--output", "-o", metavar="DIR", help="folder for states and weights (default: runs/RECIPE)")
-    parser.add_argument("--resume", action="store_true", help="go on from the last saved state of the folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the last saved state in the folder")
     parser.add_argument(
         "--set",
         dest="settings",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a value of the recipe, such as lr=5e-4 or augmentation.mirror=no; repeatable; 'help' tells all",
+        help="change a value of the recipe, such as lr=5e-4 or augmentation.mirror=no; repeatable; 'help' lists all",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.add_argument("--workers", type=_whole, metavar="N", help="processes that prepare images (default: by CPU)")
+    parser.add_argument(
+        "--workers", type=_whole, metavar="N", help="processes that prepare images (default: one per CPU core)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,7 +86,7 @@ def _print_result(args: argparse.Namespace, result: FitResult) -> None:
         return
     if not outcome.finished:
         if not args.quiet:
-            print(f"stopped after {outcome.step} iterations, saved in {result.folder}: --resume goes on")
+            print(f"stopped after {outcome.step} iterations, saved in {result.folder}: continue with --resume")
         return
     if outcome.accuracy is not None:
         from yolact_deploy.benchmarks.tables import accuracy_table
@@ -123,5 +124,5 @@ def _list_settings(recipe: object) -> int:
 
 def _whole(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
     return int(text)

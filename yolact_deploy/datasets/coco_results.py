@@ -1,7 +1,7 @@
-"""Files of COCO results: written, read, and checked before pycocotools sees them, for it trusts what it gets.
+"""Files of COCO results: writes, reads and checks them, since pycocotools does not.
 
 Results are a list of ``{"image_id", "category_id", "bbox" [x, y, w, h], "score", "segmentation" RLE}``. Those of a
-YOLACT++ have ``"mask_score"`` too, by which masks are ranked; ``"score"`` is the box's then.
+YOLACT++ also have ``"mask_score"``, which ranks the masks, while ``"score"`` ranks the boxes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from yolact_deploy.errors import DatasetError
 
 Result = dict[str, Any]
 
-_CURE = "write it again as COCO results"
+_CURE = "write the file again as COCO results"
 
 
 def read_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> list[Result]:
     """Read and check a results file for the annotations ``content``; raises :class:`DatasetError`."""
-    results = read_json(path, "results file", DatasetError)
+    results: list[Result] = read_json(path, "results file", DatasetError)
     check_results(results, content, str(path))
-    found: list[Result] = results
-    return found
+    return results
 
 
 @contextlib.contextmanager
 def results_file(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Result]], None]]:
-    """Give a function that appends results to a file, which is there only when all went well.
+    """Yield a function that appends results to a file, which only comes into being if there is no error.
 
     Raises:
         OutputError: the file cannot be written.
@@ -51,7 +50,7 @@ def results_file(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Re
 
 
 def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
-    """Results of boxes ("bbox") or of masks ("segm") alone, each with the score of what it is: for other evaluators."""
+    """Results of boxes ("bbox") or masks ("segm") alone, each with its own score, for other evaluators."""
     left_out = {"bbox": ("segmentation", "mask_score"), "segm": ("bbox", "mask_score")}[kind]
     return [
         {**{k: v for k, v in result.items() if k not in left_out}, "score": score_of(result, kind)}
@@ -60,20 +59,22 @@ def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
 
 
 def score_of(result: Mapping[str, Any], kind: str) -> float:
-    """By what a result is ranked among the boxes ("bbox") or masks ("segm")."""
+    """The score that ranks a result among the boxes ("bbox") or masks ("segm")."""
     score: float = result.get("mask_score", result["score"]) if kind == "segm" else result["score"]
     return score
 
 
 def check_results(results: Any, content: Mapping[str, Any], source: str) -> None:
-    """Raises :class:`DatasetError` unless ``results`` are COCO results for the images of ``content``."""
+    """Raise :class:`DatasetError` unless ``results`` are COCO results for the images of ``content``."""
     if not isinstance(results, list):
         raise DatasetError(f"{source}: expected a list of results, got a {type(results).__name__}: {_CURE}")
     sizes = {image["id"]: [image["height"], image["width"]] for image in content["images"]}
     categories = {category["id"] for category in content["categories"]}
     kinds = {tuple(k in r for k in ("bbox", "segmentation")) for r in results if isinstance(r, dict)}
     if (False, False) in kinds or len(kinds) > 1:
-        raise DatasetError(f"{source}: every result needs bbox, segmentation or both, and all the same: {_CURE}")
+        raise DatasetError(
+            f"{source}: every result needs bbox, segmentation or both, and all results the same: {_CURE}"
+        )
     for index, result in enumerate(results):
         problem = _problem(result, sizes, categories)
         if problem:
@@ -88,7 +89,7 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
         return f"has no {', '.join(missing)}: {_CURE}"
     image, category, score = result["image_id"], result["category_id"], result["score"]
     if not is_whole(image) or image not in sizes:
-        return f"is of image {image!r}, which the annotations do not list: give the annotations of the same images"
+        return f"belongs to image {image!r}, which the annotations do not list: give the annotations of the same images"
     if not is_whole(category) or category not in categories:
         return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
     for name, value in (("score", score), ("mask_score", result.get("mask_score", score))):
@@ -103,10 +104,10 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
 
 def _rle_problem(rle: Any, size: list[int]) -> str | None:
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
-        return "has a segmentation that is no compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
+        return "has a segmentation that is not a compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
     if rle["size"] != size:
-        return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks to the image's size"
-    # pycocotools reads past the end of a broken text, so the runs are added up here.
+        return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks at the image's size"
+    # pycocotools reads past the end of a broken text, so the runs are checked here.
     if decompressed_length(rle["counts"]) != size[0] * size[1]:
         return "has a damaged RLE (its runs do not fill the image): encode it with pycocotools.mask.encode"
     return None

@@ -1,7 +1,7 @@
-"""COCO's run-length encodings, read in NumPy.
+"""Reads COCO's run-length encodings in NumPy.
 
-Runs go down the columns of a mask, of zeros first; as text, each run from the fourth on is the difference to the last
-but one, in 5 bits a character, low bits first.
+Runs go down the columns of a mask, zeros first. As text, each run from the fourth on is the difference to the one two
+places before, with 5 bits per character, low bits first.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _MOST_CHARACTERS = 7  # of one run: 35 bits
 
 
 def run_lengths(counts: Any) -> NDArray[np.int64] | None:
-    """Run lengths from a list of numbers or from their text (str or bytes); None where they are neither."""
+    """Run lengths from a list of numbers or from their text (str or bytes); None if they are neither."""
     if isinstance(counts, list):
         whole = all(isinstance(value, int) and not isinstance(value, bool) for value in counts)
         return np.array(counts, np.int64) if whole else None
@@ -42,7 +42,7 @@ def _from_text(text: bytes) -> NDArray[np.int64] | None:
 
 
 def decode(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """The mask uint8 [height, width], zero and one, of an encoding that is known to be sound."""
+    """The mask uint8 [height, width], zero and one, of a valid encoding."""
     runs = run_lengths(counts)
     assert runs is not None
     inside = (np.arange(len(runs)) & 1).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""`shapes`: a generated instance segmentation set, a real test bed that needs no download.
+"""`shapes`: a generated instance segmentation dataset, a real test bed that needs no download.
 
-Textured shapes of eight kinds, small to large, lie over each other on cluttered backgrounds. Colour and texture say
-nothing about the kind: only the outline does. What is hidden is not part of a mask, as in COCO, and swarms of many
-small shapes are annotated as crowds. Image ``i`` of a seed is the same on every machine: the outlines are computed in
-NumPy from a generator of its own (PCG64); blur and lines of the backgrounds are OpenCV's.
+Textured shapes of eight kinds and many sizes overlap on cluttered backgrounds. Color and texture are independent of
+the kind: only the outline identifies it. As in COCO, hidden parts do not belong to a mask, and swarms of many small
+shapes are annotated as crowds. Image ``i`` of a seed is the same on every machine: NumPy computes the outlines from a
+separate generator (PCG64); OpenCV draws the lines of the backgrounds and the blur.
 
 Legend: H x W image, n objects.
 """
@@ -31,16 +31,16 @@ Bools = NDArray[np.bool_]
 Image = NDArray[np.uint8]
 
 _LEAST_PIXELS = 24
-_LEAST_VISIBLE = 0.25  # share of a shape that must be seen for it to count
+_LEAST_VISIBLE = 0.25  # share of a shape that must be visible for it to count
 _CROWD_CHANCE = 0.08
 _MOST_OBJECTS = 9
-#: the first image of each split, so that no image is in two, and those held out are the same beside any training set
+#: first image of each split: no image is in two, and held-out images do not depend on the size of the training set
 _FIRST = {"train": 0, "val": 1_000_000}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One object of an image: what is seen of it."""
+    """The visible part of one object of an image."""
 
     label: int  #: index into :data:`KINDS`
     mask: Bools  #: [H, W]
@@ -55,7 +55,7 @@ class ShapesImage:
     shapes: tuple[Shape, ...]
 
 
-# -- outlines: which points of the unit square [-1, 1]^2 are inside ---------------------------------------------------
+# -- outlines: which points of the square [-1, 1]^2 are inside -------------------------------------------------------
 
 
 def _polygon(corners: Floats) -> Callable[[Floats, Floats], Bools]:
@@ -111,7 +111,7 @@ OUTLINES: tuple[Callable[[Floats, Floats], Bools], ...] = (
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """A patch [height, width, 3] of grey levels: plain, stripes, checks, a ramp or noise in two random colours."""
+    """A patch [height, width, 3] of pixel values: plain, stripes, checks, a ramp or noise in two random colors."""
     first: Floats
     second: Floats
     first, second = rng.uniform(20, 235, (2, 3))
@@ -135,13 +135,13 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, scale: int) -> Floats:
-    """Smooth noise in 0..1 whose blobs have about ``scale`` pixels."""
+    """Smooth noise in 0..1 with blobs of about ``scale`` pixels."""
     coarse = rng.random((height // scale + 2, width // scale + 2)).astype(np.float32)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float64)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Blobs of colour in three sizes, with lines that belong to no object."""
+    """Blobs of color in three sizes, with lines that belong to no object."""
     base = np.zeros((height, width, 3))
     for scale, weight in ((64, 0.5), (24, 0.3), (6, 0.2)):
         for channel in range(3):
@@ -157,12 +157,12 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Floats:
 # -- an image ---------------------------------------------------------------------------------------------------------
 
 
-def _stamp(rng: np.random.Generator, canvas: Floats, label: int, centre: Floats, radius: float) -> Bools:
-    """Paint one shape, turned and stretched at random; its whole mask [H, W]."""
+def _stamp(rng: np.random.Generator, canvas: Floats, label: int, center: Floats, radius: float) -> Bools:
+    """Paint one shape, rotated and stretched at random; returns its whole mask [H, W]."""
     height, width = canvas.shape[:2]
     angle, stretch = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(-0.35, 0.35))
     y, x = np.mgrid[:height, :width].astype(np.float64)
-    dx, dy = (x + 0.5 - centre[0]) / radius, (y + 0.5 - centre[1]) / radius
+    dx, dy = (x + 0.5 - center[0]) / radius, (y + 0.5 - center[1]) / radius
     near = np.maximum(np.abs(dx), np.abs(dy)) < 1.6
     mask = np.zeros((height, width), np.bool_)
     turned_x = (dx[near] * math.cos(angle) + dy[near] * math.sin(angle)) * stretch
@@ -188,14 +188,14 @@ def render(index: int, *, seed: int = 0, height: int = 240, width: int = 320) ->
     canvas = _background(rng, height, width)
     side = min(height, width)
     painted: list[tuple[int, Bools, bool]] = []
-    # From large to small, so that the small ones are seen.
+    # From large to small, so that the small ones stay visible.
     radii = np.sort(
         side * np.exp(rng.uniform(math.log(0.045), math.log(0.36), int(rng.integers(1, _MOST_OBJECTS + 1))))
     )
     for radius in radii[::-1]:
         label = int(rng.integers(len(KINDS)))
-        centre = rng.uniform(-0.02, 1.02, 2) * (width, height)
-        painted.append((label, _stamp(rng, canvas, label, centre, float(radius)), False))
+        center = rng.uniform(-0.02, 1.02, 2) * (width, height)
+        painted.append((label, _stamp(rng, canvas, label, center, float(radius)), False))
     if rng.random() < _CROWD_CHANCE:
         painted.append(_crowd(rng, canvas, side))
     image = cv2.GaussianBlur(canvas, (3, 3), 0.6) + rng.normal(0, rng.uniform(1, 8), canvas.shape)
@@ -206,16 +206,16 @@ def _crowd(rng: np.random.Generator, canvas: Floats, side: int) -> tuple[int, Bo
     """A swarm of small shapes of one kind, as one mask."""
     height, width = canvas.shape[:2]
     label = int(rng.integers(len(KINDS)))
-    centre = rng.uniform(0.2, 0.8, 2) * (width, height)
+    center = rng.uniform(0.2, 0.8, 2) * (width, height)
     mask = np.zeros((height, width), np.bool_)
     for _ in range(int(rng.integers(12, 25))):
-        at = centre + rng.normal(0, 0.11 * side, 2)
+        at = center + rng.normal(0, 0.11 * side, 2)
         mask |= _stamp(rng, canvas, label, at, 0.035 * side)
     return label, mask, True
 
 
 def _visible(painted: list[tuple[int, Bools, bool]]) -> Iterator[Shape]:
-    """What later shapes leave of each; those of which too little is seen are no objects."""
+    """The visible part of each shape; those with too little of it are no objects."""
     for i, (label, whole, iscrowd) in enumerate(painted):
         seen = whole.copy()
         for _, other, _ in painted[i + 1 :]:
@@ -225,19 +225,19 @@ def _visible(painted: list[tuple[int, Bools, bool]]) -> Iterator[Shape]:
             yield Shape(label, seen, iscrowd)
 
 
-# -- a set on disk ----------------------------------------------------------------------------------------------------
+# -- a dataset on disk ------------------------------------------------------------------------------------------------
 
 
 def write_shapes(
     folder: Path, counts: dict[str, int], *, seed: int = 0, height: int = 240, width: int = 320
 ) -> Iterator[str]:
-    """Write ``images/*.png``, ``annotations/instances_<split>.json`` and ``shapes.yaml``; yields a name for each image.
+    """Write ``images/*.png``, ``annotations/instances_<split>.json`` and ``shapes.yaml``; yields the image names.
 
     Args:
-        counts: images of the splits "train" and "val"; a split without images is left out
+        counts: images of the splits "train" and "val"; splits without images are left out
 
     Raises:
-        DatasetError: more images of a split than there are.
+        DatasetError: more images of a split than exist.
         OutputError: the folder cannot be written.
     """
     counts = {split: count for split, count in counts.items() if count}
@@ -247,7 +247,7 @@ def write_shapes(
     try:
         images.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make {images}: {error.strerror}. Choose another place") from error
+        raise OutputError(f"cannot create {images}: {error.strerror}. Choose another folder") from error
     for split, count in counts.items():
         content: dict[str, Any] = {
             "info": {"description": f"yolact-deploy shapes, seed {seed}", "version": "1"},
@@ -268,7 +268,7 @@ def write_shapes(
 
 
 def _describe(content: dict[str, Any], index: int, name: str, made: ShapesImage) -> None:
-    """Add an image and its annotations in COCO's form."""
+    """Add an image and its annotations in COCO format."""
     height, width = made.image.shape[:2]
     content["images"].append({"id": index, "file_name": name, "height": height, "width": width})
     for shape in made.shapes:

@@ -1,10 +1,10 @@
-"""Detections that the original YOLACT wrote for its web viewer, as COCO results.
+"""Converts detections that the original YOLACT wrote for its web viewer to COCO results.
 
     python -m yolact_deploy.datasets.yolact_dets yolact_base.json --annotations instances_val2017.json -o results.json
 
 A dump of ``eval.py --web_det_path`` is ``{"info", "images": [{"image_id", "dets": [{"score", "bbox" [x, y, w, h],
-"category" name, "mask" RLE}]}]}``. Of its images, those are kept that the annotations list; the last line printed is
-the command that scores them.
+"category" name, "mask" RLE}]}]}``. Only images that the annotations list are kept. The last line of output is the
+command that scores them.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ from yolact_deploy.errors import DatasetError, YolactDeployError
 
 
 def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Result], list[int]]:
-    """COCO results of a dump, and the ids of its images, those without detections too; of images in ``content`` only.
+    """COCO results of a dump, and the ids of all its images, both limited to the images in ``content``.
 
     Args:
-        content: a COCO instances file's checked content
-        source: what errors call the dump
+        content: the checked content of a COCO instances file
+        source: name of the dump in errors
 
     Raises:
-        DatasetError: no such dump, of other classes, or without an image of the annotations.
+        DatasetError: not such a dump, other classes, or no image of the annotations.
     """
     categories = {category["name"]: category["id"] for category in content["categories"]}
     known = {image["id"] for image in content["images"]}
     try:
-        found = [image for image in dump["images"] if image["image_id"] in known]
+        images = [image for image in dump["images"] if image["image_id"] in known]
         results = [
             {"image_id": image["image_id"], "category_id": categories[det["category"]], "bbox": det["bbox"]}
             | {"score": det["score"], "segmentation": det["mask"]}
-            for image in found
+            for image in images
             for det in image["dets"]
         ]
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"{source} is no dump of YOLACT's detections for these classes ({type(error).__name__}: {error}): give a "
-            "file that eval.py --web_det_path wrote, and annotations of the same classes"
+            f"{source} is not a dump of YOLACT's detections for these classes ({type(error).__name__}: {error}): give "
+            "a file that eval.py --web_det_path wrote, and annotations of the same classes"
         ) from error
-    if not found:
-        raise DatasetError(f"{source} has none of the {len(known)} images of the annotations: give those of its images")
+    if not images:
+        raise DatasetError(
+            f"{source} has none of the {len(known)} images of the annotations: give the annotations of its images"
+        )
     check_results(results, content, source)
-    return results, sorted(image["image_id"] for image in found)
+    return results, sorted(image["image_id"] for image in images)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Reading and writing weights: safetensors files of ours, and state dicts of the original and of YolactEdge.
+"""Reads and writes weights: our safetensors files, and state dicts of the original and of YolactEdge.
 
-Nothing here runs code from a file: pickles are read with ``weights_only=True``, and one that needs more is refused.
-What a state dict does not say is its input size and its class names; `infer_config` takes the published ones.
+Nothing here runs code from a file: pickles are read with ``weights_only=True``, and one that needs more is refused. A
+state dict does not contain its input size and class names; `infer_config` takes the published ones.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _BACKBONE_CONFIGS = {
     "darknet53": "yolact_darknet53",
     "mobilenet_v2": "yolact_edge_mobilenetv2",
 }
-# Names that the original's loader drops, and the last stage of MobileNetV2 that YolactEdge stores and never uses.
+# Names that the original's loader drops, and the last stage of MobileNetV2, which YolactEdge stores but never uses.
 _SUPERFLUOUS = re.compile(r"backbone\.layer(?!s)|fpn\.downsample_layers\.([2-9]|\d\d)|backbone\.layers\.8\.[01]\.")
-# YolactEdge splits the pyramid in two modules.
+# YolactEdge splits the pyramid into two modules.
 _RENAMED = (("fpn_phase_1.", "fpn."), ("fpn_phase_2.", "fpn."))
 
 
@@ -45,17 +45,17 @@ _RENAMED = (("fpn_phase_1.", "fpn."), ("fpn_phase_2.", "fpn."))
 
 
 def read_state_dict(path: str | Path) -> tuple[StateDict, YolactConfig | None]:
-    """Tensors of a weights file on the CPU, and its configuration where the file has one.
+    """Tensors of a weights file on the CPU, and its configuration if the file has one.
 
     Reads safetensors, and ``.pth`` files with a state dict, plain or under ``state_dict`` or ``model``, with or without
     ``module.`` before the names. Superfluous entries that the original's loader drops are dropped.
 
     Raises:
-        CheckpointError: no such file, not a file of weights, a damaged one, or one that would run code.
+        CheckpointError: no such file, not a weights file, or one that is damaged or would run code.
     """
     path = Path(path)
     start = _first_bytes(path)
-    # A safetensors file is a length of 8 bytes and a JSON header.
+    # A safetensors file starts with a length of 8 bytes and a JSON header.
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         state, config = _read_safetensors(path)
     else:
@@ -101,7 +101,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, YolactConfig | None]:
 def _read_pickle(path: Path) -> StateDict:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of TorchScript archives before it refuses them
+            warnings.simplefilter("ignore")  # torch warns about TorchScript archives before it refuses them
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise CheckpointError(_why_unreadable(path, error)) from error
@@ -121,16 +121,16 @@ def _read_pickle(path: Path) -> StateDict:
 def _why_unreadable(path: Path, error: Exception) -> str:
     text = str(error)
     if "TorchScript" in text:
-        return f"{path} is a TorchScript archive, which holds code: give the state dict it was made from"
-    # torch quotes the name of the function or class that the pickle asks for
+        return f"{path} is a TorchScript archive, which contains code: give the state dict it was made from"
+    # torch quotes the name of the function or class that the pickle refers to
     refused = re.search(r"(?:GLOBAL|Unsupported global:|class|function) ([\w.]+\.[\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and refused:
         return (
             f"{path} is refused: it holds more than tensors ({refused[1]}), and reading that could run code. "
-            "Save it again with torch.save(model.state_dict(), path) where you trust it"
+            "Save it again with torch.save(model.state_dict(), path) if you trust it"
         )
-    # What torch says of such files is about its own options; --debug shows it as the cause.
-    return f"{path} is not a weights file, or a damaged one: copy or download it again"
+    # Torch's message about such files concerns its own options; --debug shows it as the cause.
+    return f"{path} is not a weights file, or it is damaged: copy or download it again"
 
 
 def _short(error: Exception) -> str:
@@ -157,7 +157,7 @@ def _clean(state: StateDict) -> StateDict:
 
 @dataclass(frozen=True)
 class _Architecture:
-    """What names and shapes of tensors say about a network."""
+    """The architecture that follows from names and shapes of tensors."""
 
     backbone: str
     num_classes: int
@@ -187,7 +187,7 @@ class _Architecture:
     def __str__(self) -> str:
         plus = ", YOLACT++" if self.is_plus else ""
         return (
-            f"{self.backbone}, {self.num_classes} classes, {self.priors_per_cell} priors a cell, "
+            f"{self.backbone}, {self.num_classes} classes, {self.priors_per_cell} priors per cell, "
             f"{self.num_prototypes} prototypes, {self.fpn_channels} pyramid channels{plus}"
         )
 
@@ -225,42 +225,42 @@ def _find_backbone(state: Mapping[str, Tensor]) -> str:
 def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
     """The configuration that fits a state dict, from tensor names and shapes alone.
 
-    The tensors do not tell the input size (550 is taken), the class names or the prior sizes (those of the published
-    configuration with this backbone are taken).
+    The tensors do not determine the input size (550 is assumed), the class names or the prior sizes (those of the
+    published configuration with this backbone are assumed).
 
     Raises:
-        CheckpointError: not a YOLACT, or one that no published configuration resembles.
+        CheckpointError: not a YOLACT, or one that resembles no published configuration.
     """
-    found = _Architecture.of_state(state)
-    if found.is_plus:
-        return _plus_config(found)
-    config = get_config(_BACKBONE_CONFIGS[found.backbone])
-    if found.backbone == "resnet50" and found.num_classes == 20:
+    weights = _Architecture.of_state(state)
+    if weights.is_plus:
+        return _plus_config(weights)
+    config = get_config(_BACKBONE_CONFIGS[weights.backbone])
+    if weights.backbone == "resnet50" and weights.num_classes == 20:
         _log.warning(
-            "ResNet-50 with 20 classes: taken for yolact_resnet50_pascal. "
+            "ResNet-50 with 20 classes: assuming yolact_resnet50_pascal. "
             "Trained on other classes? Give its configuration (--config)"
         )
         config = get_config("yolact_resnet50_pascal")
-    elif found.num_classes != config.num_classes:
-        config = config.with_classes(found.num_classes)
-    config = dataclasses.replace(config, num_prototypes=found.num_prototypes, fpn_channels=found.fpn_channels)
-    return _require_same(config, found, "Give the configuration it was trained with (--config)")
+    elif weights.num_classes != config.num_classes:
+        config = config.with_classes(weights.num_classes)
+    config = dataclasses.replace(config, num_prototypes=weights.num_prototypes, fpn_channels=weights.fpn_channels)
+    return _require_same(config, weights, "Give the configuration it was trained with (--config)")
 
 
-def _plus_config(found: _Architecture) -> YolactConfig:
+def _plus_config(weights: _Architecture) -> YolactConfig:
     for config in map(get_config, list_configs()):
-        if config.is_plus and config.backbone == found.backbone:
-            if found.num_classes != config.num_classes:
-                config = config.with_classes(found.num_classes)
-            return _require_same(config, found, "Give the configuration it was trained with (--config)")
-    raise CheckpointError(f"YOLACT++ with the backbone {found.backbone} is not known: known are resnet50 and resnet101")
+        if config.is_plus and config.backbone == weights.backbone:
+            if weights.num_classes != config.num_classes:
+                config = config.with_classes(weights.num_classes)
+            return _require_same(config, weights, "Give the configuration it was trained with (--config)")
+    raise CheckpointError(f"YOLACT++ with the backbone {weights.backbone} is unknown: known are resnet50 and resnet101")
 
 
-def _require_same(config: YolactConfig, found: _Architecture, cure: str) -> YolactConfig:
+def _require_same(config: YolactConfig, weights: _Architecture, cure: str) -> YolactConfig:
     expected = _Architecture.of_config(config)
-    if expected != found:
+    if expected != weights:
         raise CheckpointError(
-            f"weights and configuration differ: {config.name} is {expected}; the weights are {found}. {cure}"
+            f"weights and configuration differ: {config.name} is {expected}; the weights are {weights}. {cure}"
         )
     return config
 
@@ -274,10 +274,10 @@ def load_model(
     """A model with the weights of a file, in evaluation mode on the CPU.
 
     Args:
-        path: what :func:`read_state_dict` reads.
-        config: the network's configuration or the name of one; by default the file's own or, failing that, the
+        path: a file that :func:`read_state_dict` reads.
+        config: the network's configuration or the name of one; by default the file's own or, if it has none, the
             inferred one.
-        image_size: another input side than the configuration's, with its priors scaled along.
+        image_size: another input side than the configuration's, with its priors scaled.
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit the configuration.
@@ -288,7 +288,7 @@ def load_model(
         config = get_config(config)
     try:
         if config is not None:
-            cure = "Give the configuration the weights were trained with, or leave --config out to have it inferred"
+            cure = "Give the configuration the weights were trained with, or omit --config to infer it"
             chosen = _require_same(config, _Architecture.of_state(state), cure)
         elif stored is not None:
             chosen = _require_same(stored, _Architecture.of_state(state), "The file is damaged: save the weights again")
@@ -304,9 +304,9 @@ def load_model(
 
 
 def _fill(model: YolactModel, state: StateDict, path: str | Path) -> None:
-    """Copy all tensors into the model after checking names and shapes."""
+    """Copy all tensors into the model after a check of names and shapes."""
     expected = model.state_dict()
-    # Counters of batches are not used here, and old files do not have them.
+    # Batch counters are not used here, and old files lack them.
     counters = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
     state = {**counters, **state}
     _refuse(path, "lacks", (key for key in expected if key not in state))

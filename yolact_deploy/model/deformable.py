@@ -1,4 +1,4 @@
-"""Modulated deformable convolution, as YOLACT++ has it in its backbone.
+"""Modulated deformable convolution, as in the backbone of YOLACT++.
 
 Source: Deformable ConvNets v2 (arXiv:1811.11168); YOLACT++ (arXiv:1912.06218), section 3.3.
 """
@@ -12,10 +12,10 @@ _TAPS = 9
 
 
 class DeformableConv(nn.Conv2d):
-    """A 3x3 convolution with padding 1, each tap of which is moved and weighted for each pixel of the output.
+    """A 3x3 convolution with padding 1 whose taps are moved and weighted for each output pixel.
 
-    ``conv_offset_mask`` tells 18 offsets (y and x of each tap in turn, in pixels) and 9 weights before their sigmoid.
-    It begins with zeros: a plain convolution with all taps halved. A Conv2d by type, for its weights are one's.
+    ``conv_offset_mask`` predicts 18 offsets (y and x of each tap in turn, in pixels) and 9 weights before sigmoid.
+    Initialized with zeros, it is a plain convolution with all taps halved. It is a Conv2d because it has its weights.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -29,7 +29,7 @@ class DeformableConv(nn.Conv2d):
 
     def sample(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         """The convolution with its taps moved by ``offset`` [N, 18, h, w] and weighted by ``mask`` [N, 9, h, w]."""
-        found: Tensor = deform_conv2d(
+        output: Tensor = deform_conv2d(
             x, offset, self.weight, self.bias, stride=self.stride, padding=self.padding, mask=mask
         )
-        return found
+        return output

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate, relu
 class FeaturePyramid(nn.Module):
     """C3, C4, C5 to five maps [N, channels, h, w], largest first.
 
-    The lateral and the prediction modules are kept deepest first (C5, C4, C3), as the original stores them.
+    The lateral and prediction modules are ordered deepest first (C5, C4, C3), as in the original's files.
     """
 
     def __init__(self, in_channels: tuple[int, ...], channels: int) -> None:
@@ -25,7 +25,7 @@ class FeaturePyramid(nn.Module):
     def forward(self, c3: Tensor, c4: Tensor, c5: Tensor) -> tuple[Tensor, ...]:
         merged: list[Tensor] = [self.lat_layers[0](c5)]
         for lateral, feature in zip(list(self.lat_layers)[1:], (c4, c3), strict=True):
-            # To the exact size: at odd sides a factor of two would overshoot.
+            # To the exact size: with odd sides, a factor of two would overshoot.
             above = interpolate(merged[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
             merged.append(above + lateral(feature))
         p5, p4, p3 = (relu(predict(x)) for predict, x in zip(self.pred_layers, merged, strict=True))

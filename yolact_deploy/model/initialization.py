@@ -1,12 +1,12 @@
-"""Weights to begin a training with: of a backbone trained on ImageNet, or of a whole YOLACT for other classes.
+"""Initial weights of a training: of a backbone trained on ImageNet, or of a whole YOLACT for other classes.
 
-Read are
+Supported files:
 
-- state dicts of torchvision's ResNets and MobileNetV2, also the original's initial weights (resnet101_reducedfc.pth,
+- state dicts of torchvision's ResNets and MobileNetV2, and the original's initial weights (resnet101_reducedfc.pth,
   resnet50-19c8e357.pth, darknet53.pth, mobilenet_v2-b0353104.pth)
-- ``.npz`` files of an 8-bit MobileNetV2 with folded batch normalisation, see `quantized`
-- checkpoints of YOLACT, ours and the original's: what fits is kept, and of the layers that tell classes apart the
-  background and the classes of the same name
+- ``.npz`` files of an 8-bit MobileNetV2 with folded batch normalization, see `quantized`
+- checkpoints of YOLACT, ours and the original's: tensors that fit are kept; classifying layers keep the background and
+  the classes with the same names
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ _TORCHVISION = {
 
 @dataclass(frozen=True)
 class InitReport:
-    """What a training begins with."""
+    """The weights that a training starts from."""
 
     source: str
-    kept: int = 0  #: tensors taken as they are
+    kept: int = 0  #: tensors copied unchanged
     total: int = 0  #: tensors of the model
     reset: tuple[str, ...] = ()  #: tensors that keep their random values
-    #: tensors of which the rows of some classes were taken, and which classes
+    #: tensors of which the rows of some classes were copied, and which classes
     partly: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
-    #: the batch normalisations of the backbone came folded into its convolutions
+    #: the batch normalizations of the backbone were folded into its convolutions
     folded: bool = False
 
     def __str__(self) -> str:
@@ -57,17 +57,17 @@ class InitReport:
             return "random weights"
         text = f"{self.kept} of {self.total} tensors from {self.source}"
         if self.partly:
-            text += f"; of {_some(self.partly)} the rows of {_some(self.classes)}"
+            text += f"; in {_some(self.partly)} only the rows of {_some(self.classes)}"
         return f"{text}; random: {_some(self.reset)}" if self.reset else text
 
 
 def initialise(model: YolactModel, source: str) -> InitReport:
-    """Fill a model with the weights that ``source`` names, as far as they fit, and tell what was not.
+    """Fill a model with the weights that ``source`` names, as far as they fit, and report the rest.
 
     Args:
-        source: "" or "none" leaves the random weights; "imagenet" has torchvision download those of the backbone;
-            "imagenet-int8" takes the MobileNetV2 that comes with this package; a file, or the name of published YOLACT
-            weights
+        source: "" or "none" keeps the random weights; "imagenet" downloads torchvision's for the backbone;
+            "imagenet-int8" is the MobileNetV2 that comes with this package; else a file, or the name of published
+            YOLACT weights
 
     Raises:
         CheckpointError: no such file, or not the weights of this backbone or of a YOLACT.
@@ -91,22 +91,24 @@ def initialise(model: YolactModel, source: str) -> InitReport:
 def _existing(source: str) -> Path:
     if Path(source).name == source and source == "darknet53.pth" and not Path(source).exists():
         raise CheckpointError(
-            "this recipe begins with darknet53.pth, the weights of YOLOv3's authors that the original YOLACT links to: "
-            "get that file and give its path with --weights, or --weights none"
+            "this recipe starts from darknet53.pth, the weights of the YOLOv3 authors that the original YOLACT links "
+            "to: get that file and give its path with --weights, or use --weights none"
         )
     return resolve_weights(source)
 
 
 def _download(backbone: str) -> StateDict:
     if backbone not in _TORCHVISION:
-        raise CheckpointError(f"torchvision has no ImageNet weights of {backbone}: give a file with --weights, or none")
+        raise CheckpointError(
+            f"torchvision has no ImageNet weights of {backbone}: give a file with --weights, or use --weights none"
+        )
     models = import_optional("torchvision.models", extra="train", purpose="initial weights")
     try:
         state: StateDict = models.get_weight(_TORCHVISION[backbone]).get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # urllib's errors, or a wrong checksum
         raise DownloadError(
             f"cannot download torchvision's weights of {backbone} ({' '.join(str(error).split())[:160]}): give a file "
-            "with --weights FILE, or begin with random weights by --weights none"
+            "with --weights FILE, or start from random weights with --weights none"
         ) from error
     return state
 
@@ -117,7 +119,7 @@ def _download(backbone: str) -> StateDict:
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
     own = model.state_dict()
     named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
-    # Deformable convolutions begin as plain ones: what is theirs alone keeps its zeros.
+    # Deformable convolutions start as plain ones: their additional tensors keep their zeros.
     zeros = {
         f"{name}.{part}"
         for name, module in model.named_modules()
@@ -138,7 +140,7 @@ def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitRep
 
 
 def backbone_name(key: str) -> str | None:
-    """Our name, within the backbone, of a tensor of torchvision's or the original's; None for what is not used.
+    """Our name, within the backbone, of a tensor of torchvision or the original; None if it is not used.
 
     >>> backbone_name("layer4.2.conv3.weight"), backbone_name("features.4.conv.0.0.weight"), backbone_name("fc.bias")
     ('layers.3.2.conv3.weight', 'layers.3.0.conv.0.0.weight', None)
@@ -166,7 +168,7 @@ def _mobilenet_name(number: int, rest: str) -> str | None:
 
 
 def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None, source: str) -> InitReport:
-    """Take the tensors of another YOLACT that fit, and the rows of classes that both have."""
+    """Copy the fitting tensors of another YOLACT, and the rows of classes that both have."""
     own = model.state_dict()
     names = _class_names(state, config)
     same = names == model.config.class_names
@@ -175,8 +177,8 @@ def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None,
     fitting = [k for k in counted if k not in by_class and k in state and state[k].shape == own[k].shape]
     if not any(key.startswith("backbone.") for key in fitting):
         raise CheckpointError(
-            f"{source} has another backbone than {model.config.name} ({model.config.backbone}): nothing of it fits. "
-            "Give a checkpoint with this backbone, or another recipe"
+            f"{source} has another backbone than {model.config.name} ({model.config.backbone}): none of its tensors "
+            "fit. Give a checkpoint with this backbone, or another recipe"
         )
     taken = {key: state[key] for key in fitting}
     pairs = _shared(names, model.config.class_names)
@@ -193,7 +195,7 @@ def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None,
 
 
 def _class_names(state: StateDict, config: YolactConfig | None) -> tuple[str, ...]:
-    """Names of the checkpoint's classes; none where they cannot be told."""
+    """Names of the checkpoint's classes; none if they are unknown."""
     try:
         return (config or infer_config(state)).class_names
     except CheckpointError:
@@ -208,10 +210,10 @@ def _shared(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:
 def _class_rows(
     fresh: Tensor, old: Tensor | None, config: YolactConfig, classes: int, pairs: list[tuple[int, int]]
 ) -> Tensor | None:
-    """``fresh`` with the rows of shared classes from ``old``; None where nothing can be taken.
+    """``fresh`` with the rows of shared classes from ``old``; None if there are none.
 
-    The class head has a row for the background and each class, of each prior of a cell; the semantic branch has one of
-    each class.
+    For each prior of a cell, the class head has a row for the background and each class. The semantic branch has one
+    row per class.
     """
     background = int(fresh.shape[0] != config.num_classes)
     groups = config.priors_per_cell if background else 1

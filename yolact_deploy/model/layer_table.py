@@ -1,4 +1,4 @@
-"""Layer table and key figures of a network, without running it: shapes are propagated on torch's meta device."""
+"""Layer table and key figures of a network, computed without running it, on torch's meta device."""
 
 from __future__ import annotations
 

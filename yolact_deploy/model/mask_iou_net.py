@@ -1,4 +1,4 @@
-"""The network that tells how good a mask is, from the mask alone. Source: YOLACT++ (arXiv:1912.06218), section 3.4."""
+"""The network that predicts the quality of a mask from the mask alone (YOLACT++, arXiv:1912.06218, section 3.4)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CHANNELS = (1, 8, 16, 32, 64, 128)
 
 
 class MaskIouNet(nn.Module):
-    """Cropped masks at prototype resolution, probabilities [m, 1, h, w], to IoUs [m, C], one for each class it may be.
+    """Cropped masks at prototype resolution, probabilities [m, 1, h, w], to IoUs [m, C], one per possible class.
 
-    The IoU is that with the object's true mask. Masks of less than 63 pixels a side, which the original cannot take,
-    are filled up with zeros on the right and below.
+    Predicts the IoU with the object's true mask. Masks with a side under 63 pixels, which the original cannot process,
+    are padded with zeros on the right and below.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -31,5 +31,5 @@ class MaskIouNet(nn.Module):
         missing = [max(SMALLEST_SIDE - side, 0) for side in masks.shape[2:]]
         if any(missing):
             masks = pad(masks, (0, missing[1], 0, missing[0]))
-        told: Tensor = self.maskiou_net(masks).amax(dim=(2, 3))
-        return told
+        iou: Tensor = self.maskiou_net(masks).amax(dim=(2, 3))
+        return iou

@@ -16,8 +16,8 @@ STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3,
 class MobileNetBackbone(nn.Module):
     """Image [N, 3, S, S] to C3, C4, C5 with 32, 64 and 160 channels at strides 8, 16 and 32.
 
-    C4 is taken before the 96-channel stage of the same stride, as YolactEdge does. Its 320-channel stage feeds nothing:
-    the weights are kept, because YolactEdge's files and its 8.6 M parameters have them, but frozen and never run.
+    As in YolactEdge, C4 comes before the 96-channel stage of the same stride. Its 320-channel stage feeds nothing: the
+    weights exist because YolactEdge's files and its 8.6 M parameters include them, but are frozen and never run.
     """
 
     out_channels = (32, 64, 160)
@@ -29,7 +29,7 @@ class MobileNetBackbone(nn.Module):
         for expansion, out_channels, blocks, stride in STAGES:
             self.layers.append(_stage(channels, out_channels, blocks, stride, expansion))
             channels = out_channels
-        self.layers[-1].requires_grad_(False)  # distributed training refuses parameters that get no gradient
+        self.layers[-1].requires_grad_(False)  # distributed training refuses parameters without a gradient
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = images

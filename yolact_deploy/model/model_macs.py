@@ -17,15 +17,15 @@ from yolact_deploy.model.fuse import fuse_batch_norm
 
 
 def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int = 1) -> Macs:
-    """Count the trunk of a network in PyTorch without running it: for checkpoints, which have no graph.
+    """Count the multiply-accumulates of a network's trunk without running it.
 
-    Layers are named as in an exported file, and batch normalisations count as folded, as they are there.
+    Layers have the same names as in an exported file, and batch normalizations count as folded, like there.
 
     Args:
-        batch: images of a call
+        batch: images per call
 
     Raises:
-        ConfigError: a configuration that cannot be built.
+        ConfigError: the configuration cannot be built.
     """
     config = config_or_model if isinstance(config_or_model, YolactConfig) else config_or_model.config
     with torch.device("meta"):

@@ -27,6 +27,6 @@ class PredictionHead(nn.Module):
         return loc, logits, torch.tanh(self._per_prior(self.mask_layer(x)))
 
     def _per_prior(self, x: Tensor) -> Tensor:
-        """[N, A * V, h, w] to [N, hwA, V]; only the batch stays open: an exported graph then has constant shapes."""
+        """[N, A * V, h, w] to [N, hwA, V]; only the batch is dynamic, so an exported graph has constant shapes."""
         _, values, height, width = x.shape
         return x.permute(0, 2, 3, 1).reshape(-1, height * width * self.anchors, values // self.anchors)

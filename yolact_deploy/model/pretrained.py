@@ -1,6 +1,6 @@
-"""Official YOLACT weights from the Hugging Face hub, fetched once and checked against their SHA-256.
+"""Official YOLACT weights from the Hugging Face hub, downloaded once and checked against their SHA-256.
 
-Needs the optional package ``huggingface_hub``, which keeps the files in its own cache and resumes broken downloads.
+Requires the optional package ``huggingface_hub``, which has its own cache and resumes broken downloads.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def weights_file(name: str) -> str:
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
-    """The weights file that a user means: an existing path, or else the name of published weights, fetched.
+    """The weights file that a user names: an existing path, or the name of published weights, which is downloaded.
 
     Raises:
         CheckpointError: neither a file nor a published name.
-        DownloadError: as :func:`fetch_weights`.
+        DownloadError: see :func:`fetch_weights`.
     """
     path, name = Path(name_or_path), str(name_or_path)
     if path.exists():
@@ -62,25 +62,25 @@ def resolve_weights(name_or_path: str | Path) -> Path:
 
 
 def fetch_weights(name: str, cache_dir: str | Path | None = None, sha256: str | None = None) -> Path:
-    """Path of the official weights of a configuration, downloaded unless they are in the cache.
+    """Path of the official weights of a configuration, downloaded unless cached.
 
     Args:
         name: one of :data:`OFFICIAL`.
-        cache_dir: another folder than the cache of ``huggingface_hub``.
-        sha256: a checksum the file must have, beside the one that the hub declares.
+        cache_dir: a folder to use instead of the cache of ``huggingface_hub``.
+        sha256: a checksum to verify in addition to the one that the hub declares.
 
     Raises:
-        DownloadError: unknown name, no connection, a file that is gone, or a wrong checksum.
+        DownloadError: unknown name, no connection, a missing file, or a wrong checksum.
         MissingDependencyError: ``huggingface_hub`` is not installed.
     """
     if name not in OFFICIAL:
         raise DownloadError(f"no weights were published for {name!r}. Published are {', '.join(OFFICIAL)}")
     hub = import_optional("huggingface_hub", extra="hub", purpose=f"downloading the weights of {name}")
     try:
-        found = hub.hf_hub_download(repository(name), weights_file(name), cache_dir=cache_dir)
+        downloaded = hub.hf_hub_download(repository(name), weights_file(name), cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises its own, requests' or httpx's errors, by version
         raise DownloadError(_why_failed(name, error)) from error
-    path = Path(found)
+    path = Path(downloaded)
     expected = {"the hub": _declared_sha256(hub, name, path), "you": sha256}
     _verify(path, {source: digest.lower() for source, digest in expected.items() if digest})
     return path
@@ -104,11 +104,11 @@ def _first_line(error: Exception) -> str:
 def _declared_sha256(hub: ModuleType, name: str, path: Path) -> str | None:
     """SHA-256 that the hub declares: the etag of a large file, which is also the name of its blob in the cache.
 
-    The cache's name serves when there is no connection.
+    Without a connection, the name in the cache is used.
     """
     try:
         etag = hub.get_hf_file_metadata(hub.hf_hub_url(repository(name), weights_file(name))).etag
-    except Exception:  # the client's errors differ between its versions; the cache has the answer, too
+    except Exception:  # the client's errors differ between versions; the cache has the answer as well
         etag = path.resolve().name
     text = str(etag or "").strip('"')
     return text if re.fullmatch(r"[0-9a-fA-F]{64}", text) else None
@@ -118,7 +118,7 @@ def _verify(path: Path, expected: dict[str, str]) -> None:
     if not expected:
         raise DownloadError(
             f"the hub declares no SHA-256 for {path.name}, so it cannot be checked: "
-            "give the checksum yourself, or get the file by hand and give its path"
+            "give the checksum yourself, or download the file manually and give its path"
         )
     actual = sha256_file(path)
     for source, digest in expected.items():

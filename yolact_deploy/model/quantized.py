@@ -1,8 +1,8 @@
-"""Backbone weights out of ``.npz`` files of 8-bit networks.
+"""Reads backbone weights from ``.npz`` files of 8-bit networks.
 
-For each convolution ``NAME.weight_q``, ``NAME.zero_point``, ``NAME.scale`` (one, or one an output channel) and
-``NAME.bias``, with the batch normalisation folded in and torchvision's names; ``meta_input_mean`` and
-``meta_input_std`` tell, in grey levels of RGB, how that network's input was normalised.
+For each convolution, the file has ``NAME.weight_q``, ``NAME.zero_point``, ``NAME.scale`` (one, or one per output
+channel) and ``NAME.bias``, with batch normalization folded in and torchvision's names. ``meta_input_mean`` and
+``meta_input_std`` are the normalization of that network's input, in RGB pixel values.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import CheckpointError
 
-_EPSILON = 1e-5  # of torch's batch normalisation
+_EPSILON = 1e-5  # of torch's batch normalization
 
 
 def read_quantized(path: Path, config: YolactConfig) -> dict[str, torch.Tensor]:
-    """Weights under torchvision's names, in FP32, for images normalised as ``config`` says.
+    """Weights under torchvision's names, in FP32, for images normalized as in ``config``.
 
-    The folded batch normalisations become ones that only add the bias: mean 0, variance 1. They are right while frozen;
-    before their statistics are trained, `unfold` gives them some.
+    The folded batch normalizations become ones that only add the bias: mean 0, variance 1. They are right while frozen;
+    `unfold` gives them real statistics before these are trained.
 
     Raises:
-        CheckpointError: no such file, or one without such weights.
+        CheckpointError: no such file, or it has no such weights.
     """
     arrays = _arrays(path)
     names = [
@@ -41,7 +41,7 @@ def read_quantized(path: Path, config: YolactConfig) -> dict[str, torch.Tensor]:
             weight, bias = _dequantized(arrays, name), arrays[f"{name}.bias"].astype(np.float64)
         except KeyError as error:
             raise CheckpointError(f"{path} lacks {error} of {name}: give a complete file") from error
-        if weight.shape[1] == 3:  # the first, which sees the image
+        if weight.shape[1] == 3:  # the first layer, which sees the image
             weight, bias = _for_input(weight, bias, arrays, config)
         state |= _layer(name, weight, bias)
     return state
@@ -54,7 +54,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no such weights file: {path}. Check the path and the current folder") from error
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise CheckpointError(f"{path} is not a whole .npz file: copy or download it again") from error
+        raise CheckpointError(f"{path} is not a complete .npz file: copy or download it again") from error
 
 
 def _dequantized(arrays: dict[str, NDArray[Any]], name: str) -> NDArray[np.float64]:
@@ -69,7 +69,7 @@ def _per_channel(values: NDArray[Any]) -> NDArray[np.float64]:
 def _for_input(
     weight: NDArray[np.float64], bias: NDArray[np.float64], arrays: dict[str, NDArray[Any]], config: YolactConfig
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The first convolution for our normalisation, which differs from the file's by a factor and an offset."""
+    """The first convolution for our normalization, which differs from the file's by a factor and an offset."""
     if "meta_input_mean" not in arrays or "meta_input_std" not in arrays:
         return weight, bias
     mean, std = (np.broadcast_to(arrays[f"meta_input_{k}"].astype(np.float64).ravel(), 3) for k in ("mean", "std"))
@@ -79,7 +79,7 @@ def _for_input(
 
 
 def _layer(name: str, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> dict[str, torch.Tensor]:
-    """The convolution and the batch normalisation after it, which torchvision numbers one higher."""
+    """The convolution and its batch normalization, whose number in torchvision is one higher."""
     head, _, last = name.rpartition(".")
     norm = f"{head}.{int(last) + 1}"
     count = len(bias)

@@ -23,7 +23,7 @@ class ResNetBackbone(nn.Module):
     Args:
         stage_blocks: bottleneck blocks of each stage
         deformable_blocks: how many of the last blocks of each stage may be deformable, as in `YolactConfig`
-        interval: of those the ones whose number within the stage this divides are, counted from 0
+        interval: of those, only blocks whose number within the stage (from 0) is a multiple of this are deformable
     """
 
     out_channels = (512, 1024, 2048)
@@ -58,7 +58,7 @@ class ResNetBackbone(nn.Module):
 
 
 def _stage(in_channels: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
-    """A run of bottleneck blocks; the first one changes the size and the channels."""
+    """A sequence of bottleneck blocks; the first one changes the size and the channels."""
     out_channels = planes * Bottleneck.expansion
     shortcut = nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)

@@ -1,9 +1,9 @@
-"""From the heads' outputs to masks, in PyTorch and the way the original does it: the eager path and its baseline.
+"""From the heads' outputs to masks in PyTorch, as in the original: the eager path and baseline.
 
-The twins of `yolact_deploy.postprocess`, under the same names; one image a call, on any device.
+Functions have the same names as in `yolact_deploy.postprocess`, and work on one image per call, on any device.
 
 Legend: P priors, n boxes or detections, C foreground classes, K mask coefficients, h x w the prototypes, H x W the
-image. Boxes are xyxy, normalised to 0..1 of the image and neither clipped nor sorted. Scores are probabilities.
+image. Boxes are xyxy, normalized to 0..1 of the image, neither clipped nor sorted. Scores are probabilities.
 
 Source: YOLACT (arXiv:1904.02689), sections 3.2 and 5.
 """
@@ -22,7 +22,7 @@ from yolact_deploy.vocabulary import NMS_VARIANTS
 
 
 class TorchDetected(NamedTuple):
-    """What a detector leaves of one image, best first."""
+    """The detections of one image, best first."""
 
     boxes: Tensor  #: float [n, 4] xyxy normalised
     scores: Tensor  #: float [n]
@@ -42,10 +42,10 @@ def decode_boxes(loc: Tensor, priors: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor, *, crowd: bool = False) -> Tensor:
-    """Intersection over union [..., n, m] of boxes [..., n, 4] and [..., m, 4]; NaN where both have no area.
+    """Intersection over union [..., n, m] of boxes [..., n, 4] and [..., m, 4]; NaN if both have no area.
 
     Args:
-        crowd: divide by the area of ``a`` instead of the union: ``b`` are crowds, of which a part is enough.
+        crowd: ``b`` are crowds: divide by the area of ``a`` instead of the union.
     """
     low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
     high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
@@ -66,10 +66,10 @@ def mask_iou(a: Tensor, b: Tensor, *, crowd: bool = False) -> Tensor:
 def sanitize_coordinates(
     first: Tensor, second: Tensor, size: int, padding: int = 0, *, cast: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Sorted pixel coordinates of two normalised ones, padded; the lower held at 0, the upper at ``size``.
+    """Sorted pixel coordinates of two normalized ones, padded, and clamped to 0 and ``size``.
 
     Args:
-        cast: truncate to whole pixels (int64) before anything else.
+        cast: first truncate to whole pixels (int64).
     """
     a, b = first * size, second * size
     if cast:
@@ -105,9 +105,9 @@ def detect(
         boxes: [P, 4]
         scores: [P, C], foreground probabilities
         coeff: [P, K]
-        score_threshold: priors whose best score is not above it are left out
+        score_threshold: drops priors whose best score is not above it
         nms: one of `yolact_deploy.vocabulary.NMS_VARIANTS`
-        image_size: only the traditional NMS needs it, for its boxes in pixels
+        image_size: used by the traditional NMS alone, which works on boxes in pixels
 
     Raises:
         ValueError: an unknown ``nms``.
@@ -141,9 +141,9 @@ def fast_nms(
 ) -> TorchDetected:
     """Fast NMS per class over boxes [n, 4], scores [C, n], coeff [n, K] (section 5).
 
-    Within each class the ``top_k`` best entries take part. An entry is dropped when a better one of its class, itself
-    dropped or not, overlaps it by more than ``iou_threshold`` (or by NaN). Entries may score below the score threshold
-    in their class, unless ``second_threshold`` is given.
+    Uses the ``top_k`` best entries of each class. An entry is dropped if a better one of its class, dropped or not,
+    overlaps it by more than ``iou_threshold`` (or by NaN). Entries may score below the score threshold in their class
+    unless ``second_threshold`` is given.
     """
     if scores.numel() == 0:
         return _nothing(boxes, coeff)
@@ -152,17 +152,16 @@ def fast_nms(
     if second_threshold is not None:
         keep &= class_scores > second_threshold
     labels, rank = keep.nonzero(as_tuple=True)
-    found = class_scores[labels, rank]
-    found, order = _best_first(found, max_detections)
+    kept, order = _best_first(class_scores[labels, rank], max_detections)
     labels, rank = labels[order], rank[order]
     index = class_index[labels, rank]
-    return TorchDetected(boxes[index], found, labels, coeff[index])
+    return TorchDetected(boxes[index], kept, labels, coeff[index])
 
 
 def cross_class_nms(
     boxes: Tensor, scores: Tensor, coeff: Tensor, *, iou_threshold: float = 0.5, top_k: int = 200
 ) -> TorchDetected:
-    """Fast NMS over all classes together: each prior stands for its best class; at most ``top_k`` survive."""
+    """Fast NMS over all classes together: each prior keeps its best class; at most ``top_k`` survive."""
     if scores.numel() == 0:
         return _nothing(boxes, coeff)
     best, labels = scores.max(dim=0)
@@ -182,7 +181,7 @@ def traditional_nms(
     max_detections: int = 100,
     image_size: int = 550,
 ) -> TorchDetected:
-    """Greedy NMS per class on boxes in pixels whose sides count both ends (+1); an overlap of the threshold drops."""
+    """Greedy NMS per class on boxes in pixels whose sides include both ends (+1); drops overlaps >= the threshold."""
     pixels = boxes * image_size
     labels, index = [], []
     for label, class_scores in enumerate(scores):
@@ -194,25 +193,25 @@ def traditional_nms(
     if not index:
         return _nothing(boxes, coeff)
     label_n, index_n = torch.cat(labels), torch.cat(index)
-    found, order = _best_first(scores[label_n, index_n], max_detections)
+    kept, order = _best_first(scores[label_n, index_n], max_detections)
     label_n, index_n = label_n[order], index_n[order]
-    return TorchDetected(pixels[index_n] / image_size, found, label_n, coeff[index_n])
+    return TorchDetected(pixels[index_n] / image_size, kept, label_n, coeff[index_n])
 
 
 def _best_first(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The ``most`` largest of the last axis in falling order, and where they were; ties by the lower index."""
+    """The ``most`` largest values of the last axis, descending, and their indices; ties by the lower index."""
     values, index = scores.sort(dim=-1, descending=True, stable=True)
     return values[..., :most], index[..., :most]
 
 
 def _overlapped(boxes: Tensor, iou_threshold: float) -> Tensor:
-    """Whether a box [..., k, 4] overlaps an earlier one of its list too much, bool [..., k]; NaN is too much."""
+    """Whether each box [..., k, 4] overlaps an earlier one too much, bool [..., k]; NaN counts as too much."""
     worst = box_iou(boxes, boxes).triu(diagonal=1).amax(dim=-2)
     return ~(worst <= iou_threshold)
 
 
 def _greedy(pixels: Tensor, iou_threshold: float) -> Tensor:
-    """Which boxes in pixels [n, 4], best first, greedy suppression keeps: bool [n]."""
+    """Which of the boxes in pixels [n, 4], best first, greedy suppression keeps: bool [n]."""
     x1, y1, x2, y2 = pixels.unbind(dim=1)
     area = (x2 - x1 + 1) * (y2 - y1 + 1)
     keep = torch.ones_like(area, dtype=torch.bool)
@@ -233,7 +232,7 @@ def _nothing(boxes: Tensor, coeff: Tensor) -> TorchDetected:
 
 
 def crop_masks(masks: Tensor, boxes: Tensor, padding: int = 1) -> Tensor:
-    """Masks [n, h, w] set to zero outside their boxes [n, 4], with ``padding`` pixels around; edges are not rounded."""
+    """Masks [n, h, w] set to zero outside their boxes [n, 4], padded by ``padding`` pixels; edges are not rounded."""
     height, width = masks.shape[-2:]
     x1, x2 = sanitize_coordinates(boxes[:, 0], boxes[:, 2], width, padding)
     y1, y2 = sanitize_coordinates(boxes[:, 1], boxes[:, 3], height, padding)
@@ -258,7 +257,7 @@ def assemble_masks(proto: Tensor, coeff: Tensor, boxes: Tensor | None, padding: 
 
 
 def rescore_masks(network: Callable[[Tensor], Tensor], masks: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """Mask scores float [n]: scores [n] times the IoU that ``network`` tells each mask to have as its class.
+    """Mask scores float [n]: scores [n] times the IoU that ``network`` predicts for each mask and its class.
 
     Args:
         network: from masks [n, 1, h, w] to IoUs [n, C]
@@ -273,9 +272,9 @@ def rescore_masks(network: Callable[[Tensor], Tensor], masks: Tensor, scores: Te
 
 
 def paste_masks_full(masks: Tensor, height: int, width: int) -> Tensor:
-    """Binary masks [n, H, W] from probabilities [n, h, w]: all of every mask resized bilinearly, then above 0.5.
+    """Binary masks [n, H, W] from probabilities [n, h, w]: resize each mask bilinearly, then threshold at 0.5.
 
-    This is the original's way, and the slow baseline of the benchmarks; see `yolact_deploy.paste` for the fast one.
+    This is the original's method and the slow baseline of the benchmarks; `yolact_deploy.paste` is the fast one.
     """
     if len(masks) == 0:
         return masks.new_zeros((0, height, width), dtype=torch.bool)

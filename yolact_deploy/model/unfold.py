@@ -1,8 +1,8 @@
-"""Batch normalisations that were folded into their convolutions, made ones that can be trained again.
+"""Makes batch normalizations trainable again that were folded into their convolutions.
 
-Folded, they come as ones with mean 0 and variance 1. Training would normalise what was never meant to be: the network
-would change at the first step. Given the statistics that its inputs really have, and weights that undo them, each
-computes what it did before and can be trained from there.
+Folded ones have mean 0 and variance 1. In training they would start to normalize, and the network would change at the
+first step. With the real statistics of their inputs, and weights that undo them, each computes the same as before and
+can be trained from there.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def unfold_batch_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
-    """Give all batch normalisations of a network the statistics of images, without changing what it computes.
+    """Give all batch normalizations of a network the statistics of images, without changing its outputs.
 
     Args:
-        network: with fresh images it computes the same as before in evaluation mode; left in the mode it was in
-        images: batches [N, 3, S, S] as the network takes them, at least one
+        network: computes the same as before in evaluation mode; keeps its mode
+        images: batches [N, 3, S, S] of network input, at least one
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms}
 
-    def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def measure(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         values = inputs[0].to(torch.float64).transpose(0, 1).flatten(1)
         sums[norm] += torch.stack([torch.ones(len(values)) * values.shape[1], values.sum(1), values.square().sum(1)])  # type: ignore[index]
 
     was_training = network.training
     network.eval()
-    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     try:
         for batch in images:
             network(batch)
@@ -46,7 +46,7 @@ def unfold_batch_norms(network: nn.Module, images: Iterable[Tensor]) -> None:
 
 
 def _move(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-    """Other statistics, float64 [C], and the weights with which the output stays the same."""
+    """Set new statistics, float64 [C], and the weights that keep the output the same."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     slope = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()

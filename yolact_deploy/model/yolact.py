@@ -1,6 +1,6 @@
 """`YolactModel`: the whole network, for training, eager inference and export alike.
 
-It knows nothing about image files, losses or engines. Images come in normalised RGB (see `yolact_deploy.preprocess`).
+It knows nothing about image files, losses or engines. Images are normalized RGB (see `yolact_deploy.preprocess`).
 
 Legend: N images, S input side, P priors, C foreground classes, K prototypes, h and w of the prototypes, n detections.
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
 
-#: with fewer images for each device, batch normalisations are better frozen
+#: with fewer images per device, batch normalizations should be frozen
 BATCH_NORM_IMAGES = 6
 
 
 class RawHeads(NamedTuple):
-    """What the trunk computes, before anything that is not a convolution."""
+    """The outputs of the trunk, before any operation that is not a convolution."""
 
     #: box regression relative to the priors, float [N, P, 4]
     loc: Tensor
@@ -49,13 +49,13 @@ class RawHeads(NamedTuple):
 
 
 class YolactModel(nn.Module):
-    """A YOLACT network with fresh weights; `yolact_deploy.training.load_model` makes one from a file.
+    """A YOLACT network with random weights; `yolact_deploy.training.load_model` makes one from a file.
 
     >>> sum(p.numel() for p in YolactModel(YolactConfig(num_classes=80)).parameters())
     50157071
 
     Raises:
-        ConfigError: deformable convolutions in another backbone than a ResNet.
+        ConfigError: deformable convolutions in a backbone that is not a ResNet.
     """
 
     priors: Tensor
@@ -78,7 +78,7 @@ class YolactModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """He's initialisation in the backbone, Glorot's elsewhere, no biases."""
+        """He initialization in the backbone, Glorot elsewhere, zero biases."""
         backbone = set(self.backbone.modules())
         for module in self.modules():
             if not isinstance(module, nn.Conv2d):
@@ -90,17 +90,17 @@ class YolactModel(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         for module in self.modules():
-            if isinstance(module, DeformableConv):  # no offsets to begin with
+            if isinstance(module, DeformableConv):  # starts without offsets
                 nn.init.zeros_(module.conv_offset_mask.weight)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Keep the statistics and parameters of all batch normalisations as they are while training, or release them.
+        """Freeze the statistics and parameters of all batch normalizations during training, or release them.
 
-        Frozen, they use the stored statistics in training mode too, and get no gradient. The original does so with
-        fewer than :data:`BATCH_NORM_IMAGES` images for each device, of which the statistics would be too noisy.
+        Frozen, they use the stored statistics even in training mode, and get no gradient. The original does so with
+        fewer than :data:`BATCH_NORM_IMAGES` images per device, whose statistics would be too noisy.
         """
         if frozen:
-            # What was without a gradient before, since nothing uses it, is not released later either.
+            # Parameters that had no gradient before, since nothing uses them, are not released later either.
             self._held += [p for module in self._batch_norms() for p in module.parameters() if p.requires_grad]
         for parameter in self._held:
             parameter.requires_grad_(not frozen)
@@ -110,7 +110,7 @@ class YolactModel(nn.Module):
         self.train(self.training)
 
     def freeze_stages(self, count: int) -> None:
-        """Keep the stem and the first stages of the backbone as they are; their gradients are not computed.
+        """Freeze the stem and the first stages of the backbone; their gradients are not computed.
 
         Raises:
             ConfigError: the backbone has fewer stages.
@@ -126,7 +126,7 @@ class YolactModel(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
-        """Training or evaluation mode; stages and batch normalisations that are frozen stay in the latter."""
+        """Set training or evaluation mode; frozen stages and batch normalizations stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen_stages:
             module.eval()
@@ -142,13 +142,13 @@ class YolactModel(nn.Module):
         """Pyramid maps P3..P7, float [N, channels, side, side] with the sides of ``config.level_sizes``.
 
         Raises:
-            InputError: images of another shape or of whole numbers.
+            InputError: images of another shape or of integers.
         """
         side = self.config.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not images.is_floating_point():
             raise InputError(
-                f"expected normalised float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
-                "resize and normalise them, or build the model with another image_size"
+                f"expected normalized float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
+                "resize and normalize them, or build the model with another image_size"
             )
         levels: tuple[Tensor, ...] = self.fpn(*self.backbone(images))
         return levels
@@ -160,20 +160,20 @@ class YolactModel(nn.Module):
         return RawHeads(loc, logits, coeff, self.proto_net(levels[0]).permute(0, 2, 3, 1))
 
     def heads(self, images: Tensor) -> RawHeads:
-        """The trunk: raw predictions for normalised RGB images, float [N, 3, S, S]."""
+        """The trunk: raw predictions for normalized RGB images, float [N, 3, S, S]."""
         return self.predict(self.features(images))
 
     def forward(self, images: Tensor) -> dict[str, Any]:
-        """Raw predictions for a loss while training, detections by Fast NMS otherwise.
+        """Raw predictions for the loss in training mode, else detections by Fast NMS.
 
-        Training, as `yolact_deploy.training.YolactLoss` takes it: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
+        Training outputs, for `yolact_deploy.training.YolactLoss`: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
         coefficients, ``scores`` [N, P, C + 1] logits, ``prior_boxes`` [P, 4] as (cx, cy, w, h), ``proto_masks``
         [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
         from masks [m, 1, h, w] to their IoUs [m, C].
 
-        Evaluation, lists with one tensor an image: ``boxes`` [n, 4] xyxy normalised, ``masks`` [n, h, w] probabilities
-        cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first. YOLACT++ adds ``mask_scores``
-        [n]: scores times the IoUs that the masks are told to have.
+        Evaluation outputs, lists with one tensor per image: ``boxes`` [n, 4] xyxy normalized, ``masks`` [n, h, w]
+        probabilities cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first. YOLACT++ adds
+        ``mask_scores`` [n]: scores times the predicted IoUs of the masks.
         """
         levels = self.features(images)
         raw = self.predict(levels)
@@ -192,7 +192,7 @@ class YolactModel(nn.Module):
 
     def _detections(self, raw: RawHeads) -> dict[str, Any]:
         config = self.config
-        found: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
+        outputs: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
         for loc, logits, coeff, proto in zip(*raw, strict=True):
             detected = ops.detect(
                 ops.decode_boxes(loc, self.priors),
@@ -203,15 +203,15 @@ class YolactModel(nn.Module):
                 top_k=config.top_k,
                 max_detections=config.max_detections,
             )
-            found["boxes"].append(detected.boxes)
+            outputs["boxes"].append(detected.boxes)
             masks = ops.assemble_masks(proto, detected.coeff, detected.boxes)
-            found["masks"].append(masks)
-            found["scores"].append(detected.scores)
-            found["labels"].append(detected.labels)
+            outputs["masks"].append(masks)
+            outputs["scores"].append(detected.scores)
+            outputs["labels"].append(detected.labels)
             if self.maskiou_net is not None:
                 rescored = ops.rescore_masks(self.maskiou_net, masks, detected.scores, detected.labels)
-                found.setdefault("mask_scores", []).append(rescored)
-        return found
+                outputs.setdefault("mask_scores", []).append(rescored)
+        return outputs
 
 
 def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
@@ -219,5 +219,5 @@ def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackb
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval)
     if any(config.deformable_blocks):
-        raise ConfigError(f"deformable_blocks: {config.backbone} has no such blocks, only a ResNet has them")
+        raise ConfigError(f"deformable_blocks: only a ResNet has such blocks, {config.backbone} has none")
     return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

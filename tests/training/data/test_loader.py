@@ -139,7 +139,7 @@ def test_masks_are_unpacked_on_a_device_as_here(width: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolact_base", "yolact_darknet53"])
-def test_normalisation_is_that_of_inference(name: str) -> None:
+def test_normalization_is_that_of_inference(name: str) -> None:
     config: YolactConfig = get_config(name)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     found = Normalizer(config)(torch.from_numpy(images))

@@ -107,5 +107,5 @@ def test_images_that_are_too_small_are_refused() -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="another place"):
+    with pytest.raises(OutputError, match="another folder"):
         list(write_shapes(tmp_path / "file" / "set", {"train": 1}))

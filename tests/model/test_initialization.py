@@ -114,12 +114,12 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CheckpointError, match="no such weights file"):
         initialise(model(), str(tmp_path / "nowhere.pth"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="YOLOv3's authors"):
+    with pytest.raises(CheckpointError, match="the YOLOv3 authors"):
         initialise(model(backbone="darknet53"), "darknet53.pth")
     with pytest.raises(CheckpointError, match="torchvision has no"):
         initialise(model(backbone="darknet53"), "imagenet")
     (tmp_path / "w.npz").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match=r"not a whole \.npz"):
+    with pytest.raises(CheckpointError, match=r"not a complete \.npz"):
         initialise(model(), str(tmp_path / "w.npz"))
 
 

@@ -222,7 +222,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     ("arguments", "message"),
     [
         (["--weights", "none.pth"], "no such weights file: none.pth"),
-        (["--weights", "text.pth"], "text.pth is not a weights file, or a damaged one"),
+        (["--weights", "text.pth"], "text.pth is not a weights file, or it is damaged"),
         (["--weights", "yolact_bas"], "did you mean yolact_base?"),
         (["--weights", "W", "--config", "yolact_resnet51"], "did you mean yolact_resnet50?"),
         (["--weights", "W", "--config", "yolact_resnet50_pascal"], "weights and configuration differ"),

@@ -137,8 +137,9 @@ def test_refused(image: NDArray[np.uint8]) -> None:
 
 
 def decoded(png: bytes) -> NDArray[np.uint8]:
-    image: NDArray[np.uint8] = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    return image
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return image.astype(np.uint8, copy=False)
 
 
 def test_png_shows_the_detections_on_a_dark_canvas() -> None:

@@ -163,11 +163,11 @@ def test_detections(net: Net, image: int, variant: str) -> None:
         box, label, score, detected.boxes.numpy(), detected.labels.numpy(), detected.scores.numpy(), 2e-5, 5e-5
     )
     assert (matched, missing, extra) == (len(box), [], [])
-    pairs = _pairs(box, label, score, detected.boxes, detected)
+    pairs = _pairs(box, label, score, our_boxes=detected.boxes, detected=detected)
     np.testing.assert_allclose(detected.coeff[pairs].numpy(), coeff, atol=2e-4)
 
 
-def _pairs(box: Any, label: Any, score: Any, our_boxes: Any, detected: Any, box_tol: float = 2e-5) -> list[int]:
+def _pairs(box: Any, label: Any, score: Any, *, our_boxes: Any, detected: Any, box_tol: float = 2e-5) -> list[int]:
     """The index of our detection for each golden one; each is used once."""
     free = set(range(len(our_boxes)))
     pairs = []
@@ -193,9 +193,8 @@ def test_masks_in_the_image(net: Net, image: int, variant: str) -> None:
     detected = net.detect(image, variant)
     detected = detected._replace(boxes=ops.pixel_boxes(detected.boxes, facts["h"], facts["w"]))
     assert int((detected.scores > threshold).sum()) == len(net.z[f"{key}.box"])
-    pairs = _pairs(
-        *(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), detected.boxes, detected, box_tol=1
-    )
+    golden = [net.z[f"{key}.{field}"] for field in ("box", "class", "score")]
+    pairs = _pairs(*golden, our_boxes=detected.boxes, detected=detected, box_tol=1)
     masks = _image_masks(net, image, variant, crop=True)[pairs]
     _close_areas(masks.sum((1, 2)), net.z[f"{key}.area"])
     coco = pytest.importorskip("pycocotools.mask")
@@ -218,9 +217,8 @@ def test_mask_scores(net: Net, image: int, variant: str) -> None:
         mask_scores = ops.rescore_masks(net.model.maskiou_net, masks, detected.scores, detected.labels)
     facts = net.facts["images"][image]
     detected = detected._replace(boxes=ops.pixel_boxes(detected.boxes, facts["h"], facts["w"]))
-    pairs = _pairs(
-        *(net.z[f"{key}.{field}"] for field in ("box", "class", "score")), detected.boxes, detected, box_tol=1
-    )
+    golden = [net.z[f"{key}.{field}"] for field in ("box", "class", "score")]
+    pairs = _pairs(*golden, our_boxes=detected.boxes, detected=detected, box_tol=1)
     np.testing.assert_allclose(mask_scores[pairs].numpy(), net.z[f"{key}.mask_score"], atol=5e-5)
 
 

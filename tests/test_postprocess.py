@@ -116,7 +116,7 @@ def test_crop_equals_the_originals(path: Path, key: str, padding: int) -> None:
     with np.load(path) as golden:
         masks, boxes, expected = golden["crop.masks"].transpose(2, 0, 1), golden["crop.boxes"], golden[key]
     cropped = np.zeros_like(masks)
-    for i, (x1, y1, x2, y2) in enumerate(crop_windows(boxes, *masks.shape[1:], padding)):
+    for i, (x1, y1, x2, y2) in enumerate(crop_windows(boxes, masks.shape[1], masks.shape[2], padding)):
         cropped[i, y1:y2, x1:x2] = masks[i, y1:y2, x1:x2]
     np.testing.assert_array_equal(cropped, expected.transpose(2, 0, 1))
 

@@ -9,7 +9,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,10 +128,10 @@ class TinyBackend(TorchBackend):
         super().__init__(model)
         self.mistake = mistake
 
-    def run(self, images: Any) -> Outputs:
+    def run(self, images: Any) -> HeadOutputs:
         if self.mistake == "channels":
             images = np.ascontiguousarray(images[..., ::-1])
-        boxes, scores, coeff, proto = cast(HeadOutputs, super().run(images))
+        boxes, scores, coeff, proto = super().run(images)
         if self.mistake == "labels":
             scores = np.roll(scores, 1, axis=2)
         if self.mistake == "masks":

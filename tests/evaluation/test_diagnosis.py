@@ -256,7 +256,7 @@ class DetectionsBackend(Backend):
     def run(self, images: Any) -> Outputs:
         masks = np.zeros((1, 1, 32, 32), np.float32)
         masks[0, 0, 4:16, 2:6] = masks[0, 0, 4:7, 2:14] = 1
-        boxes = np.array([[[2, 4, 14, 16]]], np.float32) / 32
+        boxes = np.array([[[2, 4, 14, 16]]], np.float32) / np.float32(32)
         one = np.ones((1, 1), np.float32)
         return DetectionOutputs(np.array([1], np.int32), boxes, one, np.array([[1]], np.int32), self._change(masks))
 

@@ -153,7 +153,7 @@ def test_the_heads_are_those_of_the_eager_model(export: Export, make_model: Call
 
     images = pictures(1, SMALL)
     eager = TorchBackend(make_model("yolact_resnet50", SMALL)).run(images)
-    found = OnnxRuntimeBackend(export("yolact_resnet50", SMALL, tail=tail), tail="host").run(images)
+    found: Any = OnnxRuntimeBackend(export("yolact_resnet50", SMALL, tail=tail), tail="host").run(images)
     for ours, theirs, atol in zip(found, eager, (2e-5, 5e-5, 2e-4, 5e-4), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=atol)
 

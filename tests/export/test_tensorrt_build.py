@@ -18,6 +18,7 @@ import pytest
 from yolact_deploy.cache import file_lock
 from yolact_deploy.engine_file import plugin_kind, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, BackendError, ExportError, MissingDependencyError, OutputError
+from yolact_deploy.export.tensorrt_build import Build
 from yolact_deploy.machine import nvidia
 
 onnx = pytest.importorskip("onnx")
@@ -522,7 +523,7 @@ def test_files_that_are_not_ours(
 
 @needs_rtx
 def test_a_place_that_cannot_be_written(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module.Build, "run", lambda *args: pytest.fail("the work was begun"))
+    monkeypatch.setattr(Build, "run", lambda *args: pytest.fail("the work was begun"))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write .*Choose another place with -o"):
         build_engine(export(EDGE, SMALL), tmp_path / "file" / "m.trt")

@@ -157,7 +157,7 @@ class Control:
         if self._library.fake_sleep(ctypes.c_void_p(stream), milliseconds):
             raise RuntimeError("no such stream")
 
-    def host_function(self, stream: int, function: Callable[[], None]) -> None:
+    def host_function(self, stream: int, function: Callable[[], object]) -> None:
         """Enqueue or capture a Python function; it may use device memory but must not call CUDA."""
 
         def run(_: int | None) -> None:

@@ -35,6 +35,8 @@ def _settled(model: Any) -> Any:
     """Give the batch normalizations statistics that are not the identity."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -102,12 +104,13 @@ def test_a_deformable_convolution_begins_as_half_a_plain_one() -> None:
     torch.testing.assert_close(layer(x), plain / 2 + layer.bias[:, None, None])
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
+@torch.inference_mode()
 def test_a_deformable_convolution_moves_and_weights_its_taps() -> None:
     """Against loops over output pixels and taps, with offsets that leave the features."""
     torch.manual_seed(0)
     layer = DeformableConv(3, 4, stride=2).double()
     torch.nn.init.normal_(layer.conv_offset_mask.weight, 0, 0.5)
+    assert layer.conv_offset_mask.bias is not None
     torch.nn.init.normal_(layer.conv_offset_mask.bias, 0, 1)
     x = torch.randn(1, 3, 7, 6).double()
 
@@ -327,7 +330,9 @@ def test_frozen_batch_norm(backbone: str) -> None:
     assert all(module.training for module in norms.values())
     assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model(images)
-    assert not torch.equal(before[f"{next(iter(norms))}.running_mean"], next(iter(norms.values())).running_mean)
+    name, norm = next(iter(norms.items()))
+    assert norm.running_mean is not None
+    assert not torch.equal(before[f"{name}.running_mean"], norm.running_mean)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

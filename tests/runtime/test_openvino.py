@@ -97,7 +97,7 @@ def test_a_list_in_batches(file: Path, pictures: list[Any]) -> None:
 
 def test_outputs_outlive_the_next_call(file: Path, pictures: list[Any]) -> None:
     with yolact_deploy.load(f"{file}@openvino") as model:
-        first = model.backend.run(model.preprocess(pictures[:1]))
+        first: Any = model.backend.run(model.preprocess(pictures[:1]))
         copies = [output.copy() for output in first]
         model.backend.run(model.preprocess(pictures[1:2]))
     for output, copy in zip(first, copies, strict=True):

@@ -132,11 +132,14 @@ def test_mask_scores(make_engine: Any, rtx: bool) -> None:
     with load(engine) as model:
         for ours, theirs in zip(model(FRAMES), expected(FRAMES), strict=True):
             assert len(theirs) > 0
+            assert ours.mask_scores is not None
+            assert theirs.mask_scores is not None
             np.testing.assert_allclose(np.sort(ours.mask_scores), np.sort(theirs.mask_scores), atol=1e-5)
             assert (theirs.mask_scores > 0).any()
         images = model.preprocess(FRAMES[:2])
-        wanted = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
-        np.testing.assert_allclose(model.backend.run(images).mask_scores, wanted.mask_scores, atol=1e-5)
+        wanted: Any = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
+        outputs: Any = model.backend.run(images)
+        np.testing.assert_allclose(outputs.mask_scores, wanted.mask_scores, atol=1e-5)
 
 
 @with_driver

@@ -12,6 +12,7 @@ import pytest
 import yolact_deploy
 from yolact_deploy.errors import BackendError
 from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter
+from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.samples import sample_images
@@ -132,6 +133,8 @@ def test_the_numpy_tail_agrees(model: Any, pictures: list[Any], nms: str) -> Non
         np.testing.assert_array_equal(ours.labels, numpy.labels)
         np.testing.assert_allclose(ours.scores, numpy.scores, atol=1e-6)
         np.testing.assert_allclose(ours.boxes, numpy.boxes, atol=1e-5)
+        assert isinstance(ours.masks, MaskWindows)
+        assert isinstance(numpy.masks, MaskWindows)
         height, width = picture.shape[:2]
         full = backend.tail.paste(ours.masks, height, width).full()
         fast = host.paste(numpy.masks, height, width).full()

@@ -43,7 +43,8 @@ def _truth(*images: tuple[Any, Any, Any], classes: int = 80) -> GroundTruth:
 def _index(truth: GroundTruth, match: Match) -> list[list[int]]:
     """The object of each prior, counted within its image; -1 without."""
     first = np.cumsum([0, *truth.counts])[:-1, None]
-    return np.where(match.rows.numpy() == truth.size, -1, match.rows.numpy() - first).tolist()
+    rows: list[list[int]] = np.where(match.rows.numpy() == truth.size, -1, match.rows.numpy() - first).tolist()
+    return rows
 
 
 def _golden_matches() -> list[Any]:

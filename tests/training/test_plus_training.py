@@ -68,16 +68,21 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert losses["mask_iou"] > 0
     sum(losses.values()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
-    assert model.get_parameter(OFFSETS).grad.abs().sum() > 0
-    first = model.maskiou_net.maskiou_net[0]
-    assert first.weight.grad.abs().sum() > 0
+    for name in (OFFSETS, "maskiou_net.maskiou_net.0.weight"):
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        assert gradient.abs().sum() > 0
 
 
 def test_the_mask_iou_network_learns_what_masks_are_worth() -> None:
     """With all else held still, its IoUs come near the true ones: the term falls to a fraction."""
     model = make_model()
     model.requires_grad_(False)
-    torch.nn.init.constant_(model.maskiou_net.maskiou_net[-2].bias, 0.1)  # no class begins beyond ReLU's reach
+    assert model.maskiou_net is not None
+    last = len(model.maskiou_net.maskiou_net) - 2
+    torch.nn.init.constant_(
+        model.get_parameter(f"maskiou_net.maskiou_net.{last}.bias"), 0.1
+    )  # no class begins beyond ReLU's reach
     model.maskiou_net.requires_grad_(True)
     model.train()
     with torch.no_grad():
@@ -113,7 +118,7 @@ def test_a_compiled_model_gives_its_mask_iou_network() -> None:
     out = torch.compile(model, backend="eager")(torch.randn(1, 3, SIZE, SIZE))
     losses = YolactLoss()(out, targets(1))
     sum(losses.values()).backward()
-    assert model.maskiou_net.maskiou_net[0].weight.grad is not None
+    assert model.get_parameter("maskiou_net.maskiou_net.0.weight").grad is not None
 
 
 def test_a_plain_backbone_begins_it(tmp_path: Path) -> None:

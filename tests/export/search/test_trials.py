@@ -78,7 +78,8 @@ def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp
             for kept, detections in zip(results, found, strict=True):
                 kept += detections.to_coco(image.image_id, CONFIG.category_ids)
             inputs = a.preprocess([onnx_picture(image.path)])
-            for name, x, y in zip(HEADS, a.backend.run(inputs), b.backend.run(inputs), strict=True):
+            outputs: list[Any] = [a.backend.run(inputs), b.backend.run(inputs)]
+            for name, x, y in zip(HEADS, *outputs, strict=True):
                 signal[name] += float(np.square(x.astype(np.float64)).sum())
                 noise[name] += float(np.square(x.astype(np.float64) - y).sum())
     for place, kind in ((ap[0], trials.reference), (ap[1], measured)):

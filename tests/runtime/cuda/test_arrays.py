@@ -84,7 +84,7 @@ def array_of(shape: tuple[int, ...], strides: tuple[int, ...] | None = None, dty
 def test_what_is_a_device_array() -> None:
     class NeedsGradient(Tensor):
         @property
-        def __cuda_array_interface__(self) -> Any:  # type: ignore[override]
+        def __cuda_array_interface__(self) -> Any:
             raise RuntimeError("requires grad")
 
     assert is_device_array(Tensor(0, (1,)))

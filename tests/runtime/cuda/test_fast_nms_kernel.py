@@ -52,7 +52,8 @@ def run_nms(boxes: Any, scores: Any, coeff: Any, *, run: dict[str, Any] | None =
         array.view(np.uint8)[...] = GARBAGE
     buffers = emulate.run_plan(plan, {"boxes": boxes, "scores": scores, "coeff": coeff} | outputs, **(run or {}))
     scratch = {name: buffers[name].bytes.tobytes() for name in plan.scratch}
-    return NmsOutputs(*outputs.values(), scratch=scratch)
+    values: list[Any] = [*outputs.values(), scratch]
+    return NmsOutputs(*values)
 
 
 def run_image(boxes: Any, scores: Any, coeff: Any, **options: Any) -> postprocess.Detected:

@@ -28,6 +28,7 @@ from plain_values import check_another_process, check_plain_value, outlive
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.mask_forms import MaskWindows, PackedMasks
 from yolact_deploy.runtime.cuda import frame_pipeline as pipeline_module
 from yolact_deploy.runtime.cuda.arrays import SharedArray
 from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
@@ -35,7 +36,7 @@ from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
-from yolact_deploy.runtime.tails import DetectSettings
+from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings
 
 __all__ = ["emulated"]
 
@@ -165,6 +166,8 @@ def test_mask_scores(device: Device, bindable: bool) -> None:
         assert found.mask_scores is not None
         assert found.mask_scores.shape == (SLOTS,)
         outputs = model.backend.run(model.preprocess([picture(2)]))
+        assert isinstance(outputs, DetectionOutputs)
+        assert outputs.mask_scores is not None
         assert outputs.mask_scores.shape == (1, SLOTS)
     with make(device, "functions") as model:
         assert model(picture(1)).mask_scores is None
@@ -178,6 +181,7 @@ def test_what_scores_too_low_is_not_pasted(device: Device) -> None:
         assert hook is not None
         for threshold in (0.0, 0.3, 0.9):
             (found,) = hook.submit([picture(3)], DetectSettings(threshold, "fast")).result()
+            assert isinstance(found.masks, PackedMasks)
             windows = found.masks.windows
             assert len(found.masks.bits) == (windows[:, 3] * windows[:, 4]).sum() > 0
 
@@ -391,6 +395,8 @@ def test_results_without_a_copy(device: Device) -> None:
         settings = DetectSettings(0.05, "fast")
         copied = hook.submit([picture(1)], settings).result()[0].masks
         shared = hook.submit([picture(1)], settings).result(copy=False)[0].masks
+        assert isinstance(copied, PackedMasks)
+        assert isinstance(shared, PackedMasks)
         np.testing.assert_array_equal(copied.packed(), shared.packed())
         slots = hook._slots  # type: ignore[attr-defined]
         assert not any(np.shares_memory(copied.bits, slot.bits) for slot in slots)
@@ -532,7 +538,8 @@ def test_results_on_the_device(device: Device, tail: str) -> None:
             np.testing.assert_array_equal(at(one.boxes.pointer, (SLOTS, 4), np.float32)[:count], theirs.boxes)
             np.testing.assert_array_equal(at(one.labels.pointer, (SLOTS,), np.int32)[:count], theirs.labels)
             masks = at(one.masks.pointer, (SLOTS, SIDE, SIDE), np.float32)[:count]
-            probabilities = theirs.masks.dense()
+            assert isinstance(theirs.masks, MaskWindows)
+            probabilities: Any = theirs.masks.dense()
             if theirs.masks.logits:
                 probabilities = 1 / (1 + np.exp(-probabilities.astype(np.float64)))
             np.testing.assert_allclose(masks, probabilities, atol=1e-3)

@@ -195,7 +195,7 @@ def test_groups_of_detections_give_the_same_masks(detections: int, monkeypatch: 
 
 @pytest.mark.parametrize("zero_outside", [True, False])
 def test_the_order_of_threads_does_not_matter(zero_outside: bool) -> None:
-    inputs = make_inputs(4, 2, 40, 21, 22, 32, "float16")
+    inputs = make_inputs(4, 2, 40, 21, 22, 32, dtype="float16")
     first = run_masks(*inputs, zero_outside=zero_outside)
     for seed in range(1, 9):
         np.testing.assert_array_equal(run_masks(*inputs, zero_outside=zero_outside, run={"seed": seed}), first)

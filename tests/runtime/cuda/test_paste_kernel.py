@@ -338,7 +338,7 @@ def test_too_little_room() -> None:
     first_of = all_of_it.windows[0, :, 5].tolist()
     for capacity in (1, needed // 3, needed // 2, needed - 1, needed):
         # Two images, so that the second shows whether the first writes past its end.
-        pasted = run_paste(*(np.stack([a, a]) for a in (masks, boxes)), [num] * 2, [size] * 2, capacity=capacity)
+        pasted = run_paste(np.stack([masks] * 2), np.stack([boxes] * 2), [num] * 2, [size] * 2, capacity=capacity)
         assert pasted.words_needed.tolist() == [needed] * 2
         for image in range(2):
             windows = pasted.windows[image]

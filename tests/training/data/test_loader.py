@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,7 +208,7 @@ class Where(torch.utils.data.Dataset[tuple[bool, float]]):
         return 2
 
     def __getitem__(self, index: int) -> tuple[bool, float]:
-        points = self.dataset._arrays["points"]
+        points: Any = self.dataset._arrays["points"]
         return points.is_shared(), float(points[0, 0])
 
 
@@ -217,4 +218,5 @@ def test_workers_that_are_started_anew_share_the_annotations(dataset: CocoDatase
     loader = DataLoader(Where(dataset), num_workers=2, batch_size=None, multiprocessing_context="spawn")
     first = float(dataset._arrays["points"][0, 0])
     assert [tuple(item) for item in loader] == [(True, first)] * 2
-    assert dataset._arrays["points"].is_shared()
+    points: Any = dataset._arrays["points"]
+    assert points.is_shared()

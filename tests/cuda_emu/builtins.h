@@ -1,4 +1,4 @@
-// Functions that CUDA C has built in. Included by cuda_emu.h.
+// Built-in functions of CUDA C. Included by cuda_emu.h.
 #pragma once
 
 // -- barriers, votes, shuffles ----------------------------------------------------------------------------------------
@@ -20,7 +20,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, !predicate) == 0; }
 
-// A lane that the mask leaves out, or that is not there, gives poison: on a GPU its value is undefined.
+// A lane outside the mask or the block gives poison; on a GPU its value is undefined.
 template <class T>
 T emu_shuffle(unsigned mask, T value, int source) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
@@ -54,7 +54,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
     return emu_shuffle(mask, value, source < (lane & -width) + width ? source : lane);
 }
 
-// ThreadSanitizer knows no fences. This one orders all that fence, which is no less than a GPU promises.
+// ThreadSanitizer does not support fences. This one orders all threads that fence, at least as strongly as a GPU.
 inline void __threadfence() {
     static int meeting_point = 0;
     __atomic_fetch_add(&meeting_point, 0, __ATOMIC_SEQ_CST);
@@ -141,7 +141,7 @@ To bits_as(From from) {
     std::memcpy(&to, &from, sizeof to);
     return to;
 }
-// Casts as on a GPU: held at the ends of the range, NaN is 0.
+// Casts as on a GPU: saturated, NaN is 0.
 template <class T>
 T clamped(float value, T least, T most) {
     return std::isnan(value) ? T(0) : value <= float(least) ? least : value >= float(most) ? most : T(value);

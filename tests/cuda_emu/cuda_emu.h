@@ -1,6 +1,6 @@
-// The parts of CUDA C that our kernels use, for g++ (C++20): an unmodified .cu file is included behind this one.
+// The parts of CUDA C that our kernels use, for g++ (C++20): an unmodified .cu file is included after this one.
 //
-// A block's threads are fibers that change places at barriers and warp functions (schedule_fibers.h), or with EMU_THREADS
+// The threads of a block are fibers that switch at barriers and warp functions (schedule_fibers.h), or with EMU_THREADS
 // real threads, for ThreadSanitizer (schedule_threads.h). Blocks run one after another.
 #pragma once
 #include <cmath>
@@ -20,7 +20,7 @@
 #define __constant__ static
 #define __align__(n) __attribute__((aligned(n)))
 
-// Blocks run one after another, so one copy serves all. The section is what lets each block find it poisoned.
+// Blocks run one after another, so one copy serves all. The section allows poisoning it before each block.
 #define __shared__ static __attribute__((section("emu_shared")))
 #define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(emu::dynamic_shared)
 
@@ -56,13 +56,13 @@ inline uint3 block_index;
 inline dim3 block_size, grid_size;
 alignas(1024) inline unsigned char dynamic_shared[MAX_SHARED + GUARD];
 
-// What the threads of a warp meet in; lanes that meet must be in the same.
+// The operation in which threads of a warp meet; lanes that meet must be in the same one.
 enum class Meeting { shuffle, vote, sync };
 
 Thread& self();
-// Ends the launch with an error. Does not come back.
+// Ends the launch with an error. Does not return.
 [[noreturn]] void fail(const char* message);
-// Each lane of the mask gives a value and gets those of all; valid until its next meeting.
+// Each lane of the mask gives a value and receives those of all; valid until its next meeting.
 const uint64_t* meet(unsigned mask, uint64_t value, Meeting kind);
 // A barrier of the block; the result is how many threads called it with true.
 int barrier(bool flag);

@@ -1,7 +1,7 @@
-// The C entries of a compiled kernel source, behind the source: EMU_ENTRIES(EMU_KERNEL(name) ...) names its kernels.
+// The C entries of a compiled kernel source, after the source: EMU_ENTRIES(EMU_KERNEL(name) ...) names its kernels.
 //
-// emu_launch() takes what cuLaunchKernel() does and may be called from any thread. Errors are told, not fatal, except
-// with EMU_THREADS, where the process ends with code 3.
+// emu_launch() takes the arguments of cuLaunchKernel() and may be called from any thread. Errors are reported, except
+// with EMU_THREADS, where the process exits with code 3.
 #pragma once
 #include <pthread.h>
 

@@ -1,4 +1,4 @@
-// float16 numbers as CUDA's cuda_fp16.h has them, as far as our kernels use them. Rounding is to nearest, ties to even.
+// The parts of CUDA's cuda_fp16.h that our kernels use. Rounding is to nearest, ties to even.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,7 +8,7 @@ inline uint16_t half_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
-    if (size > 0x7f800000u) return 0x7fff;                         // NaN, as a GPU makes it
+    if (size > 0x7f800000u) return 0x7fff;                         // NaN, as on a GPU
     if (size >= 0x477ff000u) return uint16_t(sign | 0x7c00u);      // 65520 and more round to infinity
     if (size < 0x38800000u) {                                      // subnormal: added to 0.5, its units are the last place
         float shifted;
@@ -64,7 +64,7 @@ inline __half __ushort_as_half(unsigned short bits) {
     a.bits = bits;
     return a;
 }
-// A float has more than twice the digits, so one operation in float, rounded, is the correctly rounded one.
+// A float has more than twice the digits, so one operation in float, rounded again, is correctly rounded.
 inline __half __hadd(__half a, __half b) { return __half(float(a) + float(b)); }
 inline __half __hsub(__half a, __half b) { return __half(float(a) - float(b)); }
 inline __half __hmul(__half a, __half b) { return __half(float(a) * float(b)); }

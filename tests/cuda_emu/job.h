@@ -1,6 +1,6 @@
 // main() of a kernel source compiled as a program, for the sanitizers: runs the job described by the file argv[1].
 //
-// One item a line: "seed N", "buffer BYTES FILE", "launch KERNEL GX GY GZ BX BY BZ SHARED ARGUMENTS" and, for each
+// One item per line: "seed N", "buffer BYTES FILE", "launch KERNEL GX GY GZ BX BY BZ SHARED ARGUMENTS" and, for each
 // argument, "at BUFFER OFFSET" or "value HEX". Buffers are read from their files and written back at the end.
 #pragma once
 
@@ -21,7 +21,7 @@ inline int num_buffers = 0;
 inline void add_buffer(std::FILE* job) {
     Buffer& buffer = buffers[num_buffers++];
     if (num_buffers > 64 || std::fscanf(job, "%zu %1023s", &buffer.bytes, buffer.file) != 2) stop("a bad buffer");
-    void* memory = nullptr;  // as aligned as device memory, and not a byte more than asked for
+    void* memory = nullptr;  // aligned like device memory, with exactly the requested size
     if (posix_memalign(&memory, 256, buffer.bytes) != 0) stop("no memory");
     buffer.data = static_cast<unsigned char*>(memory);
     std::FILE* file = std::fopen(buffer.file, "rb");

@@ -1,13 +1,13 @@
 // Threads of a block as fibers of one thread. Included by cuda_emu.h.
 //
-// A fiber runs until it waits: at a barrier for its block, in a warp function for the lanes of the mask. Which of those
-// that can run goes next is told by the seed: 0 in order; else one of three habits, so that code which lacks a barrier
-// meets an order that shows it. When none can run and some have not ended, the block is stuck, which is an error here
-// though hardware may get by.
+// A fiber runs until it waits: at a barrier for its block, in a warp function for the lanes of the mask. The seed
+// chooses which of the ready ones runs next: 0 in order; otherwise one of three strategies, so that a missing barrier
+// shows in some order. If none can run and some have not ended, the block is stuck, which is an error here even if
+// hardware might continue.
 #pragma once
 
 #if defined(__x86_64__)
-// Keeps what the calling convention wants kept, exchanges the stacks.
+// Saves the registers that the calling convention preserves, and exchanges the stacks.
 extern "C" __attribute__((visibility("hidden"))) void emu_switch(void** save, void* to);
 asm(R"(
     .text
@@ -48,9 +48,9 @@ struct Context {
     void* stack_pointer;
     void prepare(char* stack, void (*entry)()) {
         void** top = reinterpret_cast<void**>(stack + STACK);
-        *--top = nullptr;  // where a call would have put its return address
+        *--top = nullptr;  // in place of a return address
         *--top = reinterpret_cast<void*>(entry);
-        for (int i = 0; i < 6; ++i) *--top = nullptr;  // the kept registers
+        for (int i = 0; i < 6; ++i) *--top = nullptr;  // the saved registers
         stack_pointer = top;
     }
     void switch_to(Context& to) { emu_switch(&stack_pointer, to.stack_pointer); }
@@ -78,7 +78,7 @@ struct Fiber {
     uint64_t met[WARP_LANES];  // the values of the last meeting
 };
 
-// The lanes of one mask on their way to a meeting, found by the lowest lane of the mask.
+// The lanes of one mask on their way to a meeting, indexed by the lowest lane of the mask.
 struct Gathering {
     unsigned mask, arrived;
     Meeting kind;
@@ -179,7 +179,7 @@ inline int barrier(bool flag) {
     barrier_turn ^= 1;
     flags_raised = num_waiting = 0;
     const int me = current->thread.linear;
-    for (int i = 0; i < num_threads; ++i) {  // the last to come waits too, so that all leave in the order of the seed
+    for (int i = 0; i < num_threads; ++i) {  // the last one waits as well, so that all leave in the order of the seed
         const int number = seed % 4 == 2 ? num_threads - 1 - i : i;
         if (number != me) make_ready(number);
     }
@@ -207,7 +207,7 @@ inline void describe_stuck_block() {
     failure = failure_text;
 }
 
-// Runs `kernel` on all threads of one block; false when it failed.
+// Runs `kernel` on all threads of one block; false if it failed.
 inline bool run_block(void (*kernel)()) {
     if (stacks == nullptr) stacks = static_cast<char*>(std::aligned_alloc(4096, STACK * MAX_THREADS));
     body = kernel;

@@ -1,8 +1,8 @@
-// Threads of a block as real threads, so that ThreadSanitizer sees what no barrier orders. Included by cuda_emu.h.
+// Threads of a block as real threads, so that ThreadSanitizer detects unordered accesses. Included by cuda_emu.h.
 //
-// Only what CUDA promises may order memory here: barriers and __syncwarp() do, shuffles and votes do not. So the latter
+// Memory is ordered only as CUDA guarantees: by barriers and __syncwarp(), but not by shuffles and votes. So the latter
 // are relaxed atomics; the hardware fences around them are assembler, which the sanitizer does not see. For the same
-// reason waiting is a bare futex call: the library's waiting would order memory by itself.
+// reason, waiting is a bare futex call: a library call would order memory itself.
 #pragma once
 #include <linux/futex.h>
 #include <pthread.h>
@@ -29,7 +29,7 @@ inline void wake_all(unsigned* word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVA
 
 constexpr const char* DIVERGENCE = "barrier divergence: some threads have ended while others wait at __syncthreads()";
 
-// Values alternate between two arrays: when a lane arrives for the next meeting, others may still read this one's.
+// Values alternate between two arrays: when a lane arrives at the next meeting, others may still read those of this one.
 struct Gathering {
     unsigned arrived, generation;
     uint64_t values[2][WARP_LANES];
@@ -83,7 +83,7 @@ inline int barrier(bool flag) {
     int* flags = &flags_raised[generation % 2];
     if (flag) __atomic_fetch_add(flags, 1, __ATOMIC_RELAXED);
     const unsigned arrived = __atomic_add_fetch(&num_arrived, 1, __ATOMIC_ACQ_REL);
-    // A slow thread may look only after this barrier was met and others came to their end: that is no divergence.
+    // A slow thread may look only after this barrier is complete and others have ended; that is not a divergence.
     if (__atomic_load_n(&num_ended, __ATOMIC_RELAXED) != 0 &&
         __atomic_load_n(&barrier_generation, __ATOMIC_RELAXED) == generation)
         fail(DIVERGENCE);
@@ -106,7 +106,7 @@ struct Grid {
     const char* (*after)();
 };
 inline Grid grid;
-// Two, since the sanitizer takes a thread that leaves a barrier late to be ordered behind all that came to it meanwhile.
+// Two, because the sanitizer orders a thread that leaves a barrier late after all that arrived meanwhile.
 inline pthread_barrier_t block_begins, block_ends;
 
 inline void* run_thread(void* argument) {

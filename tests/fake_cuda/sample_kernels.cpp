@@ -1,4 +1,4 @@
-// Two kernels as the emulator would make them, for tests of the driver layer alone: no CUDA C, no emulator.
+// Two kernels in the form that the emulator produces, for tests of the driver layer alone: no CUDA C, no emulator.
 #include <cstring>
 
 namespace {

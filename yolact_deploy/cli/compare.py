@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from yolact_deploy.datasets.image_sets import CocoImages
     from yolact_deploy.evaluation.comparison import ComparedImage, CompareResult
     from yolact_deploy.evaluation.trunk_comparison import TrunkComparison
     from yolact_deploy.export.search.bisect import BisectResult, Target
-    from yolact_deploy.export.search.trials import Change
+    from yolact_deploy.export.search.bisect_setup import BisectSetup
     from yolact_deploy.runtime.predictor import Predictor
 
 _EPILOG = """\
@@ -102,7 +100,8 @@ def _add_bisect_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration-method",
         choices=CALIBRATION_METHODS,
-        help="how ranges are chosen (default: as in export)",
+        default=CALIBRATION_METHODS[0],
+        help=f"how ranges are chosen (default {CALIBRATION_METHODS[0]}, as in export)",
     )
     group.add_argument("--keep-list", metavar="FILE.json", help="write these layers to a file for 'export --keep-fp32'")
 
@@ -133,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             worst = result.images[: args.worst]
             pairs = write_pairs(Path(args.pictures), worst, reference, engine, score_threshold=args.score)
         if setup:
-            bisected = _bisect(args, *setup, target, images)
+            bisected = _bisect(args, setup, target, images)
     if args.keep_list and bisected:
         write_json(args.keep_list, bisected.to_json())
     if args.json:
@@ -227,41 +226,37 @@ def _compare_layers(
 
 def _set_up_bisect(
     args: argparse.Namespace, reference: Predictor, engine: Predictor, images: CocoImages
-) -> tuple[Path, str, Change]:
-    """The FP32 file, the precision, and how graphs are lowered to it."""
+) -> BisectSetup:
     import sys
 
-    from yolact_deploy.export.search.bisect_setup import (
-        CalibrationChoice,
-        bisect_change,
-        bisect_precision_of,
-        fp32_file,
+    from yolact_deploy.export.search.bisect_setup import set_up_bisect
+
+    setup = set_up_bisect(
+        args.bisect,
+        (args.reference, reference),
+        (args.engine, engine),
+        images,
+        calibration=args.calibration,
+        calibration_images=args.calibration_images,
+        calibration_method=args.calibration_method,
+        progress=args.progress,
     )
-
-    path = fp32_file((args.reference, reference), (args.engine, engine))
-    precision = bisect_precision_of(args.bisect, engine, calibrated=bool(args.calibration))
-    calibration = None
-    if args.calibration:
-        calibration = CalibrationChoice(args.calibration, args.calibration_images, args.calibration_method)
-    change, notes = bisect_change(path, precision, engine, images, calibration, progress=args.progress)
     if not args.quiet:
-        for note in notes:
+        for note in setup.notes:
             print(f"note: {note}", file=sys.stderr)
-    return path, precision, change
+    return setup
 
 
-def _bisect(
-    args: argparse.Namespace, path: Path, precision: str, change: Change, target: Target | None, images: CocoImages
-) -> BisectResult:
+def _bisect(args: argparse.Namespace, setup: BisectSetup, target: Target | None, images: CocoImages) -> BisectResult:
     from dataclasses import replace
 
     from yolact_deploy.export.search.bisect import bisect_precision
 
     return bisect_precision(
-        path,
+        setup.path,
         replace(images, images=images.images[: args.layer_images]),
-        precision=precision,
-        change=change,
+        precision=setup.precision,
+        change=setup.change,
         target=target,
         judged=images if args.target_ap_drop is not None else None,
         score_threshold=args.score,

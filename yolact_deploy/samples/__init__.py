@@ -1,7 +1,7 @@
-"""What comes with the package: three COCO images with their annotations, on which an export is checked, and weights.
+"""Data in the package: three COCO images with annotations, on which exports are checked, and weights.
 
-`DEMO_MODEL` was trained on generated shapes (see `training/recipes/shapes_demo.py`), beginning with `MOBILENET_V2`, an
-8-bit backbone trained on ImageNet. ATTRIBUTION.md tells where everything comes from, and its licence.
+`DEMO_MODEL` was trained on generated shapes (see `training/recipes/shapes_demo.py`), starting from `MOBILENET_V2`, an
+8-bit backbone trained on ImageNet. ATTRIBUTION.md states the origin and license of each file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// What a program sees of libcuda.so.1, as far as it is faked: types, codes and numbers of the public driver interface.
+// The faked part of the interface of libcuda.so.1: types, codes and numbers of the public driver API.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Copies and fills: checked when they are asked for, done when the stream gets to them.
+// Copies and fills: checked when they are called, done when the stream reaches them.
 #include <cstring>
 
 #include "memory.h"
@@ -19,7 +19,7 @@ Target target(void* handle) {
 
 bool pageable(const void* address) { return !find_block(address, 1); }
 
-// Host memory that is not pinned is read before the call returns, or written before it does.
+// Host memory that is not pinned is read or written before the call returns.
 CUresult copy(void* handle, void* to, const void* from, size_t size, bool to_device, bool from_device) {
     std::unique_lock<std::mutex> guard(lock);
     auto [stream, error] = target(handle);

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <map>
 
-// What outlives the end of main is never destroyed.
+// Objects that must outlive main are never destroyed.
 Settings& settings = *new Settings;
 thread_local Thread thread;
 std::mutex lock;

@@ -32,7 +32,7 @@ struct Context {
     std::shared_ptr<Stream> legacy, per_thread;  // the two default streams
 };
 
-// One of the library's functions: how often it was called, and when it shall fail.
+// A function of the library: how often it was called, and when it should fail.
 struct Counter {
     std::atomic<long> calls{0};
     std::atomic<long> fails_in{0};  // the n-th call from now fails; 0: none
@@ -40,7 +40,7 @@ struct Counter {
 };
 Counter& counter(const std::string& function);
 
-// The calling thread: its stack of contexts, how strictly it takes captures, and whether it runs a host function.
+// The calling thread: its stack of contexts, its capture mode, and whether it runs a host function.
 struct Thread {
     std::vector<Context*> contexts;
     int capture_mode = CAPTURE_GLOBAL;
@@ -49,14 +49,14 @@ struct Thread {
 extern thread_local Thread thread;
 inline Context* current() { return thread.contexts.empty() ? nullptr : thread.contexts.back(); }
 
-// Guards everything but running work; whoever waits for work to be done waits on `progress`.
+// Guards everything but running work; threads that wait for work wait on `progress`.
 extern std::mutex lock;
 extern std::condition_variable progress;
 
 extern std::atomic<bool> initialised, forked;
 CUresult enter(Counter& counter, bool needs_init);
 
-// Handles of one kind that are alive, by address.
+// Live handles of one kind, by address.
 template <class T> struct Registry {
     std::unordered_map<void*, std::shared_ptr<T>> alive;
     void* add(std::shared_ptr<T> object) {

@@ -24,7 +24,7 @@ std::unique_ptr<Context> make_context(int device, bool is_primary) {
 
 bool known_device(CUdevice device) { return device >= 0 && device < settings.devices; }
 
-// CUdevice_attribute -> value, of a GPU that is no particular one.
+// CUdevice_attribute -> value, for a generic GPU.
 int attribute_value(int attribute) {
     switch (attribute) {
         case 1: return 1024;                   // threads of a block
@@ -48,7 +48,7 @@ int attribute_value(int attribute) {
         case 75: return settings.capability_major;
         case 76: return settings.capability_minor;
         case 81: return 228 << 10;             // shared memory of a multiprocessor
-        case 97: return 227 << 10;             // shared memory of a block that asks for it
+        case 97: return 227 << 10;             // shared memory of a block with opt-in
         case 106: return 32;                   // blocks of a multiprocessor
         default: return 0;
     }
@@ -170,7 +170,7 @@ API CUresult cuDevicePrimaryCtxRetain(Context** context, CUdevice device) {
     return SUCCESS;
 }
 
-// The context stays: a real one would free what lies in it.
+// The context stays; a real driver would free its contents.
 API CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
     ENTER("cuDevicePrimaryCtxRelease");
     std::lock_guard<std::mutex> guard(lock);
@@ -233,7 +233,7 @@ API CUresult cuCtxGetDevice(CUdevice* device) {
     return SUCCESS;
 }
 
-// NVRTC and others ask for NVIDIA's private tables, and take no for an answer.
+// NVRTC and others ask for NVIDIA's private tables, and accept a refusal.
 API CUresult cuGetExportTable(const void** table, const void*) {
     ENTER_UNSTARTED("cuGetExportTable");
     *table = nullptr;
@@ -244,7 +244,7 @@ API CUresult cuGetExportTable(const void** table, const void*) {
 
 size_t living_modules();
 
-// What was not freed, as text: empty when nothing is left. Guards of what is left are checked.
+// Everything not freed, as text (empty if nothing). Checks the guards of what is left.
 API const char* fake_leaks() {
     static std::string report;
     std::lock_guard<std::mutex> guard(lock);
@@ -267,7 +267,7 @@ API const char* fake_leaks() {
     return report.c_str();
 }
 
-// At the end of a process with FAKE_CUDA_STRICT=1, leaks are an error of their own.
+// At the end of a process with FAKE_CUDA_STRICT=1, leaks are an error.
 __attribute__((destructor)) static void unload() {
     const char* strict = std::getenv("FAKE_CUDA_STRICT");
     if (forked || !strict || !std::atoi(strict)) return;

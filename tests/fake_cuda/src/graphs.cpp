@@ -1,4 +1,4 @@
-// Stream capture, and graphs made by it.
+// Stream capture and captured graphs.
 #include <algorithm>
 
 #include "streams.h"
@@ -43,7 +43,7 @@ API CUresult cuStreamBeginCapture_v2(void* handle, int mode) {
     return SUCCESS;
 }
 
-// Whether the origin has waited for the last work of every stream of the capture.
+// Whether the origin has waited for the last work of every captured stream.
 static bool joined(Capture& capture) {
     Known& known = capture.known[capture.origin];
     return std::all_of(capture.count.begin(), capture.count.end(), [&](auto& entry) {
@@ -76,7 +76,7 @@ API CUresult cuStreamEndCapture(void* handle, void** graph) {
     return SUCCESS;
 }
 
-API CUresult cuStreamIsCapturing(void* handle, int* status) {  // 0 no, 1 yes, 2 spoilt
+API CUresult cuStreamIsCapturing(void* handle, int* status) {  // 0 no, 1 yes, 2 invalidated
     ENTER_CONTEXT("cuStreamIsCapturing");
     std::lock_guard<std::mutex> guard(lock);
     auto stream = find_stream(handle);

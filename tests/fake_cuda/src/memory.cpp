@@ -10,7 +10,7 @@
 std::map<uintptr_t, Block>& blocks = *new std::map<uintptr_t, Block>;
 
 static const unsigned char GUARD = 0xA5;
-static const unsigned char FRESH = 0xFF;  // NaN as float, -1 as int: reading what was not written shows
+static const unsigned char FRESH = 0xFF;  // NaN as float, -1 as int: so that reading uninitialized memory shows
 static const size_t FRESH_LIMIT = size_t(256) << 20;
 static const size_t ALIGNMENT = 256;  // of cuMemAlloc
 

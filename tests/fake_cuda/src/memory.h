@@ -6,7 +6,7 @@
 
 enum class Kind { device, pinned };
 
-// The user's bytes end close to a page that may not be touched; what is between is filled with a pattern and checked.
+// The user's bytes end close to an inaccessible page; the gap is filled with a pattern and checked.
 struct Block {
     uintptr_t begin;
     size_t size;
@@ -16,16 +16,16 @@ struct Block {
     Context* context;
 };
 
-extern std::map<uintptr_t, Block>& blocks;  // by begin
+extern std::map<uintptr_t, Block>& blocks;  // by start address
 
 // The block that holds [address, address + size), or nullptr. `lock` is held.
 const Block* find_block(uintptr_t address, size_t size);
 const Block* find_block(const void* address, size_t size);
 
-// Whether the memory is still there when the work runs, which may be long after it was recorded: dies if not.
+// Dies unless the memory still exists when the work runs, which may be long after it was recorded.
 void require_alive(CUdeviceptr address, size_t size, const char* what);
 
-// Bytes that allocations on a device hold. `lock` is held.
+// Bytes allocated on a device. `lock` is held.
 size_t bytes_used(int device);
 
 // Dies if something was written outside a block. `lock` is held.

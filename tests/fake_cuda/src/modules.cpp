@@ -1,4 +1,4 @@
-// Modules: an image stands for a shared library that the emulator made of the same kernels, which a launch calls.
+// Modules: an image represents a shared library of the emulator with the same kernels, which a launch calls.
 #include <dlfcn.h>
 
 #include <cstring>
@@ -20,7 +20,7 @@ struct Library {
 
 struct Module {
     Context* context;
-    std::vector<std::string> libraries;  // in which its functions are looked for
+    std::vector<std::string> libraries;  // searched for its functions
 };
 
 struct Function {
@@ -36,7 +36,7 @@ const int SHARED_OPTIN = 227 << 10;
 Registry<Module>& modules = *new Registry<Module>;
 auto& functions = *new std::map<std::pair<Module*, std::string>, std::shared_ptr<Function>>;
 auto& images = *new std::vector<std::pair<std::string, std::string>>;  // contents, library
-std::mutex emulator;                                      // it runs one block of one kernel at a time
+std::mutex emulator;                                      // runs one block of one kernel at a time
 
 Library open_library(const std::string& path) {
     Library library{};

@@ -14,7 +14,7 @@ std::shared_ptr<Stream> find_stream(void* handle) {
 
 static bool is_default(const Stream& stream) { return &stream == stream.context->legacy.get(); }
 
-// What the default stream orders: it and the streams that were made without STREAM_NON_BLOCKING.
+// Streams that the default stream orders: itself and those created without STREAM_NON_BLOCKING.
 static std::vector<Place> implicit_order(const Stream& stream) {
     std::vector<Place> places;
     const auto add = [&](const std::shared_ptr<Stream>& other) {
@@ -142,7 +142,7 @@ API CUresult cuStreamSynchronize(void* handle) {
     return SUCCESS;
 }
 
-// Each question lets one piece of work run, so that a program that polls gets on.
+// Each query runs one piece of work, so that a polling program makes progress.
 API CUresult cuStreamQuery(void* handle) {
     ENTER_CONTEXT("cuStreamQuery");
     std::unique_lock<std::mutex> guard(lock);
@@ -164,7 +164,7 @@ API CUresult cuCtxSynchronize() {
     return SUCCESS;
 }
 
-// Work that takes a time, for tests.
+// Work that takes some time, for tests.
 API CUresult fake_sleep(void* handle, int milliseconds) {
     std::unique_lock<std::mutex> guard(lock);
     auto stream = find_stream(handle);

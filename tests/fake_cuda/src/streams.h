@@ -1,4 +1,4 @@
-// Streams, events, captures and graphs. Work is queued, and runs when someone waits for it.
+// Streams, events, captures and graphs. Work is queued and runs when something waits for it.
 #pragma once
 #include <chrono>
 #include <deque>
@@ -23,11 +23,11 @@ struct Work {
     std::shared_ptr<Event> event;  // recorded by every launch of the graph
 };
 
-// What work of which stream is known to be done before a given point of a capture.
+// The work of each stream that is known to be done before a given point of a capture.
 using Known = std::map<Stream*, uint64_t>;
 
 struct Capture {
-    std::vector<Work> nodes;  // of all streams, in the order of the calls, which is one in which they may run
+    std::vector<Work> nodes;  // of all streams, in the order of the calls, which is a valid order to run them
     Stream* origin;
     int mode;
     std::thread::id owner;
@@ -62,7 +62,7 @@ struct Graph {
 
 struct GraphExec {
     std::vector<Work> nodes;
-    Place last;  // its launches follow each other, whatever their streams
+    Place last;  // its launches run one after another, whatever their streams
 };
 
 extern Registry<Stream>& streams;
@@ -76,9 +76,9 @@ std::shared_ptr<Stream> find_stream(void* handle);
 // Adds work to a stream, or to the capture that it is part of. `guard` holds `lock`, and is released while work runs.
 CUresult enqueue(std::unique_lock<std::mutex>& guard, const std::shared_ptr<Stream>& stream, Work work);
 
-// Runs the work of a stream up to a place, or waits until another thread has.
+// Runs the work of a stream up to a place, or waits until another thread has done so.
 void drain(std::unique_lock<std::mutex>& guard, const Place& place);
 void drain_all();
 
-// An error where a call may not be made while something is captured, which the call then spoils.
+// An error if a call is not allowed during a capture; the call then invalidates the capture.
 CUresult unsafe_call();

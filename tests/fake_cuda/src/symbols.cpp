@@ -1,4 +1,4 @@
-// cuGetProcAddress: the functions by name and by the CUDA version in which they got their present form.
+// cuGetProcAddress: the functions by name and by the CUDA version that introduced their present signature.
 #include <dlfcn.h>
 
 #include <cstring>
@@ -11,9 +11,9 @@ API CUresult cuGetProcAddress(const char* name, void** function, int version, ui
 namespace {
 
 struct Symbol {
-    const char* name;      // as asked for
-    int version;           // from which on
-    const char* exported;  // as the library exports it
+    const char* name;      // requested name
+    int version;           // first version
+    const char* exported;  // exported name
 };
 
 const Symbol SYMBOLS[] = {
@@ -114,7 +114,7 @@ API CUresult cuGetProcAddress_v2(const char* name, void** function, int version,
     }
     *function = best ? dlsym(own_library(), best->exported) : nullptr;
     if (best && !*function) die("%s is listed and not exported", best->exported);
-    if (status) *status = best ? 0 : known ? 2 : 1;  // found, another version is needed, not found
+    if (status) *status = best ? 0 : known ? 2 : 1;  // found, needs another version, not found
     return best ? SUCCESS : NOT_FOUND;
 }
 

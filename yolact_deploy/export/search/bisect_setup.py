@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,26 +19,64 @@ from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS, ONNX_
 
 
 @dataclass(frozen=True)
-class CalibrationChoice:
-    """Pictures for INT8 ranges, and how ranges are chosen.
+class BisectSetup:
+    """What to bisect.
 
     Attributes:
-        source: folder of pictures or COCO folder
-        images: how many of them, spread evenly
-        method: by default that of the export
+        path: the FP32 file
+        precision: of the lowered layers
+        change: lowers a graph to this precision
+        notes: for the user
     """
 
-    source: str | os.PathLike[str]
-    images: int
-    method: str | None = None
+    path: Path
+    precision: str
+    change: Change
+    notes: tuple[str, ...] = ()
 
 
-def fp32_file(*models: tuple[str, Predictor]) -> Path:
-    """The file of the first model that is an FP32 ONNX file; models are (spec, predictor).
+def set_up_bisect(
+    choice: str,
+    reference: tuple[str, Predictor],
+    engine: tuple[str, Predictor],
+    judged: CocoImages,
+    *,
+    calibration: str | None = None,
+    calibration_images: int | None = None,
+    calibration_method: str = CALIBRATION_METHODS[0],
+    progress: Progress = SILENT,
+) -> BisectSetup:
+    """Choose the file and precision; INT8 calibrates on pictures that are not judged.
+
+    Args:
+        choice: a precision, or "engine" for the engine's
+        reference, engine: (specification, predictor) of the two models; one of them must be an FP32 ONNX file
+        calibration: folder of pictures or COCO folder for INT8 ranges
+        calibration_images: how many of them, spread evenly
+        calibration_method: one of :data:`~yolact_deploy.vocabulary.CALIBRATION_METHODS`
 
     Raises:
-        InputError: none of them is.
+        InputError: no FP32 file, a precision that cannot be bisected, or one that does not fit ``calibration``.
     """
+    path = _fp32_file(reference, engine)
+    backend = engine[1].backend
+    precision = backend.precision if choice == "engine" else choice
+    if precision not in (*HALF_PRECISIONS, "int8"):
+        raise InputError(f"--bisect: the engine computes in {precision}; name the precision, as in --bisect fp16")
+    if precision == "int8" and not calibration:
+        raise InputError("--bisect in int8 requires pictures for the ranges: add --calibration DIR")
+    if precision != "int8" and calibration:
+        raise InputError(f"--bisect in {precision} does not use --calibration: leave it out")
+    if not calibration:
+        return BisectSetup(path, precision, half_precision(precision))
+    paths, note = calibration_apart(calibration, calibration_images, judged)
+    ranges = calibrate(read_onnx(path), paths, method=calibration_method, progress=progress)
+    quantization = backend.metadata.quantization
+    change = int8(ranges, quantization["target"] if quantization else "symmetric")
+    return BisectSetup(path, precision, change, tuple(filter(None, (note, *ranges.notes))))
+
+
+def _fp32_file(*models: tuple[str, Predictor]) -> Path:
     for spec, predictor in models:
         path = ModelSpec.parse(spec).path
         if path.suffix.lower() in ONNX_SUFFIXES and predictor.backend.metadata.precision == "fp32":
@@ -47,41 +84,3 @@ def fp32_file(*models: tuple[str, Predictor]) -> Path:
     raise InputError(
         "--bisect needs an FP32 ONNX file as --reference or --engine: make it with 'yolact-deploy export --fp32'"
     )
-
-
-def bisect_precision_of(choice: str, engine: Predictor, *, calibrated: bool) -> str:
-    """The precision to bisect: ``choice``, or the engine's where that is "engine".
-
-    Args:
-        calibrated: whether there are pictures for INT8 ranges
-
-    Raises:
-        InputError: a precision that cannot be bisected, or that does not fit ``calibrated``.
-    """
-    precision = engine.backend.precision if choice == "engine" else choice
-    if precision not in (*HALF_PRECISIONS, "int8"):
-        raise InputError(f"--bisect: the engine computes in {precision}; name the precision, as in --bisect fp16")
-    if precision == "int8" and not calibrated:
-        raise InputError("--bisect in int8 requires pictures for the ranges: add --calibration DIR")
-    if precision != "int8" and calibrated:
-        raise InputError(f"--bisect in {precision} does not use --calibration: leave it out")
-    return precision
-
-
-def bisect_change(
-    path: Path,
-    precision: str,
-    engine: Predictor,
-    judged: CocoImages,
-    calibration: CalibrationChoice | None,
-    *,
-    progress: Progress = SILENT,
-) -> tuple[Change, list[str]]:
-    """How graphs are lowered to ``precision``, and notes for the user. INT8 calibrates on unjudged pictures."""
-    if calibration is None:
-        return half_precision(precision), []
-    paths, note = calibration_apart(calibration.source, calibration.images, judged)
-    ranges = calibrate(read_onnx(path), paths, method=calibration.method or CALIBRATION_METHODS[0], progress=progress)
-    quantization = engine.backend.metadata.quantization
-    change = int8(ranges, quantization["target"] if quantization else "symmetric")
-    return change, [text for text in (note, *ranges.notes) if text]

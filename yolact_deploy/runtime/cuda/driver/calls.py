@@ -161,6 +161,12 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def check(result: tuple[Any], name: str) -> None:
+    """Raise the error in the result of a direct call of the function ``name``, if there is one."""
+    if result[0]:
+        raise failure(name, result[0])
+
+
 def _unknown_code(name: str, reason: ValueError) -> Exception:
     """cuda-python raises ValueError for the codes of a newer driver; other errors are returned unchanged."""
     if "CUresult" not in str(reason):

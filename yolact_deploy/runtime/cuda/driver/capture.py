@@ -42,9 +42,7 @@ class Graph:
         """Run the work in a stream, after any launch that is still running."""
         if self._exec is None:
             raise BackendError("this graph cannot be launched: its capture is unfinished or failed, or it was closed")
-        (error,) = self._launch(self._exec, stream.raw)
-        if error:
-            raise calls.failure("cuGraphLaunch", error)
+        calls.check(self._launch(self._exec, stream.raw), "cuGraphLaunch")
 
     def close(self) -> None:
         """Destroy the graph."""

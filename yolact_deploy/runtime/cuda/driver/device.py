@@ -79,9 +79,7 @@ class Device:
 
     def use(self) -> None:
         """Make the device current in this thread, in case other libraries changed it; takes less than 1 us."""
-        (error,) = self._set_current(self.context)
-        if error:
-            raise calls.failure("cuCtxSetCurrent", error)
+        calls.check(self._set_current(self.context), "cuCtxSetCurrent")
 
     def __enter__(self) -> Device:
         calls.call("cuCtxPushCurrent", self.context)

@@ -133,27 +133,19 @@ class Stream(KernelQueue):
 
     def upload(self, device_pointer: int, host_pointer: int, nbytes: int) -> None:
         """Copy from host to device memory."""
-        (error,) = self._upload(device_pointer, host_pointer, nbytes, self.raw)
-        if error:
-            raise calls.failure("cuMemcpyHtoDAsync", error)
+        calls.check(self._upload(device_pointer, host_pointer, nbytes, self.raw), "cuMemcpyHtoDAsync")
 
     def download(self, host_pointer: int, device_pointer: int, nbytes: int) -> None:
         """Copy from device to host memory."""
-        (error,) = self._download(host_pointer, device_pointer, nbytes, self.raw)
-        if error:
-            raise calls.failure("cuMemcpyDtoHAsync", error)
+        calls.check(self._download(host_pointer, device_pointer, nbytes, self.raw), "cuMemcpyDtoHAsync")
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copy within device memory."""
-        (error,) = self._copy(target, source, nbytes, self.raw)
-        if error:
-            raise calls.failure("cuMemcpyDtoDAsync", error)
+        calls.check(self._copy(target, source, nbytes, self.raw), "cuMemcpyDtoDAsync")
 
     def fill(self, pointer: int, byte: int, nbytes: int) -> None:
         """Set every byte of device memory to ``byte``, 0 to 255."""
-        (error,) = self._fill(pointer, byte, nbytes, self.raw)
-        if error:
-            raise calls.failure("cuMemsetD8Async", error)
+        calls.check(self._fill(pointer, byte, nbytes, self.raw), "cuMemsetD8Async")
 
     def record(self, event: Event) -> None:
         """Mark the current end of the queue.
@@ -165,15 +157,11 @@ class Stream(KernelQueue):
             flags = int(calls.start().CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL)
             calls.call("cuEventRecordWithFlags", event.raw, self.raw, flags)
             return
-        (error,) = self._record(event.raw, self.raw)
-        if error:
-            raise calls.failure("cuEventRecord", error)
+        calls.check(self._record(event.raw, self.raw), "cuEventRecord")
 
     def wait(self, event: Event) -> None:
         """Let later work wait for the mark, which may be in another stream."""
-        (error,) = self._wait(self.raw, event.raw, 0)
-        if error:
-            raise calls.failure("cuStreamWaitEvent", error)
+        calls.check(self._wait(self.raw, event.raw, 0), "cuStreamWaitEvent")
 
     def wait_for(self, other: int) -> None:
         """Let later work wait for the current work of a stream given by number (1: the legacy default stream)."""

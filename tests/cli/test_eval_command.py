@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("pycocotools")
 
 from data import data_dir
-from scripted import SCRIPT, ScriptedBackend, Thing, predictor, write_coco
+from scripted import SCRIPT, Instance, ScriptedBackend, predictor, write_coco
 
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets import yolact_dets
 from yolact_deploy.evaluation import engines
 from yolact_deploy.vocabulary import EVALUATORS
 
-WORSE = {**SCRIPT, 1: (Thing(0, 0.9, (12, 15, 44, 45)), Thing(1, 0.6, (50, 15, 75, 45)))}
+WORSE = {**SCRIPT, 1: (Instance(0, 0.9, (12, 15, 44, 45)), Instance(1, 0.6, (50, 15, 75, 45)))}
 
 
 class Turns:

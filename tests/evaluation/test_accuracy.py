@@ -52,7 +52,9 @@ def test_dumps_of_the_original(
 
 
 def results_of(script: Any = SCRIPT) -> list[dict[str, Any]]:
-    return [r for number, things in script.items() for r in detections(things).to_coco(number, CONFIG.category_ids)]
+    return [
+        r for number, instances in script.items() for r in detections(instances).to_coco(number, CONFIG.category_ids)
+    ]
 
 
 def test_what_is_right_scores_one(capsys: pytest.CaptureFixture[str]) -> None:

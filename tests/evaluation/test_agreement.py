@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from scripted import CONFIG, SCRIPT, Thing, detections
+from scripted import CONFIG, SCRIPT, Instance, detections
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter, compare_detections, mask_iou
 from yolact_deploy.mask_forms import MaskCrops
 
-THINGS = (Thing(0, 0.9, (10, 15, 40, 45)), Thing(0, 0.7, (50, 15, 75, 45)), Thing(1, 0.5, (0, 0, 20, 15)))
+INSTANCES = (Instance(0, 0.9, (10, 15, 40, 45)), Instance(0, 0.7, (50, 15, 75, 45)), Instance(1, 0.5, (0, 0, 20, 15)))
 
 
-def agree(reference: Sequence[Thing], engine: Sequence[Thing]) -> Agreement:
+def agree(reference: Sequence[Instance], engine: Sequence[Instance]) -> Agreement:
     meter = AgreementMeter()
     a, b = detections(reference), detections(engine)
     meter.add(a, b)
@@ -28,9 +28,9 @@ def agree(reference: Sequence[Thing], engine: Sequence[Thing]) -> Agreement:
 def test_identical() -> None:
     meter = AgreementMeter()
     results = []
-    for number, things in SCRIPT.items():
-        meter.add(detections(things), detections(things))
-        results += detections(things).to_coco(number, CONFIG.category_ids)
+    for number, instances in SCRIPT.items():
+        meter.add(detections(instances), detections(instances))
+        results += detections(instances).to_coco(number, CONFIG.category_ids)
     a = meter.result(results, results)
     assert (a.images, a.reference_detections) == (3, 3), "the one that scores 0.05 is not judged"
     assert (a.matched_share, a.matched_share_90, a.missed, a.extra, a.label_flips) == (1, 1, 0, 0, 0)
@@ -43,8 +43,8 @@ def test_identical() -> None:
 
 def test_mask_scores_that_rank_otherwise() -> None:
     """A detection with a low box score and a high mask score is not judged and does not affect the others."""
-    things = (*THINGS, Thing(0, 0.1, (60, 50, 90, 60)))
-    ours = dataclasses.replace(detections(things), mask_scores=np.array([0.1, 0.2, 0.3, 0.9], np.float32))
+    instances = (*INSTANCES, Instance(0, 0.1, (60, 50, 90, 60)))
+    ours = dataclasses.replace(detections(instances), mask_scores=np.array([0.1, 0.2, 0.3, 0.9], np.float32))
     other = dataclasses.replace(ours, mask_scores=np.array([0.1, 0.25, 0.3, 0.9], np.float32))
     meter = AgreementMeter()
     image = meter.add(ours, other)
@@ -52,12 +52,12 @@ def test_mask_scores_that_rank_otherwise() -> None:
     results = [side.to_coco(1, CONFIG.category_ids) for side in (ours, other)]
     a = meter.result(*results)
     assert (a.box_ap, a.mask_ap) == (pytest.approx(1), pytest.approx(1))
-    assert compare_detections(ours, detections(things)).mask_score_differences == []
+    assert compare_detections(ours, detections(instances)).mask_score_differences == []
 
 
 def test_shifted_boxes() -> None:
-    moved = [dataclasses.replace(THINGS[0], box=(15, 15, 45, 45)), *THINGS[1:]]
-    a = agree(THINGS, moved)
+    moved = [dataclasses.replace(INSTANCES[0], box=(15, 15, 45, 45)), *INSTANCES[1:]]
+    a = agree(INSTANCES, moved)
     assert a.matched_share == 1
     assert a.matched_share_90 == pytest.approx(2 / 3)
     assert a.min_box_iou == pytest.approx(25 / 35)
@@ -69,26 +69,26 @@ def test_shifted_boxes() -> None:
 
 
 def test_shifted_too_far() -> None:
-    a = agree(THINGS, [dataclasses.replace(THINGS[0], box=(26, 15, 56, 45)), *THINGS[1:]])
+    a = agree(INSTANCES, [dataclasses.replace(INSTANCES[0], box=(26, 15, 56, 45)), *INSTANCES[1:]])
     assert (a.missed, a.extra, a.label_flips) == (1, 1, 0)
     assert a.matched_share == pytest.approx(2 / 3)
 
 
 def test_missing_and_extra() -> None:
-    a = agree(THINGS, THINGS[:2])
+    a = agree(INSTANCES, INSTANCES[:2])
     assert (a.missed, a.extra) == (1, 0)
     assert a.box_ap == pytest.approx(0.5), "one of two classes is lost"
-    b = agree(THINGS[:2], THINGS)
+    b = agree(INSTANCES[:2], INSTANCES)
     assert (b.missed, b.extra) == (0, 1)
 
 
 def test_label_flip() -> None:
-    a = agree(THINGS, [dataclasses.replace(THINGS[0], label=2), *THINGS[1:]])
+    a = agree(INSTANCES, [dataclasses.replace(INSTANCES[0], label=2), *INSTANCES[1:]])
     assert (a.missed, a.extra, a.label_flips) == (1, 1, 1)
 
 
 def test_scores_that_slip_over_the_threshold_are_no_miss() -> None:
-    low, high = [Thing(0, 0.14, (10, 15, 40, 45))], [Thing(0, 0.16, (10, 15, 40, 45))]
+    low, high = [Instance(0, 0.14, (10, 15, 40, 45))], [Instance(0, 0.16, (10, 15, 40, 45))]
     for a in (agree(high, low), agree(low, high)):
         assert (a.missed, a.extra) == (0, 0)
     assert agree(high, low).max_score_difference == pytest.approx(0.02, abs=1e-6)
@@ -96,13 +96,13 @@ def test_scores_that_slip_over_the_threshold_are_no_miss() -> None:
 
 def test_the_better_reference_chooses_first() -> None:
     near, far = (10, 15, 40, 45), (14, 15, 44, 45)
-    reference = [Thing(0, 0.5, near), Thing(0, 0.9, far)]
-    image = compare_detections(detections(reference), detections([Thing(0, 0.9, near)]))
+    reference = [Instance(0, 0.5, near), Instance(0, 0.9, far)]
+    image = compare_detections(detections(reference), detections([Instance(0, 0.9, near)]))
     assert (image.missed, image.box_ious) == (1, [pytest.approx(26 / 34)]), "the one of 0.9 takes what there is"
 
 
 def test_the_threshold_of_overlap() -> None:
-    a, b = detections([Thing(0, 0.9, (0, 0, 20, 20))]), detections([Thing(0, 0.9, (0, 0, 20, 10))])
+    a, b = detections([Instance(0, 0.9, (0, 0, 20, 20))]), detections([Instance(0, 0.9, (0, 0, 20, 10))])
     assert compare_detections(a, b).missed == 0, "an overlap of just 0.5 is enough"
     assert compare_detections(a, b, iou_threshold=0.51).missed == 1
 
@@ -110,13 +110,13 @@ def test_the_threshold_of_overlap() -> None:
 def test_nothing_to_compare() -> None:
     a = agree([], [])
     assert (a.reference_detections, a.matched_share, a.mean_box_iou, a.box_ap) == (0, None, None, None)
-    assert agree([], THINGS).extra == 3
-    assert agree(THINGS, []).box_ap == 0
+    assert agree([], INSTANCES).extra == 3
+    assert agree(INSTANCES, []).box_ap == 0
 
 
 def test_detections_without_area_agree() -> None:
-    things = [Thing(0, 0.9, (10, 10, 10, 10)), *THINGS]
-    a = agree(things, things)
+    instances = [Instance(0, 0.9, (10, 10, 10, 10)), *INSTANCES]
+    a = agree(instances, instances)
     assert (a.box_ap, a.mask_ap) == (pytest.approx(1), pytest.approx(1))
 
 

@@ -16,7 +16,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import helper, numpy_helper
-from scripted import HEIGHT, WIDTH, ScriptedBackend, Thing, predictor
+from scripted import HEIGHT, WIDTH, Instance, ScriptedBackend, predictor
 from small_net import CONFIG, pictures, write_blobs, write_model
 
 from yolact_deploy.artifact import Metadata
@@ -289,34 +289,36 @@ def test_masks_of_graphs_that_end_in_detections(change: Any, words: str) -> None
 
 # -- what is no mistake ---------------------------------------------------------------------------------------------
 
-_THINGS = [Thing(i % 3, 0.9 - i / 20, (i % 4 * 20, i // 4 * 30, i % 4 * 20 + 18, i // 4 * 30 + 25)) for i in range(8)]
+_INSTANCES = [
+    Instance(i % 3, 0.9 - i / 20, (i % 4 * 20, i // 4 * 30, i % 4 * 20 + 18, i // 4 * 30 + 25)) for i in range(8)
+]
 
 
-def diagnosis_of(engine_things: list[Thing]) -> Diagnosis:
-    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS, engine_things))
+def diagnosis_of(engine_instances: list[Instance]) -> Diagnosis:
+    right, wrong = (predictor(ScriptedBackend({1: instances})) for instances in (_INSTANCES, engine_instances))
     return diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
 
 
 def test_a_flip_or_two_are_no_mistake() -> None:
-    flipped = [dataclasses.replace(thing, label=2) if i == 0 else thing for i, thing in enumerate(_THINGS)]
+    flipped = [dataclasses.replace(instance, label=2) if i == 0 else instance for i, instance in enumerate(_INSTANCES)]
     diagnosis = diagnosis_of(flipped)
     assert (diagnosis.kind, diagnosis.similarity) == ("unknown", pytest.approx(2 * 7 / 16))
-    three = [dataclasses.replace(thing, label=2) if thing.label == 0 else thing for thing in _THINGS]
+    three = [dataclasses.replace(instance, label=2) if instance.label == 0 else instance for instance in _INSTANCES]
     assert diagnosis_of(three).kind == "labels"
     assert "labels are mixed up: 8 of 8" in diagnosis_of(three).sentence
 
 
 def test_one_missed_of_eight() -> None:
-    diagnosis = diagnosis_of(_THINGS[:-1])
+    diagnosis = diagnosis_of(_INSTANCES[:-1])
     assert (diagnosis.kind, diagnosis.explained) == ("agree", None)
     assert diagnosis.sentence == "the models mostly agree (similarity 0.933); no common mistake explains the rest"
 
 
 def test_a_box_that_scores_next_to_nothing_is_no_partner() -> None:
     """Each shifted detection has a low-scoring one of the right class in its place, as in real networks."""
-    shifted = [dataclasses.replace(thing, label=(thing.label + 1) % 3) for thing in _THINGS[:4]]
-    shadows = [dataclasses.replace(thing, score=0.05) for thing in _THINGS[:4]]
-    right, wrong = (predictor(ScriptedBackend({1: things})) for things in (_THINGS[:4], shifted + shadows))
+    shifted = [dataclasses.replace(instance, label=(instance.label + 1) % 3) for instance in _INSTANCES[:4]]
+    shadows = [dataclasses.replace(instance, score=0.05) for instance in _INSTANCES[:4]]
+    right, wrong = (predictor(ScriptedBackend({1: instances})) for instances in (_INSTANCES[:4], shifted + shadows))
     diagnosis = diagnose(right, wrong, [np.full((HEIGHT, WIDTH, 3), 10, np.uint8)])
     assert diagnosis.sentence.startswith("labels are shifted by one: 4 of 4 detections")
     assert diagnosis.similarity == 0

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("pycocotools")
 
-from scripted import SCRIPT, ScriptedBackend, Thing, coco_content, predictor, source, write_coco, write_pictures
+from scripted import SCRIPT, Instance, ScriptedBackend, coco_content, predictor, source, write_coco, write_pictures
 
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.errors import DatasetError, InputError
@@ -21,7 +21,7 @@ from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.evaluate import EVAL_STAGES, Evaluation, cache_key, evaluate
 
 # One of three objects is detected as another class, so that the figures are neither 0 nor 1.
-SCRIPTED = {**SCRIPT, 2: (Thing(0, 0.8, (20, 10, 60, 50)),)}
+SCRIPTED = {**SCRIPT, 2: (Instance(0, 0.8, (20, 10, 60, 50)),)}
 
 
 class Interrupted(ScriptedBackend):

@@ -1,4 +1,4 @@
-"""Debian's chromium without a window, driven by the DevTools protocol over a pipe: what a page asks for and shows."""
+"""Headless Debian chromium, driven by the DevTools protocol over a pipe: what a page requests and shows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Chromium:
             PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={self._profile.name}",
         ]  # fmt: skip
-        # The browser reads commands from file number 3 and answers on 4, each ended by a zero byte.
+        # The browser reads commands from file descriptor 3 and answers on 4; a zero byte ends each message.
         connect = (
             f"import os, sys; os.dup2({there_read}, 3); os.dup2({there_write}, 4); os.execv(sys.argv[1], sys.argv[1:])"
         )
@@ -84,7 +84,7 @@ class Chromium:
             self._events.append(answer)
 
     def open(self, path: Path, width: int, height: int = 900, *, dark: bool = False, media: str = "screen") -> Page:
-        """Load a file at a width in pixels and wait until it stands."""
+        """Load a file at a width in pixels and wait until it is rendered."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -132,7 +132,7 @@ class Chromium:
 
 
 def _pipe() -> tuple[int, int]:
-    """Both ends under numbers that the child's 3 and 4 cannot meet."""
+    """Both ends under numbers that cannot collide with the child's 3 and 4."""
     low = os.pipe()
     read, write = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in low)
     for end in low:

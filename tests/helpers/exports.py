@@ -1,4 +1,4 @@
-"""Fixtures of exported networks: each file is made once a session, on first use."""
+"""Fixtures of exported networks: each file is created once per session, on first use."""
 
 from __future__ import annotations
 

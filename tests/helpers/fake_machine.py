@@ -1,4 +1,4 @@
-"""A machine made of files under a folder, and an NVML of one's own choosing."""
+"""A machine described by files in a folder, and a configurable NVML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write(root: Path, files: dict[str, object]) -> None:
 
 
 class FakeNvml:
-    """As much of ``pynvml`` as is asked for; what ``answers`` of a GPU lacks is "not supported".
+    """A minimal ``pynvml``; functions that a GPU's ``answers`` lack are "not supported".
 
     Args:
         gpus: for each GPU the answers by the function's name without ``nvmlDeviceGet``; a callable is called
@@ -46,7 +46,7 @@ class FakeNvml:
         return index
 
     def __getattr__(self, function: str) -> Any:
-        # Like the real module, it lacks what is newer than it.
+        # Like the real module, it lacks newer functions.
         if not function.startswith("nvmlDeviceGet"):
             raise AttributeError(function)
         name = function.removeprefix("nvmlDeviceGet")

@@ -1,8 +1,7 @@
-"""An onnxruntime package that says it has GPU providers, made of the real one: what it is asked for runs on the CPU.
+"""An onnxruntime package that claims to have GPU providers, built from the real one; everything runs on the CPU.
 
-Sessions, bindings and options are the real classes, so a call with wrong arguments fails as it would in the real
-package; only the names of providers and devices are exchanged. Addresses are used as they are: "device memory" is the
-host's.
+Sessions, bindings and options are the real classes, so a call with wrong arguments fails as in the real package; only
+the names of providers and devices are replaced. Addresses are used unchanged: "device memory" is host memory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
 
 class Options(real.SessionOptions):  # type: ignore[misc]  # the package has no types
-    """Remembers the devices that a session was given, as the real class has no way to ask."""
+    """Records the devices that a session was given, which the real class does not expose."""
 
     devices: tuple[list[Any], dict[str, str]] | None = None
 
@@ -30,7 +29,7 @@ class Options(real.SessionOptions):  # type: ignore[misc]  # the package has no 
 
 
 class Binding(IOBinding):  # type: ignore[misc]
-    """Takes "cuda" memory for the CPU's."""
+    """Treats "cuda" memory as CPU memory."""
 
     def bind_input(
         self, name: str, device_type: str, device_id: int, element_type: Any, shape: Any, buffer_ptr: int
@@ -68,18 +67,17 @@ class FakeOnnxRuntime(types.ModuleType):
     """The module.
 
     Attributes:
-        falls_back: as where a provider's libraries are missing: sessions come back with the CPU provider only
-        left_to_cpu: operators that the provider has no kernel for
-        sessions: (provider, its options, session options) of each session made
-        rtx_devices: what the plugin finds once it is registered
-        enqueue: puts a bound run into the stream that the session was given, as a provider on a GPU does; by default
-            it runs at once
+        falls_back: as if a provider's libraries were missing: sessions only have the CPU provider
+        left_to_cpu: operators without a kernel in the provider
+        sessions: (provider, its options, session options) of each session
+        rtx_devices: devices of the plugin once it is registered
+        enqueue: puts a bound run into the stream of the session, like a provider on a GPU; by default it runs at once
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__("onnxruntime")
         (folder / "capi").mkdir(parents=True)
-        for provider in ("cuda", "tensorrt"):  # loading an empty file fails, but not for want of a file
+        for provider in ("cuda", "tensorrt"):  # loading an empty file fails, but not because the file is missing
             (folder / "capi" / f"libonnxruntime_providers_{provider}.so").touch()
         self.__file__ = str(folder / "__init__.py")
         self.__version__, self.cuda_version = "9.9.9", "13.0"

@@ -1,7 +1,8 @@
-"""The loss of YOLACT in plain loops, one image and one prior at a time: slow, and simple enough to be taken as true.
+"""The loss of YOLACT in plain loops, one image and one prior at a time: slow, but simple enough to be trusted.
 
-Written from the description of the loss, apart from the code under test. Boxes are xyxy normalized, priors (cx, cy, w,
-h). Matching is in float32 scalars, as thresholds and ties depend on rounding; the losses are in float64 by autograd.
+Written from the description of the loss, independently of the code under test. Boxes are xyxy, normalized; priors (cx,
+cy, w, h). Matching uses float32 scalars, because thresholds and ties depend on rounding; the losses use float64 and
+autograd.
 """
 
 from __future__ import annotations

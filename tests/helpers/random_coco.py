@@ -1,4 +1,4 @@
-"""Random annotations, and results that hit some of them: crowds, empty images, equal scores, all sizes."""
+"""Random annotations, and results that hit some of them, with crowds, empty images, equal scores and all sizes."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def make_content(images: int, seed: int = 0) -> dict[str, Any]:
 
 
 def make_results(content: dict[str, Any], seed: int = 0, *, decimals: int = 1, noise: float = 4.0) -> list[Any]:
-    """COCO results with boxes and masks: objects found more or less exactly, some twice, and what is not there.
+    """COCO results with boxes and masks: objects detected more or less exactly, some twice, and false positives.
 
     Args:
-        decimals: of the scores; few give many equal ones
+        decimals: of the scores; fewer give more equal scores
         noise: of the boxes, in pixels
     """
     rng = np.random.default_rng(seed)

@@ -15,7 +15,7 @@ SIDE = 24  # of the prototypes
 
 
 def make_image(rng: np.random.Generator, objects: int, crowds: int = 0, grid: int = SIZE) -> dict[str, Any]:
-    """An image with boxes normalized, on a grid (a coarse one makes ties), as `plain_loss` takes it."""
+    """An image for `plain_loss` with normalized boxes on a grid (a coarse one creates ties)."""
     count = objects + crowds
     start = rng.integers(0, grid - 1, (count, 2))
     end = start + 1 + (rng.random((count, 2)) * (grid - start - 1)).astype(int)
@@ -28,7 +28,7 @@ def make_image(rng: np.random.Generator, objects: int, crowds: int = 0, grid: in
 
 
 def target(image: dict[str, Any]) -> dict[str, Any]:
-    """The image as a target of a dataset; boxes keep their value when they are divided by 2**k or by SIZE."""
+    """The image as a target of a dataset; division by 2**k or SIZE does not change the boxes."""
     return {
         "boxes": torch.from_numpy(image["boxes"] * np.float32(SIZE)),
         "labels": torch.from_numpy(image["labels"]),
@@ -40,7 +40,7 @@ def target(image: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_priors(rng: np.random.Generator, count: int, grid: int = 2 * SIZE) -> torch.Tensor:
-    """Priors [count, 4] on a grid, some of them alike."""
+    """Priors [count, 4] on a grid, some of them equal."""
     centre = rng.integers(1, grid, (count, 2))
     size = rng.integers(grid // 12, grid // 2, (count, 2))
     priors = np.concatenate([centre, size], axis=1).astype(np.float32) / np.float32(grid)
@@ -49,7 +49,7 @@ def make_priors(rng: np.random.Generator, count: int, grid: int = 2 * SIZE) -> t
 
 
 def make_outputs(rng: np.random.Generator, images: int, priors: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Outputs of a network, float64 and with gradients; the priors have none."""
+    """Outputs of a network, float64 with gradients (priors without)."""
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.from_numpy(rng.standard_normal(shape))
@@ -65,7 +65,7 @@ def make_outputs(rng: np.random.Generator, images: int, priors: torch.Tensor) ->
 
 
 def single(outputs: dict[str, torch.Tensor], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """A copy of the outputs in a precision of networks, with gradients of its own."""
+    """A copy of the outputs in another precision, with its own gradients."""
     return {
         key: value if key == "prior_boxes" else value.detach().to(dtype).requires_grad_()
         for key, value in outputs.items()

@@ -1,4 +1,4 @@
-"""Models that find what a script says, and the pictures and annotations that go with them."""
+"""Models with scripted detections, and matching pictures and annotations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _GREY_STEP = 10
 
 
 @dataclass(frozen=True)
-class Thing:
+class Instance:
     """One detection: class index, score, box xyxy in pixels of an image of WIDTH x HEIGHT."""
 
     label: int
@@ -42,32 +42,32 @@ class Thing:
     box: tuple[float, float, float, float]
 
 
-Script = Mapping[int, Sequence[Thing]]
+Script = Mapping[int, Sequence[Instance]]
 
 SCRIPT: Script = {
-    1: (Thing(0, 0.9, (10, 15, 40, 45)), Thing(1, 0.6, (50, 15, 75, 45)), Thing(2, 0.05, (0, 0, 10, 10))),
-    2: (Thing(2, 0.8, (20, 10, 60, 50)),),
+    1: (Instance(0, 0.9, (10, 15, 40, 45)), Instance(1, 0.6, (50, 15, 75, 45)), Instance(2, 0.05, (0, 0, 10, 10))),
+    2: (Instance(2, 0.8, (20, 10, 60, 50)),),
     3: (),
 }
 
 
-def arrays(things: Sequence[Thing]) -> tuple[Any, Any, Any, Any]:
-    """Boxes [n, 4] normalized, scores [n], labels [n] and masks [n, h, w] that fill the boxes."""
+def arrays(instances: Sequence[Instance]) -> tuple[Any, Any, Any, Any]:
+    """Normalized boxes [n, 4], scores [n], labels [n] and masks [n, h, w] that fill the boxes."""
     side = CONFIG.prototype_size
-    boxes = np.array([t.box for t in things], np.float32).reshape(-1, 4) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
-    masks = np.zeros((len(things), side, side), np.float32)
+    boxes = np.array([t.box for t in instances], np.float32).reshape(-1, 4) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    masks = np.zeros((len(instances), side, side), np.float32)
     for mask, (x1, y1, x2, y2) in zip(masks, np.round(boxes * side).astype(int), strict=True):
         mask[y1:y2, x1:x2] = 1
-    scores = np.array([t.score for t in things], np.float32)
-    return boxes.astype(np.float32), scores, np.array([t.label for t in things], np.int32), masks
+    scores = np.array([t.score for t in instances], np.float32)
+    return boxes.astype(np.float32), scores, np.array([t.label for t in instances], np.int32), masks
 
 
-def detections(things: Sequence[Thing]) -> Detections:
-    return Detections.from_normalized(*arrays(things), class_names=CONFIG.class_names, height=HEIGHT, width=WIDTH)
+def detections(instances: Sequence[Instance]) -> Detections:
+    return Detections.from_normalized(*arrays(instances), class_names=CONFIG.class_names, height=HEIGHT, width=WIDTH)
 
 
 class ScriptedBackend(Backend):
-    """Reads the image's number off its grey level and answers with the script's things."""
+    """Reads the image's number off its grey level and answers with the script's instances."""
 
     precision = "fp32"
 
@@ -100,7 +100,7 @@ class ScriptedBackend(Backend):
 
 
 class HeadsBackend(ScriptedBackend):
-    """The same, but gives raw heads; ``shift`` is added to the scores of one class."""
+    """The same with raw heads; ``shift`` is added to the scores of one class."""
 
     def __init__(self, shift: float = 0.0) -> None:
         super().__init__({})
@@ -130,7 +130,7 @@ def source(name: str, backend: ScriptedBackend, sha: str = "") -> EngineSource:
 
 
 def write_pictures(folder: Path, numbers: Sequence[int] = (1, 2, 3)) -> list[Path]:
-    """Grey pictures 000001.png, ... from which the backend tells their number."""
+    """Gray pictures 000001.png, ... whose gray level is their number."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:06d}.png" for number in numbers]
     for number, path in zip(numbers, paths, strict=True):
@@ -139,7 +139,7 @@ def write_pictures(folder: Path, numbers: Sequence[int] = (1, 2, 3)) -> list[Pat
 
 
 def coco_content(script: Script = SCRIPT, numbers: Sequence[int] = (1, 2, 3)) -> dict[str, Any]:
-    """A COCO file's content in which the script's things that score above 0.15 are the truth."""
+    """A COCO file's content in which the script's instances that score above 0.15 are the truth."""
     annotations: list[dict[str, Any]] = []
     for number in numbers:
         for thing in script.get(number, ()):
@@ -166,7 +166,7 @@ def coco_content(script: Script = SCRIPT, numbers: Sequence[int] = (1, 2, 3)) ->
 
 
 def write_coco(folder: Path, content: object | None = None, name: str = "annotations/instances_val2017.json") -> Path:
-    """A COCO folder with pictures in ``images``; gives the annotation file's path."""
+    """A COCO folder with pictures in ``images``; returns the path of the annotations."""
     write_pictures(folder / "images")
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,11 +174,11 @@ def write_coco(folder: Path, content: object | None = None, name: str = "annotat
     return path
 
 
-WORSE = {**SCRIPT, 1: (Thing(0, 0.85, (10, 15, 35, 45)),)}
+WORSE = {**SCRIPT, 1: (Instance(0, 0.85, (10, 15, 35, 45)),)}
 
 
 def bench(tmp_path: Path, **options: object) -> Record:
-    """The record of eager and fast, which loses a detection of the first image and moves the other."""
+    """The record of eager and fast, where fast loses a detection of the first image and moves the other."""
     return bench_run(tmp_path, **options).record
 
 

@@ -1,7 +1,7 @@
-"""A YOLACT of a few kilobytes as an exported file, with layers that are named and wired as the real ones.
+"""A YOLACT of a few kilobytes as an exported file, with layers named and connected like real ones.
 
-Two levels share a head; protonet resizes; a block has a shortcut. Weights are pseudo-random, so what it finds means
-nothing, but it depends on every pixel and channel.
+Two levels share a head; protonet resizes; a block has a shortcut. Weights are pseudo-random, so its detections
+are meaningless, but depend on every pixel and channel.
 
 Legend: P priors, C classes, K coefficients, S input side.
 """
@@ -41,7 +41,7 @@ _LEVELS = (16, 8)
 
 
 def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.ModelProto:
-    """The file in memory; ``doctor`` may spoil its graph."""
+    """The file in memory; ``doctor`` may break its graph."""
     builder = _Builder()
     builder.node("Cast", ["images"], "grey", to=TensorProto.FLOAT)
     builder.node("Sub", ["grey", builder.constant("mean", np.array([104, 117, 124], np.float32))], "centred")
@@ -100,7 +100,7 @@ def write_model(path: Path, doctor: Callable[[onnx.GraphProto], None] | None = N
 
 
 def pictures(count: int = 3) -> list[Any]:
-    """BGR pictures of coloured blobs."""
+    """BGR pictures of colored blobs."""
     rng = np.random.default_rng(7)
     small = rng.integers(0, 255, (count, 6, 6, 3)).astype(np.uint8)
     return [cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) for picture in small]
@@ -114,7 +114,7 @@ def write_blobs(folder: Path, count: int = 3) -> Path:
 
 
 def write_truth(folder: Path, images: CocoImages) -> CocoImages:
-    """The images with what the FP32 network finds as their objects, every other one left out."""
+    """The images with every other detection of the FP32 network as ground truth."""
     write_model(folder / "truth.onnx")
     objects = []
     with load(folder / "truth.onnx", score_threshold=0.3, threads=1) as predictor:

@@ -18,7 +18,7 @@ SETTINGS = (
     "config.image_size=64", "config.fpn_channels=16", "config.num_prototypes=4",
     "batch=4", "iterations=12", "save_interval=4", "log_interval=1", "ema_decay=0.9",
     "optimizer=sgd", "lr=1e-3", "amp=fp32", "channels_last=no", "freeze_stages=0",
-    "weights=none",  # from trained ones this high a rate lets rounding grow, which would hide what is compared
+    "weights=none",  # with trained weights, such a high rate amplifies rounding, which would hide the comparison
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def as_arguments(settings: tuple[str, ...] = SETTINGS) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Of a child process that computes as the tests do: with one thread, since more are slower on layers this small."""
+    """Environment of a child process that computes like the tests: one thread, the fastest for such small layers."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": path}
 

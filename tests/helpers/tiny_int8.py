@@ -1,4 +1,4 @@
-"""Small graphs with Q/DQ as an INT8 export has them: signed activations with zero point 0, Q/DQ at the inputs.
+"""Small graphs with Q/DQ nodes like those of an INT8 export: signed activations with zero point 0, Q/DQ at the inputs.
 
 Legend: N images, C channels that enter, O that leave, S input side.
 """
@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 class Graph:
-    """A graph that grows node by node; each method gives the name of its result."""
+    """A graph that grows node by node; each method returns the name of its result."""
 
     def __init__(self, shape: tuple[Any, ...], seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ class Graph:
 def network(seed: int = 0, batch: Any = 1) -> Any:
     """A backbone with a shortcut, a pyramid with resizing, depthwise and clipped layers, and two heads on one tensor.
 
-    Ranges are those of normally distributed images, so that errors are those of rounding.
+    Ranges fit normally distributed images, so that all errors come from rounding.
     """
     graph = Graph((batch, 3, 24, 24), seed)
     first = graph.node(

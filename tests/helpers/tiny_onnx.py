@@ -1,4 +1,4 @@
-"""A file like an exported one, of a few kilobytes: images in, heads or detections out, every output depending on them.
+"""A file like an exported one, of a few kilobytes: images in, heads or detections out, which all depend on the images.
 
 Legend: N images, P priors, C classes, K coefficients, h x w prototypes, S input side.
 """
@@ -36,7 +36,7 @@ def make_model(
     mask_iou: bool = False,
     quantization: dict[str, Any] | None = None,
 ) -> onnx.ModelProto:
-    """Heads are constants plus the mean grey level of the image times a little; masks may have scores of their own."""
+    """Heads are constants plus a small multiple of the mean gray level; masks may have their own scores."""
     count: Any = batch[0] if batch[0] == batch[2] else "batch"
     nodes, constants = _trunk()
     value = helper.make_tensor_value_info
@@ -114,7 +114,7 @@ def _tail() -> list[onnx.NodeProto]:
 
 
 def _mask_iou() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """From masks [N, 3, 6, 6] to mask_scores [N, 3]; the second convolution has no bias, as where it is zeros."""
+    """From masks [N, 3, 6, 6] to mask_scores [N, 3]; the second convolution has no bias, as if it were zero."""
     rng = np.random.default_rng(6)
     node, array = helper.make_node, numpy_helper.from_array
     missing = SMALLEST_SIDE - PROTO_SIDE

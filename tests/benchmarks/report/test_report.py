@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scripted import SCRIPT, ScriptedBackend, Thing, bench, bench_run, detections, source, write_coco, write_pictures
+from scripted import SCRIPT, Instance, ScriptedBackend, bench, bench_run, detections, source, write_coco, write_pictures
 
 from yolact_deploy.benchmarks.gates import GateCheck
 from yolact_deploy.benchmarks.measure import run_bench
@@ -189,7 +189,7 @@ def test_pictures_show_the_detections(tmp_path: Path) -> None:
 
 def test_differences_by_class() -> None:
     def seen(*labels: int) -> Detections:
-        return detections([Thing(label, 0.9, (10, 10, 30, 30)) for label in labels])
+        return detections([Instance(label, 0.9, (10, 10, 30, 30)) for label in labels])
 
     say = report_pictures._differences
     assert say(seen(0, 0, 1), seen(0, 1)) == " (without 1 cat)"

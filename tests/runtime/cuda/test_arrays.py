@@ -1,4 +1,4 @@
-"""Device arrays in and out. The libraries that make them need a GPU, so stand-ins speak their protocols."""
+"""Device arrays in and out. The libraries that create them need a GPU, so stand-ins implement their protocols."""
 
 # mypy: disable-error-code="comparison-overlap"
 from __future__ import annotations
@@ -22,35 +22,35 @@ on_fake = pytest.mark.fake_cuda(devices=2)
 
 
 class Owner:
-    """Something whose end can be seen."""
+    """An object whose end can be observed."""
 
 
 class Tensor:
-    """A tensor of another library: DLPack, and __cuda_array_interface__ in the version given."""
+    """A tensor of another library: DLPack, and __cuda_array_interface__ in the given version."""
 
     def __init__(self, pointer: int, shape: tuple[int, ...], dtype: Any = np.uint8, place: tuple[int, int] = (2, 0)):
         self.pointer, self.shape, self.dtype, self.place = pointer, shape, np.dtype(dtype), place
         self.owner = Owner()
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.place
 
-    def __dlpack__(self, **asked: Any) -> Any:
-        self.asked.append(asked)
-        versioned = asked.get("max_version") is not None
+    def __dlpack__(self, **requests: Any) -> Any:
+        self.requests.append(requests)
+        versioned = requests.get("max_version") is not None
         return dlpack.export(self.owner, self.pointer, self.shape, self.dtype, self.place, versioned)
 
 
 class OldTensor(Tensor):
-    """From before DLPack 1.0."""
+    """A tensor of a library older than DLPack 1.0."""
 
     def __dlpack__(self, stream: int | None = None) -> Any:  # type: ignore[override]
         return super().__dlpack__(stream=stream)
 
 
 class Interface:
-    """An array with nothing but __cuda_array_interface__, as those of pycuda and Numba."""
+    """An array with only __cuda_array_interface__, like those of pycuda and Numba."""
 
     def __init__(self, pointer: int, shape: tuple[int, ...], **others: Any) -> None:
         interface = {"data": (pointer, False), "shape": shape, "typestr": "|u1", "version": 3, "strides": None}
@@ -153,7 +153,7 @@ def test_dlpack_in(stream: Stream, kind: type[Tensor]) -> None:
     array = DeviceArray.from_any(tensor, stream)
     assert (array.pointer, array.shape, array.strides) == (buffer.pointer, (4, 5, 3), (15, 3, 1))
     assert (array.dtype, array.device, array.stream) == (np.uint8, 0, None)
-    assert tensor.asked[-1]["stream"] == stream.handle, "the producer makes this stream wait"
+    assert tensor.requests[-1]["stream"] == stream.handle, "the producer makes this stream wait"
     owner = weakref.ref(tensor.owner)
     del tensor
     assert owner() is not None
@@ -211,7 +211,7 @@ def test_a_stream_of_the_producers_own(stream: Stream) -> None:
 
 @on_fake
 def test_torch_goes_by_dlpack(stream: Stream) -> None:
-    """Its interface is of version 2, which names no stream."""
+    """Version 2 of the interface does not name a stream."""
     buffer = stream.device.allocate(15, "frame")
 
     class TorchTensor(Tensor):
@@ -219,7 +219,7 @@ def test_torch_goes_by_dlpack(stream: Stream) -> None:
 
     tensor = TorchTensor(buffer.pointer, (1, 5, 3))
     DeviceArray.from_any(tensor, stream)
-    assert len(tensor.asked) == 1
+    assert len(tensor.requests) == 1
 
 
 @on_fake
@@ -236,11 +236,11 @@ def test_arrays_that_cannot_be_read(stream: Stream) -> None:
             pass
 
     class Refuses(Tensor):
-        def __dlpack__(self, **asked: Any) -> Any:
+        def __dlpack__(self, **requests: Any) -> Any:
             raise BufferError("conjugated")
 
     class Half(Tensor):
-        def __dlpack__(self, **asked: Any) -> Any:
+        def __dlpack__(self, **requests: Any) -> Any:
             capsule = np.zeros(3, np.uint16).__dlpack__()
             dlpack._tensor_of(capsule).code = 4  # bfloat16
             return capsule
@@ -311,7 +311,7 @@ def test_capsules_that_are_none() -> None:
 
 
 class Mirror(SharedArray):
-    """Of host memory, so that libraries without a GPU can take it."""
+    """In host memory, so that libraries without a GPU can consume it."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return dlpack.CPU, 0
@@ -343,7 +343,7 @@ def test_other_libraries_take_our_capsules(library: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("versioned", [False, True])
-def test_a_capsule_that_nobody_takes(versioned: bool) -> None:
+def test_an_unconsumed_capsule(versioned: bool) -> None:
     owner = Owner()
     alive = weakref.ref(owner)
     capsule = dlpack.export(owner, 4096, (2, 3), np.dtype("u1"), (dlpack.CUDA, 0), versioned)
@@ -356,7 +356,7 @@ def test_a_capsule_that_nobody_takes(versioned: bool) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_a_consumer_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    """It lets go of the capsule while its exception is on the way."""
+    """It releases the capsule while its exception propagates."""
     tensor = Tensor(4096, (2, 3))
     alive = weakref.ref(tensor.owner)
     with pytest.raises((BufferError, RuntimeError), match=r"[Uu]nsupported device"):

@@ -297,13 +297,13 @@ def test_capsules_that_are_none() -> None:
         capsule: Any = None
 
     producer = Producer()
-    with pytest.raises(BufferError, match="is no DLPack tensor, or was used before"):
+    with pytest.raises(BufferError, match="has no DLPack tensor, or was consumed before"):
         dlpack.Imported(producer, None)
     producer.capsule = np.zeros(3).__dlpack__()
     dlpack._api("PyCapsule_SetName", ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
         producer.capsule, b"used_dltensor"
     )
-    with pytest.raises(BufferError, match="is no DLPack tensor, or was used before"):
+    with pytest.raises(BufferError, match="has no DLPack tensor, or was consumed before"):
         dlpack.Imported(producer, None)
 
 

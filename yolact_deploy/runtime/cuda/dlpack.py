@@ -137,7 +137,7 @@ def strides_in_c_order(shape: tuple[int, ...], unit: int) -> tuple[int, ...]:
 def _dtype_of(tensor: _Tensor) -> np.dtype[Any]:
     kind = _KINDS.get(tensor.code)
     if kind is None or tensor.lanes != 1 or tensor.bits % 8:
-        raise BufferError(f"NumPy has no type for its elements (DLPack type {tensor.code}, {tensor.bits} bits)")
+        raise BufferError(f"its elements (DLPack type {tensor.code}, {tensor.bits} bits) have no NumPy type")
     return np.dtype(f"{kind}{tensor.bits // 8}")
 
 

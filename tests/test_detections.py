@@ -43,19 +43,19 @@ def same(one: Detections, other: Detections) -> bool:
 
 
 def test_from_normalized() -> None:
-    found = make()
-    np.testing.assert_allclose(found.boxes[1], [10, 7.5, 17.5, 22.5])
-    assert found.boxes.dtype == found.scores.dtype == np.float32
-    assert found.labels.dtype == found.pixel_boxes.dtype == np.int64
-    assert found.pixel_boxes[1].tolist() == [10, 7, 17, 22]
-    assert found.names == ["person", "bicycle", "car", "motorcycle"]
-    assert found.masks.shape == (4, HEIGHT, WIDTH)
-    assert found.masks.dtype == bool
+    detections = make()
+    np.testing.assert_allclose(detections.boxes[1], [10, 7.5, 17.5, 22.5])
+    assert detections.boxes.dtype == detections.scores.dtype == np.float32
+    assert detections.labels.dtype == detections.pixel_boxes.dtype == np.int64
+    assert detections.pixel_boxes[1].tolist() == [10, 7, 17, 22]
+    assert detections.names == ["person", "bicycle", "car", "motorcycle"]
+    assert detections.masks.shape == (4, HEIGHT, WIDTH)
+    assert detections.masks.dtype == bool
 
 
 def test_boxes_are_sorted_and_clamped() -> None:
     boxes = np.array([[0.9, 0.8, -0.5, 1.5]], np.float32)
-    found = Detections.from_normalized(
+    detections = Detections.from_normalized(
         boxes,
         np.ones(1, np.float32),
         np.zeros(1, np.int64),
@@ -64,7 +64,7 @@ def test_boxes_are_sorted_and_clamped() -> None:
         height=10,
         width=20,
     )
-    np.testing.assert_allclose(found.boxes, [[0, 8, 18, 10]])
+    np.testing.assert_allclose(detections.boxes, [[0, 8, 18, 10]])
 
 
 @pytest.mark.parametrize(
@@ -84,22 +84,22 @@ def test_boxes_are_sorted_and_clamped() -> None:
 )
 @pytest.mark.parametrize("computed", [False, True], ids=["lazy", "computed"])
 def test_indexing(index: Any, expected: list[int], computed: bool) -> None:
-    found = make()
+    detections = make()
     if computed:
-        _ = found.crops
-    some = found[index]
+        _ = detections.crops
+    some = detections[index]
     assert some.labels.tolist() == expected
     assert len(some) == len(expected)
     assert ("crops" in some.__dict__) == computed
     np.testing.assert_array_equal(some.masks, make().masks[np.array(expected, np.int64)])
-    np.testing.assert_array_equal(some.boxes, found.boxes[np.array(expected, np.int64)])
+    np.testing.assert_array_equal(some.boxes, detections.boxes[np.array(expected, np.int64)])
     assert (some.height, some.width, some.class_names) == (HEIGHT, WIDTH, COCO_NAMES)
 
 
 def test_masks_are_pasted_once_on_first_use() -> None:
-    found = make()
-    assert "crops" not in found.__dict__
-    assert found.crops is found.crops
+    detections = make()
+    assert "crops" not in detections.__dict__
+    assert detections.crops is detections.crops
 
 
 def test_index_out_of_range() -> None:
@@ -126,18 +126,18 @@ def test_repr() -> None:
 
 
 def test_mask_forms_agree() -> None:
-    found = make()
-    masks = found.masks
-    np.testing.assert_array_equal(np.unpackbits(found.packed_masks(), axis=-1, count=WIDTH), masks)
-    np.testing.assert_array_equal(found.areas(), masks.sum(axis=(1, 2)))
-    assert all(rle["size"] == [HEIGHT, WIDTH] for rle in found.rle())
+    detections = make()
+    masks = detections.masks
+    np.testing.assert_array_equal(np.unpackbits(detections.packed_masks(), axis=-1, count=WIDTH), masks)
+    np.testing.assert_array_equal(detections.areas(), masks.sum(axis=(1, 2)))
+    assert all(rle["size"] == [HEIGHT, WIDTH] for rle in detections.rle())
 
 
 def test_polygons_outline_the_masks() -> None:
     import cv2
 
-    found = make()
-    for polygons, mask in zip(found.polygons(), found.masks, strict=True):
+    detections = make()
+    for polygons, mask in zip(detections.polygons(), detections.masks, strict=True):
         assert all(p.dtype == np.int32 and p.shape[1] == 2 for p in polygons)
         drawn = np.zeros(mask.shape, np.uint8)
         cv2.fillPoly(drawn, polygons, 1)
@@ -145,7 +145,7 @@ def test_polygons_outline_the_masks() -> None:
 
 
 def test_polygons_of_an_empty_mask() -> None:
-    found = Detections.from_normalized(
+    detections = Detections.from_normalized(
         np.zeros((1, 4), np.float32),
         np.ones(1, np.float32),
         np.zeros(1, np.int64),
@@ -154,7 +154,7 @@ def test_polygons_of_an_empty_mask() -> None:
         height=9,
         width=9,
     )
-    assert found.polygons() == [[]]
+    assert detections.polygons() == [[]]
     assert make(0).polygons() == []
 
 
@@ -185,9 +185,9 @@ def test_to_json() -> None:
 
 def test_to_torch() -> None:
     torch = pytest.importorskip("torch")
-    found = make()
-    tensors = found.to_torch()
-    assert tensors["boxes"].data_ptr() == found.boxes.ctypes.data  # shared
+    detections = make()
+    tensors = detections.to_torch()
+    assert tensors["boxes"].data_ptr() == detections.boxes.ctypes.data  # shared
     assert tensors["masks"].dtype == torch.bool
     assert {key: tuple(value.shape) for key, value in tensors.items()} == {
         "boxes": (4, 4),
@@ -203,27 +203,27 @@ def with_mask_scores() -> Detections:
 
 
 def test_mask_scores() -> None:
-    found = with_mask_scores()
+    detections = with_mask_scores()
     assert make().mask_scores is None
-    chosen = found[[2, 0]].mask_scores
+    chosen = detections[[2, 0]].mask_scores
     assert chosen is not None
     assert chosen.tolist() == pytest.approx([0.3, 0.1])
     assert make()[[2, 0]].mask_scores is None
-    assert len(found.above(0.75)) == 2, "by the scores of boxes"
-    last = list(found)[3].mask_scores
+    assert len(detections.above(0.75)) == 2, "by the scores of boxes"
+    last = list(detections)[3].mask_scores
     assert last is not None
     assert last.tolist() == pytest.approx([0.4])
 
 
 def test_mask_scores_in_other_forms() -> None:
-    found = with_mask_scores()
-    results = found.to_coco(42, COCO_CATEGORY_IDS)
+    detections = with_mask_scores()
+    results = detections.to_coco(42, COCO_CATEGORY_IDS)
     assert [result["mask_score"] for result in results] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [{k: v for k, v in r.items() if k != "mask_score"} for r in results] == make().to_coco(42, COCO_CATEGORY_IDS)
-    assert found.to_json()["detections"][1]["mask_score"] == pytest.approx(0.2)
+    assert detections.to_json()["detections"][1]["mask_score"] == pytest.approx(0.2)
     assert json.loads(json.dumps(results)) == results
     pytest.importorskip("torch")
-    assert found.to_torch()["mask_scores"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert detections.to_torch()["mask_scores"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,28 +312,28 @@ def test_packed_masks_are_the_same_masks(shape: tuple[int, int, int]) -> None:
 
 
 def test_packed_masks_are_packed_without_being_unpacked() -> None:
-    found, _ = from_masks(random_masks(6, 40, 50))
-    found.packed_masks()
-    assert "crops" not in found.__dict__
-    assert found.crops is found.crops, "unpacked once"
+    detections, _ = from_masks(random_masks(6, 40, 50))
+    detections.packed_masks()
+    assert "crops" not in detections.__dict__
+    assert detections.crops is detections.crops, "unpacked once"
 
 
 def test_choosing_among_packed_masks() -> None:
     masks = random_masks(6, 40, 50)
-    found, _ = from_masks(masks)
-    np.testing.assert_array_equal(found[[4, 1]].masks, masks[[4, 1]])
-    np.testing.assert_array_equal(found[[4, 1]].packed_masks(), np.packbits(masks[[4, 1]], axis=-1))
-    np.testing.assert_array_equal(np.concatenate([one.masks for one in found]), masks)
-    chosen = found.above(0.5)
+    detections, _ = from_masks(masks)
+    np.testing.assert_array_equal(detections[[4, 1]].masks, masks[[4, 1]])
+    np.testing.assert_array_equal(detections[[4, 1]].packed_masks(), np.packbits(masks[[4, 1]], axis=-1))
+    np.testing.assert_array_equal(np.concatenate([one.masks for one in detections]), masks)
+    chosen = detections.above(0.5)
     np.testing.assert_array_equal(chosen.masks, masks[: len(chosen)])
-    _ = found.crops
-    assert found[2:3].crops.crops[0] is found.crops.crops[2], "what is unpacked is not unpacked again"
-    assert len(found[:0].masks) == 0
+    _ = detections.crops
+    assert detections[2:3].crops.crops[0] is detections.crops.crops[2], "what is unpacked is not unpacked again"
+    assert len(detections[:0].masks) == 0
 
 
 def test_boxes_in_pixels() -> None:
     boxes = np.array([[0.75, -0.5, 0.25, 1.5], [0, 0, 1, 1], [0.2, 0.9, 0.3, 0.1], [1.25, 1.5, 2, 2]], np.float32)
-    found = Detections.from_normalized(
+    detections = Detections.from_normalized(
         boxes,
         np.ones(4, np.float32),
         np.zeros(4, int),
@@ -344,8 +344,8 @@ def test_boxes_in_pixels() -> None:
     )
     # Sorted; the lower held at 0, the upper at the size, and nothing else.
     expected = [[20, 0, 60, 40], [0, 0, 80, 40], [16, 4, 24, 36], [100, 60, 80, 40]]
-    np.testing.assert_allclose(found.boxes, expected, rtol=1e-6)
-    assert found.boxes.dtype == np.float32
+    np.testing.assert_allclose(detections.boxes, expected, rtol=1e-6)
+    assert detections.boxes.dtype == np.float32
 
 
 # -- a plain value --------------------------------------------------------------------------------------------------

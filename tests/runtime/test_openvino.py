@@ -47,10 +47,10 @@ def pictures() -> list[Any]:
     return [read_image(path) for path in sample_images()]
 
 
-def compare(reference: Any, found: Any, pictures: list[Any]) -> Any:
+def compare(reference: Any, detections: Any, pictures: list[Any]) -> Any:
     meter = AgreementMeter()
     for picture in pictures:
-        meter.add(reference(picture), found(picture))
+        meter.add(reference(picture), detections(picture))
     return meter.result()
 
 
@@ -89,10 +89,10 @@ def test_a_list_in_batches(file: Path, pictures: list[Any]) -> None:
         assert (model.backend.max_batch, model.backend.fixed_batch) == (4, False)
         together = model([*pictures, *pictures])
         alone = [model(picture) for picture in pictures]
-    for found, expected in zip(together, [*alone, *alone], strict=True):
-        assert len(found) == len(expected) > 0
-        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-        np.testing.assert_array_equal(found.labels, expected.labels)
+    for detections, expected in zip(together, [*alone, *alone], strict=True):
+        assert len(detections) == len(expected) > 0
+        np.testing.assert_allclose(detections.scores, expected.scores, atol=1e-4)
+        np.testing.assert_array_equal(detections.labels, expected.labels)
 
 
 def test_outputs_outlive_the_next_call(file: Path, pictures: list[Any]) -> None:

@@ -110,13 +110,13 @@ DARK, GREY, BRIGHT = picture(10), picture(120, 30, 20), picture(250, 99, 101)
 
 @pytest.mark.parametrize("heads", [False, True], ids=["functions", "heads"])
 def test_one_image(heads: bool) -> None:
-    found = Predictor(FakeBackend(heads=heads))(BRIGHT)
-    assert isinstance(found, Detections)
-    assert found.names == ["high"]
-    assert (found.height, found.width) == (99, 101)
-    np.testing.assert_allclose(found.boxes, [[25.25, 24.75, 75.75, 74.25]], rtol=1e-6)
-    assert found.masks[0, 50, 50]
-    assert not found.masks[0, 5, 5]
+    detections = Predictor(FakeBackend(heads=heads))(BRIGHT)
+    assert isinstance(detections, Detections)
+    assert detections.names == ["high"]
+    assert (detections.height, detections.width) == (99, 101)
+    np.testing.assert_allclose(detections.boxes, [[25.25, 24.75, 75.75, 74.25]], rtol=1e-6)
+    assert detections.masks[0, 50, 50]
+    assert not detections.masks[0, 5, 5]
 
 
 @pytest.mark.parametrize("heads", [False, True], ids=["functions", "heads"])
@@ -126,8 +126,8 @@ def test_a_list_in_batches(heads: bool, max_batch: int, fixed_batch: bool) -> No
     backend = FakeBackend(heads=heads, max_batch=max_batch, fixed_batch=fixed_batch)
     images = [DARK, GREY, BRIGHT, GREY, DARK]
     results = Predictor(backend)(images)
-    assert [found.names for found in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
-    assert [(found.height, found.width) for found in results] == [image.shape[:2] for image in images]
+    assert [detections.names for detections in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
+    assert [(detections.height, detections.width) for detections in results] == [image.shape[:2] for image in images]
     assert len(backend.inputs) == -(-5 // max_batch)
     for number, batch in enumerate(backend.inputs):
         real = min(max_batch, 5 - number * max_batch)
@@ -138,8 +138,8 @@ def test_a_list_in_batches(heads: bool, max_batch: int, fixed_batch: bool) -> No
 
 def test_lists_of_one_and_none() -> None:
     model = Predictor(FakeBackend(max_batch=4))
-    assert [found.names for found in model([DARK])] == [["low"]]
-    assert [found.names for found in model((BRIGHT, DARK))] == [["high"], ["low"]]
+    assert [detections.names for detections in model([DARK])] == [["low"]]
+    assert [detections.names for detections in model((BRIGHT, DARK))] == [["high"], ["low"]]
     assert model([]) == []
 
 
@@ -156,7 +156,7 @@ def test_paths(tmp_path: Path) -> None:
     path.write_bytes(cv2.imencode(".png", BRIGHT)[1].tobytes())
     model = Predictor(FakeBackend())
     assert model(path).names == model(str(path)).names == ["high"]
-    assert [found.names for found in model([path, DARK, str(path)])] == [["high"], ["low"], ["high"]]
+    assert [detections.names for detections in model([path, DARK, str(path)])] == [["high"], ["low"], ["high"]]
     assert model.timings["decode"] > 0
 
 
@@ -219,10 +219,10 @@ def test_timings(heads: bool, stages: tuple[str, ...]) -> None:
     assert model.timings["paste"] == 0
     model.lazy_masks = False
     model.backend.delay = 0.0  # type: ignore[attr-defined]
-    found = model(DARK)
+    detections = model(DARK)
     assert model.timings["paste"] > 0
     assert model.timings[network] < 40, "of the last call only"
-    assert isinstance(found.mask_data, MaskCrops)
+    assert isinstance(detections.mask_data, MaskCrops)
 
 
 def test_warm_up() -> None:
@@ -249,7 +249,7 @@ def test_threads_take_turns() -> None:
     images = [DARK, GREY, BRIGHT] * 10
     with Predictor(backend) as model, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(model, images))
-    assert [found.names[0] for found in results] == ["low", "middle", "high"] * 10
+    assert [detections.names[0] for detections in results] == ["low", "middle", "high"] * 10
     assert backend.most_inside == 1
 
 
@@ -331,14 +331,14 @@ class FakeTicket(FrameTicket):
         outputs = self.hook.backend.run(self.images)
         results = []
         for index, image in enumerate(self.images):
-            found = self.hook.backend.tail.detect(outputs, index, self.settings)
+            detections = self.hook.backend.tail.detect(outputs, index, self.settings)
             height, width, _ = image.shape
-            bits = np.full((len(found.scores), height, 4 * -(-width // 32)), 255, np.uint8)
-            windows = np.zeros((len(found.scores), 6), np.int32)
+            bits = np.full((len(detections.scores), height, 4 * -(-width // 32)), 255, np.uint8)
+            windows = np.zeros((len(detections.scores), 6), np.int32)
             windows[:, 2:5] = width, height, -(-width // 32)
             windows[:, 5] = np.arange(len(windows)) * height * windows[:, 4]
             masks = PackedMasks(windows, bits.reshape(-1).view(np.uint32), height, width)
-            results.append(ImageDetections(found.boxes, found.scores, found.labels, masks))
+            results.append(ImageDetections(detections.boxes, detections.scores, detections.labels, masks))
         return results
 
     def device_result(self) -> Any:
@@ -354,18 +354,18 @@ def hooked(**options: Any) -> tuple[FakeHook, Predictor]:
 
 def test_the_hook_gets_frames_as_they_are() -> None:
     hook, model = hooked()
-    found = model(BRIGHT)
-    assert (found.names, found.height, found.width) == (["high"], 99, 101)
-    assert found.masks.all()
+    detections = model(BRIGHT)
+    assert (detections.names, detections.height, detections.width) == (["high"], 99, 101)
+    assert detections.masks.all()
     assert hook.backend.inputs[0][0] is BRIGHT
-    np.testing.assert_array_equal(found.boxes, Predictor(FakeBackend())(BRIGHT).boxes)
+    np.testing.assert_array_equal(detections.boxes, Predictor(FakeBackend())(BRIGHT).boxes)
 
 
 def test_frames_on_the_device() -> None:
     hook, model = hooked(max_batch=2)
-    found = model(OnDevice(GREY))
-    assert isinstance(found, Detections), "an image on the device is no list of images"
-    assert found.names == ["middle"]
+    detections = model(OnDevice(GREY))
+    assert isinstance(detections, Detections), "an image on the device is no list of images"
+    assert detections.names == ["middle"]
     results = model([OnDevice(DARK), BRIGHT, OnDevice(GREY)])
     assert [one.names for one in results] == [["low"], ["high"], ["middle"]]
     assert hook.batches == [1, 2, 1]
@@ -374,7 +374,7 @@ def test_frames_on_the_device() -> None:
 def test_a_batch_is_submitted_before_the_one_ahead_is_collected() -> None:
     hook, model = hooked(max_batch=2)
     results = model([DARK, GREY, BRIGHT, GREY, DARK])
-    assert [found.names for found in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
+    assert [detections.names for detections in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
     assert hook.diary == ["submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2"]
     assert model([]) == []
 
@@ -384,21 +384,21 @@ def test_stream_overlaps() -> None:
     frames = [DARK, GREY, BRIGHT]
     results = list(model.stream(frames))
     assert [frame is given for (frame, _), given in zip(results, frames, strict=True)] == [True] * 3
-    assert [found.names for _, found in results] == [["low"], ["middle"], ["high"]]
+    assert [detections.names for _, detections in results] == [["low"], ["middle"], ["high"]]
     assert hook.diary == ["submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2"]
 
 
 def test_stream_without_overlap() -> None:
     hook, model = hooked()
-    assert [found.names for _, found in model.stream([DARK, BRIGHT], overlap=False)] == [["low"], ["high"]]
+    assert [detections.names for _, detections in model.stream([DARK, BRIGHT], overlap=False)] == [["low"], ["high"]]
     assert hook.diary == ["submit 0", "result 0", "submit 1", "result 1"]
 
 
 def test_a_stream_that_is_left_early() -> None:
     hook, model = hooked()
     threads = threading.active_count()
-    for _, found in model.stream(DARK for _ in range(1000)):
-        assert found.names == ["low"]
+    for _, detections in model.stream(DARK for _ in range(1000)):
+        assert detections.names == ["low"]
         break
     assert len(hook.diary) == 3
     assert threading.active_count() == threads, "the thread that reads ahead has ended"

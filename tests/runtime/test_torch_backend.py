@@ -109,12 +109,12 @@ def model(resnet50_checkpoint: Path) -> Any:
 def test_a_list_is_one_after_the_other(model: Any, pictures: list[Any]) -> None:
     predictor = Predictor(TorchBackend(model))
     together = predictor([*pictures, pictures[0]])
-    for found, picture in zip(together, [*pictures, pictures[0]], strict=True):
+    for detections, picture in zip(together, [*pictures, pictures[0]], strict=True):
         alone = predictor(picture)
-        assert (found.height, found.width) == picture.shape[:2]
-        np.testing.assert_array_equal(found.labels, alone.labels)
-        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-4)
-        np.testing.assert_allclose(found.boxes, alone.boxes, atol=0.05)
+        assert (detections.height, detections.width) == picture.shape[:2]
+        np.testing.assert_array_equal(detections.labels, alone.labels)
+        np.testing.assert_allclose(detections.scores, alone.scores, atol=1e-4)
+        np.testing.assert_allclose(detections.boxes, alone.boxes, atol=0.05)
 
 
 @pytest.mark.parametrize("nms", ["fast", "cross-class", "traditional"])
@@ -144,19 +144,19 @@ def test_the_numpy_tail_agrees(model: Any, pictures: list[Any], nms: str) -> Non
 
 
 def test_threshold_and_order(model: Any, pictures: list[Any]) -> None:
-    found = Predictor(TorchBackend(model), score_threshold=0.4)(pictures[0])
+    detections = Predictor(TorchBackend(model), score_threshold=0.4)(pictures[0])
     everything = Predictor(TorchBackend(model), score_threshold=0)(pictures[0])
-    assert 0 < len(found) < len(everything) <= 100
-    assert (found.scores > 0.4).all()
+    assert 0 < len(detections) < len(everything) <= 100
+    assert (detections.scores > 0.4).all()
     assert (np.diff(everything.scores) <= 0).all()
-    assert found.scores.dtype == np.float32
-    assert found.labels.dtype == np.int64
+    assert detections.scores.dtype == np.float32
+    assert detections.labels.dtype == np.int64
 
 
 def test_nothing_found(model: Any) -> None:
-    found = Predictor(TorchBackend(model), score_threshold=0.999)(np.zeros((40, 60, 3), np.uint8))
-    assert len(found) == 0
-    assert found.masks.shape == (0, 40, 60)
+    detections = Predictor(TorchBackend(model), score_threshold=0.999)(np.zeros((40, 60, 3), np.uint8))
+    assert len(detections) == 0
+    assert detections.masks.shape == (0, 40, 60)
 
 
 def test_the_model_is_put_into_evaluation_mode(model: Any) -> None:

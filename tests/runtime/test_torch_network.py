@@ -69,8 +69,8 @@ def eager(model: Any, images: Any) -> list[Any]:
 def test_fp32_is_the_eager_trunk_to_the_bit(model: Any, images: Any) -> None:
     expected = eager(model, images)
     with torch.inference_mode():
-        for found, wanted in zip(HeadsModule(model)(torch.from_numpy(images)), expected, strict=True):
-            assert torch.equal(found, wanted)
+        for detections, wanted in zip(HeadsModule(model)(torch.from_numpy(images)), expected, strict=True):
+            assert torch.equal(detections, wanted)
 
 
 @pytest.mark.parametrize(("precision", "scores", "boxes"), [("fp16", 0.01, 0.01), ("bf16", 0.08, 0.05)])
@@ -83,10 +83,10 @@ def test_half_precision(model: Any, images: Any, precision: str, scores: float, 
     weight = model.backbone.layers[0][0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        found = module(torch.from_numpy(images))
-    assert [output.dtype for output in found] == [torch.float32] * 4
-    assert 0 < (found[0] - expected[0]).abs().max() < boxes
-    assert (found[1] - expected[1]).abs().max() < scores
+        detections = module(torch.from_numpy(images))
+    assert [output.dtype for output in detections] == [torch.float32] * 4
+    assert 0 < (detections[0] - expected[0]).abs().max() < boxes
+    assert (detections[1] - expected[1]).abs().max() < scores
     # Boxes are decoded with the priors as they are, not as half precision rounds them.
     np.testing.assert_array_equal(module.priors.numpy(), make_priors(model.config))
     assert not torch.equal(module.priors, model.priors.float())
@@ -159,8 +159,8 @@ def test_compile_is_passed_on(model: Any, images: Any, monkeypatch: pytest.Monke
 def test_a_really_compiled_model(model: Any, images: Any) -> None:
     expected = eager(model, images)
     outputs = TorchBackend(model, compile=True).run(images)
-    for found, wanted in zip(outputs, expected, strict=True):
-        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3, rtol=1e-3)
+    for detections, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(detections, wanted.numpy(), atol=1e-3, rtol=1e-3)
 
 
 def test_what_a_gpu_needs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,14 +203,14 @@ def test_frames_agree_with_the_stages(model: Any, monkeypatch: pytest.MonkeyPatc
     together = hooked(pictures)
     assert tuple(hooked.timings) == hooked.stages == ("decode", *frames.STAGES, "detect")
     assert min(hooked.timings[name] for name in frames.STAGES) > 0
-    for picture, found in zip(pictures, together, strict=True):
+    for picture, detections in zip(pictures, together, strict=True):
         expected = staged(picture)
-        assert (found.height, found.width) == picture.shape[:2]
-        assert len(found) == len(expected) > 0
-        np.testing.assert_array_equal(found.labels, expected.labels)
-        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
-        np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
-        assert (found.masks ^ expected.masks).sum(axis=(1, 2)).max() <= 5
+        assert (detections.height, detections.width) == picture.shape[:2]
+        assert len(detections) == len(expected) > 0
+        np.testing.assert_array_equal(detections.labels, expected.labels)
+        np.testing.assert_allclose(detections.scores, expected.scores, atol=1e-4)
+        np.testing.assert_allclose(detections.boxes, expected.boxes, atol=0.05)
+        assert (detections.masks ^ expected.masks).sum(axis=(1, 2)).max() <= 5
 
 
 def test_resize_is_opencvs() -> None:
@@ -234,9 +234,9 @@ def test_packed_bits(width: int) -> None:
 def test_packed_masks_are_those_of_the_frame(model: Any) -> None:
     picture = read_image(sample_images()[0])[:, :333]
     _, hooked = predictors(model)
-    found = hooked(picture)
-    assert len(found) > 0
-    np.testing.assert_array_equal(found.packed_masks(), np.packbits(found.masks, axis=-1))
+    detections = hooked(picture)
+    assert len(detections) > 0
+    np.testing.assert_array_equal(detections.packed_masks(), np.packbits(detections.masks, axis=-1))
 
 
 def test_frames_that_may_not_be_written_to(model: Any) -> None:
@@ -249,9 +249,9 @@ def test_frames_that_may_not_be_written_to(model: Any) -> None:
 def test_nothing_found_in_a_frame(model: Any) -> None:
     _, hooked = predictors(model)
     hooked.score_threshold = 0.999
-    found = hooked(np.zeros((40, 60, 3), np.uint8))
-    assert len(found) == 0
-    assert found.masks.shape == (0, 40, 60)
+    detections = hooked(np.zeros((40, 60, 3), np.uint8))
+    assert len(detections) == 0
+    assert detections.masks.shape == (0, 40, 60)
 
 
 def test_frames_that_cannot_be_used(model: Any) -> None:

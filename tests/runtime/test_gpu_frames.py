@@ -90,8 +90,8 @@ def test_onnxruntime(fake: FakeOnnxRuntime, tmp_path: Path, provider: str) -> No
         for frame in FRAMES:  # often enough for graphs around the network
             assert_same(model(frame), expected(frame))
         inputs = np.stack(FRAMES[:3])
-        for detections, wanted in zip(model.backend.run(inputs), expected.backend.run(inputs), strict=True):
-            np.testing.assert_array_equal(detections, wanted)
+        for output, wanted in zip(model.backend.run(inputs), expected.backend.run(inputs), strict=True):
+            np.testing.assert_array_equal(output, wanted)
 
 
 @pytest.mark.parametrize(("options", "tail"), [("device=cuda", "auto"), ("provider=cuda,tail=host", "host")])

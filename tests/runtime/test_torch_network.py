@@ -69,8 +69,8 @@ def eager(model: Any, images: Any) -> list[Any]:
 def test_fp32_is_the_eager_trunk_to_the_bit(model: Any, images: Any) -> None:
     expected = eager(model, images)
     with torch.inference_mode():
-        for detections, wanted in zip(HeadsModule(model)(torch.from_numpy(images)), expected, strict=True):
-            assert torch.equal(detections, wanted)
+        for output, wanted in zip(HeadsModule(model)(torch.from_numpy(images)), expected, strict=True):
+            assert torch.equal(output, wanted)
 
 
 @pytest.mark.parametrize(("precision", "scores", "boxes"), [("fp16", 0.01, 0.01), ("bf16", 0.08, 0.05)])
@@ -159,8 +159,8 @@ def test_compile_is_passed_on(model: Any, images: Any, monkeypatch: pytest.Monke
 def test_a_really_compiled_model(model: Any, images: Any) -> None:
     expected = eager(model, images)
     outputs = TorchBackend(model, compile=True).run(images)
-    for detections, wanted in zip(outputs, expected, strict=True):
-        np.testing.assert_allclose(detections, wanted.numpy(), atol=1e-3, rtol=1e-3)
+    for output, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, wanted.numpy(), atol=1e-3, rtol=1e-3)
 
 
 def test_what_a_gpu_needs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

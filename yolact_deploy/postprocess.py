@@ -34,7 +34,7 @@ class Detected(NamedTuple):
     labels: Ints  #: [n], 0-based
     coeff: Floats  #: [n, K]
 
-    def select(self, keep: NDArray[Any]) -> Detected:
+    def select(self, keep: NDArray[Any] | slice) -> Detected:
         return Detected(self.boxes[keep], self.scores[keep], self.labels[keep], self.coeff[keep])
 
 

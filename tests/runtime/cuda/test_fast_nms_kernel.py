@@ -176,7 +176,7 @@ def test_scene_equals_numpy(config: str, objects: int, cross_class: bool) -> Non
     """Outputs of a real size: P = 19248 and 57744, C = 80."""
     scene = make_scene(get_config(config), objects=objects)
     result = run_image(*scene[:3], cross_class=cross_class)
-    want = postprocess.detect(*scene[:3], nms="cross-class" if cross_class else "fast").select(np.arange(100))
+    want = postprocess.detect(*scene[:3], nms="cross-class" if cross_class else "fast").select(slice(100))
     for mine, theirs in zip(result, want, strict=True):
         np.testing.assert_array_equal(mine, theirs)
 

@@ -14,7 +14,7 @@ from data import data_dir
 from scripted import CONFIG, SCRIPT, coco_content, detections, write_coco
 
 from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
-from yolact_deploy.datasets.coco_results import decompressed_length
+from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import accuracy, score_results
 from yolact_deploy.mask_forms import compress_counts
@@ -170,10 +170,11 @@ def test_malformed_polygons_of_the_truth() -> None:
         accuracy(content, results_of(), [1])
 
 
-def test_run_lengths_are_added_up() -> None:
+def test_run_lengths_of_a_text() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         counts = rng.integers(0, 10 ** int(rng.integers(1, 6)), int(rng.integers(1, 40)))
-        assert decompressed_length(compress_counts(counts)) == counts.sum()
-    assert decompressed_length("") == 0
-    assert decompressed_length("o") == -1, "ends in the middle of a number"
+        assert np.array_equal(image_runs(compress_counts(counts), 1, int(counts.sum())), counts)
+        assert image_runs(compress_counts(counts), 1, int(counts.sum()) + 1) is None
+    assert image_runs("", 0, 0) is None
+    assert image_runs("o", 1, 1) is None, "ends in the middle of a number"

@@ -15,11 +15,20 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from random_coco import make_content, make_results
 
-from yolact_deploy.datasets.coco_results import of_kind
+from yolact_deploy.datasets.coco_results import score_of
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import KINDS, AccuracyMeter, accuracy, average_precision, by_image
 from yolact_deploy.evaluation.matches import Matcher, Matches
 from yolact_deploy.vocabulary import EVALUATORS
+
+
+def of_kind(results: list[Any], kind: str) -> list[Any]:
+    """Results of boxes ("bbox") or masks ("segm") alone, each with its own score, for other evaluators."""
+    left_out = {"bbox": ("segmentation", "mask_score"), "segm": ("bbox", "mask_score")}[kind]
+    return [
+        {**{k: v for k, v in result.items() if k not in left_out}, "score": score_of(result, kind)}
+        for result in results
+    ]
 
 
 def cocoeval(content: dict[str, Any], results: list[Any], ids: list[int], kind: str) -> Any:

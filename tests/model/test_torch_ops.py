@@ -108,14 +108,6 @@ def test_box_iou_golden(name: str, case: str) -> None:
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize(("name", "case"), _cases("a", "out", "crowd"))
-def test_mask_iou_golden(name: str, case: str) -> None:
-    a, b, out, crowd = _load(name, case, "a", "b", "out", "crowd")
-    _close(ops.mask_iou(a, b), out)
-    _close(ops.mask_iou(a, b, crowd=True), crowd)
-
-
-@pytest.mark.golden
 @pytest.mark.parametrize(("name", "case"), _cases("loc", "priors", "decode"))
 def test_decode_golden(name: str, case: str) -> None:
     loc, priors, decoded, encoded, boxes = _load(name, case, "loc", "priors", "decode", "encode", "boxes")

@@ -15,6 +15,7 @@ from typing import Any
 
 from yolact_deploy.artifact import atomic_write, read_json
 from yolact_deploy.datasets.annotations import is_box, is_whole
+from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
 
 Result = dict[str, Any]
@@ -47,15 +48,6 @@ def results_file(path: str | os.PathLike[str]) -> Iterator[Callable[[Iterable[Re
 
         yield append
         file.write("[]\n" if before == "[" else "\n]\n")
-
-
-def of_kind(results: Iterable[Result], kind: str) -> list[Result]:
-    """Results of boxes ("bbox") or masks ("segm") alone, each with its own score, for other evaluators."""
-    left_out = {"bbox": ("segmentation", "mask_score"), "segm": ("bbox", "mask_score")}[kind]
-    return [
-        {**{k: v for k, v in result.items() if k not in left_out}, "score": score_of(result, kind)}
-        for result in results
-    ]
 
 
 def score_of(result: Mapping[str, Any], kind: str) -> float:
@@ -108,27 +100,6 @@ def _rle_problem(rle: Any, size: list[int]) -> str | None:
     if rle["size"] != size:
         return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks at the image's size"
     # pycocotools reads past the end of a broken text, so the runs are checked here.
-    if decompressed_length(rle["counts"]) != size[0] * size[1]:
+    if image_runs(rle["counts"], *size) is None:
         return "has a damaged RLE (its runs do not fill the image): encode it with pycocotools.mask.encode"
     return None
-
-
-def decompressed_length(counts: str) -> int:
-    """Sum of the run lengths in COCO's compressed text; -1 where the text is not such."""
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return -1
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        if runs[-1] < 0:
-            return -1
-        value = shift = 0
-    return sum(runs) if shift == 0 else -1

@@ -24,6 +24,12 @@ def run_lengths(counts: Any) -> NDArray[np.int64] | None:
     return _from_text(counts) if isinstance(counts, bytes) else None
 
 
+def image_runs(counts: Any, height: int, width: int) -> NDArray[np.int64] | None:
+    """The run lengths, if they are not negative and fill an image height x width; else None."""
+    runs = run_lengths(counts)
+    return None if runs is None or (runs < 0).any() or runs.sum() != height * width else runs
+
+
 def _from_text(text: bytes) -> NDArray[np.int64] | None:
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     last = np.flatnonzero((codes & 0x20) == 0)  # the character that ends each run

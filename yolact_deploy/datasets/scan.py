@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from yolact_deploy.datasets.annotations import ImageRecord, RecordCheck, categories_of, read_coco
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.instance_table import ObjectTable, TableBuilder
-from yolact_deploy.datasets.rle import run_lengths
+from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
 
 Rings = list[list[float]]
@@ -153,9 +153,9 @@ def _check_mask(value: Any, image: ImageRecord, name: str, findings: Findings) -
 
 
 def _check_encoding(value: dict[str, Any], image: ImageRecord, name: str, findings: Findings) -> bytes | None:
-    counts = run_lengths(value.get("counts"))
     size = [image.height, image.width]
-    if value.get("size") != size or counts is None or (counts < 0).any() or counts.sum() != size[0] * size[1]:
+    counts = image_runs(value.get("counts"), *size)
+    if value.get("size") != size or counts is None:
         findings.add("malformed mask", f"{name}: run lengths for {value.get('size')}, image {size}")
         return None
     if not counts[1::2].any():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import import_optional
 from yolact_deploy.model import YolactModel
+from yolact_deploy.model.model_macs import count_model_macs
 
 
 def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> str:
@@ -54,8 +54,7 @@ def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
     ``gmac`` counts the multiply-adds of the convolutions for one image in evaluation, in units of 10^9. ``parameters``
     include the semantic branch, which only training runs.
     """
-    meta = _on_meta(config_or_model)
-    model = config_or_model if isinstance(config_or_model, YolactModel) else meta
+    model = config_or_model if isinstance(config_or_model, YolactModel) else _on_meta(config_or_model)
     config = model.config
     return {
         "name": config.name,
@@ -64,7 +63,7 @@ def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
         "classes": config.num_classes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "gmac": _count_macs(meta) / 1e9,
+        "gmac": count_model_macs(config).gmac,
         "priors": config.num_priors,
         "level_sizes": list(config.level_sizes),
         "prototype_size": config.prototype_size,
@@ -76,22 +75,3 @@ def _on_meta(config_or_model: YolactConfig | YolactModel) -> YolactModel:
     config = config_or_model.config if isinstance(config_or_model, YolactModel) else config_or_model
     with torch.device("meta"):
         return YolactModel(config).eval()
-
-
-def _count_macs(model: YolactModel) -> int:
-    """Multiply-adds of the convolutions that inference runs, biases left out."""
-    total = 0
-
-    def count(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        assert isinstance(module, nn.Conv2d)
-        total += output.numel() * module.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    side = model.config.image_size
-    try:
-        model.heads(torch.empty(1, 3, side, side, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total

@@ -55,14 +55,6 @@ def box_iou(a: Tensor, b: Tensor, *, crowd: bool = False) -> Tensor:
     return inter / (area_a if crowd else area_a + area_b - inter)
 
 
-def mask_iou(a: Tensor, b: Tensor, *, crowd: bool = False) -> Tensor:
-    """Intersection over union [n, m] of binary masks [n, h, w] and [m, h, w]; ``crowd`` as for :func:`box_iou`."""
-    flat_a, flat_b = a.flatten(1).float(), b.flatten(1).float()
-    inter = flat_a @ flat_b.T
-    area_a, area_b = flat_a.sum(dim=1)[:, None], flat_b.sum(dim=1)[None, :]
-    return inter / (area_a if crowd else area_a + area_b - inter)
-
-
 def sanitize_coordinates(
     first: Tensor, second: Tensor, size: int, padding: int = 0, *, cast: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -19,22 +19,10 @@ from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.recipe import Recipe
 
 # Not settable: the data sets the classes, config.image_size the sizes, and the rest documents the recipe.
-_FIXED = frozenset(
-    {
-        "name",
-        "config",
-        "augmentation",
-        "paper",
-        "expected",
-        "duration",
-        "command",
-        "augmentation.size",
-        "config.name",
-        "config.num_classes",
-        "config.class_names",
-        "config.category_ids",
-    }
-)
+_FIXED = frozenset((
+    "name", "config", "augmentation", "paper", "expected", "duration", "command", "augmentation.size",
+    "config.name", "config.num_classes", "config.class_names", "config.category_ids",
+))  # fmt: skip
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 

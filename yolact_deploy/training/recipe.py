@@ -21,20 +21,15 @@ Precision = Literal["fp32", "bf16", "fp16"]
 FreezeBatchNorm = Literal["auto", "always", "never"]
 
 # Fields that may change when a training is resumed, since the weights do not depend on them.
-_FREE_TO_CHANGE = frozenset(
-    {
-        "paper",
-        "expected",
-        "duration",
-        "command",
-        "weights",
-        "eval_interval",
-        "eval_images",
-        "save_interval",
-        "log_interval",
-        "keep",
-    }
-)
+_FREE_TO_CHANGE = frozenset((
+    "paper", "expected", "duration", "command", "weights",
+    "eval_interval", "eval_images", "save_interval", "log_interval", "keep",
+))  # fmt: skip
+#: fields that must be at least 1, at least 0, positive and finite, or in 0..1
+_AT_LEAST_1 = ("batch", "iterations", "save_interval", "log_interval", "keep")
+_AT_LEAST_0 = ("weight_decay", "warmup_iterations", "clip", "freeze_stages", "eval_interval", "eval_images", "seed")
+_POSITIVE = ("lr", "gamma", "warmup_lr")
+_SHARES = ("momentum", "ema_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +102,11 @@ class Recipe:
         if self.augmentation.size != self.config.image_size:
             sized = dataclasses.replace(self.augmentation, size=self.config.image_size)
             object.__setattr__(self, "augmentation", sized)
-        for name in ("batch", "iterations", "save_interval", "log_interval", "keep"):
-            _check(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        for name in (
-            "weight_decay",
-            "warmup_iterations",
-            "clip",
-            "freeze_stages",
-            "eval_interval",
-            "eval_images",
-            "seed",
-        ):
-            _check(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("lr", "gamma", "warmup_lr"):
-            _check(0 < getattr(self, name) < math.inf, name, "a number above 0", getattr(self, name))
-        for name in ("momentum", "ema_decay"):
-            _check(0 <= getattr(self, name) < 1, name, "0 <= value < 1", getattr(self, name))
+        for name, value in vars(self).items():
+            _check(name not in _AT_LEAST_1 or value >= 1, name, "1 or more", value)
+            _check(name not in _AT_LEAST_0 or value >= 0, name, "0 or more", value)
+            _check(name not in _POSITIVE or 0 < value < math.inf, name, "a number above 0", value)
+            _check(name not in _SHARES or 0 <= value < 1, name, "0 <= value < 1", value)
         rising = list(self.milestones) == sorted(set(self.milestones))
         _check(rising and min(self.milestones, default=1) > 0, "milestones", "rising iterations", self.milestones)
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from yolact_deploy.training.data.batch import Batch
 
 Target = Mapping[str, Any]
+#: boxes float32 [n, 4] normalized, labels int64 [n] and crowd bool [n]
+_Part = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,9 @@ class GroundTruth:
         """
         for number, target in enumerate(targets):
             _check(target, number, num_classes)
-        parts = [_one_image(target, device) for target in targets]
-        boxes, labels, crowd = ([part[i] for part in parts] for i in range(3))
+        counts = tuple(len(target["boxes"]) for target in targets)
         masks = tuple(_moved(target["masks"], device) for target in targets)
-        return cls._of_parts(boxes, labels, crowd, masks, tuple(map(len, boxes)), device)
+        return cls._of_parts([_one_image(target, device) for target in targets], counts, masks, device)
 
     @classmethod
     def of_batch(cls, batch: Batch, num_classes: int) -> GroundTruth:
@@ -78,37 +79,24 @@ class GroundTruth:
         Raises:
             InputError: labels outside the classes, if the batch is on the CPU.
         """
-        device = batch.boxes.device
         _check_labels(batch.labels, batch.iscrowd, num_classes, "batch")
         height, width = batch.images.shape[1:3]
-        boxes = _normalized(batch.boxes, width, height)
-        labels = batch.labels.masked_fill(batch.iscrowd, 0)
-        return cls._of_parts([boxes], [labels], [batch.iscrowd], (batch.masks,), batch.counts, device)
+        part = _normalized(batch.boxes, width, height), batch.labels.masked_fill(batch.iscrowd, 0), batch.iscrowd
+        return cls._of_parts([part], batch.counts, (batch.masks,), batch.boxes.device)
 
     @classmethod
     def _of_parts(
-        cls,
-        boxes: list[Tensor],
-        labels: list[Tensor],
-        crowd: list[Tensor],
-        masks: tuple[Tensor, ...],
-        counts: tuple[int, ...],
-        device: torch.device,
+        cls, parts: list[_Part], counts: tuple[int, ...], masks: tuple[Tensor, ...], device: torch.device
     ) -> GroundTruth:
         """Join the parts and add the row that stands for "no object"."""
-        whole = _moved(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), device)
-        zero = torch.zeros(1, dtype=torch.int64, device=device)
-        true = torch.ones(1, dtype=torch.bool, device=device)
-        image, rows = (_moved(index, device) for index in _indices(counts))
-        return cls(
-            torch.cat([*boxes, whole]),
-            torch.cat([*labels, zero]),
-            torch.cat([*crowd, true]),
-            image,
-            rows,
-            counts,
-            masks,
+        nothing = (
+            _moved(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+            torch.ones(1, dtype=torch.bool, device=device),
         )
+        boxes, labels, crowd = (torch.cat(values) for values in zip(*parts, nothing, strict=True))
+        image, rows = (_moved(index, device) for index in _indices(counts))
+        return cls(boxes, labels, crowd, image, rows, counts, masks)
 
     @property
     def size(self) -> int:
@@ -129,8 +117,7 @@ class GroundTruth:
         return [torch.cat([*parts, last]) for parts, last in zip(resized, none, strict=True)]
 
 
-def _one_image(target: Target, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes float32 [n, 4] normalized, labels int64 [n] and crowd bool [n] of one target."""
+def _one_image(target: Target, device: torch.device) -> _Part:
     boxes = _moved(target["boxes"], device).to(torch.float32)
     labels = _moved(target["labels"], device).to(torch.int64)
     crowd = _moved(_crowd(target), device).to(torch.bool)

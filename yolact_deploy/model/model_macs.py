@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.graph.macs import LayerMacs, Macs, part_of
@@ -33,28 +34,27 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
     layers: list[LayerMacs] = []
     uses: Counter[str] = Counter()
 
-    def watch(name: str) -> Callable[[Any, Any, Any], None]:
-        def after(module: Any, inputs: Any, output: Any) -> None:
-            uses[name] += 1
-            deformable = isinstance(module, DeformableConv)
-            moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets, weights
-            layers.append(
-                LayerMacs(
-                    name=name + (f"#{uses[name]}" if uses[name] > 1 else ""),
-                    part=part_of(name),
-                    op_type="DeformConv" if deformable else "Conv",
-                    macs=output.numel() * module.weight[0].numel(),
-                    inputs=inputs[0].numel() + moved,
-                    weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
-                    outputs=output.numel(),
-                )
-            )
-
-        return after
+    def count(name: str, module: Any, inputs: Any, output: Any) -> None:
+        uses[name] += 1
+        layers.append(_layer(name + (f"#{uses[name]}" if uses[name] > 1 else ""), module, inputs[0], output))
 
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(watch(name))
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(partial(count, name))
     side = config.image_size
     model.heads(torch.empty(batch, 3, side, side, device="meta"))
     return Macs(batch, "fp32", tuple(layers))
+
+
+def _layer(name: str, module: nn.Conv2d, values: Tensor, output: Tensor) -> LayerMacs:
+    deformable = isinstance(module, DeformableConv)
+    moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets and weights
+    return LayerMacs(
+        name=name,
+        part=part_of(name),
+        op_type="DeformConv" if deformable else "Conv",
+        macs=output.numel() * module.weight[0].numel(),
+        inputs=values.numel() + moved,
+        weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
+        outputs=output.numel(),
+    )

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,29 +126,25 @@ def _prepare(
     if initial is not None and initial.folded and not freezes_batch_norm(recipe, world.share(recipe.batch)):
         _unfold(model, dataset)
     step = TrainStep(model, recipe, world)
-
-    def batches(start: int) -> Iterable[Batch]:
-        share = world.share(recipe.batch)
-        loader = training_loader(
-            dataset, recipe.augmentation, share, seed=recipe.seed, start=start, stop=recipe.iterations,
-            rank=world.rank, world_size=world.size, workers=workers,
-        )  # fmt: skip
-        return spare_workers(loader)
-
-    about = {"images": len(dataset), "names": list(spec.names), "category_ids": list(spec.category_ids)}
-    trainer = Trainer(
-        step,
-        batches,
-        folder,
-        identity={"recipe": recipe.identity(), "data": about, "frozen_batch_norm": step.frozen},
-        evaluate=evaluator,
-    )
+    data = {"images": len(dataset), "names": list(spec.names), "category_ids": list(spec.category_ids)}
+    identity = {"recipe": recipe.identity(), "data": data, "frozen_batch_norm": step.frozen}
+    batches = partial(_batches, dataset, recipe, world, workers)
+    trainer = Trainer(step, batches, folder, identity=identity, evaluate=evaluator)
     if resume:
         trainer.resume()
     if world.is_main:
         trainer.monitors = _monitors(folder, trainer.done if resume else None, progress)
     _report_start(trainer, initial, len(dataset))
     return trainer
+
+
+def _batches(dataset: CocoDataset, recipe: Recipe, world: World, workers: int | None, start: int) -> Iterable[Batch]:
+    """The batches of this process from iteration ``start`` on."""
+    loader = training_loader(
+        dataset, recipe.augmentation, world.share(recipe.batch), seed=recipe.seed, start=start,
+        stop=recipe.iterations, rank=world.rank, world_size=world.size, workers=workers,
+    )  # fmt: skip
+    return spare_workers(loader)
 
 
 def _unfold(model: YolactModel, dataset: CocoDataset) -> None:

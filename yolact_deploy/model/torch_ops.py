@@ -24,7 +24,7 @@ from yolact_deploy.vocabulary import NMS_VARIANTS
 class TorchDetected(NamedTuple):
     """The detections of one image, best first."""
 
-    boxes: Tensor  #: float [n, 4] xyxy normalised
+    boxes: Tensor  #: float [n, 4] xyxy normalized
     scores: Tensor  #: float [n]
     labels: Tensor  #: int64 [n], 0-based
     coeff: Tensor  #: float [n, K]
@@ -35,9 +35,9 @@ class TorchDetected(NamedTuple):
 
 def decode_boxes(loc: Tensor, priors: Tensor) -> Tensor:
     """Boxes [..., P, 4] from regression [..., P, 4] and priors [P, 4] as (cx, cy, w, h) (SSD, arXiv:1512.02325)."""
-    centre = priors[:, :2] + loc[..., :2] * VARIANCES[0] * priors[:, 2:]
+    center = priors[:, :2] + loc[..., :2] * VARIANCES[0] * priors[:, 2:]
     size = priors[:, 2:] * torch.exp(loc[..., 2:] * VARIANCES[1])
-    top_left = centre - size / 2
+    top_left = center - size / 2
     return torch.cat([top_left, top_left + size], dim=-1)
 
 

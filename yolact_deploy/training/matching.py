@@ -64,9 +64,9 @@ def encode_boxes(boxes: Tensor, priors: Tensor) -> Tensor:
 
     A box without width or height gives minus infinity.
     """
-    centre = (boxes[..., :2] + boxes[..., 2:]) / 2 - priors[:, :2]
+    center = (boxes[..., :2] + boxes[..., 2:]) / 2 - priors[:, :2]
     size = (boxes[..., 2:] - boxes[..., :2]) / priors[:, 2:]
-    return torch.cat([centre / (VARIANCES[0] * priors[:, 2:]), size.log() / VARIANCES[1]], dim=-1)
+    return torch.cat([center / (VARIANCES[0] * priors[:, 2:]), size.log() / VARIANCES[1]], dim=-1)
 
 
 def corners(priors: Tensor) -> Tensor:

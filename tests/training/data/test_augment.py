@@ -17,11 +17,11 @@ from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.datasets.shapes import render
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.preprocess import resize_image
-from yolact_deploy.training.data.augment import Augmentation, Colours, make_target
+from yolact_deploy.training.data.augment import Augmentation, Colors, make_target
 from yolact_deploy.training.data.geometry import View
 
 SIZE = 96
-NO_COLOURS: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
+NO_COLORS: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
 
 
 def ellipse(box: Any, points: int = 40) -> NDArray[np.float32]:
@@ -84,9 +84,9 @@ def test_views_are_of_all_kinds() -> None:
 
 def test_images_are_those_of_the_plain_steps() -> None:
     image, objects = scene()
-    settings = Augmentation(size=SIZE, **NO_COLOURS)
+    settings = Augmentation(size=SIZE, **NO_COLORS)
     for view in views(objects):
-        shown = settings.show(image, Colours(), view).astype(int)
+        shown = settings.show(image, Colors(), view).astype(int)
         expected = plainly(image.astype(np.float32), view, settings.fill)
         difference = np.abs(shown - expected).max(axis=2)
         # Only at the edge of a window inside the image does it matter whether pixels beyond the window are looked at.
@@ -123,7 +123,7 @@ def test_masks_keep_their_area(encoded: bool) -> None:
 def test_objects_are_kept_whose_centre_is_shown() -> None:
     _, objects = scene()
     target = Augmentation(size=SIZE).target(objects, View(20, 0, 70, 90, SIZE, SIZE))
-    assert target["labels"].tolist() == [0, 2]  # of 1 a part is shown, but its centre is at 80
+    assert target["labels"].tolist() == [0, 2]  # of 1 a part is shown, but its center is at 80
 
 
 @pytest.mark.parametrize("encoded", [False, True])
@@ -142,7 +142,7 @@ def test_the_box_of_a_mask_is_its_box(encoded: bool) -> None:
 def test_a_crop_cuts_boxes_at_its_border() -> None:
     _, objects = scene()
     view = View(20, 20, 100, 80, SIZE, SIZE)
-    target = make_target(objects.select(view.holds_centre(objects.boxes)), view)
+    target = make_target(objects.select(view.holds_center(objects.boxes)), view)
     assert target["labels"].tolist() == [0, 1, 2, 3]
     scale = np.array([SIZE / 80, SIZE / 60] * 2)
     np.testing.assert_allclose(target["boxes"][0], np.array([0, 0, 20, 40]) * scale, rtol=1e-5)
@@ -168,10 +168,10 @@ def test_keypoints_go_along_and_change_sides() -> None:
     assert not target["keypoints"][1:].any()
 
 
-# -- colours --------------------------------------------------------------------------------------------------------
+# -- colors --------------------------------------------------------------------------------------------------------
 
 
-def distorted(image: NDArray[np.uint8], c: Colours) -> NDArray[np.float32]:
+def distorted(image: NDArray[np.uint8], c: Colors) -> NDArray[np.float32]:
     """The steps in the original's order, each alone."""
     values = image.astype(np.float32) + np.float32(c.brightness)
     values = values * np.float32(c.contrast) if c.contrast_first else values
@@ -188,26 +188,26 @@ def test_colours_are_those_of_the_plain_steps() -> None:
     image = np.clip(image, 40, 250)  # where brightness makes values negative, HSV is no plain matter
     rng = np.random.default_rng(0)
     for _ in range(60):
-        colours = Colours.draw(Augmentation(), rng)
-        np.testing.assert_allclose(colours.apply(image), distorted(image, colours), atol=0.05)
+        colors = Colors.draw(Augmentation(), rng)
+        np.testing.assert_allclose(colors.apply(image), distorted(image, colors), atol=0.05)
 
 
 def test_colours_are_drawn_from_their_ranges() -> None:
     rng = np.random.default_rng(0)
-    drawn = [Colours.draw(Augmentation(), rng) for _ in range(400)]
+    drawn = [Colors.draw(Augmentation(), rng) for _ in range(400)]
     for name, low, high, neutral in (("brightness", -32, 32, 0), ("contrast", 0.5, 1.5, 1), ("hue", -18, 18, 0)):
-        values = np.array([getattr(colours, name) for colours in drawn])
+        values = np.array([getattr(colors, name) for colors in drawn])
         used = values[values != neutral]
         assert 150 < len(used) < 250
         assert low <= used.min() < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < used.max() <= high
-    assert 150 < sum(colours.contrast_first for colours in drawn) < 250
+    assert 150 < sum(colors.contrast_first for colors in drawn) < 250
 
 
 def test_grey_levels_are_clipped_or_kept() -> None:
     image = np.full((90, 120, 3), 250, np.uint8)
     view = View.whole(90, 120, SIZE, SIZE)
-    bright = Colours(brightness=30.4)
+    bright = Colors(brightness=30.4)
     assert (Augmentation(size=SIZE).show(image, bright, view) == 255).all()
     kept = Augmentation(size=SIZE, dtype="float32").show(image, bright, view)
     assert kept.dtype == np.float32

@@ -25,12 +25,12 @@ from yolact_deploy.benchmarks.command import command_parser, run_command
 from yolact_deploy.console import print_table
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, collate, open_dataset, training_loader
-from yolact_deploy.training.data.augment import Colours
+from yolact_deploy.training.data.augment import Colors
 from yolact_deploy.training.data.loader import BatchSampler, Key
 
 T = TypeVar("T")
 
-STEPS = ("decode", "draw", "colours, warp", "masks, boxes", "collate")
+STEPS = ("decode", "draw", "colors, warp", "masks, boxes", "collate")
 
 
 class _Stopwatch:
@@ -65,8 +65,8 @@ def _sample(watch: _Stopwatch, dataset: CocoDataset, augmentation: Augmentation,
     rng = np.random.default_rng([seed, *key])
     image = watch.time("decode", lambda: dataset.image(key[1]))
     objects = dataset.objects(key[1])
-    colours, view = watch.time("draw", lambda: (Colours.draw(augmentation, rng), augmentation.draw_view(objects, rng)))
-    shown = watch.time("colours, warp", lambda: augmentation.show(image, colours, view))
+    colors, view = watch.time("draw", lambda: (Colors.draw(augmentation, rng), augmentation.draw_view(objects, rng)))
+    shown = watch.time("colors, warp", lambda: augmentation.show(image, colors, view))
     target = watch.time("masks, boxes", lambda: augmentation.target(objects, view))
     return shown, {**target, "image_id": dataset.record(key[1]).image_id}
 

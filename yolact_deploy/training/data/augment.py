@@ -79,17 +79,17 @@ class Augmentation:
         Returns:
             the image [S, S, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
         """
-        colours, view = Colours.draw(self, rng), self.draw_view(objects, rng)
-        return self.show(image, colours, view), self.target(objects, view)
+        colors, view = Colors.draw(self, rng), self.draw_view(objects, rng)
+        return self.show(image, colors, view), self.target(objects, view)
 
-    def show(self, image: Image, colours: Colours, view: View) -> NDArray[Any]:
+    def show(self, image: Image, colors: Colors, view: View) -> NDArray[Any]:
         """The picture of a draw, [S, S, 3]."""
         part, local = view.cut(image)
-        coloured: NDArray[Any] = colours.apply(part)
+        colored: NDArray[Any] = colors.apply(part)
         if self.dtype == "float32":
-            shown = local.image(coloured.astype(np.float32, copy=False), self.fill)
+            shown = local.image(colored.astype(np.float32, copy=False), self.fill)
         else:
-            shown = _to_uint8(local.image(coloured, self.fill))
+            shown = _to_uint8(local.image(colored, self.fill))
         return np.ascontiguousarray(shown)
 
     def target(self, objects: Objects, view: View) -> Target:
@@ -109,7 +109,7 @@ class Augmentation:
         boxes = view.boxes(objects.boxes)
         sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
         large = np.asarray((sides > 0) & (sides >= self.least_side * self.size))
-        return np.asarray(view.holds_centre(objects.boxes) & large)
+        return np.asarray(view.holds_center(objects.boxes) & large)
 
     def _any_view(self, objects: Objects, rng: np.random.Generator) -> View:
         canvas = self._expanded(objects.height, objects.width, rng)
@@ -153,7 +153,7 @@ def _draw_window(canvas: View, rng: np.random.Generator) -> View | None:
 def _holds_an_object(window: View, objects: Objects, least: float) -> bool:
     if objects.iscrowd.all():
         return window.left < objects.width and window.top < objects.height and window.right > 0 and window.bottom > 0
-    held = window.holds_centre(objects.boxes) & ~objects.iscrowd
+    held = window.holds_center(objects.boxes) & ~objects.iscrowd
     if not held.any() or not least:
         return bool(held.any())
     rect = np.array([window.left, window.top, window.right, window.bottom], np.float32)
@@ -168,7 +168,7 @@ def _holds_an_object(window: View, objects: Objects, least: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Colours:
+class Colors:
     """One draw of the photometric distortion: brightness, then contrast before or after saturation and hue."""
 
     brightness: float = 0.0
@@ -178,7 +178,7 @@ class Colours:
     hue: float = 0.0
 
     @classmethod
-    def draw(cls, settings: Augmentation, rng: np.random.Generator) -> Colours:
+    def draw(cls, settings: Augmentation, rng: np.random.Generator) -> Colors:
         """Draw the values; each of the four is left out half of the time."""
         used = rng.random(5) < 0.5
         return cls(
@@ -191,7 +191,7 @@ class Colours:
 
     def apply(self, image: Image) -> NDArray[Any]:
         """Distort an image uint8 BGR [h, w, 3]: float32 that may leave 0..255; the same array if nothing changes."""
-        if self == Colours(contrast_first=self.contrast_first) or 0 in image.shape:
+        if self == Colors(contrast_first=self.contrast_first) or 0 in image.shape:
             return image
         first = self.contrast if self.contrast_first else 1.0
         last = 1.0 if self.contrast_first else self.contrast

@@ -60,10 +60,10 @@ class View:
         limits = np.array((self.width, self.height), np.float32)
         return corners.clip(0, limits).reshape(-1, 4)
 
-    def holds_centre(self, xyxy: Floats) -> NDArray[np.bool_]:
+    def holds_center(self, xyxy: Floats) -> NDArray[np.bool_]:
         """Whether the center of each box [n, 4] of the image is inside the window: bool [n]."""
-        centre = (xyxy[:, :2] + xyxy[:, 2:]) / 2
-        inside = (centre > (self.left, self.top)) & (centre < (self.right, self.bottom))
+        center = (xyxy[:, :2] + xyxy[:, 2:]) / 2
+        inside = (center > (self.left, self.top)) & (center < (self.right, self.bottom))
         return np.asarray(inside.all(axis=1))
 
     def cut(self, image: Pixels) -> tuple[Pixels, View]:

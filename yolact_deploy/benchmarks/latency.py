@@ -20,7 +20,7 @@ import numpy as np
 from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
-from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.predictor import Image, Predictor
 
 MEBIBYTE = 1 << 20
 
@@ -30,19 +30,19 @@ OnResult = Callable[[int, dict[str, Detections]], None]
 
 def measure_interleaved(
     predictors: Mapping[str, Predictor],
-    images: Sequence[Path],
+    images: Sequence[Image | Path],
     *,
     warmup: int = 3,
     repeats: int = 1,
-    on_result: OnResult | None = None,
-    after_step: Callable[[int], None] | None = None,
+    on_result: OnResult = lambda index, detections: None,
+    after_step: Callable[[int], None] = lambda step: None,
     each: Callable[[Sequence[int]], Any] = iter,
 ) -> dict[str, Latency]:
     """Latency of several models on the same images.
 
     Args:
         predictors: with ``lazy_masks=False``, so that pasting is inside the call
-        images: paths, so that decoding is inside the call
+        images: paths, so that decoding is inside the call, or decoded images
         warmup: calls of each model before the measurement
         repeats: rounds over all images
         on_result: gets the detections of the first round, outside the measured time
@@ -61,20 +61,16 @@ def measure_interleaved(
         turn, index = step % len(names), step % len(images)
         detections = {}
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            detections[name] = predictors[name](images[index])
-            measured[name].add((time.perf_counter() - start) * 1e3, predictors[name].timings)
+            detections[name] = measured[name].call(predictors[name], images[index])
         if step < len(images):
             for name, of_model in detections.items():
                 measured[name].encode(of_model)
-            if on_result is not None:
-                on_result(index, detections)
-        if after_step is not None:
-            after_step(step)
+            on_result(index, detections)
+        after_step(step)
     return {name: samples.latency() for name, samples in measured.items()}
 
 
-def _check(predictors: Mapping[str, Predictor], images: Sequence[Path], warmup: int, repeats: int) -> None:
+def _check(predictors: Mapping[str, Predictor], images: Sequence[Image | Path], warmup: int, repeats: int) -> None:
     if not images or not predictors:
         raise InputError("nothing to measure: give at least one image and one model")
     if warmup < 0 or repeats < 1:
@@ -91,11 +87,14 @@ class _Samples:
         self._stages: dict[str, list[float]] = {stage: [] for stage in stages}
         self._encode: list[float] = []
 
-    def add(self, whole: float, stages: Mapping[str, float]) -> None:
-        """One call."""
-        self._whole.append(whole)
+    def call(self, predictor: Predictor, image: Image | Path) -> Detections:
+        """Time one call."""
+        start = time.perf_counter()
+        detections = predictor(image)
+        self._whole.append((time.perf_counter() - start) * 1e3)
         for stage, times in self._stages.items():
-            times.append(stages[stage])
+            times.append(predictor.timings[stage])
+        return detections
 
     def encode(self, detections: Detections) -> None:
         """Time the encoding of one call's masks."""
@@ -112,7 +111,7 @@ class _Samples:
         )
 
 
-def warm_up(predictor: Predictor, images: Sequence[Path], times: int) -> None:
+def warm_up(predictor: Predictor, images: Sequence[Image | Path], times: int) -> None:
     """Run the first images, again and again where there are fewer, so that start-up work is done."""
     for i in range(times):
         predictor(images[i % len(images)])

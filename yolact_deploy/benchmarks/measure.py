@@ -117,31 +117,16 @@ def run_bench(
     Raises:
         InputError, DatasetError, BackendError, ...: models or images that cannot be used, or do not fit each other.
     """
-    _check_names(sources)
+    warmup = max(1, warmup)
     with contextlib.ExitStack() as stack:
-        models = _load(sources, images, max(1, warmup), stack)
+        models = _load(sources, images, warmup, stack)
         collector = _Collector(images, models, score_threshold, keep_worst)
         clocked = _clock(models, images, repeats, collector, progress)
         rooflines, limits = _rooflines(models, clocked.latencies) if with_roofline else ({}, {})
-        engines = tuple(
-            _engine_record(
-                model,
-                models[0],
-                clocked.latencies,
-                collector,
-                energy=_energy(model, images, energy_seconds),
-                roofline=rooflines.get(model.name),
-                find_mistakes=find_mistakes,
-            )
-            for model in models
-        )
-    settings = BenchSettings(
-        warmup=max(1, warmup),
-        repeats=repeats,
-        agreement_score_threshold=score_threshold,
-        cores_used_by_others=round(clocked.conditions.other_cores or 0.0, 2),
-    )
-    return _run(images, settings, engines, collector.worst(), clocked, limits)
+        energies = _energies(models, images, energy_seconds)
+        diagnoses = {model.name: _diagnosis(models[0], model, collector) for model in models if find_mistakes}
+        engines = [_engine_record(m, models[0], clocked, collector, rooflines, energies, diagnoses) for m in models]
+    return _run(images, engines, clocked, limits, collector, warmup, repeats)
 
 
 @dataclass(frozen=True)
@@ -153,18 +138,15 @@ class _Clocked:
     yardstick: YardstickTimes
 
 
-def _check_names(sources: Sequence[EngineSource]) -> None:
+def _load(
+    sources: Sequence[EngineSource], images: CocoImages, warmup: int, stack: contextlib.ExitStack
+) -> list[_Model]:
+    """The models, warm; ``stack`` closes them."""
     names = [source.name for source in sources]
     if not names:
         raise InputError("nothing to measure: give --weights, --engine, or both")
     if len(set(names)) < len(names):
         raise InputError(f"two models have the same name among {', '.join(names)}: give each once")
-
-
-def _load(
-    sources: Sequence[EngineSource], images: CocoImages, warmup: int, stack: contextlib.ExitStack
-) -> list[_Model]:
-    """The models, warm; ``stack`` closes them."""
     models: list[_Model] = []
     for source in sources:
         with PeakMemoryMeter() as meter:
@@ -192,22 +174,22 @@ def _clock(
     return _Clocked(latencies, meter.conditions, yardstick.times)
 
 
-def _energy(model: _Model, images: CocoImages, seconds: float | None) -> Energy | None:
-    return None if seconds is None else measure_energy(model.predictor, images.paths, seconds=seconds)
+def _energies(models: Sequence[_Model], images: CocoImages, seconds: float | None) -> dict[str, Energy]:
+    if seconds is None:
+        return {}
+    return {model.name: measure_energy(model.predictor, images.paths, seconds=seconds) for model in models}
 
 
 def _engine_record(
     model: _Model,
     reference: _Model,
-    latencies: Mapping[str, Latency],
+    clocked: _Clocked,
     collector: _Collector,
-    *,
-    energy: Energy | None,
-    roofline: Roofline | None,
-    find_mistakes: bool,
+    rooflines: Mapping[str, Roofline],
+    energies: Mapping[str, Energy],
+    diagnoses: Mapping[str, str | None],
 ) -> EngineRecord:
-    backend, source = model.predictor.backend, model.source
-    agreement = collector.agreement(model.name)
+    backend, source, latency = model.predictor.backend, model.source, clocked.latencies[model.name]
     return EngineRecord(
         name=model.name,
         backend=backend.name,
@@ -216,18 +198,18 @@ def _engine_record(
         runtime=_runtime(backend),
         file_mib=source.file_bytes / MEBIBYTE,
         memory_mib=model.memory.host_growth_mib,
-        latency=latencies[model.name],
-        speedup=latencies[reference.name].p50_ms / latencies[model.name].p50_ms,
+        latency=latency,
+        speedup=clocked.latencies[reference.name].p50_ms / latency.p50_ms,
         accuracy=collector.accuracy(model.name),
-        agreement=agreement,
+        agreement=collector.agreement(model.name),
         warnings=_warnings(reference, model),
         file_sha256=sha256_file(source.path) if source.path else None,
         weights_sha256=model.weights_sha256 or None,
         memory=model.memory,
-        energy=energy,
-        diagnosis=_diagnosis(reference, model, collector) if find_mistakes and _differs(agreement) else None,
+        energy=energies.get(model.name),
+        diagnosis=diagnoses.get(model.name),
         ap_difference=collector.ap_difference(model.name),
-        roofline=roofline,
+        roofline=rooflines.get(model.name),
     )
 
 
@@ -240,12 +222,14 @@ def _runtime(backend: Backend) -> dict[str, Any]:
 
 def _run(
     images: CocoImages,
-    settings: BenchSettings,
-    engines: tuple[EngineRecord, ...],
-    pictures: tuple[WorstPicture, ...],
+    engines: Sequence[EngineRecord],
     clocked: _Clocked,
     limits: dict[str, MachineLimits],
+    collector: _Collector,
+    warmup: int,
+    repeats: int,
 ) -> BenchRun:
+    pictures = collector.worst()
     record = Record(
         environment=cast(Environment, environment()),
         dataset=MeasuredImages(
@@ -255,9 +239,14 @@ def _run(
             image_ids=tuple(images.image_ids) if images.annotations else None,
             fingerprint=fingerprint(images),
         ),
-        settings=settings,
+        settings=BenchSettings(
+            warmup=warmup,
+            repeats=repeats,
+            agreement_score_threshold=collector.score_threshold,
+            cores_used_by_others=round(clocked.conditions.other_cores or 0.0, 2),
+        ),
         reference=engines[0].name,
-        engines=engines,
+        engines=tuple(engines),
         worst_images=tuple(picture.errors for picture in pictures),
         conditions=clocked.conditions,
         limits=limits,
@@ -278,6 +267,7 @@ class _Collector:
         self._results: dict[str, list[Result]] = {name: [] for name in names}
         self._meters = {name: AgreementMeter(score_threshold) for name in self._others}
         self._worst: list[tuple[float, int, WorstPicture]] = []
+        self._agreements: dict[str, Agreement] = {}
         self._scores: dict[str, tuple[Accuracy, dict[str, Matches]]] = {}
         #: of the reference, by "box" and "mask"
         self._bootstraps: dict[str, PairedBootstrap] = {}
@@ -327,9 +317,11 @@ class _Collector:
         return self._scores[name]
 
     def agreement(self, name: str) -> Agreement | None:
-        if name == self._reference:
-            return None
-        return self._meters[name].result(self._results[self._reference], self._results[name])
+        """With the reference, computed once; None for the reference itself."""
+        if name not in self._agreements and name != self._reference:
+            result = self._meters[name].result(self._results[self._reference], self._results[name])
+            self._agreements[name] = result
+        return self._agreements.get(name)
 
     def worst(self) -> tuple[WorstPicture, ...]:
         return tuple(picture for _, _, picture in sorted(self._worst, key=lambda entry: entry[:2], reverse=True))
@@ -341,11 +333,11 @@ class _Collector:
         return [picture.path for picture in pictures]
 
 
-def _differs(agreement: Agreement | None) -> bool:
-    return agreement is not None and agreement.agreed_share is not None and agreement.agreed_share < _AGREES
-
-
 def _diagnosis(reference: _Model, model: _Model, collector: _Collector) -> str | None:
+    """The known mistake that explains why a model disagrees with the reference."""
+    agreement = collector.agreement(model.name)
+    if agreement is None or agreement.agreed_share is None or agreement.agreed_share >= _AGREES:
+        return None
     pictures = [read_image(path) for path in collector.worst_of(model.name)[:_DIAGNOSED]]
     if not pictures:
         return None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.benchmarks.latency import measure_interleaved
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.loading import load
@@ -139,20 +140,9 @@ def measure_model(
 
 def _latency(predictor: Predictor, frames: Frames, calls: int) -> dict[str, Any]:
     """One image per call."""
-    for _ in range(_WARM_UP):
-        for frame in frames:
-            predictor(frame)
-    samples, stages = [], []
-    for i in range(calls):
-        start = time.perf_counter()
-        predictor(frames[i % len(frames)])
-        samples.append((time.perf_counter() - start) * 1e3)
-        stages.append(predictor.timings)
-    return {
-        **{f"p{q}_ms": float(np.percentile(samples, q)) for q in (50, 90, 99)},
-        "calls": calls,
-        "stages_mean_ms": {name: statistics.fmean(stage[name] for stage in stages) for name in stages[0]},
-    }
+    rounds = -(-calls // len(frames))
+    latency = measure_interleaved({"": predictor}, frames, warmup=_WARM_UP * len(frames), repeats=rounds)[""]
+    return {key: getattr(latency, key) for key in ("p50_ms", "p90_ms", "p99_ms", "calls", "stages_mean_ms")}
 
 
 def _throughput(predictor: Predictor, frames: Frames, batch: int, calls: int) -> dict[str, Any]:

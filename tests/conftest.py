@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ with contextlib.suppress(ImportError):
     assert not any(name.partition(".")[0] == "yolact_deploy" for name in sys.modules), "imported before the hook"
     jaxtyping.install_import_hook([f"yolact_deploy.{name}" for name in MODULES], "array_checker.checker")
 
-pytest_plugins = ("fake_cuda.plugin", "exports")
+pytest_plugins = ("fake_cuda.plugin", "exports", "traces")
 
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that. Some tests press it.
@@ -36,10 +37,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep torch to two threads, once some collected test has imported it."""
+    """Keep torch to two threads, or to one in each worker of pytest-xdist, once a collected test has imported it."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.set_num_threads(2)
+        torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

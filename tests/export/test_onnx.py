@@ -220,11 +220,13 @@ def test_nothing_tells_of_the_machine(export: Export, options: dict[str, str]) -
     assert not [data[max(0, hit.start() - 40) : hit.end() + 40] for hit in re.finditer(paths, data)]
 
 
+@pytest.mark.fresh_trace
 def test_the_same_model_gives_the_same_file(export: Export, make_model: Callable[..., Any], tmp_path: Path) -> None:
     export_onnx(make_model("yolact_edge_mobilenetv2", SMALL), tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == export("yolact_edge_mobilenetv2", SMALL).read_bytes()
 
 
+@pytest.mark.fresh_trace
 def test_the_model_is_left_as_it_is(tmp_path: Path) -> None:
     model = YolactModel(YolactConfig(backbone="mobilenet_v2", image_size=64, num_classes=2)).train()
     before = copy.deepcopy(model.state_dict())

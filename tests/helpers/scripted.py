@@ -67,7 +67,7 @@ def detections(instances: Sequence[Instance]) -> Detections:
 
 
 class ScriptedBackend(Backend):
-    """Reads the image's number off its grey level and answers with the script's instances."""
+    """Reads the image's number from its gray level and returns the script's instances."""
 
     precision = "fp32"
 
@@ -139,7 +139,7 @@ def write_pictures(folder: Path, numbers: Sequence[int] = (1, 2, 3)) -> list[Pat
 
 
 def coco_content(script: Script = SCRIPT, numbers: Sequence[int] = (1, 2, 3)) -> dict[str, Any]:
-    """A COCO file's content in which the script's instances that score above 0.15 are the truth."""
+    """COCO content whose objects are the script's instances above a score of 0.15."""
     annotations: list[dict[str, Any]] = []
     for number in numbers:
         for thing in script.get(number, ()):

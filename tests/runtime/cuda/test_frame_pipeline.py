@@ -1,6 +1,6 @@
-"""The frame path with a network in NumPy: the real kernels, emulated, behind the real cuda.bindings and a fake driver.
+"""The frame path with a network in NumPy: the real kernels, emulated, with the real cuda.bindings and a fake driver.
 
-Everything is held to the CPU path: `Predictor` over the same network as a CPU backend.
+The reference is the CPU path: `Predictor` with the same network as a CPU backend.
 
 Legend: N images, D detection slots, H x W a frame, S input side.
 """
@@ -47,7 +47,7 @@ SIZES = ((48, 64), (33, 47), (20, 131), (1, 1))
 
 @pytest.fixture
 def device() -> Iterator[Device]:
-    """The device, on which a test leaves nothing behind."""
+    """The device; a test must free everything on it."""
     device = Device.open(0)
     gc.collect()
     before = device.usage(), device.pinned_usage(), fake.control().leaks()
@@ -57,9 +57,9 @@ def device() -> Iterator[Device]:
 
 
 def picture(number: int, height: int = 48, width: int = 64) -> Any:
-    """A frame whose brightness tells its number, far from the edges between two."""
+    """A frame whose brightness encodes its number, far from the boundaries between two."""
     frame = np.full((height, width, 3), 16 * (number % 14) + 16, np.uint8)
-    frame[:, ::2] -= 2  # on average still the same grey level after rounding
+    frame[:, ::2] -= 2  # on average still the same gray level after rounding
     frame[:, 1::2] += 2
     return frame
 
@@ -115,7 +115,7 @@ def test_frames_of_several_sizes(device: Device, tail: str, options: Any) -> Non
 @pytest.mark.parametrize("tail", ["heads", "functions"])
 @pytest.mark.parametrize("fixed", [True, False])
 def test_batches(device: Device, tail: str, fixed: bool) -> None:
-    """Lists longer than a batch, with a rest that is filled up; mixed sizes in one batch."""
+    """Lists longer than a batch, with a last batch that is filled up; mixed sizes in one batch."""
     expected = reference(tail)
     frames = [picture(i, *SIZES[i % 3]) for i in range(7)]
     with make(device, tail, max_batch=3, fixed_batch=fixed) as model:
@@ -128,7 +128,7 @@ def test_batches(device: Device, tail: str, fixed: bool) -> None:
 @pytest.mark.parametrize("nms", ["fast", "cross-class", "traditional"])
 @pytest.mark.parametrize("threshold", [0.0, 0.05, 0.3])
 def test_settings(device: Device, nms: str, threshold: float) -> None:
-    config = dataclasses.replace(CONFIG, top_k=30, max_detections=50)  # so many that some score low
+    config = dataclasses.replace(CONFIG, top_k=30, max_detections=50)  # enough that some score low
     expected, frame = Predictor(CpuBackend(config=config), nms=nms), picture(3)
     with make(device, nms=nms, config=config) as model:
         model.score_threshold = expected.score_threshold = threshold
@@ -149,7 +149,7 @@ def test_half_precision_masks(device: Device, tail: str) -> None:
 
 @pytest.mark.parametrize("bindable", [True, False])
 def test_mask_scores(device: Device, bindable: bool) -> None:
-    """Of a network that gives them; they come with the boxes, and stay on the device with them."""
+    """Mask scores of a network that has them arrive with the boxes, and stay on the device with them."""
     config = dataclasses.replace(CONFIG, mask_iou=True)
     expected = Predictor(CpuBackend("functions", config=config))
     with make(device, "functions", bindable=bindable, config=config, max_batch=2) as model:
@@ -254,7 +254,7 @@ def test_one_launch_and_one_wait_a_frame(device: Device) -> None:
 
 
 def test_frames_of_new_sizes_share_a_graph(device: Device) -> None:
-    """What comes after the resize is one graph for all sizes: pictures of a data set are not captured one by one."""
+    """The work after the resize is one graph for all sizes: pictures of a dataset are not captured one by one."""
     control = fake.control()
     with make(device) as model:
         for number in range(6):
@@ -301,7 +301,7 @@ def test_timings(device: Device) -> None:
 
 
 def test_timings_of_resized_images(device: Device) -> None:
-    """NMS that no kernel does is done on the host, of the network's outputs there."""
+    """NMS variants without a kernel run on the host, on the network's outputs."""
     with make(device, nms="traditional") as model:
         assert model.stages == (
             "decode", "preprocess", "upload", "network", "download", "nms", "assembly", "detect", "paste",
@@ -374,8 +374,8 @@ def test_stream(device: Device) -> None:
             assert_same(ours, expected(frame))
 
 
-def test_results_are_there_whenever_they_are_asked_for(device: Device) -> None:
-    """A slot that is wanted by later frames gives its results to their ticket first."""
+def test_results_are_available_at_any_time(device: Device) -> None:
+    """A slot that later frames need first hands its results to their ticket."""
     expected, settings = reference(), DetectSettings(0.05, "fast")
     frames = [picture(i) for i in range(7)]
     with make(device) as model:
@@ -487,7 +487,7 @@ def test_a_frame_by_dlpack(device: Device) -> None:
 
 
 def test_the_producer_is_waited_for_on_the_device(device: Device) -> None:
-    """The work that makes the frame is still under way when the frame is given."""
+    """The work that produces the frame is still running when the frame is submitted."""
     with make(device) as model:
         model(picture(0))
         frame = OnDevice(device, picture(9))
@@ -520,7 +520,7 @@ def test_results_on_the_device(device: Device, tail: str) -> None:
     control = fake.control()
     cpu = CpuBackend(tail)
     with make(device, tail, max_batch=2) as model:
-        model.on_device([picture(5), picture(5)])  # something else in the memory
+        model.on_device([picture(5), picture(5)])  # overwrite the memory
         model.on_device([picture(5), picture(5)])
         control.reset_calls()
         found = model.on_device([picture(0), picture(1, 33, 47)])
@@ -581,7 +581,7 @@ def test_masks_that_find_no_room_are_pasted_again(device: Device, tail: str, mon
     frames = [picture(i, 300, 900) for i in range(4)]
     with make(device, tail) as model:
         waits = []
-        for ours, frame in model.stream(frames):  # the next frame is under way when the one ahead is pasted again
+        for ours, frame in model.stream(frames):  # the next frame is running when the previous one is pasted again
             control.reset_calls()
             waits.append(frame)
             assert_same(frame, expected(ours))
@@ -676,7 +676,7 @@ def test_a_failing_call_is_told_and_the_next_frame_works(device: Device, call: s
 
 
 def test_a_failure_belongs_to_its_own_ticket(device: Device) -> None:
-    """He who needs the slot is not told of another's failure."""
+    """A caller that needs the slot does not get another caller's error."""
     settings, control = DetectSettings(0.05, "fast"), fake.control()
     with make(device) as model:
         hook = model.backend.frames
@@ -730,7 +730,7 @@ def test_several_devices() -> None:
             second(frame)
 
 
-def test_a_result_asked_for_in_a_new_thread(device: Device) -> None:
+def test_a_result_requested_in_a_new_thread(device: Device) -> None:
     with make(device) as model, ThreadPoolExecutor(1) as pool:
         hook = model.backend.frames
         assert hook is not None
@@ -741,7 +741,7 @@ def test_a_result_asked_for_in_a_new_thread(device: Device) -> None:
 
 
 def test_python_takes_little_time() -> None:
-    """Far less than 0.3 ms a frame; the limit here leaves room for a machine that does other things as well."""
+    """Far less than 0.3 ms per frame; the limit leaves room for a busy machine."""
     code = "import measure_overhead as m, json; print(json.dumps(m.measure(300, (480, 640))['ms_per_frame']))"
     done = fake.run_python(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}")
     assert done.returncode == 0, done.stderr

@@ -30,7 +30,8 @@ from yolact_deploy.training.data.loader import BatchSampler, Key
 
 T = TypeVar("T")
 
-STEPS = ("decode", "draw", "colors, warp", "masks, boxes", "collate")
+#: keys of the result files
+STEPS = ("decode", "draw", "colours, warp", "masks, boxes", "collate")
 
 
 class _Stopwatch:
@@ -66,7 +67,7 @@ def _sample(watch: _Stopwatch, dataset: CocoDataset, augmentation: Augmentation,
     image = watch.time("decode", lambda: dataset.image(key[1]))
     objects = dataset.objects(key[1])
     colors, view = watch.time("draw", lambda: (Colors.draw(augmentation, rng), augmentation.draw_view(objects, rng)))
-    shown = watch.time("colors, warp", lambda: augmentation.show(image, colors, view))
+    shown = watch.time("colours, warp", lambda: augmentation.show(image, colors, view))
     target = watch.time("masks, boxes", lambda: augmentation.target(objects, view))
     return shown, {**target, "image_id": dataset.record(key[1]).image_id}
 

@@ -106,26 +106,7 @@ class YolactConfig:
         ids = self.category_ids
         _check(len(ids) == self.num_classes, "category_ids", f"{self.num_classes} ids", len(ids))
         _check(len(set(ids)) == len(ids), "category_ids", "distinct ids", ids)
-        _check(len(self.prior_scales) == _NUM_LEVELS, "prior_scales", "five levels", len(self.prior_scales))
-        per_level = {len(level) for level in self.prior_scales}
-        _check(
-            len(per_level) == 1 and per_level != {0},
-            "prior_scales",
-            "equally many scales on each level",
-            self.prior_scales,
-        )
-        _check(
-            all(s > 0 for level in self.prior_scales for s in level),
-            "prior_scales",
-            "positive sizes",
-            self.prior_scales,
-        )
-        _check(
-            bool(self.aspect_ratios) and min(self.aspect_ratios) > 0,
-            "aspect_ratios",
-            "positive ratios",
-            self.aspect_ratios,
-        )
+        self._validate_priors()
         _check(1 <= self.num_prototypes <= 1024, "num_prototypes", "1 to 1024", self.num_prototypes)
         _check(1 <= self.fpn_channels <= 4096, "fpn_channels", "1 to 4096", self.fpn_channels)
         blocks, interval = self.deformable_blocks, self.deformable_interval
@@ -136,6 +117,14 @@ class YolactConfig:
         _check(0 < self.iou_threshold <= 1, "iou_threshold", "0 < value <= 1", self.iou_threshold)
         _check(1 <= self.top_k <= 3840, "top_k", "1 to 3840 (TensorRT's limit)", self.top_k)
         _check(1 <= self.max_detections <= 3840, "max_detections", "1 to 3840 (TensorRT's limit)", self.max_detections)
+
+    def _validate_priors(self) -> None:
+        scales, ratios = self.prior_scales, self.aspect_ratios
+        _check(len(scales) == _NUM_LEVELS, "prior_scales", "five levels", len(scales))
+        per_level = {len(level) for level in scales}
+        _check(len(per_level) == 1 and per_level != {0}, "prior_scales", "equally many scales on each level", scales)
+        _check(all(size > 0 for level in scales for size in level), "prior_scales", "positive sizes", scales)
+        _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", "positive ratios", ratios)
 
     # -- geometry ---------------------------------------------------------------------------------------------------
 

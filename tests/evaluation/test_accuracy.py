@@ -174,7 +174,9 @@ def test_run_lengths_of_a_text() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         counts = rng.integers(0, 10 ** int(rng.integers(1, 6)), int(rng.integers(1, 40)))
-        assert np.array_equal(image_runs(compress_counts(counts), 1, int(counts.sum())), counts)
+        runs = image_runs(compress_counts(counts), 1, int(counts.sum()))
+        assert runs is not None
+        assert np.array_equal(runs, counts)
         assert image_runs(compress_counts(counts), 1, int(counts.sum()) + 1) is None
     assert image_runs("", 0, 0) is None
     assert image_runs("o", 1, 1) is None, "ends in the middle of a number"

@@ -35,6 +35,10 @@ PROVIDERS = {
 }
 _RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 _GPU_PACKAGE = "python -m pip uninstall -y onnxruntime onnxruntime-gpu; python -m pip install 'yolact-deploy[gpu]'"
+_ZERO_POINTS = (
+    "the file is in the INT8 form of ONNX Runtime on a CPU, whose zero points TensorRT does not take: "
+    "export it with --int8 --target tensorrt"
+)
 
 #: operators that compute shapes of dynamic batches, which providers leave on the CPU on purpose
 _SHAPE_OPS = frozenset(
@@ -97,24 +101,25 @@ def open_session(
         raise InputError(f"unknown provider {provider!r} of onnxruntime: expected cpu, {', '.join(PROVIDERS)}")
     gpu = require_gpu(device)
     if provider != "cuda" and metadata.has_zero_points:
-        raise ArtifactError(
-            "the file is in the INT8 form of ONNX Runtime on a CPU, whose zero points TensorRT does not take: "
-            "export it with --int8 --target tensorrt"
-        )
+        raise ArtifactError(_ZERO_POINTS)
     ort = import_optional("onnxruntime", "gpu", "Running an ONNX file on a GPU")
     options = _session_options(ort, metadata)
     chosen = {**_provider_options(provider, metadata, device, stream, tf32), **(provider_options or {})}
     named = {key: str(value) for key, value in chosen.items()}
-    if provider == "rtx":
-        options.add_provider_for_devices([_rtx_device(ort, gpu)], named)
-        arguments: dict[str, Any] = {}
-    else:
-        _require_libraries(ort, provider)
-        arguments = {"providers": [(PROVIDERS[provider], named)]}
+    arguments = _add_provider(ort, options, provider, gpu, named)
     session = _make_session(ort, model, options, arguments, provider)
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise BackendError(_does_not_start(provider, gpu))
     return GpuSession(session, provider, gpu, _cpu_nodes(session, provider))
+
+
+def _add_provider(ort: Any, options: Any, provider: str, gpu: Gpu, named: dict[str, str]) -> dict[str, Any]:
+    """What a session needs beside its options, to which a provider that comes as a plugin is added."""
+    if provider == "rtx":
+        options.add_provider_for_devices([_rtx_device(ort, gpu)], named)
+        return {}
+    _require_libraries(ort, provider)
+    return {"providers": [(PROVIDERS[provider], named)]}
 
 
 class OnnxRuntimeGpuBackend(Backend):

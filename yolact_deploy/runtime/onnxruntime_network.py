@@ -83,13 +83,11 @@ class OnnxRuntimeNetwork(DeviceNetwork):
             provider_options=provider_options,
         )
         self._buffers: list[DeviceBuffer] = []
-        values = self._opened.session
-        self.input = self._allocate("images", values.get_inputs()[0])
-        self.outputs = {
-            name: self._allocate(name, value)
-            for name, value in zip(self.metadata.outputs, values.get_outputs(), strict=True)
-        }
-        self._graph_names = [value.name for value in values.get_outputs()]
+        session, names = self._opened.session, self.metadata.outputs
+        outputs = session.get_outputs()
+        self.input = self._allocate("images", session.get_inputs()[0])
+        self.outputs = {name: self._allocate(name, value) for name, value in zip(names, outputs, strict=True)}
+        self._graph_names = [value.name for value in outputs]
         self._bindings: dict[int, Any] = {}
         self._options = _run_options()
         self._before, self._after = device.event(timing=False), device.event(timing=False)

@@ -165,7 +165,7 @@ def test_a_file_that_the_runtime_refuses(files: dict[str, Path], tmp_path: Path)
     model = onnx.load(str(files["dynamic"]))
     model.graph.node[0].op_type = "Sorcery"
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(ArtifactError, match=r"^ONNX Runtime refuses .*m\.onnx: .*Sorcery") as caught:
+    with pytest.raises(ArtifactError, match=r"^ONNX Runtime rejects .*m\.onnx: .*Sorcery") as caught:
         yolact_deploy.load(tmp_path / "m.onnx")
     assert "\n" not in str(caught.value)
 

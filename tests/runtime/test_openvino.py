@@ -205,7 +205,7 @@ def test_a_file_that_the_runtime_refuses(file: Path, tmp_path: Path) -> None:
     model = onnx.load(str(file))
     model.graph.node[0].op_type = "Sorcery"
     onnx.save(model, str(tmp_path / "m.onnx"))
-    with pytest.raises(ArtifactError, match=r"^OpenVINO refuses .*m\.onnx: ") as caught:
+    with pytest.raises(ArtifactError, match=r"^OpenVINO rejects .*m\.onnx: ") as caught:
         yolact_deploy.load(f"{tmp_path / 'm.onnx'}@openvino")
     assert "\n" not in str(caught.value)
 

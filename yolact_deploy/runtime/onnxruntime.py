@@ -28,7 +28,7 @@ class OnnxRuntimeBackend(Backend):
 
     Raises:
         ArtifactError: not one of our ONNX files.
-        BackendError: ONNX Runtime is missing or refuses the file.
+        BackendError: ONNX Runtime is missing or rejects the file.
     """
 
     name = "onnxruntime"

@@ -64,7 +64,7 @@ class OpenVinoBackend(Backend):
         try:
             self._compiled = core.compile_model(core.read_model(graph.data), "CPU", properties)
         except Exception as error:  # RuntimeError and its own kinds
-            raise ArtifactError(f"OpenVINO refuses {path}: {str(error).strip().splitlines()[0]}") from error
+            raise ArtifactError(f"OpenVINO rejects {path}: {str(error).strip().splitlines()[0]}") from error
         self._request = self._compiled.create_infer_request()
 
     def run(self, images: NDArray[Any]) -> Outputs:

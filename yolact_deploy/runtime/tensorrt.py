@@ -47,7 +47,7 @@ class TensorRtNetwork(DeviceNetwork):
     Raises:
         ArtifactError: not one of our engines, truncated, or built by another version of TensorRT.
         MissingDependencyError: TensorRT of the engine's kind is not installed.
-        BackendError: no driver, no such GPU, too little memory, or TensorRT refuses the engine.
+        BackendError: no driver, no such GPU, too little memory, or TensorRT rejects the engine.
     """
 
     name = "tensorrt"

@@ -46,7 +46,7 @@ def test_folders_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OutputError, match=r"cannot make the cache folder .*file/kernels: .*Set YOLACT_DEPLOY_CACHE"):
+    with pytest.raises(OutputError, match=r"cannot create the cache folder .*file/kernels: .*Set YOLACT_DEPLOY_CACHE"):
         cache_folder("kernels")
 
 

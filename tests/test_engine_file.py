@@ -66,8 +66,8 @@ def test_metadata_of_many_classes(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"", "is empty"),
-        (b"vtrt", "is cut short"),
-        (engine(b"x" * 100)[:-1], "is cut short: it has 131 of 132 bytes"),
+        (b"vtrt", "is truncated"),
+        (engine(b"x" * 100)[:-1], "is truncated: it has 131 of 132 bytes"),
         (b"hello, this is text", "is not a TensorRT engine"),
         (engine(b"no metadata here"), "was built by another program"),
         (engine(b'{"schema":1,"config":{'), "was built by another program"),
@@ -102,6 +102,6 @@ def test_real_engine(tmp_path: Path) -> None:
     header = read_engine_header(path)
     assert (header.kind, header.version) == ("TensorRT for RTX", trt.__version__)
     assert read_engine_metadata(path) == METADATA
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated"):
         read_engine_metadata(write(tmp_path / "b.trt", plan[:-100]))
     assert json.loads(METADATA.to_json())["schema"] == 1

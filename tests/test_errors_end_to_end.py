@@ -152,7 +152,7 @@ CASES = {
     "text-onnx-inspect": ("inspect text.onnx", "text.onnx"),
     "half-onnx-build": ("build half.onnx", "half.onnx|truncated"),
     # truncated engines
-    "truncated-engine-inspect": ("inspect half.trt", "half.trt is cut short|500,000 of 1,000,000 bytes"),
+    "truncated-engine-inspect": ("inspect half.trt", "half.trt is truncated|500,000 of 1,000,000 bytes"),
     "truncated-engine-predict": ("predict half.trt good.png", "half.trt"),
     "truncated-engine-bench": (f"bench --engine half.trt --images-dir {IMAGES_DIR}", "half.trt"),
     # things that need a GPU

@@ -164,10 +164,10 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         yolact_deploy.load(tmp_path)
     (tmp_path / "model.tflite").touch()
-    with pytest.raises(ArtifactError, match=r"cannot tell what kind of model \.tflite is; known are \.onnx"):
+    with pytest.raises(ArtifactError, match=r"unknown model type \.tflite; expected one of \.onnx"):
         yolact_deploy.load(tmp_path / "model.tflite")
     (tmp_path / "model").touch()
-    with pytest.raises(ArtifactError, match="cannot tell what kind of model this is"):
+    with pytest.raises(ArtifactError, match="unknown model type without suffix"):
         yolact_deploy.load(tmp_path / "model")
 
 

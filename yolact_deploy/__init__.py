@@ -1,10 +1,10 @@
-"""YOLACT instance segmentation on NVIDIA hardware and CPUs: weights in, a measured engine out.
+"""YOLACT instance segmentation on NVIDIA GPUs and CPUs: weights in, a measured engine out.
 
     import yolact_deploy
     model = yolact_deploy.load("yolact_resnet50.onnx")
     detections = model(frame)                      # frame: uint8 BGR [H, W, 3]
 
-Importing this needs NumPy only; each runtime is imported when it is first used.
+Importing the package needs NumPy only; each runtime is imported on first use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # These two import OpenCV, which is most of the import time.
+    # These two import OpenCV, which takes most of the import time.
     if name == "load":
         from yolact_deploy.loading import load
 

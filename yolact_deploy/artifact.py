@@ -1,8 +1,8 @@
-"""What this package writes into its files, and how it writes files at all.
+"""The metadata inside the files of this package, and atomic writes.
 
-The metadata is one JSON object under the key ``yolact_deploy``: in an ONNX file among ``metadata_props``, in a
-safetensors file in the header, in a TensorRT engine as the network's name. Files are written to a temporary name in
-the target folder and renamed, so that an interrupted run leaves no half file.
+The metadata is one JSON object under the key ``yolact_deploy``: in ``metadata_props`` of an ONNX file, in the header of
+a safetensors file, and as the network name of a TensorRT engine. Files are written under a temporary name in the target
+folder and renamed, so an interrupted run leaves no partial file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a file says about the network inside it."""
+    """Metadata of the network in a file."""
 
     config: YolactConfig
     #: trunk precision: fp32, fp16, bf16, int8
@@ -38,33 +38,33 @@ class Metadata:
     tail: str = "functions"
     #: Fast NMS over all classes together
     cross_class: bool = False
-    #: dtype of the input images: uint8, or float32 in 0..255 for resizing without rounding
+    #: dtype of the input images: uint8, or float32 in 0..255, which avoids rounding after resizing
     input_dtype: str = "uint8"
-    #: smallest, usual and largest batch
+    #: smallest, optimal and largest batch
     batch: tuple[int, int, int] = (1, 1, 1)
     weights_sha256: str = ""
-    #: layers of the trunk that are in FP32 whatever ``precision`` says
+    #: layers of the trunk in FP32 regardless of ``precision``
     keep_fp32: tuple[str, ...] = ()
-    #: why, for those of them that the export found by itself
+    #: reasons for the layers that the export chose
     keep_reasons: dict[str, str] = field(default_factory=dict)
-    #: of an INT8 file: ``target`` (form of its Q/DQ nodes), ``method`` of the calibration, its number of ``images`` and
+    #: for INT8: ``target`` (form of the Q/DQ nodes), ``method`` of the calibration, number of ``images`` and
     #: ``images_sha256``
     quantization: dict[str, Any] | None = None
-    #: versions of the tools that made the file
+    #: versions of the tools that wrote the file
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_zero_points(self) -> bool:
-        """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not take."""
+        """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not support."""
         return self.quantization is not None and self.quantization["target"] == "onnxruntime"
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the network's outputs, in their order."""
+        """Names of the network outputs in order."""
         if self.tail == "heads":
             return HEAD_OUTPUTS
-        found = ("num_detections", "boxes", "scores", "labels", "masks")
-        return (*found, "mask_scores") if self.config.mask_iou else found
+        names = ("num_detections", "boxes", "scores", "labels", "masks")
+        return (*names, "mask_scores") if self.config.mask_iou else names
 
     def to_json(self) -> str:
         values = {"schema": SCHEMA_VERSION, **dataclasses.asdict(self), "config": self.config.to_dict()}
@@ -72,14 +72,14 @@ class Metadata:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> Metadata:
-        """Read the metadata of the file ``source``; raises :class:`ArtifactError` when it is not ours."""
+        """Read the metadata of the file ``source``; raises :class:`ArtifactError` if it is invalid."""
         try:
             values: dict[str, Any] = json.loads(text)
             schema = values.pop("schema")
             if schema != SCHEMA_VERSION:
                 raise ArtifactError(
                     f"{source} has metadata of schema {schema}, this version reads {SCHEMA_VERSION}: "
-                    "update yolact-deploy, or export the file again"
+                    "update yolact-deploy or export the file again"
                 )
             config = YolactConfig.from_dict(values.pop("config"))
             values["batch"], values["keep_fp32"] = tuple(values["batch"]), tuple(values.get("keep_fp32", ()))
@@ -91,7 +91,7 @@ class Metadata:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -101,10 +101,10 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; rename it there on success, remove it on any failure.
+    """Yield a temporary path next to ``path``; rename it to ``path`` on success, remove it on failure.
 
     Raises:
-        OutputError: the folder cannot be made or written, or the disk is full.
+        OutputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
     try:
@@ -118,7 +118,7 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; give the permissions of an ordinary one
+        temporary.chmod(0o666 & ~umask)  # mkstemp creates private files; set the permissions of an ordinary file
         temporary.replace(target)
     except OSError as error:
         raise OutputError(
@@ -135,18 +135,18 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write JSON atomically, readable and with a final newline; lists of numbers or words stand on one line."""
-    text = _PLAIN_LIST.sub(lambda found: f"[{_NEXT_ITEM.sub(', ', found[1])}]", json.dumps(value, indent=1))
+    """Write indented JSON atomically, with a final newline; lists of numbers or words are on one line."""
+    text = _PLAIN_LIST.sub(lambda match: f"[{_NEXT_ITEM.sub(', ', match[1])}]", json.dumps(value, indent=1))
     write_bytes(path, f"{text}\n".encode())
 
 
-# JSON's strings hold no line breaks, and those with brackets are left as they are.
+# Strings in JSON have no line breaks; lists with brackets in them stay as they are.
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s*\]")
 _NEXT_ITEM = re.compile(r",\n\s+")
 
 
 def read_json(path: str | os.PathLike[str], what: str, error_type: type[Exception]) -> Any:
-    """Read a JSON file; ``what`` and the path go into the message of ``error_type``."""
+    """Read a JSON file; errors name ``what`` and the path."""
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)

@@ -1,7 +1,7 @@
-"""Where this package keeps what it can make again: engines, timing caches, compiled kernels; and locks on files.
+"""The cache folder (engines, timing caches, compiled kernels) and file locks.
 
-The root is ``$YOLACT_DEPLOY_CACHE``, else ``$XDG_CACHE_HOME/yolact-deploy``, else ``~/.cache/yolact-deploy``. Whatever
-lies in it may be removed at any time.
+The root is ``$YOLACT_DEPLOY_CACHE``, else ``$XDG_CACHE_HOME/yolact-deploy``, else ``~/.cache/yolact-deploy``. Its
+contents can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from pathlib import Path
 
 from yolact_deploy.errors import OutputError
 
-#: engines of finished builds; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load; what
-#: calibrations for INT8 have gathered
+#: built engines; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load; states of INT8
+#: calibrations
 KINDS = ("engines", "timing", "kernels", "rtx", "calibration")
 
 
 def cache_root() -> Path:
-    """The root, which need not exist."""
+    """The root; it may not exist."""
     chosen = os.environ.get("YOLACT_DEPLOY_CACHE")
     if chosen:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
-    # The XDG specification says to ignore relative paths.
+    # The XDG specification ignores relative paths.
     return (Path(base) if base and Path(base).is_absolute() else Path("~/.cache").expanduser()) / "yolact-deploy"
 
 
 def cache_folder(kind: str) -> Path:
-    """The folder of one kind, made where it does not exist.
+    """The folder of one of :data:`KINDS`; created if missing.
 
     Raises:
-        OutputError: it cannot be made.
+        OutputError: it cannot be created.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of cache {kind!r}, expected one of {', '.join(KINDS)}")
@@ -42,8 +42,8 @@ def cache_folder(kind: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"cannot make the cache folder {folder}: {error.strerror or error}. "
-            "Set YOLACT_DEPLOY_CACHE to another place"
+            f"cannot create the cache folder {folder}: {error.strerror or error}. "
+            "Set YOLACT_DEPLOY_CACHE to another folder"
         ) from error
     return folder
 
@@ -53,18 +53,18 @@ _SECONDS_BETWEEN_TRIES = 0.1
 
 @contextlib.contextmanager
 def file_lock(path: str | os.PathLike[str], wait: float, waiting: Callable[[], None] = lambda: None) -> Iterator[bool]:
-    """Hold a lock file, so that one process or thread at a time does some work; gives whether it could be had.
+    """Hold a lock file, so that one process or thread at a time does some work; yields whether the lock is held.
 
-    The kernel drops the lock when a process ends in whatever way, so a file left behind locks nothing. On a file system
-    without locks it is had at once.
+    The kernel releases the lock when a process ends, so a leftover file locks nothing. On systems and file systems
+    without locks, every caller holds it.
 
     Args:
-        path: the lock file, in a folder that exists; it is removed afterwards
+        path: the lock file, in an existing folder; it is removed afterwards
         wait: seconds to wait for another holder
-        waiting: called once when there is one
+        waiting: called once if there is another holder
 
     Raises:
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     lock = _LockFile(Path(path))
     end = time.monotonic() + wait
@@ -87,24 +87,25 @@ class _LockFile:
         self.handle = -1
 
     def acquire(self) -> bool:
-        import fcntl  # Linux and the like; where there is none, this module is still of use
-
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         try:
+            import fcntl
+
             fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before may have removed the file between our opening and our locking it.
+            # The previous holder may have removed the file between opening and locking.
             held = _is_same(self.handle, self.path)
         except BlockingIOError:
             held = False
-        except OSError:  # a file system without locks: better no lock than no work
+        except (ImportError, OSError):  # Windows, or a file system without locks: work without a lock
             held = True
         if not held:
             os.close(self.handle)
         return held
 
     def release(self) -> None:
-        """Remove the file while it is still locked: who opened it before sees that it is gone, and opens anew."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file while it is locked: other waiters then notice and open it again."""
+        with contextlib.suppress(PermissionError):  # Windows keeps open files
+            self.path.unlink(missing_ok=True)
         os.close(self.handle)
 
 

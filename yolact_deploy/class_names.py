@@ -1,4 +1,4 @@
-"""The names and category ids of the COCO and Pascal VOC classes, in the order of a YOLACT's outputs."""
+"""Names and category ids of the COCO and Pascal VOC classes, in the order of the network outputs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`YolactConfig`: everything that tells one YOLACT from another, and the named configurations.
+"""`YolactConfig`, the complete description of a YOLACT network, and the named configurations.
 
-A configuration is a value: frozen, comparable, and written as JSON into every file this package makes. It knows
-nothing about training schedules; those live in the training recipes.
+A configuration is a frozen, comparable value, written as JSON into every file of this package. Training schedules are
+in the training recipes.
 
 Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218), YolactEdge (arXiv:2012.12259).
 """
@@ -26,13 +26,13 @@ _BASE_SIZE = 550
 _BASE_SCALES = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
 _NUM_LEVELS = 5
 
-# Mean and standard deviation of the training images in BGR order, in grey levels.
+# Mean and standard deviation of the training images, BGR, in gray levels.
 _IMAGENET_MEAN_BGR = (103.94, 116.78, 123.68)
 _IMAGENET_STD_BGR = (57.38, 57.12, 58.40)
 
 
 def _rescale(scales: tuple[tuple[float, ...], ...], old: int, new: int) -> tuple[tuple[float, ...], ...]:
-    """Prior scales for another input size; whole numbers stay whole by truncation, as in yolact_im400 and _im700."""
+    """Prior scales for another input size; integers are truncated to integers, as in yolact_im400 and _im700."""
     if new == old:
         return scales
     whole = all(float(s).is_integer() for level in scales for s in level)
@@ -44,10 +44,10 @@ class YolactConfig:
     """One YOLACT network.
 
     ``YolactConfig()`` is yolact_base. Fields that depend on others (``class_names``, ``category_ids``,
-    ``prior_scales``) are filled in when left out.
+    ``prior_scales``) are filled in by default.
 
     Raises:
-        ConfigError: a value that no network can have; the message names the field.
+        ConfigError: a value out of range; the message names the field.
     """
 
     name: str = "yolact_base"
@@ -55,29 +55,29 @@ class YolactConfig:
     backbone: str = "resnet101"
     #: side S of the square network input, in pixels
     image_size: int = _BASE_SIZE
-    #: foreground classes; the class head has one channel more (background, index 0)
+    #: foreground classes; the class head has one more channel (background, index 0)
     num_classes: int = 80
-    #: one name a foreground class; COCO's by default when there are 80
+    #: one name per foreground class; for 80 classes the default is COCO's
     class_names: tuple[str, ...] = ()
-    #: the dataset's category id of each class; COCO's or 1..num_classes by default
+    #: category id of each class in the dataset; COCO's or 1..num_classes by default
     category_ids: tuple[int, ...] = ()
-    #: per level P3..P7 the prior sizes in input pixels; scaled from those of yolact_base by default
+    #: prior sizes in input pixels per level P3..P7; scaled from yolact_base by default
     prior_scales: tuple[tuple[float, ...], ...] = ()
     aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
-    #: True reproduces the original's priors, whose height is set to their width
+    #: True reproduces the priors of the original, which set the height to the width
     square_priors: bool = True
     num_prototypes: int = 32
     fpn_channels: int = 256
-    #: deformable convolutions (DCNv2): how many of the last blocks of each stage, and every how many
+    #: deformable convolutions (DCNv2): in how many of the last blocks of each stage, and in every how-many-th block
     deformable_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
     deformable_interval: int = 1
-    #: the mask-IoU re-scoring network of YOLACT++
+    #: the mask-IoU network of YOLACT++, which rescores masks
     mask_iou: bool = False
     #: NMS looks at priors whose best foreground score is above this; the threshold of `load` cuts what NMS keeps
     nms_score_threshold: float = 0.05
-    #: Fast NMS drops an entry whose IoU with a better one of its class is above this
+    #: Fast NMS drops a detection whose IoU with a better one of its class is above this
     iou_threshold: float = 0.5
-    #: best entries a class that take part in NMS
+    #: best detections per class that enter NMS
     top_k: int = 200
     max_detections: int = 100
 
@@ -90,7 +90,7 @@ class YolactConfig:
             coco = self.class_names == COCO_NAMES
             fill(self, "category_ids", COCO_CATEGORY_IDS if coco else tuple(range(1, self.num_classes + 1)))
         if not self.prior_scales:
-            _check(isinstance(self.image_size, int), "image_size", "a whole number of pixels", self.image_size)
+            _check(isinstance(self.image_size, int), "image_size", "an integer number of pixels", self.image_size)
             fill(self, "prior_scales", _rescale(_BASE_SCALES, _BASE_SIZE, self.image_size))
         self._validate()
 
@@ -156,12 +156,12 @@ class YolactConfig:
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:
-        """BGR grey levels subtracted from the input image (0..255)."""
+        """BGR gray levels subtracted from the input image (0..255)."""
         return (0.0, 0.0, 0.0) if self.backbone == "darknet53" else _IMAGENET_MEAN_BGR
 
     @property
     def pixel_std(self) -> tuple[float, float, float]:
-        """BGR grey levels by which the input image is divided after the mean is subtracted."""
+        """BGR gray levels that divide the input image after subtraction of the mean."""
         return (255.0, 255.0, 255.0) if self.backbone == "darknet53" else _IMAGENET_STD_BGR
 
     # -- variants ---------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class YolactConfig:
         return self.mask_iou or any(self.deformable_blocks)
 
     def with_size(self, image_size: int) -> YolactConfig:
-        """The same network for another input size, its priors scaled along."""
+        """The same network for another input size, with scaled priors."""
         _check(_whole(image_size) and image_size > 0, "image_size", "64 to 4096", image_size)
         scales = _rescale(self.prior_scales, self.image_size, image_size)
         return dataclasses.replace(self, image_size=image_size, prior_scales=scales)
@@ -191,9 +191,9 @@ class YolactConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> YolactConfig:
-        """Read what :meth:`to_dict` wrote; raises :class:`ConfigError` on unknown or ill-typed fields."""
+        """Read the output of :meth:`to_dict`; raises :class:`ConfigError` on unknown or ill-typed fields."""
         if not isinstance(values, dict):
-            raise ConfigError(f"a configuration is a JSON object, got {type(values).__name__}")
+            raise ConfigError(f"configuration: expected a JSON object, got {type(values).__name__}")
         fields = {_STORED_AS.get(field.name, field.name): field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -203,7 +203,7 @@ class YolactConfig:
         try:
             return cls(**{fields[key]: _tupled(value) for key, value in values.items()})
         except TypeError as error:
-            raise ConfigError(f"configuration with a value of the wrong type: {error}") from error
+            raise ConfigError(f"configuration: a value has the wrong type: {error}") from error
 
 
 def _check(ok: bool, field: str, expected: str, got: object) -> None:
@@ -263,7 +263,7 @@ _CONFIGS = {
 
 
 def list_configs() -> list[str]:
-    """Names that :func:`get_config` knows."""
+    """Names of the configurations for :func:`get_config`."""
     return list(_CONFIGS)
 
 
@@ -274,11 +274,11 @@ def get_config(name: str) -> YolactConfig:
     19248
 
     Raises:
-        ConfigError: no such name; the message lists the nearest ones.
+        ConfigError: there is no such configuration; the message suggests the nearest name.
     """
     try:
         return _CONFIGS[name]
     except KeyError:
         near = difflib.get_close_matches(name, _CONFIGS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"no configuration named {name!r}: {hint}known are {', '.join(_CONFIGS)}") from None
+        raise ConfigError(f"no configuration named {name!r}: {hint}expected one of {', '.join(_CONFIGS)}") from None

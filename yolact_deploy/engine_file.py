@@ -1,7 +1,7 @@
-"""What an engine file tells without a GPU: its header, and our metadata, which is the network's name.
+"""Reads an engine file without a GPU: its header, and the metadata of this package, which is the network name.
 
-TensorRT's format is not documented. Seen in files of TensorRT for RTX 1.7, and for the version told by NVIDIA for
-TensorRT (github.com/NVIDIA/TensorRT issue 3073): 4 letters, at byte 16 the length of the file, at byte 24 the version.
+The format of TensorRT is not documented. Observed in files of TensorRT for RTX 1.7, and for the version described by
+NVIDIA (github.com/NVIDIA/TensorRT issue 3073): 4 letters, the file length at byte 16, the version at byte 24.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from yolact_deploy.vocabulary import FLAVOURS
 
 KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
 
-#: among the versions of an engine's metadata: how our plugins got into it; an engine without them has no such entry
+#: key in the versions of the metadata for the kind of plugins; missing in an engine without plugins
 PLUGINS_KEY = "plugins"
 
 _HEADER_BYTES = 28
 _SCHEMA = re.compile(rb'"schema":\d')
-#: more than the metadata of 10,000 classes with long names takes
+#: more than the metadata of 10,000 classes with long names
 _LONGEST_METADATA = 1 << 21
 
 
 @dataclass(frozen=True)
 class EngineHeader:
-    """First bytes of an engine file."""
+    """The first bytes of an engine file."""
 
     kind: str  #: "TensorRT" or "TensorRT for RTX"
-    version: str  #: of the builder: major.minor.patch.build
-    size: int  #: bytes of the file
+    version: str  #: version of the builder: major.minor.patch.build
+    size: int  #: size of the file in bytes
 
     @property
     def flavour(self) -> str:
-        """The flavour, "tensorrt" or "rtx", as :mod:`yolact_deploy.runtime.tensorrt_api` has it."""
+        """One of :data:`~yolact_deploy.vocabulary.FLAVOURS`."""
         return next(flavour for flavour, name in FLAVOURS.items() if name == self.kind)
 
 
@@ -50,7 +50,7 @@ def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:
     """Kind and version of an engine file.
 
     Raises:
-        ArtifactError: no such file, empty, cut short, or not an engine.
+        ArtifactError: the file is missing, empty, truncated, or not an engine.
     """
     path = Path(path)
     with _mapped(path) as data:
@@ -58,10 +58,10 @@ def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:
 
 
 def read_engine_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """What we wrote into an engine when it was built, found in the bytes of the file.
+    """The metadata of an engine, searched in the bytes of the file.
 
     Raises:
-        ArtifactError: not an engine, one that is cut short, or one that this package did not build.
+        ArtifactError: the file is not an engine, is truncated, or was not built by this package.
     """
     path = Path(path)
     with _mapped(path) as data:
@@ -76,9 +76,9 @@ def read_engine_metadata(path: str | os.PathLike[str]) -> Metadata:
 
 
 def plugin_kind(metadata: Metadata) -> str:
-    """How FastNMS and MaskAssembly are in an engine: "none" (TensorRT's own layers), "aot" or "v3".
+    """How FastNMS and MaskAssembly run in an engine: "none" (layers of TensorRT), "aot" or "v3".
 
-    An engine with "v3" needs `yolact_deploy.runtime.plugins.register_creators` before it is loaded.
+    Call `yolact_deploy.runtime.plugins.register_creators` before loading an engine with "v3".
     """
     return metadata.versions.get(PLUGINS_KEY, "none")
 
@@ -107,18 +107,18 @@ def _header(path: Path, data: mmap.mmap) -> EngineHeader:
             "yolact-deploy build MODEL.onnx"
         )
     if len(data) < _HEADER_BYTES:
-        raise ArtifactError(f"{path} is cut short after {len(data)} bytes: build or copy the engine again")
+        raise ArtifactError(f"{path} is truncated after {len(data)} bytes: build or copy the engine again")
     declared = struct.unpack_from("<Q", data, 16)[0]
-    # The length was seen in engines for RTX only, so that others are not judged by it.
+    # Only engines for RTX are known to hold the length.
     if kind == KINDS[b"vtrt"] and declared > len(data):
         raise ArtifactError(
-            f"{path} is cut short: it has {len(data):,} of {declared:,} bytes. Build or copy the engine again"
+            f"{path} is truncated: it has {len(data):,} of {declared:,} bytes. Build or copy the engine again"
         )
     return EngineHeader(kind, ".".join(str(number) for number in data[24:28]), len(data))
 
 
 def _find_metadata(data: mmap.mmap) -> str | None:
-    """The first JSON object with a schema and a configuration; weights can hold any bytes, so each hit is decoded."""
+    """The first JSON object with a schema and a configuration; weights may contain any bytes, so each hit is decoded."""
     for hit in _SCHEMA.finditer(data):
         lowest = max(0, hit.start() - _LONGEST_METADATA)
         start = data.rfind(b'{"', lowest, hit.start())
@@ -132,7 +132,7 @@ def _find_metadata(data: mmap.mmap) -> str | None:
 
 def _object_at(data: mmap.mmap, start: int) -> str | None:
     window = data[start : start + _LONGEST_METADATA]
-    # The metadata is ASCII, as json.dumps makes it; what follows may be anything.
+    # json.dumps writes the metadata in ASCII; any bytes may follow.
     text = window.decode("latin-1")
     try:
         value, end = json.JSONDecoder().raw_decode(text)

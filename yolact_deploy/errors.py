@@ -1,7 +1,7 @@
-"""Every error that a user can meet, and the helper that imports an optional dependency.
+"""All errors for users, and the import of optional dependencies.
 
-A message names the thing that is wrong and the cure. The command line prints it in one line and exits with
-``exit_code``; ``--debug`` shows the traceback.
+A message says what is wrong, in which file or option, and what to do. The command line prints it in one line and exits
+with ``exit_code``; ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from types import ModuleType
 
 
 class YolactDeployError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors that this package raises."""
 
     exit_code = 2
 
 
 class ConfigError(YolactDeployError, ValueError):
-    """A configuration value that no YOLACT can have, or an unknown configuration name."""
+    """A configuration value out of range, or an unknown configuration name."""
 
 
 class CheckpointError(YolactDeployError):
-    """Weights that cannot be read, or that do not fit the configuration."""
+    """Weights that cannot be read or do not fit the configuration."""
 
 
 class ArtifactError(YolactDeployError):
-    """An ONNX or engine file that cannot be read or was not made by this package."""
+    """An ONNX or engine file that cannot be read or is not from this package."""
 
 
 class ExportError(YolactDeployError):
-    """An export that failed; nothing was left behind."""
+    """An export failed; no files are left behind."""
 
 
 class BackendError(YolactDeployError):
-    """A runtime that cannot run here, or failed while running."""
+    """A runtime cannot run here, or failed while running."""
 
 
 class MissingDependencyError(BackendError, ImportError):
@@ -53,17 +53,17 @@ class OutputError(YolactDeployError):
 
 
 class DownloadError(YolactDeployError):
-    """Weights that could not be fetched or whose checksum is wrong."""
+    """Weights that cannot be downloaded, or have the wrong checksum."""
 
 
 class GateError(YolactDeployError):
-    """A measured figure failed the limit the user set."""
+    """A measured value misses the limit that the user set."""
 
     exit_code = 1
 
 
 def import_optional(module: str, extra: str, purpose: str) -> ModuleType:
-    """Import ``module``, or raise :class:`MissingDependencyError` that names the extra to install.
+    """Import ``module``; if it is missing, :class:`MissingDependencyError` names the extra to install.
 
     >>> import_optional("json", extra="onnx", purpose="reading metadata").__name__
     'json'

@@ -1,6 +1,6 @@
-"""What is inside a model file, as a JSON-ready dictionary: ONNX, engines, safetensors and checkpoints.
+"""The contents of a model file as a JSON-ready dictionary: ONNX, engines, safetensors and checkpoints.
 
-Files that other programs made are described, too, as far as they go.
+Files of other programs are described as far as possible.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_
 
 Facts = dict[str, Any]
 
-NO_LAYERS = "layers and bindings of an engine need an NVIDIA driver"
+NO_LAYERS = "reading layers and bindings of an engine requires an NVIDIA driver"
 
 
 def inspect_file(path: str | os.PathLike[str], *, layers: bool = False) -> Facts:
     """Describe a model file.
 
     Returns:
-        JSON-ready facts: always ``path``, ``kind``, ``bytes``, ``sha256`` and ``metadata`` (None where the file is not
-        ours); the rest depends on the kind. With ``layers``, also a list of nodes or tensors under ``layers``.
+        JSON-ready facts: always ``path``, ``kind``, ``bytes``, ``sha256`` and ``metadata`` (None for files of other
+        programs); the rest depends on the kind. With ``layers``, also a list of nodes or tensors under ``layers``.
 
     Raises:
-        ArtifactError: no such file, empty, cut short, or of an unknown kind.
-        CheckpointError: a ``.pth`` file that is not a state dict.
+        ArtifactError: the file is missing, empty, truncated, or of an unknown kind.
+        CheckpointError: a ``.pth`` file is not a state dict.
         MissingDependencyError: the package that reads this kind is not installed.
     """
     path = Path(path)
@@ -60,7 +60,7 @@ def _kind(path: Path) -> str:
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise ArtifactError(
-            f"{path}: cannot tell what kind of file {path.suffix or 'this'} is; known are {', '.join(_SUFFIXES)}"
+            f"{path}: unknown file type {path.suffix or 'without suffix'}; expected one of {', '.join(_SUFFIXES)}"
         )
     return kind
 
@@ -81,10 +81,10 @@ def _describe_onnx(path: Path, layers: bool) -> Facts:
     onnx = import_optional("onnx", "export", "describing an ONNX file")
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf raises its own errors, and other implementations others
-        raise ArtifactError(f"{path} is not an ONNX file, or is cut short: export or copy it again") from error
+    except Exception as error:  # each protobuf implementation raises its own errors
+        raise ArtifactError(f"{path} is not an ONNX file or is truncated: export or copy it again") from error
     if not model.ir_version or not model.graph.output:
-        raise ArtifactError(f"{path} holds no ONNX graph: export or copy it again")
+        raise ArtifactError(f"{path} has no ONNX graph: export or copy it again")
     graph = model.graph
     properties = {entry.key: entry.value for entry in model.metadata_props}
     facts: Facts = {
@@ -161,7 +161,7 @@ def _describe_safetensors(path: Path, layers: bool) -> Facts:
         start = 8 + struct.unpack("<Q", file.read(8))[0]
     if start + end > path.stat().st_size:
         raise ArtifactError(
-            f"{path} is cut short: it has {path.stat().st_size:,} of {start + end:,} bytes. Save or copy it again"
+            f"{path} is truncated: it has {path.stat().st_size:,} of {start + end:,} bytes. Save or copy it again"
         )
     return {"kind": "safetensors", **_read_metadata(text, path), **_tensor_facts(tensors, layers)}
 
@@ -176,7 +176,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     except ValueError:
         header = None
     if not isinstance(header, dict):
-        raise ArtifactError(f"{path} is not a safetensors file, or is cut short: save or copy it again")
+        raise ArtifactError(f"{path} is not a safetensors file or is truncated: save or copy it again")
     return header
 
 
@@ -189,7 +189,7 @@ def _describe_checkpoint(path: Path, layers: bool) -> Facts:
     facts: Facts = {"kind": "PyTorch checkpoint", **_tensor_facts(tensors, layers)}
     try:
         return {**facts, "inferred_config": (stored or infer_config(state)).to_dict()}
-    except CheckpointError as error:  # a backbone's initial weights, or another network
+    except CheckpointError as error:  # initial weights of a backbone, or another network
         return {**facts, "config_error": str(error)}
 
 
@@ -204,7 +204,7 @@ def _tensor_facts(tensors: list[tuple[str, str, list[int]]], layers: bool) -> Fa
 
 
 def _count_tensors(tensors: Iterable[tuple[str, int]]) -> dict[str, dict[str, int]]:
-    """Values and bytes of each dtype."""
+    """Number of values and bytes per dtype."""
     values: Counter[str] = Counter()
     for dtype, count in tensors:
         values[dtype] += count
@@ -212,7 +212,7 @@ def _count_tensors(tensors: Iterable[tuple[str, int]]) -> dict[str, dict[str, in
 
 
 def _bits(dtype: str) -> int:
-    """Bits of a value, from the names that ONNX, torch and safetensors give their dtypes.
+    """Bits per value of a dtype of ONNX, torch or safetensors, by its name.
 
     >>> [_bits(name) for name in ("float32", "f16", "bfloat16", "int4", "bool", "float8_e4m3fn")]
     [32, 16, 16, 4, 8, 8]

@@ -254,8 +254,8 @@ def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
         return TensorRtBackend(spec.path, device=spec.gpu or 0)
-    what = spec.path.suffix.lower() or "this"
-    raise ArtifactError(f"{spec.path}: cannot tell what kind of model {what} is; known are {', '.join(MODEL_SUFFIXES)}")
+    what = spec.path.suffix.lower() or "without suffix"
+    raise ArtifactError(f"{spec.path}: unknown model type {what}; expected one of {', '.join(MODEL_SUFFIXES)}")
 
 
 def _open_onnxruntime(spec: ModelSpec) -> Backend:

@@ -1,4 +1,4 @@
-"""Import paths of earlier versions: a module that moved is still found under its old name, with a warning.
+"""Import paths of earlier versions: a moved module can still be imported under its old name, with a warning.
 
 This package itself uses none of them.
 """
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
-#: where modules that scripts are likely to import have gone
+#: new places of modules that scripts are likely to import
 MOVED = {
     "benchmarks.accuracy": "evaluation.accuracy",
     "benchmarks.agreement": "evaluation.agreement",
@@ -45,7 +45,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 class _MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the module at its new place and lets the old name stand for it."""
+    """Imports the module from its new place and registers it under the old name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -62,10 +62,10 @@ class _MovedFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return sys.modules[new]
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._own_spec  # the import system has put the old name there
+        module.__spec__ = self._own_spec  # the import system has set the spec of the old name
 
 
 def find_moved_modules() -> None:
-    """Let old import paths work; once is enough."""
+    """Make old import paths work; calling it again does nothing."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

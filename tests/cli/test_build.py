@@ -168,8 +168,8 @@ def test_wrong_files(file: Path, capsys: pytest.CaptureFixture[str], content: by
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target-sm", "12345"], "unknown compute capability '12345'"),
-        (["--target-sm", "86,current"], "cannot stand beside others"),
+        (["--target-sm", "12345"], "got '12345'"),
+        (["--target-sm", "86,current"], "cannot be combined with others"),
         (["--profile", "1:2:4"], "small.onnx has a fixed batch of 1, which --profile cannot change"),
         (["--timing-cache", "t.cache"], "--timing-cache requires TensorRT"),
         (["--plugin", "on"], "plugins are untested on TensorRT for RTX"),

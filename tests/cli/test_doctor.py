@@ -79,8 +79,8 @@ def test_the_driver_tells_which_tensorrt_serves_each_gpu(monkeypatch: pytest.Mon
         "tool",
         True,
         "CUDA 13.2",
-        "NVIDIA H200 (compute capability 9.0), served by TensorRT; "
-        "RTX 4090 (compute capability 8.9), served by TensorRT and TensorRT for RTX",
+        "NVIDIA H200 (compute capability 9.0), supported by TensorRT; "
+        "RTX 4090 (compute capability 8.9), supported by TensorRT and TensorRT for RTX",
     )
 
 
@@ -174,7 +174,7 @@ def test_tensorrt_on_a_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia, "find_jetson", lambda: Jetson("36.4.3", "6.2"))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = doctor.try_here("tensorrt")
-    assert found.cure == "it comes with JetPack: make the virtual environment with --system-site-packages"
+    assert found.cure == "it comes with JetPack: create the virtual environment with --system-site-packages"
 
 
 def test_children_answer_and_crashes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,11 +161,11 @@ def test_files_that_are_none(tmp_path: Path, suffix: str, content: bytes, capsys
 def test_cut_short(tmp_path: Path) -> None:
     whole = make_safetensors(tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(whole[:-1])
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated"):
         inspect_file(tmp_path / "b.safetensors")
     model = make_onnx(tmp_path / "a.onnx", ours=True).read_bytes()
     (tmp_path / "b.onnx").write_bytes(model[:-20])
-    with pytest.raises(ArtifactError, match="cut short"):
+    with pytest.raises(ArtifactError, match="truncated"):
         inspect_file(tmp_path / "b.onnx")
 
 

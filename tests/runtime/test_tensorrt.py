@@ -295,7 +295,7 @@ def test_engines_that_are_not_ours(make_engine: Any) -> None:
 def test_a_file_that_is_cut_short(make_engine: Any) -> None:
     _, engine = make_engine(rtx=True)
     engine.write_bytes(engine.read_bytes()[:-100])
-    with pytest.raises(ArtifactError, match="is cut short"):
+    with pytest.raises(ArtifactError, match="is truncated"):
         load(engine)
 
 

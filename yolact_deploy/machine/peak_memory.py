@@ -40,10 +40,10 @@ class PeakMemory:
         host_before_mib: resident memory of this process at the start
         host_peak_mib: its peak during the work
         host_method: "kernel" (exact) or "samples"
-        devices: GPUs, sampled; empty where NVML tells nothing
-        torch_peak_mib: most that torch's allocator held on a GPU; None without torch on a GPU
-        reasons: why there is no figure for GPUs
-        host_growth_mib: the highest resident memory less that at the beginning
+        devices: GPUs, sampled; empty without NVML
+        torch_peak_mib: peak of torch's allocator over the GPUs; None without torch on a GPU
+        reasons: why there are no figures for GPUs
+        host_growth_mib: peak minus start
     """
 
     host_before_mib: float

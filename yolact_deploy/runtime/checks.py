@@ -1,7 +1,7 @@
-"""What this machine can run, and why not: each runtime is really tried, in a child process of its own.
+"""Checks which runtimes work on this machine; each runs a minimal model in a child process of its own.
 
-A native library that is broken or finds no driver can end the process that loads it; so a child tries it and answers
-in JSON. "Runs" is said only after something minimal ran.
+A native library that is broken or lacks a driver can end the process that loads it, so a child process tries it and
+reports the result as JSON.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from yolact_deploy.runtime.probes import PROBES, Probe, UnusableError
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """The result of one check."""
 
     name: str
-    #: "runtime" runs models; "tool" serves export, training or measuring
+    #: "runtime" runs models; "tool" is for export, training or measuring
     kind: str
     works: bool
     version: str = ""
-    #: what it offers, or why it does not work
+    #: its capabilities, or why it does not work
     detail: str = ""
     #: what to do about it
     cure: str = ""
 
 
 def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> list[Finding]:
-    """Try all runtimes and tools, or the named ones, two at a time.
+    """Check all runtimes and tools, or the named ones, two at a time.
 
     Args:
-        timeout: seconds that each may take
+        timeout: seconds per check
     """
     chosen = list(PROBES) if names is None else list(names)
     with ThreadPoolExecutor(max_workers=2) as pool:
@@ -51,7 +51,7 @@ def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> li
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, its instructions that matter here, Python, and the NVIDIA driver."""
+    """Processor with its instruction sets, Python, and JetPack on a Jetson."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": cpu_info()[0],
@@ -63,14 +63,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _jetson() -> dict[str, str]:
-    """JetPack and the power mode, where this is a Jetson."""
-    found = nvidia.find_jetson()
-    if found is None:
+    """JetPack and power mode of a Jetson."""
+    jetson = nvidia.find_jetson()
+    if jetson is None:
         return {}
-    mode = found.power_mode or "unknown"
+    mode = jetson.power_mode or "unknown"
     if mode != "unknown" and not mode.startswith("MAXN"):
         mode += " (there is a faster one: see docs/jetson.md)"
-    return {"jetpack": f"{found.jetpack} (L4T {found.l4t})", "power_mode": mode}
+    return {"jetpack": f"{jetson.jetpack} (L4T {jetson.l4t})", "power_mode": mode}
 
 
 # -- children -------------------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def _in_child(name: str, timeout: float) -> Finding:
     except subprocess.TimeoutExpired:
         return Finding(name, probe.kind, False, detail=f"no answer within {timeout:.0f} s")
     except OSError as error:
-        return Finding(name, probe.kind, False, detail=f"cannot start Python to try it: {error}")
-    # Libraries print what they like before our line.
+        return Finding(name, probe.kind, False, detail=f"cannot start Python for the check: {error}")
+    # Libraries may print before the result.
     lines = [line for line in child.stdout.splitlines() if line.startswith(_MARK)]
     if child.returncode != 0 or not lines:
         return Finding(
@@ -106,17 +106,17 @@ def _describe_crash(code: int, stderr: str) -> str:
             return f"the library crashed ({signal.Signals(-code).name}): {last}"
         except ValueError:
             pass
-    return f"the attempt ended with code {code}: {last}"
+    return f"the check ended with code {code}: {last}"
 
 
 def _answer(name: str) -> None:
-    """What a child does: try one runtime and print the finding."""
+    """Run one check in a child process and print the finding."""
     sys.stdout.write(f"{_MARK}{json.dumps(dataclasses.asdict(try_here(name)))}\n")
     sys.stdout.flush()
 
 
 def try_here(name: str) -> Finding:
-    """Try one runtime or tool in this process, which a broken library may end."""
+    """Check one runtime or tool in this process; a broken library may end it."""
     probe = PROBES[name]
     try:
         version, detail = probe.attempt()
@@ -126,7 +126,7 @@ def try_here(name: str) -> Finding:
         missing = isinstance(error, ModuleNotFoundError) and error.name in probe.modules
         detail = f"{error.name} is not installed" if missing else f"cannot be imported: {_line(error)}"
         return Finding(name, probe.kind, False, "", detail, _install(probe))
-    except Exception as error:  # the report is about whatever goes wrong
+    except Exception as error:  # every failure belongs in the report
         return Finding(name, probe.kind, False, "", f"{type(error).__name__}: {_line(error)}")
     return Finding(name, probe.kind, True, version, detail)
 
@@ -137,5 +137,5 @@ def _line(error: BaseException) -> str:
 
 def _install(probe: Probe) -> str:
     if probe.extra == "tensorrt" and nvidia.find_jetson() is not None:
-        return "it comes with JetPack: make the virtual environment with --system-site-packages"
+        return "it comes with JetPack: create the virtual environment with --system-site-packages"
     return f"python -m pip install 'yolact-deploy[{probe.extra}]'"

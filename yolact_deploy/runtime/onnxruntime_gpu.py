@@ -1,8 +1,8 @@
-"""ONNX Runtime on an NVIDIA GPU: sessions of its CUDA, TensorRT and TensorRT-RTX providers, on the GPU or not at all.
+"""ONNX Runtime on an NVIDIA GPU with its CUDA, TensorRT or TensorRT-RTX provider, without fallback to the CPU.
 
-Left to itself ONNX Runtime falls back to the CPU in three places: where a provider's libraries are missing (a line in
-the log), where making the session fails (a print), and node by node where a provider has no kernel (nothing). Here each
-is an error that says what to install, and only the computing of shapes may stay on the CPU.
+By default ONNX Runtime falls back to the CPU in three places: if libraries of a provider are missing (a line in the
+log), if creating the session fails (a print), and for each node without a kernel (silently). Here each of them is an
+error that says what to install; only shape computations may stay on the CPU.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cache import cache_folder
-from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, import_optional
+from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.nvidia import Gpu, require_gpu, tensorrt_flavours
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import Outputs, numpy_tail
+from yolact_deploy.vocabulary import check_word
 
 PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
@@ -36,11 +37,11 @@ PROVIDERS = {
 _RTX_PACKAGE = "onnxruntime-ep-nv-tensorrt-rtx-cu13"
 _GPU_PACKAGE = "python -m pip uninstall -y onnxruntime onnxruntime-gpu; python -m pip install 'yolact-deploy[gpu]'"
 _ZERO_POINTS = (
-    "the file is in the INT8 form of ONNX Runtime on a CPU, whose zero points TensorRT does not take: "
+    "the file is in the INT8 form of ONNX Runtime on a CPU, and TensorRT does not support its zero points: "
     "export it with --int8 --target tensorrt"
 )
 
-#: operators that compute shapes of dynamic batches, which providers leave on the CPU on purpose
+#: operators that compute the shapes of dynamic batches; providers leave these on the CPU on purpose
 _SHAPE_OPS = frozenset(
     ("Shape", "Size", "Gather", "Unsqueeze", "Squeeze", "Concat", "Cast", "Slice", "Range", "Reshape")
 ) | frozenset(("Add", "Sub", "Mul", "Div"))
@@ -50,12 +51,12 @@ _register = threading.Lock()
 
 @dataclass(frozen=True)
 class GpuSession:
-    """A session on the GPU, and what was found out about it."""
+    """A session on the GPU, and where its nodes run."""
 
     session: Any  #: onnxruntime.InferenceSession
     provider: str  #: "cuda", "tensorrt" or "rtx"
     gpu: Gpu
-    #: how many nodes of each operator compute shapes on the CPU; None where this ONNX Runtime cannot tell
+    #: number of nodes per operator that compute shapes on the CPU; None if this ONNX Runtime does not report it
     cpu_nodes: Mapping[str, int] | None
 
     def describe(self) -> dict[str, Any]:
@@ -83,22 +84,21 @@ def open_session(
     tf32: bool = False,
     provider_options: Mapping[str, object] | None = None,
 ) -> GpuSession:
-    """A session that runs ``model`` on a GPU.
+    """Create a session that runs ``model`` on a GPU.
 
     Args:
-        model: an exported ONNX file, as :func:`~yolact_deploy.graph.onnx_graph.load_graph` gives it
+        model: an exported ONNX file from :func:`~yolact_deploy.graph.onnx_graph.load_graph`
         provider: one of :data:`PROVIDERS`
         device: number of the GPU
-        stream: handle of a CUDA stream on which everything must run; by default the session makes its own
+        stream: handle of a CUDA stream on which everything must run; by default the session creates its own
         tf32: lets the CUDA provider round the factors of FP32 products to TF32; the other providers decide themselves
-        provider_options: more options of the provider, which win over ours
+        provider_options: further options of the provider; these override the defaults
 
     Raises:
-        MissingDependencyError, BackendError: the provider cannot run here, or not the whole graph.
-        ArtifactError: ONNX Runtime refuses the model, or TensorRT would.
+        MissingDependencyError, BackendError: the provider cannot run here, or cannot run the whole graph.
+        ArtifactError: ONNX Runtime or TensorRT rejects the model.
     """
-    if provider not in PROVIDERS:
-        raise InputError(f"unknown provider {provider!r} of onnxruntime: expected cpu, {', '.join(PROVIDERS)}")
+    check_word("provider of onnxruntime on a GPU", provider, PROVIDERS)
     gpu = require_gpu(device)
     if provider != "cuda" and metadata.has_zero_points:
         raise ArtifactError(_ZERO_POINTS)
@@ -148,7 +148,7 @@ class OnnxRuntimeGpuBackend(Backend):
         tf32: bool = False,
         provider_options: Mapping[str, object] | None = None,
     ) -> None:
-        require_gpu(device)  # before anything that takes time
+        require_gpu(device)  # before the slow steps
         graph = load_graph(path, tail, gpu=True)
         self.metadata = graph.metadata
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
@@ -176,7 +176,7 @@ class OnnxRuntimeGpuBackend(Backend):
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of ONNX Runtime says, without its stack trace."""
+    """The message of an ONNX Runtime exception, without its stack trace."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -189,7 +189,7 @@ def _session_options(ort: Any, metadata: Metadata) -> Any:
     if _can_tell_nodes(ort):
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     elif metadata.batch[0] == metadata.batch[2]:
-        # Older releases know only "all or nothing", and a dynamic batch needs its shapes computed on the CPU.
+        # Older releases support only "all or nothing", and a dynamic batch needs its shapes computed on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
@@ -201,7 +201,7 @@ def _can_tell_nodes(ort: Any) -> bool:
 def _provider_options(
     provider: str, metadata: Metadata, device: int, stream: int | None, tf32: bool
 ) -> dict[str, object]:
-    options: dict[str, object] = {"device_id": device} if provider != "rtx" else {}  # rtx is given the device itself
+    options: dict[str, object] = {"device_id": device} if provider != "rtx" else {}  # rtx gets the device itself
     if stream is not None:
         options |= {"has_user_compute_stream": 1, "user_compute_stream": stream}
     if provider == "cuda":
@@ -211,11 +211,11 @@ def _provider_options(
     if provider == "rtx":
         return options | {"nv_runtime_cache_path": cache_folder("rtx")}
     return options | {
-        # Its networks are weakly typed: without this it computes an FP16 graph in FP32.
+        # Its networks are weakly typed: without this option it computes an FP16 graph in FP32.
         "trt_fp16_enable": int(metadata.precision == "fp16"),
-        # Later versions of ONNX Runtime know this one, so it is not given without need.
+        # Older versions of ONNX Runtime reject this option.
         **({"trt_bf16_enable": 1} if metadata.precision == "bf16" else {}),
-        **({"trt_int8_enable": 1} if metadata.precision == "int8" else {}),  # takes what the Q/DQ nodes say
+        **({"trt_int8_enable": 1} if metadata.precision == "int8" else {}),  # uses the scales of the Q/DQ nodes
         "trt_engine_cache_enable": 1,
         "trt_engine_cache_path": cache_folder("engines"),
         "trt_timing_cache_enable": 1,
@@ -224,7 +224,7 @@ def _provider_options(
 
 
 def _profile(prefix: str, metadata: Metadata) -> dict[str, object]:
-    """Shapes of the optimization profile; without it an engine is rebuilt for each new batch size."""
+    """Shapes of the optimization profile; without it, each new batch size rebuilds the engine."""
     low, usual, high = metadata.batch
     if low == high:
         return {}
@@ -233,26 +233,26 @@ def _profile(prefix: str, metadata: Metadata) -> dict[str, object]:
     return {f"{prefix}_profile_{name}_shapes": f"images:{n}x{side}x{side}x3" for name, n in sizes.items()}
 
 
-# -- what must be there ---------------------------------------------------------------------------------------------
+# -- requirements ---------------------------------------------------------------------------------------------------
 
 
 def _require_libraries(ort: Any, provider: str) -> None:
-    """Raises :class:`BackendError` naming the first library that a built-in provider misses."""
+    """Raise :class:`BackendError` with the first missing library of a built-in provider."""
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise BackendError(f"this onnxruntime package ({ort.__version__}) has no {name}. Install one: {_GPU_PACKAGE}")
-    if hasattr(ort, "preload_dlls"):  # since 1.21: finds CUDA and cuDNN that pip installed
+    if hasattr(ort, "preload_dlls"):  # since 1.21: loads CUDA and cuDNN installed by pip
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls()
     library = Path(ort.__file__).parent / "capi" / f"libonnxruntime_providers_{provider}.so"
-    if not library.exists():  # a build of another layout
+    if not library.exists():  # a build with another layout
         return
     try:
         ctypes.CDLL(str(library))
     except OSError as error:
-        # Symbols that only ONNX Runtime itself provides are missing here in any case; a missing file is what counts.
-        missing, found, _ = str(error).partition(": cannot open shared object file")
-        if found:
+        # Symbols that ONNX Runtime itself provides are always missing here; only a missing file is a problem.
+        missing, is_file, _ = str(error).partition(": cannot open shared object file")
+        if is_file:
             raise BackendError(f"{name} cannot start: {missing} is missing. {_libraries_cure(ort, provider)}") from None
 
 
@@ -270,10 +270,10 @@ def _libraries_cure(ort: Any, provider: str) -> str:
 
 
 def _rtx_device(ort: Any, gpu: Gpu) -> Any:
-    """The provider's handle of a GPU, registering the plugin first."""
+    """The handle of a GPU in the TensorRT-RTX provider, after registering the plugin."""
     if not hasattr(ort, "register_execution_provider_library"):
         raise BackendError(
-            f"provider rtx needs onnxruntime 1.24 or later, here is {ort.__version__}: "
+            f"provider rtx requires onnxruntime 1.24 or later, got {ort.__version__}: "
             "python -m pip install -U onnxruntime"
         )
     name = PROVIDERS["rtx"]
@@ -286,7 +286,7 @@ def _rtx_device(ort: Any, gpu: Gpu) -> Any:
             return device
     serves = " and ".join(tensorrt_flavours(gpu.capability)) or "no TensorRT"
     raise BackendError(
-        f"TensorRT for RTX does not take {gpu}, which {serves} serves: use provider=cuda or provider=tensorrt"
+        f"TensorRT for RTX does not support {gpu}, {serves} does: use provider=cuda or provider=tensorrt"
     )
 
 
@@ -295,23 +295,23 @@ def _register_rtx(ort: Any, name: str) -> None:
         plugin = importlib.import_module("onnxruntime_ep_nv_tensorrt_rtx")
     except ImportError as error:
         raise MissingDependencyError(
-            f"provider rtx needs ONNX Runtime's TensorRT-RTX plugin ({error}). "
+            f"provider rtx requires the TensorRT-RTX plugin of ONNX Runtime ({error}). "
             f"Install it with: python -m pip install {_RTX_PACKAGE}"
         ) from error
     try:
         ort.register_execution_provider_library(name, plugin.get_library_path())
     except Exception as error:
         raise BackendError(
-            f"the TensorRT-RTX plugin cannot be loaded ({first_line(error)}): it needs a driver of CUDA 13. "
+            f"the TensorRT-RTX plugin cannot be loaded ({first_line(error)}): it requires a driver for CUDA 13. "
             f"See yolact-deploy doctor, or reinstall {_RTX_PACKAGE}"
         ) from error
 
 
 def _ordinal(ort: Any, device: Any, position: int) -> int:
-    """Number of the GPU behind a provider's handle."""
+    """Number of the GPU of a handle."""
     try:
         return int(device.memory_info(ort.OrtDeviceMemoryType.DEFAULT).device_id)
-    except Exception:  # a provider that does not tell lists the GPUs in their order
+    except Exception:  # other providers list the GPUs in order
         return position
 
 
@@ -320,35 +320,35 @@ def _ordinal(ort: Any, device: Any, position: int) -> int:
 
 def _make_session(ort: Any, model: bytes, options: Any, arguments: dict[str, Any], provider: str) -> Any:
     try:
-        # With its fallback on, a failure is printed and a session on the CPU returned.
+        # With fallback enabled, a failure is printed and a session on the CPU is returned.
         session = ort.InferenceSession(model, options, enable_fallback=0, **arguments)
     except Exception as error:
-        said = first_line(error)
-        if "assigned to the default CPU EP" in said:
+        message = first_line(error)
+        if "assigned to the default CPU EP" in message:
             raise BackendError(_not_whole(provider, "some")) from error
-        if "Please install TensorRT libraries" in said:
+        if "Please install TensorRT libraries" in message:
             raise BackendError(f"{PROVIDERS[provider]} cannot start. {_libraries_cure(ort, provider)}") from error
-        raise ArtifactError(f"ONNX Runtime refuses the model with {PROVIDERS[provider]}: {said}") from error
+        raise ArtifactError(f"ONNX Runtime rejects the model with {PROVIDERS[provider]}: {message}") from error
     session.disable_fallback()
     return session
 
 
 def _does_not_start(provider: str, gpu: Gpu) -> str:
     return (
-        f"{PROVIDERS[provider]} does not start on {gpu}, and ONNX Runtime would run on the CPU instead: "
-        "see yolact-deploy doctor for what it misses (driver, CUDA, cuDNN, TensorRT)"
+        f"{PROVIDERS[provider]} does not start on {gpu}, and ONNX Runtime would use the CPU instead: "
+        "see yolact-deploy doctor for what is missing (driver, CUDA, cuDNN, TensorRT)"
     )
 
 
 def _not_whole(provider: str, nodes: str) -> str:
     return (
         f"{PROVIDERS[provider]} would leave {nodes} nodes to the CPU: update onnxruntime, use another provider, "
-        "or tail=host, which leaves less to the graph"
+        "or use tail=host, which runs less in the graph"
     )
 
 
 def _cpu_nodes(session: Any, provider: str) -> Mapping[str, int] | None:
-    """Operators left to the CPU; raises :class:`BackendError` where they are more than shapes."""
+    """Operators that run on the CPU; raises :class:`BackendError` if any does more than compute shapes."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return None
     left = Counter(

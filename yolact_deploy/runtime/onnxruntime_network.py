@@ -1,8 +1,7 @@
-"""An exported ONNX file in ONNX Runtime as the network of the CUDA frame path: device memory in, device memory out.
+"""An exported ONNX file in ONNX Runtime as a network of the CUDA frame path: device memory in, device memory out.
 
-Inputs and outputs are bound to fixed addresses, once for each batch size, and a run does not wait for the GPU. ONNX
-Runtime wants to know its stream when the session is made, so the network has one of its own, and events order it with
-the caller's.
+Inputs and outputs are bound to fixed addresses once per batch size, and a run does not wait for the GPU. ONNX Runtime
+needs its stream when the session is created, so the network owns one, and events order it with the caller's stream.
 
 Legend: N images, S input side.
 """
@@ -33,15 +32,15 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class OnnxRuntimeNetwork(DeviceNetwork):
-    """One ONNX file in one of ONNX Runtime's GPU providers.
+    """One ONNX file in a GPU provider of ONNX Runtime.
 
     Args:
         path: the ONNX file
         device: where it runs
         provider: "cuda", "tensorrt" or "rtx"
-        tail: "heads" cuts NMS and masks off, for our kernels; "functions" leaves them in the graph, as they always
-            are where masks have scores of their own
-        max_batch: largest batch to make room for; by default the file's
+        tail: "heads" cuts off NMS and masks, which the CUDA kernels then compute; "functions" keeps them in the graph,
+            as networks with mask scores always do
+        max_batch: largest batch to allocate; that of the file by default
         tf32, provider_options: as for :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`
 
     Raises:
@@ -49,7 +48,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
     """
 
     name = "onnxruntime"
-    #: not proven: its kernels may allocate while they run
+    #: its kernels may allocate memory while they run
     capturable = False
 
     def __init__(
@@ -64,7 +63,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         provider_options: Mapping[str, object] | None = None,
     ) -> None:
         graph = load_graph(path, "host" if tail == "heads" else "graph", gpu=True)
-        if graph.mask_iou is not None:  # our kernels give no mask scores, the graph does
+        if graph.mask_iou is not None:  # only the graph gives mask scores
             graph = load_graph(path, "graph", gpu=True)
         metadata, on_host = graph.metadata, graph.on_host
         self.metadata = dataclasses.replace(metadata, tail="heads") if on_host else metadata
@@ -93,7 +92,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self._before, self._after = device.event(timing=False), device.event(timing=False)
 
     def enqueue(self, stream: Stream, batch: int) -> None:
-        """Put the network for the first ``batch`` images of :attr:`input` into ``stream``, without waiting for it.
+        """Enqueue the network for the first ``batch`` images of :attr:`input` on ``stream``, without waiting.
 
         Raises:
             BackendError: ONNX Runtime failed.
@@ -123,9 +122,9 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self._buffers.clear()
 
     def _allocate(self, name: str, value: Any) -> DeviceTensor:
-        """Room for one input or output at the largest batch."""
+        """Allocate one input or output for the largest batch."""
         dtype = _DTYPES[value.type]
-        # The first axis is the batch, dynamic or not; exported files fix all others.
+        # The first axis is the batch; exported files fix all others.
         shape = (self.max_batch, *(int(side) for side in value.shape[1:]))
         buffer = self._device.allocate(int(np.prod(shape)) * dtype.itemsize, f"onnxruntime {name}")
         self._buffers.append(buffer)
@@ -144,7 +143,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
 
 
 def _run_options() -> Any:
-    """A run that returns as soon as all is in the stream."""
+    """Options of a run that returns once everything is enqueued."""
     import onnxruntime
 
     options = onnxruntime.RunOptions()

@@ -1,7 +1,6 @@
-"""What `doctor` tries: one attempt for each runtime and tool, which really does something with it.
+"""The checks of `doctor`: each attempt uses one runtime or tool and returns its version and a remark, or raises.
 
-An attempt gives a version and a remark, or raises. A broken library may end the process, so `doctor` runs each in a
-child of its own.
+A broken library may end the process, so :mod:`yolact_deploy.runtime.checks` runs each attempt in a child process.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from yolact_deploy.errors import BackendError, YolactDeployError
 from yolact_deploy.machine import nvidia
 
-#: ONNX: y = Relu(x), float32 [1], opset 17; so that trying a runtime does not need the onnx package
+#: ONNX: y = Relu(x), float32 [1], opset 17; so that the checks do not need the onnx package
 TINY_ONNX = (
     b'\x08\x08:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x11"
@@ -24,7 +23,7 @@ TINY_ONNX = (
 
 
 class UnusableError(Exception):
-    """Why a runtime does not work here, and the cure."""
+    """A runtime does not work here; with the cure."""
 
     def __init__(self, why: str, cure: str = "", version: str = "") -> None:
         super().__init__(why)
@@ -33,35 +32,35 @@ class UnusableError(Exception):
 
 
 def _driver() -> tuple[str, str]:
-    """CUDA version of the driver, its GPUs, and which TensorRT serves each."""
+    """CUDA version of the driver, its GPUs, and which TensorRT supports each."""
     driver = _require_driver("")
     described = []
     for gpu in driver.gpus:
         serves = " and ".join(nvidia.tensorrt_flavours(gpu.capability)) or "none"
-        described.append(f"{gpu}, served by {serves}")
+        described.append(f"{gpu}, supported by {serves}")
     return ".".join(("CUDA " + str(driver.cuda_version[0]), str(driver.cuda_version[1]))), "; ".join(described)
 
 
 def _require_driver(version: str) -> nvidia.Driver:
-    """The driver; what is wrong with it as an attempt tells it, beside the version of the runtime that needs it."""
+    """The driver; raises :class:`UnusableError` with the version of the runtime that needs it."""
     try:
         return nvidia.find_driver()
     except BackendError as error:
         raise _unusable(error, version) from error
 
 
-#: where the cure begins in a message of ours
+#: where the cure starts in the messages of this package
 _CURE = re.compile(r"(?:: |[.;] )(?=(?:use|check|see|update|install|reinstall|python -m pip|set) )", re.IGNORECASE)
 
 
 def _unusable(error: YolactDeployError, version: str = "") -> UnusableError:
-    """An error of ours as why and cure."""
+    """Split the message of an error into reason and cure."""
     why, *cure = _CURE.split(str(error), maxsplit=1)
     return UnusableError(why, "".join(cure), version)
 
 
 def _cuda_kernels() -> tuple[str, str]:
-    """NVRTC compiles one of our kernels, and the GPU, where there is one, runs it."""
+    """NVRTC compiles a CUDA kernel of this package, and each GPU runs it."""
     importlib.import_module("cuda.bindings.nvrtc")
     from yolact_deploy.runtime.cuda import nvrtc, selftest
 
@@ -72,7 +71,7 @@ def _cuda_kernels() -> tuple[str, str]:
         try:
             gpus = nvidia.find_driver().gpus
         except BackendError as error:
-            return version, f"compiles our kernels, cannot run them: {_unusable(error)}"
+            return version, f"compiles the CUDA kernels but cannot run them: {_unusable(error)}"
         for gpu in gpus:
             selftest.run_kernels(gpu.index)
     except YolactDeployError as error:
@@ -85,14 +84,14 @@ def _run_onnxruntime() -> tuple[str, str]:
 
     ort: Any = importlib.import_module("onnxruntime")
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is told below
+    options.log_severity_level = 4  # failures are reported below
     session = ort.InferenceSession(TINY_ONNX, options, providers=["CPUExecutionProvider"])
     session.run(None, {"x": np.ones(1, np.float32)})
     return ort.__version__, f"providers of this package: {', '.join(ort.get_available_providers())}"
 
 
 def _run_onnxruntime_gpu(provider: str) -> tuple[str, str]:
-    """One run on the GPU, in a session that does not fall back to the CPU."""
+    """Run on the GPU, in a session without fallback to the CPU."""
     import numpy as np
 
     from yolact_deploy.artifact import Metadata
@@ -128,12 +127,12 @@ def _tensorrt() -> tuple[str, str]:
     trt: Any = importlib.import_module("tensorrt")
     _require_driver(trt.__version__)
     if trt.Runtime(trt.Logger(trt.Logger.ERROR)) is None or trt.Builder(trt.Logger(trt.Logger.ERROR)) is None:
-        raise UnusableError("TensorRT finds no GPU it can use", nvidia.DRIVER_CURE, trt.__version__)
+        raise UnusableError("TensorRT has no GPU that it supports", nvidia.DRIVER_CURE, trt.__version__)
     return trt.__version__, "builder and runtime start"
 
 
 def _load_rtx() -> Any:
-    importlib.import_module("tensorrt_rtx_libs")  # loads the libraries that the bindings need
+    importlib.import_module("tensorrt_rtx_libs")  # loads the libraries for the bindings
     return importlib.import_module("tensorrt_rtx_bindings")
 
 
@@ -141,9 +140,7 @@ def _rtx_runtime() -> tuple[str, str]:
     trt = _load_rtx()
     _require_driver(trt.__version__)
     if trt.Runtime(trt.Logger(trt.Logger.ERROR)) is None:
-        raise UnusableError(
-            "TensorRT for RTX does not support this GPU", "an RTX 30 or later is needed", trt.__version__
-        )
+        raise UnusableError("TensorRT for RTX does not support this GPU", "use an RTX 30 or later GPU", trt.__version__)
     return trt.__version__, "runtime starts"
 
 
@@ -161,7 +158,7 @@ def _rtx_builder() -> tuple[str, str]:
     try:
         nvidia.find_driver()
     except BackendError as error:
-        return trt.__version__, f"builds engines, cannot run them: {_unusable(error)}"
+        return trt.__version__, f"builds engines but cannot run them: {_unusable(error)}"
     return trt.__version__, "builds engines"
 
 
@@ -198,12 +195,12 @@ def _importable(module: str, distribution: str = "") -> Callable[[], tuple[str, 
 
 @dataclass(frozen=True)
 class Probe:
-    """How to try one runtime or tool."""
+    """How to check one runtime or tool."""
 
     kind: str
     extra: str
     attempt: Callable[[], tuple[str, str]]
-    #: import names whose absence means "not installed"
+    #: modules whose absence means "not installed"
     modules: tuple[str, ...]
 
 

@@ -1,10 +1,10 @@
-"""TensorRT's Python module, and what differs between its versions, in one place.
+"""The Python module of TensorRT, and the only place that handles the differences between its versions.
 
-Two flavours, "tensorrt" (10.3 of JetPack 6 to 11.4) and "rtx" (TensorRT for RTX), have nearly the same Python module.
-Whatever is not the same in 10.3, 10.13, 10.16, 11.4 and RTX 1.7 is called here and nowhere else; ``tests/tensorrt_api``
-holds this module and its callers against NVIDIA's bindings of each of them.
+The two flavours, "tensorrt" (10.3 of JetPack 6 to 11.4) and "rtx" (TensorRT for RTX), have nearly the same module.
+Everything that differs between 10.3, 10.13, 10.16, 11.4 and RTX 1.7 is called here; ``tests/test_tensorrt_api.py``
+checks this module and its callers against NVIDIA's bindings of each version.
 
-Modules are ``Any``: which one it is, is known at run time only.
+Modules are ``Any``, since the choice is made at run time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from yolact_deploy.vocabulary import FLAVOURS
 
 
 def import_tensorrt(flavour: str, purpose: str = "Building or running an engine") -> Any:
-    """The Python module of "tensorrt" or of "rtx".
+    """The Python module of "tensorrt" or "rtx".
 
     Args:
-        purpose: what it is wanted for, to begin the message with
+        purpose: starts the error message
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -42,7 +42,7 @@ def import_tensorrt(flavour: str, purpose: str = "Building or running an engine"
 
 
 def available_flavour() -> str | None:
-    """The flavour that "auto" means here: TensorRT where it is installed, else TensorRT for RTX, else None."""
+    """The flavour for "auto": TensorRT if installed, else TensorRT for RTX, else None."""
     for flavour in FLAVOURS:
         try:
             import_tensorrt(flavour)
@@ -53,11 +53,11 @@ def available_flavour() -> str | None:
 
 
 def version(trt: Any) -> tuple[int, ...]:
-    """The module's version as numbers: (10, 3, 0), (11, 4, 0, 106), and for RTX (1, 7, 1, 116)."""
+    """The version as numbers: (10, 3, 0), (11, 4, 0, 106), and for RTX (1, 7, 1, 116)."""
     return tuple(int(part) for part in trt.__version__.split(".") if part.isdigit())
 
 
-# -- what TensorRT says ---------------------------------------------------------------------------------------------
+# -- messages of TensorRT -------------------------------------------------------------------------------------------
 
 _loggers: dict[str, Any] = {}
 _runtimes: dict[str, Any] = {}
@@ -65,7 +65,7 @@ _making = threading.Lock()
 
 
 def logger(flavour: str) -> Any:
-    """The one ``trt.ILogger`` of the process: TensorRT keeps a pointer to the first it was given, for good."""
+    """The one ``trt.ILogger`` of the process: TensorRT keeps a pointer to the first one forever."""
     with _making:
         if flavour not in _loggers:
             _loggers[flavour] = _make_logger(import_tensorrt(flavour))
@@ -74,7 +74,7 @@ def logger(flavour: str) -> Any:
 
 def _make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # the base class is only known at run time
-        """Hands TensorRT's errors to those who listen; TensorRT calls it from threads of its own."""
+        """Passes errors to the listeners; TensorRT calls it from its own threads."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -84,24 +84,24 @@ def _make_logger(trt: Any) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 with self.lock:
-                    for heard in self.listeners:
-                        heard.append(msg.strip())
+                    for messages in self.listeners:
+                        messages.append(msg.strip())
 
     return Logger()
 
 
 @contextmanager
 def complaints(flavour: str) -> Iterator[list[str]]:
-    """A list that gets each error that TensorRT reports while inside, from any thread."""
+    """A list that collects the errors that TensorRT reports inside the block, from any thread."""
     source = logger(flavour)
-    heard: list[str] = []
+    errors: list[str] = []
     with source.lock:
-        source.listeners.append(heard)
+        source.listeners.append(errors)
     try:
-        yield heard
+        yield errors
     finally:
         with source.lock:
-            source.listeners[:] = [other for other in source.listeners if other is not heard]
+            source.listeners[:] = [other for other in source.listeners if other is not errors]
 
 
 # -- building -------------------------------------------------------------------------------------------------------
@@ -110,10 +110,10 @@ def complaints(flavour: str) -> Iterator[list[str]]:
 def network_flags(trt: Any, flavour: str, *, ahead_of_time: bool = False) -> int:
     """Flags of ``Builder.create_network`` for a strongly typed network.
 
-    Strong typing is a flag in TensorRT 10, and the only way in 11 and RTX.
+    Strong typing is a flag in TensorRT 10 and the only mode in 11 and RTX.
 
     Args:
-        ahead_of_time: a plugin that has both an ahead-of-time and a Python implementation is to take the former
+        ahead_of_time: prefer the ahead-of-time implementation of plugins that also have a Python one
     """
     flags = trt.NetworkDefinitionCreationFlag
     chosen = 1 << int(flags.STRONGLY_TYPED) if flavour == "tensorrt" and version(trt) < (11,) else 0
@@ -123,10 +123,10 @@ def network_flags(trt: Any, flavour: str, *, ahead_of_time: bool = False) -> int
 
 
 def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
-    """RTX's names of compute capabilities, ("SM86", "SM89") for "8.6" and "sm_89".
+    """RTX's names of compute capabilities: ("SM86", "SM89") for "8.6" and "sm_89".
 
     Raises:
-        ExportError: one that this RTX does not know, or "current" beside others.
+        ExportError: this RTX does not support one, or "current" is combined with others.
     """
     known = trt.ComputeCapability.__members__
     names = []
@@ -135,18 +135,18 @@ def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
         name = number if number == "CURRENT" else f"SM{number}"
         if name not in known:
             choices = ", ".join(name for name in known if name != "NONE")
-            raise ExportError(f"unknown compute capability {text!r}; known are {choices}")
+            raise ExportError(f"--target-sm: expected one of {choices}, got {text!r}")
         names.append(name)
     names = sorted(set(names), key=names.index)
     if "CURRENT" in names and len(names) > 1:
-        raise ExportError("the compute capability CURRENT, that of the GPU here, cannot stand beside others")
+        raise ExportError("--target-sm: CURRENT, the GPU of this machine, cannot be combined with others")
     return tuple(names)
 
 
 def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> bool:
-    """Build for these compute capabilities, as :func:`target_names` gives them; RTX only, and none means portable.
+    """Build for the compute capabilities from :func:`target_names` (RTX only); none means portable.
 
-    Gives whether RTX takes them all.
+    Returns whether RTX accepts them all.
     """
     if not targets:
         return True
@@ -156,12 +156,12 @@ def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> bool:
 
 
 def set_timing_cache(config: Any, flavour: str, data: bytes) -> Any | None:
-    """Let the builder begin with an earlier build's timings and add its own.
+    """Let the builder start with the timings of an earlier build and add its own.
 
-    Gives the cache, which must live until the builder is gone; None on RTX, which times nothing when it builds.
+    Returns the cache, which must outlive the builder; None on RTX, which times nothing at build time.
 
     Args:
-        data: what :func:`timing_cache` gave; what another version or GPU wrote is left out
+        data: from :func:`timing_cache`; ignored if another version or GPU wrote it
     """
     if flavour == "rtx":
         return None
@@ -173,7 +173,7 @@ def set_timing_cache(config: Any, flavour: str, data: bytes) -> Any | None:
 
 
 def timing_cache(config: Any) -> bytes:
-    """The timings after a build for which :func:`set_timing_cache` gave a cache."""
+    """The timings after a build with :func:`set_timing_cache`."""
     return bytes(config.get_timing_cache().serialize())
 
 
@@ -181,22 +181,22 @@ def timing_cache(config: Any) -> bytes:
 
 
 def load_engine(flavour: str, plan: Any, source: str) -> Any:
-    """Deserialise a plan into a ``trt.ICudaEngine``, on the GPU whose context is current in this thread.
+    """Deserialize a plan into a ``trt.ICudaEngine`` on the GPU whose context is current in this thread.
 
     Args:
-        plan: the file's bytes, or a buffer such as an ``mmap``
-        source: name of the file, for the message
+        plan: bytes of the file, or a buffer such as an ``mmap``
+        source: name of the file for the message
 
     Raises:
-        BackendError: TensorRT refuses it, for another version or GPU, or there is no driver.
+        BackendError: TensorRT rejects the plan (other version or GPU), or there is no driver.
     """
     trt = import_tensorrt(flavour)
-    with complaints(flavour) as heard:
+    with complaints(flavour) as errors:
         runtime = _runtime(trt, flavour)
         reason = _refusal(trt, runtime, plan)
         engine = None if reason else runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        reasons = "; ".join([reason] if reason else heard) or "no reason given"
+        reasons = "; ".join([reason] if reason else errors) or "no reason given"
         raise BackendError(
             f"{FLAVOURS[flavour]} {trt.__version__} cannot load {source} here: {reasons}. "
             f"Build it on this machine with: yolact-deploy build MODEL.onnx --engine {flavour}"
@@ -205,74 +205,74 @@ def load_engine(flavour: str, plan: Any, source: str) -> Any:
 
 
 def _runtime(trt: Any, flavour: str) -> Any:
-    """The one ``trt.Runtime`` of the process: it must outlive every engine, and any number of them share it."""
+    """The one ``trt.Runtime`` of the process; all engines share it, and it must outlive them."""
     source = logger(flavour)
     with _making:
         if flavour not in _runtimes:
             try:
                 _runtimes[flavour] = trt.Runtime(source)
-            except (TypeError, RuntimeError) as error:  # pybind11's words for a null pointer
+            except (TypeError, RuntimeError) as error:  # pybind11 raises these for a null pointer
                 raise BackendError(
                     f"{FLAVOURS[flavour]} {trt.__version__} cannot start: there is no NVIDIA driver, or no GPU that it "
-                    "supports. See: yolact-deploy doctor"
+                    "supports. Run yolact-deploy doctor for details"
                 ) from error
         return _runtimes[flavour]
 
 
 def _refusal(trt: Any, runtime: Any, plan: Any) -> str:
-    """Why RTX says from the header that a plan does not run here; empty when it has no reason, and on TensorRT."""
+    """Why a plan does not run here, which RTX reads from its header; empty without a reason, and on TensorRT."""
     if not hasattr(runtime, "get_engine_validity"):
         return ""
-    validity, found = runtime.get_engine_validity(bytes(plan[: runtime.engine_header_size]))
+    validity, diagnostics = runtime.get_engine_validity(bytes(plan[: runtime.engine_header_size]))
     if validity != trt.EngineValidity.INVALID:
         return ""
-    # Without a driver it is invalid for no reason told: then deserialising tells.
+    # Without a driver no reason is given; deserializing then reports it.
     known = trt.EngineInvalidityDiagnostics.__members__.items()
-    return ", ".join(name.lower().replace("_", " ") for name, bit in known if int(found) & int(bit))
+    return ", ".join(name.lower().replace("_", " ") for name, bit in known if int(diagnostics) & int(bit))
 
 
-#: what must live as long as an execution context of RTX: its configuration and its cache of compiled kernels
+#: configuration and kernel cache of each RTX execution context, which must live as long as the context
 _kept: WeakKeyDictionary[Any, tuple[Any, Any]] = WeakKeyDictionary()
 
 
 def create_context(
     trt: Any, flavour: str, engine: Any, *, user_memory: bool = False, kernels: bytes | None = None
 ) -> Any:
-    """A ``trt.IExecutionContext`` of the engine.
+    """Create a ``trt.IExecutionContext`` of the engine.
 
     Args:
-        user_memory: it allocates no scratch memory; give it :func:`scratch_bytes` with :func:`set_scratch`
-        kernels: what :func:`compiled_kernels` gave after an earlier run, so that RTX need not compile them again
+        user_memory: do not allocate scratch memory; pass :func:`scratch_bytes` to :func:`set_scratch` instead
+        kernels: from :func:`compiled_kernels` after an earlier run, so that RTX does not compile them again
 
     Raises:
-        BackendError: too little memory, or an engine for another GPU.
+        BackendError: there is too little memory, or the engine is for another GPU.
     """
     strategies = trt.ExecutionContextAllocationStrategy
     strategy = strategies.USER_MANAGED if user_memory else strategies.STATIC
-    with complaints(flavour) as heard:
+    with complaints(flavour) as errors:
         if flavour == "rtx":
             context = _create_rtx_context(trt, engine, strategy, kernels)
         else:
             context = engine.create_execution_context(strategy)
     if context is None:
-        reasons = "; ".join(heard) or "no reason given"
+        reasons = "; ".join(errors) or "no reason given"
         raise BackendError(
             f"{FLAVOURS[flavour]} {trt.__version__} cannot prepare the engine to run: {reasons}. "
-            "Free some GPU memory, or build the engine for this GPU"
+            "Free some GPU memory or build the engine for this GPU"
         )
     return context
 
 
 def _create_rtx_context(trt: Any, engine: Any, strategy: Any, kernels: bytes | None) -> Any:
-    """RTX compiles its kernels for the GPU here, unless it finds them among ``kernels``."""
+    """Create a context; RTX compiles the kernels for this GPU that ``kernels`` does not hold."""
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
-    # Otherwise a captured graph would keep the generic kernels that are used until the special ones are compiled.
+    # Otherwise a captured graph would keep the generic kernels that run until the specialized ones are compiled.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the caller captures the whole frame
     cache = config.create_runtime_cache()
     if kernels:
-        cache.deserialize(kernels)  # False for those of another version or GPU, which are then compiled again
+        cache.deserialize(kernels)  # False for another version or GPU; the kernels are then compiled again
     config.set_runtime_cache(cache)
     context = engine.create_execution_context(config)
     if context is not None:
@@ -281,22 +281,22 @@ def _create_rtx_context(trt: Any, engine: Any, strategy: Any, kernels: bytes | N
 
 
 def scratch_bytes(engine: Any, profile: int = 0) -> int:
-    """Bytes of scratch memory that a context of the engine needs under one optimization profile."""
+    """Bytes of scratch memory that a context needs for one optimization profile."""
     return int(engine.get_device_memory_size_for_profile_v2(profile))
 
 
 def set_scratch(context: Any, pointer: int, nbytes: int) -> None:
-    """Give scratch memory to a context made with ``user_memory``; it must stay allocated while the context is used."""
+    """Set the scratch memory of a context created with ``user_memory``; it must outlive the use of the context."""
     context.set_device_memory(pointer, nbytes)
 
 
 def capturable(context: Any, stream: int) -> bool:
-    """Whether ``execute_async_v3`` can be captured into a CUDA graph now, with the shapes that are set."""
+    """Whether ``execute_async_v3`` can be captured into a CUDA graph with the current shapes."""
     return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
 
 
 def compiled_kernels(context: Any) -> bytes | None:
-    """The kernels that RTX compiled for this GPU so far, for a later :func:`create_context`; None on TensorRT."""
+    """The kernels that RTX has compiled for this GPU, for a later :func:`create_context`; None on TensorRT."""
     if context not in _kept:
         return None
     memory = _kept[context][1].serialize()
@@ -304,7 +304,7 @@ def compiled_kernels(context: Any) -> bytes | None:
 
 
 def numpy_dtype(trt: Any, data_type: Any) -> np.dtype[Any]:
-    """NumPy's dtype of a ``trt.DataType``.
+    """The NumPy dtype of a ``trt.DataType``.
 
     Raises:
         BackendError: NumPy has none, as for bfloat16.
@@ -320,7 +320,7 @@ def numpy_dtype(trt: Any, data_type: Any) -> np.dtype[Any]:
         types.BOOL: np.bool_,
     }
     if data_type not in known:
-        raise BackendError(f"an engine with tensors of {data_type} cannot be fed: export the model again")
+        raise BackendError(f"engines with {data_type} inputs or outputs are not supported: export the model again")
     return np.dtype(known[data_type])
 
 
@@ -328,10 +328,10 @@ def numpy_dtype(trt: Any, data_type: Any) -> np.dtype[Any]:
 
 
 def plugin_registry(trt: Any, flavour: str) -> Any:
-    """The process's ``trt.IPluginRegistry``.
+    """The ``trt.IPluginRegistry`` of the process.
 
     Raises:
-        BackendError: RTX's libraries lack the name under which its parser looks for them.
+        BackendError: the RTX package lacks the file name that its parser loads.
     """
     if flavour == "rtx":
         _require_rtx_link()
@@ -339,18 +339,18 @@ def plugin_registry(trt: Any, flavour: str) -> Any:
 
 
 def _require_rtx_link() -> None:
-    """RTX's parser looks for its library without the version when it meets a plugin; without it the process ends."""
+    """For plugins, RTX's parser loads its library without the version in the name; if missing, the process ends."""
     folder = Path(import_optional("tensorrt_rtx_libs", "rtx", "TensorRT for RTX").__file__ or ".").parent
     link = folder / "libtensorrt_rtx.so"
     if not link.exists():
         raise BackendError(
-            f"plugins on TensorRT for RTX need {link}, which its package does not have. Build with --plugin off, or, "
-            f"to try them, make it: ln -s libtensorrt_rtx.so.1 {link}"
+            f"plugins on TensorRT for RTX require {link}, which its package lacks. Build with --plugin off, or create "
+            f"the link: ln -s libtensorrt_rtx.so.1 {link}"
         )
 
 
 def quick_plugins(trt: Any, flavour: str) -> Any | None:
-    """The module ``tensorrt.plugin`` if it can build ahead of time (from 10.8 on), else None; RTX has none."""
+    """The module ``tensorrt.plugin`` if it can build ahead of time (10.8 and later), else None; RTX has none."""
     if flavour == "rtx" or version(trt) < (10, 8):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a user names to detect in, sorted into pictures, videos and cameras, and checked before any model is loaded."""
+"""The inputs of a prediction: pictures, videos and cameras, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 @dataclass
 class Sources:
-    """Pictures and videos, in the order they were named; an int is a camera's number."""
+    """Pictures and videos in the order given; an int is the number of a camera."""
 
     pictures: list[Path] = field(default_factory=list)
     videos: list[Path | int] = field(default_factory=list)
 
     def check_formats(self, formats: Sequence[str]) -> None:
-        """Raises :class:`InputError` for a video that is wanted as COCO results."""
+        """Raise :class:`InputError` if COCO results are requested for a video."""
         if self.videos and "coco" in formats:
             raise InputError(
-                f"coco results are for pictures, and {self.videos[0]} is a video: "
-                "use --format json, which writes a line a frame"
+                f"--format coco requires pictures, and {self.videos[0]} is a video: use --format json, which "
+                "writes one line per frame"
             )
 
 
 def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
-    """Sort out what the names mean; folders give their pictures in alphabetic order.
+    """Sort names into pictures, videos and cameras; a folder stands for its pictures in alphabetical order.
 
     Raises:
-        InputError: a name that is nothing, a folder without pictures, or an only video that cannot be read.
+        InputError: no such file, a folder without pictures, or a single video that cannot be read.
     """
-    found = Sources()
+    sources = Sources()
     for name in names:
         path = Path(name)
         if is_camera(name):
-            found.videos.append(int(name))
+            sources.videos.append(int(name))
         elif path.is_dir():
-            found.pictures += _folder(path, recursive)
+            sources.pictures += _folder(path, recursive)
         elif not path.exists():
             raise InputError(f"no such picture, folder or video: {name}")
         elif path.suffix.lower() in VIDEO_SUFFIXES or not _is_picture(path):
-            found.videos.append(path)
+            sources.videos.append(path)
         else:
-            found.pictures.append(path)
-    if not found.pictures and len(found.videos) == 1 and isinstance(found.videos[0], Path):
-        probe_video(found.videos[0])  # among several, one that is damaged is reported and the others go on
-    return found
+            sources.pictures.append(path)
+    if not sources.pictures and len(sources.videos) == 1 and isinstance(sources.videos[0], Path):
+        probe_video(sources.videos[0])  # among several sources, a damaged one is reported and skipped later
+    return sources
 
 
 def _folder(folder: Path, recursive: bool) -> list[Path]:
@@ -61,25 +61,25 @@ def _folder(folder: Path, recursive: bool) -> list[Path]:
         raise InputError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
     pictures = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not pictures:
-        hint = "" if recursive else "; --recursive looks into its folders, too"
-        raise InputError(f"no pictures in folder {folder} (known are {', '.join(IMAGE_SUFFIXES)}){hint}")
+        hint = "" if recursive else "; --recursive also searches its subfolders"
+        raise InputError(f"no pictures in folder {folder} ({', '.join(IMAGE_SUFFIXES)}){hint}")
     return pictures
 
 
 def _is_picture(path: Path) -> bool:
-    """By name; a file whose name does not tell is looked at."""
+    """By suffix; files with other suffixes are opened."""
     return path.suffix.lower() in IMAGE_SUFFIXES or bool(cv2.haveImageReader(os.fspath(path)))
 
 
 class UniqueNames:
-    """Gives each picture a name of its own for outputs: its stem, with a number where that is taken."""
+    """Gives each output a unique name: the stem of its source, with a number if it is taken."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
     def __call__(self, stem: str) -> str:
         name = next(name for name in self._candidates(stem) if name.lower() not in self._taken)
-        self._taken.add(name.lower())  # some file systems do not tell case apart
+        self._taken.add(name.lower())  # some file systems ignore case
         return name
 
     @staticmethod
@@ -92,7 +92,7 @@ class UniqueNames:
 
 
 def image_ids(pictures: Sequence[Path]) -> list[int]:
-    """COCO image ids: the number that a picture's stem is, otherwise the smallest numbers from 1 that are free.
+    """COCO image ids: the stem of a picture if it is a number, otherwise the smallest free number from 1.
 
     >>> image_ids([Path("000000000139.jpg"), Path("street.jpg"), Path("1.jpg"), Path("night.jpg")])
     [139, 2, 1, 3]
@@ -100,7 +100,7 @@ def image_ids(pictures: Sequence[Path]) -> list[int]:
     ids: dict[int, int] = {}
     taken: set[int] = set()
     for index, path in enumerate(pictures):
-        # Twice the same number, as in a/1.jpg and b/1.jpg: the second gets another.
+        # If a number repeats, as in a/1.jpg and b/1.jpg, the second picture gets another one.
         if path.stem.isdecimal() and int(path.stem) not in taken:
             ids[index] = int(path.stem)
             taken.add(ids[index])

@@ -1,4 +1,4 @@
-"""Videos and cameras: frames decoded a few ahead in a thread, and written in a thread, atomically.
+"""Videos and cameras: frames are decoded a few ahead in a thread, and written atomically in a thread.
 
 Frames are uint8 BGR [H, W, 3].
 """
@@ -27,24 +27,24 @@ _log = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
 VideoSource = str | os.PathLike[str] | int | Iterable[Image]
 
-#: taken where a camera or a file does not tell its own
+#: frames per second if a camera or file does not report it
 DEFAULT_FPS = 30.0
-#: how often a thread that waits looks whether it is still wanted, in seconds
+#: seconds between the checks of a waiting thread for a stop
 _POLL = 0.05
 _END = object()
 
 
 class VideoInfo(NamedTuple):
-    """What the header of a video says."""
+    """Facts from the header of a video."""
 
     width: int
     height: int
-    fps: float  #: :data:`DEFAULT_FPS` where the header has none
-    frames: int | None  #: None where the header has none
+    fps: float  #: :data:`DEFAULT_FPS` if the header has none
+    frames: int | None  #: None if the header has none
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
-    """Size, rate and number of frames of a video file, from its header.
+    """Size, frame rate and number of frames of a video file, from its header.
 
     Raises:
         InputError: no such file, or not a video that OpenCV can read.
@@ -57,7 +57,7 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def is_camera(source: object) -> bool:
-    """True for a camera's number: an int, or digits that are no file's name."""
+    """True for the number of a camera: an int, or digits that are not the name of a file."""
     if isinstance(source, str):
         return source.isdecimal() and not Path(source).exists()
     return isinstance(source, int)
@@ -66,10 +66,10 @@ def is_camera(source: object) -> bool:
 def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, None]:
     """Frames of a video file, a camera or an iterable, decoded in a thread up to ``depth`` frames ahead.
 
-    Closing the iterator (leaving the loop, ``close()``) ends the thread. What goes wrong in the thread is raised here.
+    Closing the iterator (leaving the loop, ``close()``) ends the thread. Errors in the thread are raised here.
 
     Raises:
-        InputError: a video or camera that cannot be opened (at the call), or without a frame that can be decoded.
+        InputError: a video or camera cannot be opened (at the call), or has no frame that can be decoded.
     """
     if is_camera(source):
         number = int(source)  # type: ignore[arg-type]  # is_camera has checked it
@@ -80,7 +80,7 @@ def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, No
         return _read_in_thread(_frames(capture, str(path), _info(capture).frames), depth)
     if isinstance(source, Iterable):
         return _read_in_thread(iter(source), depth)
-    raise InputError(f"expected a video's path, a camera's number or frames, got {type(source).__name__}")
+    raise InputError(f"expected the path of a video, the number of a camera or frames, got {type(source).__name__}")
 
 
 def _open_file(path: Path) -> cv2.VideoCapture:
@@ -90,7 +90,7 @@ def _open_file(path: Path) -> cv2.VideoCapture:
         raise InputError(f"{path} is a folder, expected a video file")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise InputError(f"cannot read video {path}: it is damaged, incomplete or of a kind that OpenCV cannot decode")
+        raise InputError(f"cannot read video {path}: damaged, incomplete, or a format that OpenCV cannot decode")
     return capture
 
 
@@ -98,8 +98,8 @@ def _open_camera(number: int) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(number)
     if not capture.isOpened():
         raise InputError(
-            f"cannot open camera {number}: check that it is plugged in, not in use by another program, "
-            f"and that you may read /dev/video{number}"
+            f"cannot open camera {number}: check that it is connected, that no other program uses it, and that you may "
+            f"read /dev/video{number}"
         )
     return capture
 
@@ -126,8 +126,8 @@ def _frames(capture: cv2.VideoCapture, name: str, expected: int | None) -> Itera
     finally:
         capture.release()
     if count == 0:
-        raise InputError(f"{name} gave no frame that can be decoded: it is damaged or empty")
-    # OpenCV tells the end and an error alike; headers are off by a few frames in sound files, too.
+        raise InputError(f"{name} has no frame that can be decoded: it is damaged or empty")
+    # OpenCV does not distinguish the end from an error, and headers of intact files are off by a few frames.
     if expected is not None and count < 0.9 * expected:
         _log.warning("%s ended after %d of %d frames: the file is damaged or incomplete", name, count, expected)
 
@@ -142,7 +142,7 @@ def _read_in_thread(frames: Iterator[Image], depth: int) -> Generator[Image, Non
                 if not _put(ahead, frame, stop):
                     return
             _put(ahead, _END, stop)
-        except BaseException as error:  # it belongs to the consumer
+        except BaseException as error:  # raised in the consumer
             _put(ahead, _ReadFailure(error), stop)
         finally:
             close = getattr(frames, "close", None)
@@ -158,7 +158,7 @@ def _read_in_thread(frames: Iterator[Image], depth: int) -> Generator[Image, Non
             yield item
     finally:
         stop.set()
-        # An iterable of the caller may block for ever; a file or a camera answers soon.
+        # An iterable of the caller may block forever; a file or a camera answers soon.
         thread.join(timeout=10)
 
 
@@ -167,7 +167,7 @@ class _ReadFailure(NamedTuple):
 
 
 def _put(target: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
-    """Put into a bounded queue unless the other side has stopped; tells whether it was put."""
+    """Put an item into a bounded queue; False if the other side has stopped."""
     while not stop.is_set():
         with contextlib.suppress(queue.Full):
             target.put(item, timeout=_POLL)
@@ -176,18 +176,18 @@ def _put(target: queue.Queue[Any], item: object, stop: threading.Event) -> bool:
 
 
 class VideoWriter:
-    """Writes an MP4 in a thread of its own; the file appears under its name only when it is complete.
+    """Writes an MP4 in its own thread; the file appears under its name only when it is complete.
 
     >>> with VideoWriter("out.mp4", 30, (1280, 720)) as writer:      # doctest: +SKIP
     ...     writer.write(frame)
 
     Args:
-        fps: frames a second of the file
+        fps: frames per second of the file
         size: width and height of every frame, in pixels
-        depth: frames that wait for the encoder before :meth:`write` blocks
+        depth: frames that may wait for the encoder before :meth:`write` blocks
 
     Raises:
-        OutputError: the place cannot be written, OpenCV has no encoder, or not every frame arrived in the file.
+        OutputError: the file cannot be written, OpenCV has no encoder, or frames are missing in the file.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class VideoWriter:
         self._thread.start()
 
     def write(self, frame: Image) -> None:
-        """Queue a frame, which must not be changed afterwards.
+        """Queue a frame; do not modify it afterwards.
 
         Raises:
             InputError: a frame of another size, or not uint8 BGR.
@@ -228,7 +228,7 @@ class VideoWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Finish the file and give it its name; closing again does nothing."""
+        """Finish the file and rename it to its final name; closing again does nothing."""
         if not self._writer.isOpened():
             return
         _put(self._queue, _END, self._stop)
@@ -270,23 +270,23 @@ class VideoWriter:
             self._stop.set()
 
     def _error(self) -> OutputError:
-        return OutputError(f"cannot write video {self.path}: {self._failure or 'it is closed already'}")
+        return OutputError(f"cannot write video {self.path}: {self._failure or 'it is already closed'}")
 
     def _incomplete(self) -> OutputError | None:
-        """OpenCV's writer never says that the disk is full, so the finished file is asked how long it is."""
+        """OpenCV does not report a full disk, so the length of the finished file is checked."""
         if self.frames == 0:
-            return OutputError(f"no frame was written to {self.path}, so there is no file")
+            return OutputError(f"no frame was written to {self.path}, so the file was not created")
         try:
-            found = probe_video(self._temporary).frames
+            frames = probe_video(self._temporary).frames
         except InputError:
-            found = 0
-        if found is not None and found < self.frames:
+            frames = 0
+        if frames is not None and frames < self.frames:
             return OutputError(
-                f"video {self.path} has {found} of {self.frames} frames: is the disk full? Free some space"
+                f"video {self.path} has {frames} of {self.frames} frames: is the disk full? Free some space"
             )
         return None
 
     def _discard(self, error: BaseException) -> None:
-        """Remove the temporary file by letting the error pass through :func:`atomic_write`."""
+        """Remove the temporary file by passing the error through :func:`atomic_write`."""
         with contextlib.suppress(Exception):
             self._resources.__exit__(type(error), error, error.__traceback__)

@@ -133,3 +133,10 @@ def test_file_systems_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with file_lock(tmp_path / "lock", 0) as held:
         assert held
     assert list(tmp_path.iterdir()) == []
+
+
+def test_systems_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with file_lock(tmp_path / "lock", 0) as held:
+        assert held
+    assert list(tmp_path.iterdir()) == []

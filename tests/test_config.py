@@ -180,5 +180,5 @@ def test_frozen_and_keyword_only() -> None:
 def test_unknown_name_suggests() -> None:
     with pytest.raises(ConfigError, match="did you mean yolact_resnet50"):
         get_config("yolact_resnet")
-    with pytest.raises(ConfigError, match="known are yolact_base"):
+    with pytest.raises(ConfigError, match="expected one of yolact_base"):
         get_config("zzz")

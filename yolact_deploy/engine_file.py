@@ -118,7 +118,7 @@ def _header(path: Path, data: mmap.mmap) -> EngineHeader:
 
 
 def _find_metadata(data: mmap.mmap) -> str | None:
-    """The first JSON object with a schema and a configuration; weights may contain any bytes, so each hit is decoded."""
+    """The first JSON object with a schema and a configuration; weights may hold any bytes, so each hit is decoded."""
     for hit in _SCHEMA.finditer(data):
         lowest = max(0, hit.start() - _LONGEST_METADATA)
         start = data.rfind(b'{"', lowest, hit.start())

@@ -178,7 +178,7 @@ def test_the_names_of_options_stand_in_the_real_libraries() -> None:
 
 def test_a_provider_that_falls_back(fake: FakeOnnxRuntime, tmp_path: Path) -> None:
     fake.falls_back = True
-    with pytest.raises(BackendError, match=r"CUDAExecutionProvider does not start on Test GPU .*would run on the CPU"):
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider does not start on Test GPU .*would use the CPU"):
         OnnxRuntimeGpuBackend(write_model(tmp_path / "m.onnx"), provider="cuda")
 
 
@@ -299,7 +299,7 @@ def test_the_rtx_plugin(fake: FakeOnnxRuntime, tmp_path: Path, monkeypatch: pyte
         raise RuntimeError(f"Failed to load library {library} with error: libcuda.so.1\nmore")
 
     monkeypatch.setattr(fake, "register_execution_provider_library", fail)
-    with pytest.raises(BackendError, match=r"plugin cannot be loaded \(Failed to load .*libcuda\.so\.1\): it needs"):
+    with pytest.raises(BackendError, match=r"plugin cannot be loaded \(Failed to load .*libcuda\.so\.1\): it requires"):
         OnnxRuntimeGpuBackend(path, provider="rtx")
     monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
     with pytest.raises(MissingDependencyError, match="python -m pip install onnxruntime-ep-nv-tensorrt-rtx-cu13"):

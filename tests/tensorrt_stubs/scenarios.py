@@ -233,7 +233,7 @@ def failing_builds(stage: Stage) -> None:
     del stage.answers[("Builder", "__init__")]
     if stage.flavour == "rtx":
         for wrong in (("1.0",), ("current", "8.9")):
-            with pytest.raises(ExportError, match="compute capability"):
+            with pytest.raises(ExportError, match="--target-sm"):
                 build_engine(fixed, target, flavour="rtx", options=BuildOptions(targets=wrong))
         usual = stage.answers.pop(("IBuilderConfig", "set_compute_capability"))
         stage.answers[("IBuilderConfig", "set_compute_capability")] = False

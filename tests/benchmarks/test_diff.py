@@ -186,7 +186,7 @@ def test_a_busy_machine_makes_differences_doubtful() -> None:
     busy = result("b.json", row("m", 2), others=1.5)
     warning, unknown = diff_records(result("a.json", row("m", 1)), busy).warnings
     assert unknown == NO_YARDSTICK
-    assert warning.startswith("b.json: other programs used 1.5 of 2 cores meanwhile")
+    assert warning.startswith("b.json: other programs used 1.5 of 2 cores: times")
     busy = result("b.json", row("m", 2, 1.5), row("n", 3), others=1.5)
     (found,) = diff_records(result("a.json", row("m", 1)), busy).rows
     assert (found.verdict, found.busy) == (UNKNOWN, ("b.json",))

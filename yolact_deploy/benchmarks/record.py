@@ -132,7 +132,7 @@ class BenchSettings:
     score_threshold: float = 0.0
     agreement_score_threshold: float
     cores_used_by_others: NotNegative
-    measured: str = "picture file to pasted masks, models in turns on each image"
+    measured: str = "image file to pasted masks, models in turns on each image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,9 +338,8 @@ class Record:
         warnings = list(self.conditions.warnings) if self.conditions else []
         if self.was_busy and not any(line.startswith(_OTHERS) for line in warnings):  # older files have no conditions
             warnings.append(
-                f"{_OTHERS} {self.settings.cores_used_by_others:.1f} of {self.environment['cores']} cores meanwhile: "
-                "times are too long, and ratios to eager PyTorch, which suffers most, too good; measure again on a "
-                "quiet machine"
+                f"{_OTHERS} {self.settings.cores_used_by_others:.1f} of {self.environment['cores']} cores: times are "
+                "too long, and ratios to eager PyTorch, which suffers most, are too good; measure again on a quiet machine"
             )
         return warnings
 

@@ -35,7 +35,7 @@ def bench_tables(record: Record) -> Iterator[Table]:
 
 def _speed(record: Record) -> Table:
     return Table.of(
-        "Speed: picture file to pasted masks, one image a call",
+        "Speed: image file to pasted masks, one image per call",
         record.engines,
         {
             "engine": lambda e: e.name,

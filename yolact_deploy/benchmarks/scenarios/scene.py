@@ -106,11 +106,11 @@ def _prototypes(config: YolactConfig, rng: np.random.Generator) -> Floats:
 
 def _ellipse_coeff(boxes: Floats, config: YolactConfig, rng: np.random.Generator) -> Floats:
     """Coefficients [n, K] of an ellipse that nearly fills each box, with an edge about a prototype pixel wide."""
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2
     radius = np.maximum(0.46 * (boxes[:, 2:] - boxes[:, :2]), 1e-3)
     sharpness = np.maximum(1.5 * config.prototype_size * radius.min(axis=1), 2.0)
     a, b = (sharpness[:, None] / radius**2).T
     coeff = rng.normal(0, 0.05, (len(boxes), config.num_prototypes)) * sharpness[:, None]
-    coeff[:, 0] = sharpness - a * centre[:, 0] ** 2 - b * centre[:, 1] ** 2
-    coeff[:, 1:5] = np.stack([2 * a * centre[:, 0], -a, 2 * b * centre[:, 1], -b], axis=1)
+    coeff[:, 0] = sharpness - a * center[:, 0] ** 2 - b * center[:, 1] ** 2
+    coeff[:, 1:5] = np.stack([2 * a * center[:, 0], -a, 2 * b * center[:, 1], -b], axis=1)
     return np.asarray(coeff, dtype=np.float32)

@@ -212,6 +212,8 @@ def test_results_that_are_kept() -> None:
     for path in of_bench:
         content = json.loads(path.read_text())
         read = as_json(read_record(path))
+        if conditions := content.get("conditions"):  # its warnings are derived again, in the words of this version
+            assert len(conditions.pop("warnings")) == len(read["conditions"]["warnings"])
         assert holds(read, content), f"{path.name}: what is stored is not what is read"
 
 

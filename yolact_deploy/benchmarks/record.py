@@ -339,7 +339,8 @@ class Record:
         if self.was_busy and not any(line.startswith(_OTHERS) for line in warnings):  # older files have no conditions
             warnings.append(
                 f"{_OTHERS} {self.settings.cores_used_by_others:.1f} of {self.environment['cores']} cores: times are "
-                "too long, and ratios to eager PyTorch, which suffers most, are too good; measure again on a quiet machine"
+                "too long, and ratios to eager PyTorch, which suffers most, are too good; measure again on a quiet "
+                "machine"
             )
         return warnings
 

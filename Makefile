@@ -5,6 +5,8 @@ PYTHON ?= python3
 EXTRAS ?= cpu,rtx,dev
 DEMO ?= demo
 RUNS ?= runs
+# workers of the tests
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
@@ -24,7 +26,7 @@ help:
 	@echo "make clean      remove caches and build products"
 	@echo "make distclean  also remove the virtual environment"
 	@echo
-	@echo "Settings: VENV=$(VENV) PYTHON=$(PYTHON) EXTRAS=$(EXTRAS)"
+	@echo "Settings: VENV=$(VENV) PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) JOBS=$(JOBS)"
 
 setup: $(STAMP)
 
@@ -52,7 +54,7 @@ gpu-check: $(DEMO)/weights.pth
 	@$(BIN)/python -m yolact_deploy.benchmarks.gpu_check --weights $< --work $(DEMO)/gpu -o $(DEMO)/gpu.json
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """What commands print: progress and notes on stderr, tables and JSON on stdout.
 
-Uses ``rich`` if it is installed, plain text otherwise. Only commands import this module; the library reports through
-:mod:`yolact_deploy.progress` and :mod:`logging`.
+Only commands import this module; the library reports through :mod:`yolact_deploy.progress` and :mod:`logging`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
-from types import ModuleType
 from typing import Any, TypeVar
 
 from yolact_deploy.progress import SILENT, Progress, ReportStep
@@ -24,14 +22,6 @@ _Update = Callable[[int, int | None, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
 _PLAIN_WIDTH = 120
-
-
-def _rich() -> ModuleType | None:
-    try:
-        import rich
-    except ImportError:
-        return None
-    return rich
 
 
 def console_progress(quiet: bool = False) -> Progress:
@@ -73,7 +63,7 @@ class ConsoleProgress(Progress):
         print(text, file=sys.stderr, flush=True)
 
     def _draws_bars(self) -> bool:
-        return self._bars is not None or (sys.stderr.isatty() and _rich() is not None)
+        return self._bars is not None or sys.stderr.isatty()
 
     def _task(self, description: str, total: int | None) -> AbstractContextManager[_Update]:
         return self._bar(description, total) if self._draws_bars() else _lines(description)
@@ -127,9 +117,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     """Print a table on stdout; a column that holds numbers only is aligned to the right."""
     cells = [["" if value is None else str(value) for value in row] for row in rows]
     right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
-    if _rich() is None:
-        _print_plain_table(columns, cells, right, title)
-        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -143,17 +130,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     # Without a terminal rich would fold at 80 columns.
     width = None if sys.stdout.isatty() else shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns
     Console(width=width, file=sys.stdout).print(table)
-
-
-def _print_plain_table(
-    columns: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[bool], title: str
-) -> None:
-    if title:
-        print(title)
-    widths = [max(len(row[i]) for row in (columns, *cells)) for i in range(len(columns))]
-    for row in (columns, *cells):
-        aligned = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
-        print("  ".join(aligned).rstrip())
 
 
 def _is_number(text: str) -> bool:

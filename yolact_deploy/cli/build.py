@@ -66,6 +66,10 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         metavar="SM",
         help="RTX: compute capability, such as 89 or 8.6,8.9; may be repeated (default: 8.0 and later)",
     )
+    _add_cache_arguments(parser)
+
+
+def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         action=argparse.BooleanOptionalAction,

@@ -26,7 +26,7 @@ from yolact_deploy.artifact import atomic_write
 from yolact_deploy.datasets.calibration_images import usable_images
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export.ranges import Histograms
-from yolact_deploy.graph.tensor_probe import TensorProbe
+from yolact_deploy.graph.tensor_probe import TensorProbe, not_finite
 from yolact_deploy.graph.trunk_graph import TrunkNode, data_inputs, trunk_nodes
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, check_word
@@ -88,59 +88,55 @@ def calibrate(
     if not tensors:
         raise ExportError("the graph has no layers with weights: there is nothing to calibrate")
     usable = usable_images(images)
-    gathered = _Gathered(len(tensors))
-    file = None
-    if state is not None:
-        file = state / f"{_digest(probe.graph)[:32]}-{usable.sha256[:32]}.npz"
-        gathered.load(file)
+    file = None if state is None else state / f"{_digest(probe.graph)[:32]}-{usable.sha256[:32]}.npz"
+    gathered = _Gathered(len(tensors), file)
     if gathered.done < len(usable.paths):
         known = f" ({gathered.done} known already)" if gathered.done else ""
-        steps = _gather(probe, {name: layers[name] for name in tensors}, usable.paths, gathered, file)
+        steps = _gather(probe, {name: layers[name] for name in tensors}, usable.paths, gathered)
         for _ in progress.track(steps, f"calibrating{known}", len(usable.paths) - gathered.done):
             pass
-    ranges = {name: gathered.histograms.range(i, method) for i, name in enumerate(tensors)}
-    return Calibration(
-        method, len(usable.paths), usable.sha256, {n: ranges[s] for n, s in sources.items()}, usable.notes
-    )
+    kept = {name: gathered.histograms.range(i, method) for i, name in enumerate(tensors)}
+    ranges = {name: kept[source] for name, source in sources.items()}
+    return Calibration(method, len(usable.paths), usable.sha256, ranges, usable.notes)
 
 
 class _Gathered:
-    """The histograms after ``done`` images."""
+    """The histograms after ``done`` images, and the file that keeps them, if any.
 
-    def __init__(self, tensors: int) -> None:
+    A file that is missing, damaged or of another version is ignored.
+    """
+
+    _ARRAYS = ("counts", "limits", "lows", "highs")
+
+    def __init__(self, tensors: int, file: Path | None) -> None:
         self.done = 0
         self.histograms = Histograms(tensors)
-
-    def load(self, file: Path) -> None:
-        """Resume from a file; one that is missing, damaged or of another version is ignored."""
-        names = ("counts", "limits", "lows", "highs")
+        self._file, self._saved = file, time.monotonic()
+        if file is None:
+            return
         try:
             with open(file, "rb") as source, np.load(source, allow_pickle=False) as content:
-                fresh = {name: content[name] for name in names}
+                arrays = {name: content[name] for name in self._ARRAYS}
                 version, done = (int(n) for n in content["state"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
-        own = self.histograms
-        if version == _STATE_VERSION and all(fresh[n].shape == getattr(own, n).shape for n in names):
+        own = vars(self.histograms)
+        if version == _STATE_VERSION and all(arrays[name].shape == own[name].shape for name in self._ARRAYS):
             self.done = done
-            for name in names:
-                setattr(own, name, fresh[name])
+            own.update(arrays)
 
-    def save(self, file: Path) -> None:
-        own = self.histograms
-        with atomic_write(file) as temporary, open(temporary, "wb") as out:
-            np.savez(
-                out,
-                state=np.array([_STATE_VERSION, self.done]),
-                counts=own.counts,
-                limits=own.limits,
-                lows=own.lows,
-                highs=own.highs,
-            )
+    def save(self, *, now: bool) -> None:
+        """Write the file; without ``now``, only if some time has passed since the last write."""
+        if self._file is None or not (now or time.monotonic() - self._saved > _SECONDS_BETWEEN_SAVES):
+            return
+        arrays = {name: vars(self.histograms)[name] for name in self._ARRAYS}
+        with atomic_write(self._file) as temporary, open(temporary, "wb") as out:
+            np.savez(out, state=np.array([_STATE_VERSION, self.done]), **arrays)
+        self._saved = time.monotonic()
 
 
 def _gather(
-    probe: TensorProbe, tensors: Mapping[str, str], paths: Sequence[Path], gathered: _Gathered, file: Path | None
+    probe: TensorProbe, tensors: Mapping[str, str], paths: Sequence[Path], gathered: _Gathered
 ) -> Iterator[None]:
     """Run over the pictures that are not done; yields once per picture.
 
@@ -148,20 +144,14 @@ def _gather(
         tensors: name of each tensor to measure, and of its layer
     """
     _put_out(probe, tensors)
-    saved = time.monotonic()
     for count, outputs in probe.run(paths[gathered.done :]):
         values = iter(output[:count] for output in outputs)
         for tensor, (layer, lows, highs, some) in enumerate(zip(tensors.values(), values, values, values, strict=True)):
             if not all(np.isfinite(array).all() for array in (lows, highs, some)):
-                raise ExportError(
-                    f"{layer} has values that are not finite in FP32: the checkpoint is damaged or its training "
-                    "diverged"
-                )
+                raise not_finite(layer)
             gathered.histograms.add(tensor, float(lows.min()), float(highs.max()), some)
         gathered.done += count
-        if file is not None and (gathered.done == len(paths) or time.monotonic() - saved > _SECONDS_BETWEEN_SAVES):
-            gathered.save(file)
-            saved = time.monotonic()
+        gathered.save(now=gathered.done == len(paths))
         yield from (None for _ in range(count))
 
 

@@ -49,7 +49,7 @@ def build_engine(
     progress: Progress | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> EngineReport:
-    """Build the engine of an ONNX file exported by this package.
+    """Build the engine of an ONNX file that this package exported.
 
     Args:
         flavour: "tensorrt", "rtx" or "auto"
@@ -64,10 +64,9 @@ def build_engine(
             or another build of the engine takes too long.
         OutputError: the engine cannot be written.
     """
-    target = Path(engine_path)
+    target, start = Path(engine_path), time.perf_counter()
     if target.resolve() == Path(onnx_path).resolve():
         raise OutputError(f"the engine would overwrite {onnx_path}: give it another name with -o")
-    start = time.perf_counter()
     job = _Job(onnx_path, _choose(flavour), options or BuildOptions(), tell)
     with _alone(target, job.options.wait, tell):
         cached = job.make(target, progress)

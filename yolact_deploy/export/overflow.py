@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import ExportError, import_optional
-from yolact_deploy.graph.tensor_probe import TensorProbe
+from yolact_deploy.graph.tensor_probe import TensorProbe, not_finite
 from yolact_deploy.graph.trunk_graph import WEIGHTED, data_inputs, trunk_nodes
 
 #: the largest finite FP16 number
@@ -177,9 +177,7 @@ def _layers(graph: Any) -> dict[str, _LayerTensors]:
 def _layer_range(name: str, layer: _LayerTensors, largest: Mapping[str, float]) -> LayerRange:
     values = [largest[tensor] for tensor in layer.tensors]
     if not all(map(math.isfinite, values)):
-        raise ExportError(
-            f"{name} has values that are not finite in FP32: the checkpoint is damaged or its training diverged"
-        )
+        raise not_finite(name)
     faintest = min(filter(None, values), default=math.inf)
     return LayerRange(name, max(values), faintest, layer.weight, layer.weight_error)
 

@@ -132,24 +132,25 @@ def check_parity(
     metadata = host.metadata
     engine = Predictor(host, score_threshold=0.0)
     eager = Predictor(TorchBackend(model, input_dtype=metadata.input_dtype), score_threshold=0.0, nms=engine.nms)
-
-    expected = [_run(eager, picture) for picture in pictures]
-    found = [_run(engine, picture) for picture in pictures]
-    limit = RELATIVE_LIMITS[metadata.precision]
-    tensors = _compare_tensors([heads for heads, _ in expected], [heads for heads, _ in found], limit)
-    before = _compare_tensors([heads for heads, _ in expected], traced, RELATIVE_LIMITS["fp32"]) if traced else ()
-    by_eager = [detections for _, detections in expected]
-    by_engine = [detections for _, detections in found]
+    expected_heads, expected = _run(eager, pictures)
+    heads, detections = _run(engine, pictures)
     tail = mask_scores = None
     if metadata.tail == "functions":
         with Predictor(OnnxRuntimeBackend(onnx_path, tail="graph"), score_threshold=0.0) as whole:
             by_graph = [whole(picture) for picture in pictures]
-        meter = _compare(by_engine, by_graph, 0.0)
-        tail, by_engine = meter.result(), by_graph
+        meter = _compare(detections, by_graph, 0.0)
+        tail, detections = meter.result(), by_graph
         if metadata.config.mask_iou:
             mask_scores = max((d for image in meter.images for d in image.mask_score_differences), default=0.0)
-    eager_result = _compare(by_eager, by_engine, SCORE_THRESHOLD).result()
-    return ParityReport(len(pictures), tensors, tail, eager_result, mask_scores, before, tuple(noise))
+    return ParityReport(
+        images=len(pictures),
+        tensors=_compare_tensors(expected_heads, heads, RELATIVE_LIMITS[metadata.precision]),
+        tail=tail,
+        eager=_compare(expected, detections, SCORE_THRESHOLD).result(),
+        mask_scores=mask_scores,
+        traced=_compare_tensors(expected_heads, traced, RELATIVE_LIMITS["fp32"]) if traced else (),
+        noise=tuple(noise),
+    )
 
 
 def run_heads(graph: Any, images: Sequence[Path]) -> list[HeadOutputs]:
@@ -163,26 +164,31 @@ def run_heads(graph: Any, images: Sequence[Path]) -> list[HeadOutputs]:
     ]
 
 
-def _compare(reference: Sequence[Detections], found: Sequence[Detections], score_threshold: float) -> AgreementMeter:
+def _compare(reference: Sequence[Detections], actual: Sequence[Detections], score_threshold: float) -> AgreementMeter:
     meter = AgreementMeter(score_threshold=score_threshold)
-    for pair in zip(reference, found, strict=True):
+    for pair in zip(reference, actual, strict=True):
         meter.add(*pair)
     return meter
 
 
-def _run(predictor: Predictor, picture: NDArray[np.uint8]) -> tuple[HeadOutputs, Detections]:
-    outputs = predictor.backend.run(predictor.preprocess([picture]))
-    assert isinstance(outputs, HeadOutputs)  # both backends were opened so
-    return outputs, predictor.postprocess(outputs, 0, picture.shape, lazy_masks=False)
+def _run(predictor: Predictor, pictures: Sequence[NDArray[np.uint8]]) -> tuple[list[HeadOutputs], list[Detections]]:
+    """Raw heads and detections of each picture."""
+    heads, detections = [], []
+    for picture in pictures:
+        outputs = predictor.backend.run(predictor.preprocess([picture]))
+        assert isinstance(outputs, HeadOutputs)  # the backends were opened that way
+        heads.append(outputs)
+        detections.append(predictor.postprocess(outputs, 0, picture.shape, lazy_masks=False))
+    return heads, detections
 
 
 def _compare_tensors(
-    expected: Sequence[HeadOutputs], found: Sequence[HeadOutputs], limit: float
+    expected: Sequence[HeadOutputs], actual: Sequence[HeadOutputs], limit: float
 ) -> tuple[TensorParity, ...]:
     rows = []
     for field, name in enumerate(HeadOutputs._fields):
         reference = np.concatenate([heads[field][:1].ravel() for heads in expected]).astype(np.float64)
-        error = np.concatenate([heads[field][:1].ravel() for heads in found]) - reference
+        error = np.concatenate([heads[field][:1].ravel() for heads in actual]) - reference
         spread = max(float(reference.std()), np.finfo(np.float32).tiny)
         relative = float(np.sqrt(np.mean(error**2))) / spread
         rows.append(TensorParity(name, float(np.abs(error).max()), relative, limit))

@@ -117,13 +117,7 @@ def export_model(
         metadata = spec.metadata(model.config, weights_sha256=sha256, versions=tool_versions())
         graph = trace(model, metadata)
         measured = _measure(graph, metadata, spec, compared, pictures, progress)
-        metadata = _keep_more(graph, metadata, measured.keep_reasons)
-        if measured.calibration is not None:
-            metadata, noise = _quantize(graph, metadata, spec, measured.calibration, compared)
-        else:
-            noise = ()
-            if spec.precision != "fp32":
-                lower_trunk(graph, metadata.keep_fp32, precision=spec.precision)
+        metadata, noise = _lower(graph, metadata, spec, measured, compared)
         write_onnx(graph, metadata, temporary)
         parity = check_parity(model, temporary, compared, measured.heads, noise)
         if parity.failures:
@@ -189,10 +183,16 @@ def _keep_more(graph: Any, metadata: Metadata, reasons: Mapping[str, str]) -> Me
     return replace(metadata, keep_fp32=(*metadata.keep_fp32, *more), keep_reasons=more)
 
 
-def _quantize(
-    graph: Any, metadata: Metadata, spec: ExportSpec, calibration: Calibration, compared: Sequence[Path]
+def _lower(
+    graph: Any, metadata: Metadata, spec: ExportSpec, measured: Measurements, compared: Sequence[Path]
 ) -> tuple[Metadata, Sequence[TensorNoise]]:
-    """Turn the graph into INT8, in place; returns metadata that say so, and the noise of each activation."""
+    """Lower or quantize the graph, in place; returns its metadata and the noise of INT8 activations."""
+    metadata = _keep_more(graph, metadata, measured.keep_reasons)
+    calibration = measured.calibration
+    if calibration is None:
+        if spec.precision != "fp32":
+            lower_trunk(graph, metadata.keep_fp32, precision=spec.precision)
+        return metadata, ()
     exact = copy_model(graph)
     quantize_trunk(graph, calibration, target=spec.form, keep_fp32=metadata.keep_fp32)
     quantization = {

@@ -83,39 +83,32 @@ class ExportSpec:
         low, usual, high = self.batch
         if not 1 <= low <= usual <= high <= MAX_BATCH:
             raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
-        for broken, message in self._contradictions():
-            if broken:
-                raise ExportError(message)
+        self._check_combination()
 
-    def _contradictions(self) -> tuple[tuple[bool, str], ...]:
-        int8, fp16 = self.precision == "int8", self.precision == "fp16"
-        calibrated = self.calibration is not None
-        return (
-            (
-                bool(self.keep_fp32) and self.precision == "fp32",
-                "--keep-fp32 requires --fp16, --bf16 or --int8: without them all layers are in FP32",
-            ),
-            (
-                not self.overflow_check and not fp16,
-                "--no-overflow-check requires --fp16: no other precision is checked for overflow",
-            ),
-            (
-                int8 and not calibrated,
-                "--int8 requires pictures to choose ranges on: give a folder with a few hundred, --calibration DIR",
-            ),
-            (
-                calibrated and not int8 and not (fp16 and self.overflow_check),
-                "--calibration requires --int8, or --fp16 with its overflow check: nothing else reads pictures",
-            ),
-            (self.calibration_images is not None and not calibrated, "--images requires --calibration"),
-            (self.calibration_method is not None and not int8, "--calibration-method requires --int8"),
-            (self.target is not None and not int8, "--target requires --int8: it chooses the form of an INT8 file"),
-            (self.limits is not None and not int8, "--max-ap-drop and --min-agreement require --int8"),
-            (
-                self.limits is not None and self.judged is None,
-                "limits require images to judge by: give judged=open_images(...)",
-            ),
-        )
+    def _check_combination(self) -> None:
+        int8, fp16, calibrated = self.precision == "int8", self.precision == "fp16", self.calibration is not None
+        if self.keep_fp32 and self.precision == "fp32":
+            raise ExportError("--keep-fp32 requires --fp16, --bf16 or --int8: without them all layers are in FP32")
+        if not self.overflow_check and not fp16:
+            raise ExportError("--no-overflow-check requires --fp16: no other precision is checked for overflow")
+        if int8 and not calibrated:
+            raise ExportError(
+                "--int8 requires pictures to choose ranges on: give a folder with a few hundred, --calibration DIR"
+            )
+        if calibrated and not int8 and not (fp16 and self.overflow_check):
+            raise ExportError(
+                "--calibration requires --int8, or --fp16 with its overflow check: nothing else reads pictures"
+            )
+        if self.limits is not None and int8 and self.judged is None:
+            raise ExportError("limits require images to judge by: give judged=open_images(...)")
+        for option, given, requires, fits in (
+            ("--images", self.calibration_images, "--calibration", calibrated),
+            ("--calibration-method", self.calibration_method, "--int8", int8),
+            ("--target", self.target, "--int8", int8),
+            ("--max-ap-drop and --min-agreement", self.limits, "--int8", int8),
+        ):
+            if given is not None and not fits:
+                raise ExportError(f"{option} require{'' if ' and ' in option else 's'} {requires}")
 
     @property
     def method(self) -> str:

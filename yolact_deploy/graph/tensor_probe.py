@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.errors import import_optional
+from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import copy_model, end_graph_at, fit_trunk
 from yolact_deploy.preprocess import read_image, resize_image
@@ -105,3 +105,10 @@ class TensorProbe:
         rest = iter(pictures)
         while call := list(islice(rest, form.batch)):
             yield len(call), session.run(None, {"images": form.read(call)})
+
+
+def not_finite(layer: str) -> ExportError:
+    """The error for a layer whose values are not finite even in FP32."""
+    return ExportError(
+        f"{layer} has values that are not finite in FP32: the checkpoint is damaged or its training diverged"
+    )

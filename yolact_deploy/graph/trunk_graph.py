@@ -74,24 +74,24 @@ def trunk_nodes(graph: Any) -> list[TrunkNode]:
     feeding = _feeding(graph, layers)
     owners: dict[str, tuple[int, str, str]] = {}  # of a tensor: index and layer of its last weights, name of that use
     uses: Counter[str] = Counter()
-    names: Counter[str] = Counter()
     nodes = []
+
+    def numbered(name: str) -> str:
+        uses[name] += 1
+        return name if uses[name] == 1 else f"{name}#{uses[name]}"
+
     for index, node in enumerate(graph.node):
         inputs = [name for _, name in data_inputs(node) if name not in constants]
         if index in layers:
-            layer = layers[index]
-            uses[layer] += 1
-            owner = (index, layer, layer + (f"#{uses[layer]}" if uses[layer] > 1 else ""))
-            name = owner[2]
+            name = numbered(layers[index])
+            owner = (index, layers[index], name)
         else:
             known = [owners[name] for name in inputs if name in owners]
             ends = node.op_type in _ENDING and not node.domain and len(known) == len(inputs)
             if not known or not (ends or feeding.intersection(node.output)):
                 continue
             owner = max(known)
-            name = f"{owner[2]}/{node.op_type}"
-            names[name] += 1
-            name += f"#{names[name]}" if names[name] > 1 else ""
+            name = numbered(f"{owner[2]}/{node.op_type}")
         owners.update(dict.fromkeys(node.output, owner))
         nodes.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
     return nodes

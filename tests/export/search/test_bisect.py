@@ -132,7 +132,7 @@ def test_only_from_fp32(tmp_path: Path, fragile: Path) -> None:
     write_blobs(tmp_path / "blobs", 2)
     with pytest.raises(ArtifactError, match=r"half\.onnx is fp16: --bisect starts from FP32"):
         run(tmp_path / "half.onnx")
-    with pytest.raises(InputError, match="--bisect knows fp16, bf16 and int8, not tf32"):
+    with pytest.raises(InputError, match="--bisect supports fp16, bf16 and int8, not tf32"):
         run(fragile, precision="tf32")
 
 

@@ -8,8 +8,9 @@ AP is chance on any practical number of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ class BisectResult:
             "keep_fp32": list(self.keep_fp32),
             "mixed": None if self.mixed is None else self.mixed.to_json(),
             "lowered": self.lowered.to_json(),
-            "blocks": [{"block": block, **cost.to_json()} for block, cost in self.blocks],
-            "costs": [{"layer": layer, **cost.to_json()} for layer, cost in self.costs],
+            "blocks": costs_json("block", self.blocks),
+            "costs": costs_json("layer", self.costs),
         }
 
 
@@ -175,45 +176,47 @@ def bisect_precision(
         InputError: an unknown precision, or no pictures.
     """
     if change is None and precision not in HALF_TYPES:
-        raise InputError(f"--bisect knows {', '.join(HALF_TYPES)} and int8, not {precision}")
+        raise InputError(f"--bisect supports {', '.join(HALF_TYPES)} and int8, not {precision}")
     if not len(images):
         raise InputError("--bisect needs at least one picture: raise --layer-images")
     model = read_onnx(path)
     metadata = onnx_metadata(model, path)
     if metadata.precision != "fp32":
         raise ArtifactError(f"{path} is {metadata.precision}: --bisect starts from FP32, export it with --fp32")
-
-    def trials(of: CocoImages, raw_outputs: bool) -> Trials:
-        made = change or half_precision(precision)
-        return Trials(
-            model, metadata, of, made,
-            raw_outputs=raw_outputs, score_threshold=score_threshold, threads=threads, source=str(path),
-        )  # fmt: skip
-
-    ranking = trials(images, raw_outputs=True)
-    judging = ranking if judged is None else trials(judged, raw_outputs=target is None or not target.of_detections)
+    make_trials = partial(
+        Trials, model, metadata, change=change or half_precision(precision),
+        score_threshold=score_threshold, threads=threads, source=str(path),
+    )  # fmt: skip
+    ranking = judging = make_trials(images)
+    if judged is not None:
+        judging = make_trials(judged, raw_outputs=target is None or not target.of_detections)
     if target is not None:
         target.check_measurable(judging.reference)
-    every = set(ranking.layers)
-    blocks = layer_blocks(ranking.layers)
-    block_costs = {
-        block: ranking.run(every.difference(layers))
-        for block, layers in progress.track(blocks.items(), "measuring blocks", unit="blocks")
-    }
-    costs = {
-        layer: ranking.run(every - {layer})
-        for layer in progress.track(ranking.layers, "measuring layers", unit="layers")
-    }
+    blocks = measure_alone(ranking, layer_blocks(ranking.layers), "measuring blocks", progress)
+    costs = measure_alone(ranking, {layer: [layer] for layer in ranking.layers}, "measuring layers", progress)
     lowered = ranking.run(())
-    keep: list[str] = []
-    mixed = None
-    if target is not None:
-        keep = fewest(keep_order(costs), lambda kept: target.met_by(judging.run(kept)))
-        mixed = judging.run(keep)
+    keep = [] if target is None else fewest(keep_order(costs), lambda kept: target.met_by(judging.run(kept)))
     return BisectResult(
-        path.name, precision, len(images), len(judging.images), ranked(block_costs), ranked(costs), lowered, target,
-        tuple(keep), mixed,
+        path.name, precision, len(images), len(judging.images), ranked(blocks), ranked(costs), lowered, target,
+        tuple(keep), None if target is None else judging.run(keep),
     )  # fmt: skip
+
+
+def measure_alone(
+    ranking: Trials, groups: Mapping[str, Sequence[str]], description: str, progress: Progress
+) -> dict[str, Measured]:
+    """Measure each group of layers alone in the precision, with all others in FP32."""
+    every = set(ranking.layers)
+    unit = description.rpartition(" ")[2]
+    return {
+        name: ranking.run(every.difference(layers))
+        for name, layers in progress.track(groups.items(), description, unit=unit)
+    }
+
+
+def costs_json(kind: str, costs: Iterable[tuple[str, Measured]]) -> list[dict[str, Any]]:
+    """JSON-ready costs of blocks or layers."""
+    return [{kind: name, **cost.to_json()} for name, cost in costs]
 
 
 def ranked(costs: Mapping[str, Measured]) -> tuple[tuple[str, Measured], ...]:

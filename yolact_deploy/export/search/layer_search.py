@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.datasets.held_out import spread
@@ -24,7 +25,7 @@ from yolact_deploy.datasets.image_sets import CocoImages, plain_images
 from yolact_deploy.errors import GateError, InputError
 from yolact_deploy.evaluation.bootstrap import Interval
 from yolact_deploy.export.calibration import Calibration
-from yolact_deploy.export.search.bisect import Target, fewest, keep_order, ranked, worst_drop
+from yolact_deploy.export.search.bisect import Target, costs_json, fewest, keep_order, measure_alone, ranked, worst_drop
 from yolact_deploy.export.search.changes import int8
 from yolact_deploy.export.search.trials import Measured, Trials, least_decibels
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
@@ -101,8 +102,8 @@ class SearchResult:
             "lowered": side(self.lowered, self.lowered_intervals),
             "mixed": side(self.mixed, self.mixed_intervals),
             "signed": None if self.signed is None else side(self.signed, self.signed_intervals),
-            "blocks": [{"block": block, **cost.to_json()} for block, cost in self.blocks],
-            "costs": [{"layer": layer, **cost.to_json()} for layer, cost in self.costs],
+            "blocks": costs_json("block", self.blocks),
+            "costs": costs_json("layer", self.costs),
             "trials": self.trials,
             "seconds": round(self.seconds, 1),
         }
@@ -177,30 +178,15 @@ def search_layers(
     start = time.perf_counter()
     target.check_measurable(judging.reference)
     free = [layer for layer in judging.layers if layer not in judging.always]
-    groups = layer_blocks(free)
     lowered = judging.run(())
-    blocks: dict[str, Measured] = {}
-    costs: dict[str, Measured] = {}
-
-    def find(judges: Sequence[Trials], loss: Measured) -> list[str]:
-        nonlocal blocks, costs
-        progress.note(
-            f"{precision} in all {len(free)} layers: {shortfall(loss)}; required: {target}. Searching for the layers "
-            f"to keep, about {_estimate(ranking, judges, len(groups), len(free))}"
-        )
-        blocks = _alone(ranking, groups, "measuring blocks", progress)
-        chosen = _search(keep_order(blocks), groups, judges, target, "searching blocks", progress)
-        inside = {layer: [layer] for block in chosen for layer in groups[block]}
-        costs = _alone(ranking, inside, "measuring layers", progress)
-        return _search(keep_order(costs), inside, judges, target, "searching layers", progress)
-
-    keep = [] if target.met_by(lowered) else find((judging,), lowered)
-    if signed is not None and not target.met_by(signed.run(keep)):
+    kept = _Kept()
+    if not target.met_by(lowered):
+        kept = _search_blocks(ranking, (judging,), free, target, precision, lowered, progress)
+    if signed is not None and not target.met_by(signed.run(kept.layers)):
         progress.note("with signed activations, as in TensorRT and OpenVINO, that is not enough")
-        keep = find((judging, signed), signed.run(()))
-    if len(keep) == len(free) > 0:
+        kept = _search_blocks(ranking, (judging, signed), free, target, precision, signed.run(()), progress)
+    if len(kept.layers) == len(free) > 0:
         raise GateError(_unreachable(judging, target, precision))
-    mixed = judging.run(keep)
     return SearchResult(
         precision=precision,
         target=target,
@@ -208,19 +194,55 @@ def search_layers(
         judged_images=len(judging.images),
         fp32=judging.reference,
         lowered=lowered,
-        mixed=mixed,
-        signed=None if signed is None else signed.run(keep),
+        mixed=judging.run(kept.layers),
+        signed=None if signed is None else signed.run(kept.layers),
         lowered_intervals=judging.intervals(()),
-        mixed_intervals=judging.intervals(keep),
-        signed_intervals={} if signed is None else signed.intervals(keep),
+        mixed_intervals=judging.intervals(kept.layers),
+        signed_intervals={} if signed is None else signed.intervals(kept.layers),
         layers=len(judging.layers),
-        blocks=ranked(blocks),
-        costs=ranked(costs),
-        keep_fp32=tuple(layer for layer in judging.layers if layer in keep),
+        blocks=ranked(kept.blocks),
+        costs=ranked(kept.costs),
+        keep_fp32=tuple(layer for layer in judging.layers if layer in kept.layers),
         always=tuple(layer for layer in judging.layers if layer in judging.always),
         trials=sum(trials.trials for trials in (ranking, judging, signed) if trials is not None),
         seconds=time.perf_counter() - start,
     )
+
+
+class _Kept(NamedTuple):
+    """Layers to keep in FP32, and the costs by which they were chosen."""
+
+    layers: Sequence[str] = ()
+    blocks: Mapping[str, Measured] = MappingProxyType({})
+    costs: Mapping[str, Measured] = MappingProxyType({})
+
+
+def _search_blocks(
+    ranking: Trials,
+    judges: Sequence[Trials],
+    free: Sequence[str],
+    target: Target,
+    precision: str,
+    loss: Measured,
+    progress: Progress,
+) -> _Kept:
+    """The fewest blocks to keep, and the fewest layers in them.
+
+    Args:
+        judges: trials that must all meet the target
+        free: layers that may be lowered
+        loss: result with all of them lowered
+    """
+    groups = layer_blocks(free)
+    progress.note(
+        f"{precision} in all {len(free)} layers: {shortfall(loss)}; required: {target}. Searching for the layers "
+        f"to keep, about {_estimate(ranking, judges, len(groups), len(free))}"
+    )
+    blocks = measure_alone(ranking, groups, "measuring blocks", progress)
+    chosen = _search(keep_order(blocks), groups, judges, target, "searching blocks", progress)
+    inside = {layer: [layer] for block in chosen for layer in groups[block]}
+    costs = measure_alone(ranking, inside, "measuring layers", progress)
+    return _Kept(_search(keep_order(costs), inside, judges, target, "searching layers", progress), blocks, costs)
 
 
 def shortfall(measured: Measured) -> str:
@@ -232,16 +254,6 @@ def shortfall(measured: Measured) -> str:
     if measured.agreed is not None:
         parts.append(f"agrees with FP32 on {100 * measured.agreed:.1f} % of the detections")
     return ", ".join(parts)
-
-
-def _alone(ranking: Trials, groups: dict[str, list[str]], description: str, progress: Progress) -> dict[str, Measured]:
-    """Measure each group of layers alone in the precision, with all others in FP32."""
-    every = set(ranking.layers)
-    unit = description.rpartition(" ")[2]
-    return {
-        name: ranking.run(every.difference(layers))
-        for name, layers in progress.track(groups.items(), description, unit=unit)
-    }
 
 
 def _search(

@@ -280,7 +280,7 @@ def test_more_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
     assert exported.measured.ranges is not None
     assert (exported.measured.ranges.images, exported.parity.images) == (3, 1)
     spec = ExportSpec(precision="fp16", calibration=[Path("none.png")])
-    with pytest.raises(InputError, match="of 1 pictures for the calibration 1 cannot be read"):
+    with pytest.raises(InputError, match="of 1 calibration pictures, 1 cannot be read"):
         export_model(model, tmp_path / "n.onnx", spec, check_images=PICTURES[:1])
     assert not (tmp_path / "n.onnx").exists()
 

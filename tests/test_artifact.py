@@ -138,7 +138,7 @@ def test_metadata_round_trip() -> None:
         '{"schema": 1, "config": {}}',
         '{"schema": 1, "config": {"image_size": "big"}, "batch": [1, 1, 1]}',
         '{"schema": 1, "config": {}, "batch": 1}',
-        '{"schema": 1, "config": {}, "batch": [1, 1, 1], "colour": 1}',
+        '{"schema": 1, "config": {}, "batch": [1, 1, 1], "color": 1}',
     ],
 )
 def test_metadata_that_is_not_ours(text: str) -> None:

@@ -164,8 +164,8 @@ def test_files_keep_their_key_of_the_nms_threshold() -> None:
 
 
 def test_from_dict_of_a_newer_version() -> None:
-    with pytest.raises(ConfigError, match=r"unknown configuration fields \['colour'\].*Update yolact-deploy"):
-        YolactConfig.from_dict({**YolactConfig().to_dict(), "colour": 1})
+    with pytest.raises(ConfigError, match=r"unknown configuration fields \['color'\].*Update yolact-deploy"):
+        YolactConfig.from_dict({**YolactConfig().to_dict(), "color": 1})
     with pytest.raises(ConfigError, match="JSON object, got list"):
         YolactConfig.from_dict([])  # type: ignore[arg-type]
 

@@ -82,10 +82,10 @@ def test_higher_score_is_on_top(image: NDArray[np.uint8]) -> None:
     assert drawn[HEIGHT // 2, WIDTH // 2].tolist() == list(instance_color(1))
 
 
-def test_colours_are_distinct() -> None:
-    colours = [instance_color(i) for i in range(100)]
-    assert len(set(colours)) == 100
-    for first, second in itertools.pairwise(colours):
+def test_colors_are_distinct() -> None:
+    colors = [instance_color(i) for i in range(100)]
+    assert len(set(colors)) == 100
+    for first, second in itertools.pairwise(colors):
         assert np.abs(np.subtract(first, second)).max() > 60
 
 

@@ -76,7 +76,7 @@ def test_read_image(tmp_path: Path, suffix: str) -> None:
 
 
 def test_read_image_converts_gray_to_color(tmp_path: Path) -> None:
-    path = tmp_path / "grey.png"
+    path = tmp_path / "gray.png"
     path.write_bytes(cv2.imencode(".png", np.full((4, 4), 9, np.uint8))[1].tobytes())
     np.testing.assert_array_equal(read_image(path), np.full((4, 4, 3), 9))
 

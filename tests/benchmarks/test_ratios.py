@@ -9,7 +9,7 @@ from yolact_deploy.benchmarks.ratios import Ratio, Samples, change_of, ratio_of
 
 
 def calls(rng: np.random.Generator, count: int = 60, correlation: float = 0.5) -> Samples:
-    """Log noise of 5 % in which neighbouring calls are alike."""
+    """Log noise of 5 % in which neighboring calls are alike."""
     noise = rng.normal(size=count)
     for i in range(1, count):
         noise[i] = correlation * noise[i - 1] + np.sqrt(1 - correlation**2) * noise[i]
@@ -38,7 +38,7 @@ def test_pairing_takes_out_what_the_images_cost() -> None:
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """95 % of 300 repetitions, of calls that are like their neighbours, with a ratio of 1.02."""
+    """95 % of 300 repetitions, of calls that are like their neighbors, with a ratio of 1.02."""
     rng = np.random.default_rng(3)
     held = 0
     for seed in range(300):

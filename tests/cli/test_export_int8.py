@@ -143,7 +143,7 @@ def test_interrupted(
 
 
 def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "grey"
+    folder = tmp_path / "gray"
     folder.mkdir()
     for shade in range(4):
         cv2.imwrite(str(folder / f"{shade}.png"), np.full((40, 40, 3), 50 * shade, np.uint8))

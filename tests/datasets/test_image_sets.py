@@ -68,7 +68,7 @@ def test_val_is_taken_among_several(tmp_path: Path) -> None:
     assert "instances_train2017.json" in chosen.describe()
 
 
-def test_several_without_a_favourite(tmp_path: Path) -> None:
+def test_several_without_a_favorite(tmp_path: Path) -> None:
     write_coco(tmp_path, name="instances_a.json")
     write_coco(tmp_path, name="instances_b.json")
     with pytest.raises(DatasetError, match=r"instances_a.json, instances_b.json.*--annotations"):

@@ -65,8 +65,8 @@ def swap_red_and_blue(graph: Any) -> None:
 
 def swap_one_channel(graph: Any) -> None:
     """Swap blue and green of the input picture."""
-    order = helper.make_node("Gather", ["grey_right", "channel_order"], ["grey"], axis=3)
-    insert(graph, "grey", [order], {"channel_order": np.array([1, 0, 2], np.int64)})
+    order = helper.make_node("Gather", ["gray_right", "channel_order"], ["gray"], axis=3)
+    insert(graph, "gray", [order], {"channel_order": np.array([1, 0, 2], np.int64)})
 
 
 def spoil_a_layer(graph: Any) -> None:
@@ -203,7 +203,7 @@ def swapped(heads: HeadOutputs, **changed: Any) -> HeadOutputs:
     return heads._replace(**{name: np.ascontiguousarray(value) for name, value in changed.items()})
 
 
-def centres(boxes: Any) -> Any:
+def centers(boxes: Any) -> Any:
     return np.concatenate([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], axis=-1)
 
 
@@ -213,7 +213,7 @@ def centres(boxes: Any) -> Any:
         ({"change": lambda h: swapped(h, proto=h.proto[:, ::-1])}, "masks", "mirrored upside down, as a whole"),
         ({"change": lambda h: swapped(h, proto=h.proto.swapaxes(1, 2))}, "masks", "masks have x and y exchanged"),
         ({"change": lambda h: swapped(h, boxes=h.boxes[..., [1, 0, 3, 2]])}, "boxes", "boxes have x and y exchanged"),
-        ({"change": lambda h: swapped(h, boxes=centres(h.boxes))}, "boxes", "center and size instead of corners"),
+        ({"change": lambda h: swapped(h, boxes=centers(h.boxes))}, "boxes", "center and size instead of corners"),
         (
             {"change": lambda h: swapped(h, scores=h.scores * 0)},
             "nothing found",

@@ -137,9 +137,9 @@ def test_boxes(net: Net, image: int) -> None:
     """Encoded again, which magnifies errors by the priors' size, the boxes are the original's regression."""
     boxes = net.outputs("host", image).boxes.astype(np.float64)
     priors = make_priors(get_config(net.name)).astype(np.float64)
-    centre = ((boxes[..., :2] + boxes[..., 2:]) / 2 - priors[:, :2]) / priors[:, 2:] / VARIANCES[0]
+    center = ((boxes[..., :2] + boxes[..., 2:]) / 2 - priors[:, :2]) / priors[:, 2:] / VARIANCES[0]
     size = np.log((boxes[..., 2:] - boxes[..., :2]) / priors[:, 2:]) / VARIANCES[1]
-    _check(net, f"img{image}.loc", np.concatenate([centre, size], axis=2), 2e-4)
+    _check(net, f"img{image}.loc", np.concatenate([center, size], axis=2), 2e-4)
 
 
 # -- detections -----------------------------------------------------------------------------------------------------

@@ -34,12 +34,12 @@ def images() -> Any:
     return np.random.default_rng(3).integers(0, 255, (1, SMALL, SMALL, 3)).astype(np.uint8)
 
 
-def heads(model: Any, *, optimise: bool = True) -> list[Any]:
+def heads(model: Any, *, optimize: bool = True) -> list[Any]:
     if model.functions:
         cut_tail(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    if not optimise:
+    if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return list(session.run(None, {"images": images()}))
@@ -117,14 +117,14 @@ def test_all_layers_kept_is_the_fp32_export(export: Export) -> None:
 
 
 def test_emulation_rounds_where_the_graph_does(export: Export) -> None:
-    """As noisy as real half precision, whatever the runtime optimises, and exact where all is kept."""
+    """As noisy as real half precision, whatever the runtime optimizes, and exact where all is kept."""
     reference = heads(read_onnx(export(NAME, SMALL)))
-    half = heads(lowered(export(NAME, SMALL)), optimise=False)
+    half = heads(lowered(export(NAME, SMALL)), optimize=False)
     emulated = heads(lowered(export(NAME, SMALL), emulate=True))
-    plain = heads(lowered(export(NAME, SMALL), emulate=True), optimise=False)
-    for expected, real, ours, unoptimised in zip(reference, half, emulated, plain, strict=True):
+    plain = heads(lowered(export(NAME, SMALL), emulate=True), optimize=False)
+    for expected, real, ours, unoptimized in zip(reference, half, emulated, plain, strict=True):
         assert decibels(expected, ours) == pytest.approx(decibels(expected, real), abs=5)
-        assert decibels(expected, ours) == pytest.approx(decibels(expected, unoptimised), abs=2)
+        assert decibels(expected, ours) == pytest.approx(decibels(expected, unoptimized), abs=2)
     coarse = heads(lowered(export(NAME, SMALL), emulate=True, precision="bf16"))
     for expected, ours, bf16 in zip(reference, emulated, coarse, strict=True):
         assert decibels(expected, bf16) < decibels(expected, ours) - 10, "three bits less"
@@ -182,7 +182,7 @@ def test_export(make_model: Callable[..., Any], export: Export, tmp_path: Path) 
 def test_a_checkpoint_and_its_export_have_the_same_layers(
     make_model: Callable[..., Any], export: Export, tmp_path: Path
 ) -> None:
-    """PyTorch with folded batch normalisation against the file, layer by layer."""
+    """PyTorch with folded batch normalization against the file, layer by layer."""
     from yolact_deploy.evaluation.taps import OnnxTap, TorchTap
     from yolact_deploy.evaluation.trunk_comparison import compare_trunks
     from yolact_deploy.model.checkpoint import save_checkpoint

@@ -153,7 +153,7 @@ def test_other_weights_fail(export: Export, make_model: Callable[..., Any], imag
     assert check_parity(model, tmp_path / "m.onnx", images).failures
 
 
-# -- the judgement --------------------------------------------------------------------------------------------------
+# -- the judgment --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("relative", [0.02, float("nan"), float("inf")])

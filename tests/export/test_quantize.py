@@ -221,7 +221,7 @@ def test_kept_layers(export: Export, target: str) -> None:
 
 
 def test_all_but_one_layer_kept(export: Export) -> None:
-    """What is quantised is next to nothing, and so is the error."""
+    """What is quantized is next to nothing, and so is the error."""
     path = export(NAME, SMALL)
     layers = layer_names(trunk_nodes(read_onnx(path).graph))
     most = [layer for layer in layers if layer != "proto_net.10"]

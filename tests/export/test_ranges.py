@@ -68,7 +68,7 @@ def test_percentile_keeps_that_share() -> None:
 
 @pytest.mark.parametrize("positive", [False, True])
 def test_mse_is_the_best_of_all_ends(positive: bool) -> None:
-    """Against a search that quantises the values themselves."""
+    """Against a search that quantizes the values themselves."""
     values = heavy_tailed(positive)
     low, high = gathered(values).range(0, "mse")
     largest = float(np.abs(values).max())

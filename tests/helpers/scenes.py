@@ -41,9 +41,9 @@ def target(image: dict[str, Any]) -> dict[str, Any]:
 
 def make_priors(rng: np.random.Generator, count: int, grid: int = 2 * SIZE) -> torch.Tensor:
     """Priors [count, 4] on a grid, some of them equal."""
-    centre = rng.integers(1, grid, (count, 2))
+    center = rng.integers(1, grid, (count, 2))
     size = rng.integers(grid // 12, grid // 2, (count, 2))
-    priors = np.concatenate([centre, size], axis=1).astype(np.float32) / np.float32(grid)
+    priors = np.concatenate([center, size], axis=1).astype(np.float32) / np.float32(grid)
     priors[rng.integers(0, count, count // 4)] = priors[rng.integers(0, count, count // 4)]
     return torch.from_numpy(priors)
 

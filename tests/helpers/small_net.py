@@ -43,9 +43,9 @@ _LEVELS = (16, 8)
 def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.ModelProto:
     """The file in memory; ``doctor`` may break its graph."""
     builder = _Builder()
-    builder.node("Cast", ["images"], "grey", to=TensorProto.FLOAT)
-    builder.node("Sub", ["grey", builder.constant("mean", np.array([104, 117, 124], np.float32))], "centred")
-    builder.node("Div", ["centred", builder.constant("std", np.array([57, 57, 58], np.float32))], "scaled")
+    builder.node("Cast", ["images"], "gray", to=TensorProto.FLOAT)
+    builder.node("Sub", ["gray", builder.constant("mean", np.array([104, 117, 124], np.float32))], "centered")
+    builder.node("Div", ["centered", builder.constant("std", np.array([57, 57, 58], np.float32))], "scaled")
     builder.node("Transpose", ["scaled"], "permute", perm=[0, 3, 1, 2])
     ends = [builder.constant(name, np.array([v], np.int64)) for name, v in (("last", -1), ("first", -9), ("axis", 1))]
     builder.node("Slice", ["permute", *ends, ends[0]], "flip")
@@ -175,6 +175,6 @@ def _priors() -> Any:
     boxes = []
     for side in _LEVELS:
         y, x = np.mgrid[:side, :side]
-        centre = np.stack([x, y], axis=-1).reshape(-1, 2) / side + 0.5 / side
-        boxes.append(np.concatenate([centre - 1.5 / side, centre + 1.5 / side], axis=1))
+        center = np.stack([x, y], axis=-1).reshape(-1, 2) / side + 0.5 / side
+        boxes.append(np.concatenate([center - 1.5 / side, center + 1.5 / side], axis=1))
     return np.concatenate(boxes)[None].astype(np.float32)

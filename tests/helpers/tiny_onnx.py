@@ -77,8 +77,8 @@ def _trunk() -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     heads = {name: rng.random((1, *shape), np.float32) for name, shape in _SHAPES.items()}
     heads["boxes"] = corners[None].astype(np.float32)
     nodes = [
-        helper.make_node("Cast", ["images"], ["grey"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["grey", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Cast", ["images"], ["gray"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["gray", "axes"], ["mean"], keepdims=0),
         helper.make_node("Mul", ["mean", "little"], ["step"]),
     ]
     constants = [

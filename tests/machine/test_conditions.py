@@ -136,7 +136,7 @@ def test_load_is_told_without_proc_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu_state.cpu_times(Path("/nowhere")) is None, "a root of the tests never tells of this machine"
 
 
-def test_load_of_a_real_neighbour() -> None:
+def test_load_of_a_real_neighbor() -> None:
     """A process that works for a while is seen, as long as it got the processor."""
     code = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
     with ConditionsMeter() as watched:

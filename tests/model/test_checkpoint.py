@@ -277,7 +277,7 @@ def test_a_truncated_safetensors_file_is_refused(model: YolactModel, tmp_path: P
         read_state_dict(path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 99}', '{"schema": 1, "config": {"colour": 1}}'])
+@pytest.mark.parametrize("text", ["[]", "{", '{"schema": 99}', '{"schema": 1, "config": {"color": 1}}'])
 def test_bad_metadata_is_refused(state: dict[str, Any], tmp_path: Path, text: str) -> None:
     from safetensors.torch import save_file
 

@@ -20,7 +20,7 @@ from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import CheckpointError, DownloadError
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.checkpoint import save_checkpoint
-from yolact_deploy.model.initialization import backbone_name, initialise
+from yolact_deploy.model.initialization import backbone_name, initialize
 
 DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
 SMALL = YolactConfig(
@@ -58,7 +58,7 @@ def test_a_backbone_of_torchvision_computes_the_same(
     original = getattr(torchvision.models, make)(weights=None).eval()
     torch.save(original.state_dict(), tmp_path / "initial.pth")
     ours = model(backbone=name).eval()
-    report = initialise(ours, str(tmp_path / "initial.pth"))
+    report = initialize(ours, str(tmp_path / "initial.pth"))
     assert report.kept == sum(1 for k in ours.backbone.state_dict() if not k.endswith("num_batches_tracked"))
     assert set(report.reset) == {"proto_net", "fpn", "prediction_layers", "semantic_seg_conv"}
     images = torch.randn(1, 3, 64, 64)
@@ -95,32 +95,32 @@ def test_darknets_initial_weights_have_our_names(tmp_path: Path) -> None:
     darknet = model(backbone="darknet53")
     wanted = {k: torch.randn_like(v.float()) for k, v in darknet.backbone.state_dict().items()}
     torch.save(wanted, tmp_path / "darknet53.pth")
-    initialise(darknet, str(tmp_path / "darknet53.pth"))
+    initialize(darknet, str(tmp_path / "darknet53.pth"))
     assert torch.equal(darknet.state_dict()["backbone._preconv.0.weight"], wanted["_preconv.0.weight"])
 
 
 def test_another_backbones_weights(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r18.pth")
     with pytest.raises(CheckpointError, match="not the initial weights of mobilenet_v2"):
-        initialise(model(), str(tmp_path / "r18.pth"))
+        initialize(model(), str(tmp_path / "r18.pth"))
 
 
 def test_no_weights() -> None:
     for source in ("", "none"):
-        assert str(initialise(model(), source)) == "random weights"
+        assert str(initialize(model(), source)) == "random weights"
 
 
 def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no such weights file"):
-        initialise(model(), str(tmp_path / "nowhere.pth"))
+        initialize(model(), str(tmp_path / "nowhere.pth"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="the YOLOv3 authors"):
-        initialise(model(backbone="darknet53"), "darknet53.pth")
+        initialize(model(backbone="darknet53"), "darknet53.pth")
     with pytest.raises(CheckpointError, match="torchvision has no"):
-        initialise(model(backbone="darknet53"), "imagenet")
+        initialize(model(backbone="darknet53"), "imagenet")
     (tmp_path / "w.npz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"not a complete \.npz"):
-        initialise(model(), str(tmp_path / "w.npz"))
+        initialize(model(), str(tmp_path / "w.npz"))
 
 
 def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,16 +129,16 @@ def test_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", fail)
     with pytest.raises(DownloadError, match=r"no route to host.*--weights FILE"):
-        initialise(model(), "imagenet")
+        initialize(model(), "imagenet")
 
 
 def test_the_backbone_that_comes_with_the_package() -> None:
     ours = model()
-    report = initialise(ours, "imagenet-int8")
+    report = initialize(ours, "imagenet-int8")
     assert report.folded
     assert set(report.reset) == {"proto_net", "fpn", "prediction_layers", "semantic_seg_conv"}
     with pytest.raises(CheckpointError, match="not the initial weights of resnet50"):
-        initialise(model(backbone="resnet50"), "imagenet-int8")
+        initialize(model(backbone="resnet50"), "imagenet-int8")
 
 
 # -- 8-bit ----------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_the_first_layer_is_made_for_our_normalization(tmp_path: Path) -> None:
             arrays[f"{name}.bias"] = rng.normal(size=count).astype(np.float32)
     np.savez(tmp_path / "w.npz", **arrays)  # type: ignore[arg-type]
     ours = model().eval()
-    initialise(ours, str(tmp_path / "w.npz"))
+    initialize(ours, str(tmp_path / "w.npz"))
 
     image = torch.rand(1, 3, 16, 16) * 255
     config = ours.config
@@ -179,7 +179,7 @@ def test_the_real_files_fit(name: str) -> None:
     if not path.exists():
         pytest.skip("no shared data")
     ours = model().eval()
-    initialise(ours, str(path))
+    initialize(ours, str(path))
     c5 = ours.backbone(torch.randn(1, 3, 64, 64))[-1]
     assert bool(c5.isfinite().all())
     assert 0.1 < float(c5.detach().std()) < 10
@@ -193,7 +193,7 @@ def test_other_classes_keep_what_fits_and_the_shared_rows(tmp_path: Path) -> Non
     save_checkpoint(old, tmp_path / "old.safetensors")
     new = with_classes("horse", "dog")
     fresh = {key: value.clone() for key, value in new.state_dict().items()}
-    report = initialise(new, str(tmp_path / "old.safetensors"))
+    report = initialize(new, str(tmp_path / "old.safetensors"))
     assert torch.equal(new.state_dict()["fpn.lat_layers.0.weight"], old.state_dict()["fpn.lat_layers.0.weight"])
     assert report.classes == ("the background", "dog")
     assert report.reset == ()
@@ -216,7 +216,7 @@ def test_the_same_classes_are_taken_whole(tmp_path: Path) -> None:
     old = model()
     save_checkpoint(old, tmp_path / "old.safetensors")
     new = with_classes("cat", "dog", "cow")
-    report = initialise(new, str(tmp_path / "old.safetensors"))
+    report = initialize(new, str(tmp_path / "old.safetensors"))
     assert report.kept == report.total
     assert all(torch.equal(value, new.state_dict()[key]) for key, value in old.state_dict().items())
 
@@ -225,7 +225,7 @@ def test_as_many_other_classes_are_not_taken_for_the_same(tmp_path: Path) -> Non
     save_checkpoint(model(), tmp_path / "old.safetensors")
     new = with_classes("one", "two", "three")
     before = new.semantic_seg_conv.weight.clone()
-    report = initialise(new, str(tmp_path / "old.safetensors"))
+    report = initialize(new, str(tmp_path / "old.safetensors"))
     assert torch.equal(new.semantic_seg_conv.weight, before)
     assert report.classes == ("the background",)
     assert "semantic_seg_conv.weight" in report.reset
@@ -234,7 +234,7 @@ def test_as_many_other_classes_are_not_taken_for_the_same(tmp_path: Path) -> Non
 def test_other_channels_are_reset_and_told(tmp_path: Path) -> None:
     save_checkpoint(model(), tmp_path / "old.safetensors")
     new = model(fpn_channels=16)
-    report = initialise(new, str(tmp_path / "old.safetensors"))
+    report = initialize(new, str(tmp_path / "old.safetensors"))
     assert all(not key.startswith("backbone.") for key in report.reset)
     assert "fpn.lat_layers.0.weight" in report.reset
     assert "random: " in str(report)
@@ -242,8 +242,8 @@ def test_other_channels_are_reset_and_told(tmp_path: Path) -> None:
 
 def test_an_original_checkpoint_and_another_backbone(resnet50_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="has another backbone than small"):
-        initialise(model(), str(resnet50_checkpoint))
+        initialize(model(), str(resnet50_checkpoint))
     ours = YolactModel(get_config("yolact_resnet50").with_classes(("dog", "spaceship"), (1, 2)))
-    report = initialise(ours, str(resnet50_checkpoint))
+    report = initialize(ours, str(resnet50_checkpoint))
     assert report.classes == ("the background", "dog")
     assert report.reset == ()

@@ -79,11 +79,11 @@ def test_a_training_does_so_unless_frozen(
     from yolact_deploy.model.initialization import InitReport
     from yolact_deploy.training import fit as module
 
-    def initialise(model: YolactModel, source: str) -> InitReport:
+    def initialize(model: YolactModel, source: str) -> InitReport:
         return InitReport(source, 1, 1, folded=True)
 
     called: list[tuple[nn.Module, list[torch.Tensor]]] = []
-    monkeypatch.setattr(module, "initialise", initialise)
+    monkeypatch.setattr(module, "initialize", initialize)
     monkeypatch.setattr(module, "unfold_batch_norms", lambda network, images: called.append((network, list(images))))
     recipe = tiny_recipe("iterations=1", f"freeze_batch_norm={setting}", "eval_interval=0")
     module.fit(recipe, tiny_set(tmp_path / "set"), tmp_path / "run", workers=0)

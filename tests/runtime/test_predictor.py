@@ -105,7 +105,7 @@ def picture(brightness: int, height: int = 48, width: int = 80) -> Any:
     return np.full((height, width, 3), brightness, np.uint8)
 
 
-DARK, GREY, BRIGHT = picture(10), picture(120, 30, 20), picture(250, 99, 101)
+DARK, GRAY, BRIGHT = picture(10), picture(120, 30, 20), picture(250, 99, 101)
 
 
 @pytest.mark.parametrize("heads", [False, True], ids=["functions", "heads"])
@@ -124,7 +124,7 @@ def test_one_image(heads: bool) -> None:
 @pytest.mark.parametrize("fixed_batch", [False, True])
 def test_a_list_in_batches(heads: bool, max_batch: int, fixed_batch: bool) -> None:
     backend = FakeBackend(heads=heads, max_batch=max_batch, fixed_batch=fixed_batch)
-    images = [DARK, GREY, BRIGHT, GREY, DARK]
+    images = [DARK, GRAY, BRIGHT, GRAY, DARK]
     results = Predictor(backend)(images)
     assert [detections.names for detections in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
     assert [(detections.height, detections.width) for detections in results] == [image.shape[:2] for image in images]
@@ -246,7 +246,7 @@ def test_two_predictors() -> None:
 
 def test_threads_take_turns() -> None:
     backend = FakeBackend(delay=0.002)
-    images = [DARK, GREY, BRIGHT] * 10
+    images = [DARK, GRAY, BRIGHT] * 10
     with Predictor(backend) as model, ThreadPoolExecutor(8) as pool:
         results = list(pool.map(model, images))
     assert [detections.names[0] for detections in results] == ["low", "middle", "high"] * 10
@@ -363,17 +363,17 @@ def test_the_hook_gets_frames_as_they_are() -> None:
 
 def test_frames_on_the_device() -> None:
     hook, model = hooked(max_batch=2)
-    detections = model(OnDevice(GREY))
+    detections = model(OnDevice(GRAY))
     assert isinstance(detections, Detections), "an image on the device is no list of images"
     assert detections.names == ["middle"]
-    results = model([OnDevice(DARK), BRIGHT, OnDevice(GREY)])
+    results = model([OnDevice(DARK), BRIGHT, OnDevice(GRAY)])
     assert [one.names for one in results] == [["low"], ["high"], ["middle"]]
     assert hook.batches == [1, 2, 1]
 
 
 def test_a_batch_is_submitted_before_the_one_ahead_is_collected() -> None:
     hook, model = hooked(max_batch=2)
-    results = model([DARK, GREY, BRIGHT, GREY, DARK])
+    results = model([DARK, GRAY, BRIGHT, GRAY, DARK])
     assert [detections.names for detections in results] == [["low"], ["middle"], ["high"], ["middle"], ["low"]]
     assert hook.diary == ["submit 0", "submit 1", "result 0", "submit 2", "result 1", "result 2"]
     assert model([]) == []
@@ -381,7 +381,7 @@ def test_a_batch_is_submitted_before_the_one_ahead_is_collected() -> None:
 
 def test_stream_overlaps() -> None:
     hook, model = hooked()
-    frames = [DARK, GREY, BRIGHT]
+    frames = [DARK, GRAY, BRIGHT]
     results = list(model.stream(frames))
     assert [frame is given for (frame, _), given in zip(results, frames, strict=True)] == [True] * 3
     assert [detections.names for _, detections in results] == [["low"], ["middle"], ["high"]]
@@ -408,7 +408,7 @@ def test_timings_of_the_hook() -> None:
     _, model = hooked(max_batch=2)
     assert model.stages == ("decode", "upload", "network", "detect")
     assert model.timings == dict.fromkeys(model.stages, 0.0)
-    model([DARK, GREY, BRIGHT])
+    model([DARK, GRAY, BRIGHT])
     assert tuple(model.timings) == model.stages
     assert (model.timings["upload"], model.timings["network"]) == (2.0, 4.0), "of two batches"
     assert model.timings["detect"] > 0

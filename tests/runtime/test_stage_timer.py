@@ -174,7 +174,7 @@ def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("picture") / "grey.png"
+    path = tmp_path_factory.mktemp("picture") / "gray.png"
     cv2.imwrite(str(path), np.full((40, 50, 3), 90, np.uint8))
     return path
 

@@ -33,7 +33,7 @@ __all__ = ["emulated"]
 
 with_driver = pytest.mark.fake_cuda(memory=256 * 2**20, capability="8.9")
 
-FRAMES = [np.full((height, width, 3), grey, np.uint8) for height, width, grey in
+FRAMES = [np.full((height, width, 3), gray, np.uint8) for height, width, gray in
           ((48, 64, 10), (33, 47, 120), (64, 64, 200), (48, 64, 90), (20, 131, 250))]  # fmt: skip
 
 

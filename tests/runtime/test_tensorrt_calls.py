@@ -91,7 +91,7 @@ def test_wrong_targets(rtx: Any, wanted: tuple[str, ...]) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_an_engine_without_a_driver(rtx: Any) -> None:
-    """RTX starts, and says at deserialising what is missing."""
+    """RTX starts, and says at deserializing what is missing."""
     header = b"vtrt" + bytes(300)
     with pytest.raises(
         BackendError, match=r"TensorRT for RTX [\d.]+ cannot load m\.trt here: .*--engine rtx"

@@ -57,7 +57,7 @@ def images() -> Any:
 
 
 def eager(model: Any, images: Any) -> list[Any]:
-    """Heads as the trunk gives them for images that NumPy normalised."""
+    """Heads as the trunk gives them for images that NumPy normalized."""
     with torch.inference_mode():
         loc, logits, coeff, proto = model.heads(torch.from_numpy(normalize(images, model.config)))
         return [ops.decode_boxes(loc, model.priors), logits.softmax(-1)[..., 1:], coeff, proto]

@@ -385,15 +385,15 @@ def test_a_model_learns() -> None:
     pictures = torch.randn(3, 3, 2 * scenes.SIZE, 2 * scenes.SIZE)
     model.freeze_batch_norm()
     criterion = YolactLoss()
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     history = []
     for step in range(12):
         losses = criterion(model(pictures), _targets(images), step=step)
         assert list(losses) == TERMS
         loss = sum(losses.values())
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.8 * history[0]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)

@@ -15,7 +15,7 @@ import torch
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.initialization import initialise
+from yolact_deploy.model.initialization import initialize
 from yolact_deploy.training.data import Augmentation, CocoDataset, open_dataset, training_loader
 from yolact_deploy.training.distributed import World
 from yolact_deploy.training.losses import YolactLoss
@@ -126,7 +126,7 @@ def test_a_plain_backbone_begins_it(tmp_path: Path) -> None:
     plain = torchvision.models.resnet50(weights=None).state_dict()
     torch.save(plain, tmp_path / "resnet50-19c8e357.pth")
     model = make_model()
-    report = initialise(model, str(tmp_path / "resnet50-19c8e357.pth"))
+    report = initialize(model, str(tmp_path / "resnet50-19c8e357.pth"))
     own = model.state_dict()
     assert torch.equal(own["backbone.layers.3.2.conv2.weight"], plain["layer4.2.conv2.weight"])
     assert not own["backbone.layers.3.2.conv2.bias"].any()

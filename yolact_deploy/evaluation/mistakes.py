@@ -27,7 +27,7 @@ from yolact_deploy.runtime.tails import HeadOutputs, Outputs
 #: IoU from which two boxes or masks count as the same
 SAME_PLACE = 0.5
 #: smallest share of detections with another class, so that a few flips do not count as a mistake
-_RELABELLED = 0.25
+_RELABELED = 0.25
 
 Image = NDArray[np.uint8]
 #: order in which the engine seems to read the channels of BGR
@@ -105,7 +105,7 @@ def run(predictor: Predictor, picture: Image) -> Outputs:
 
 def mistakes(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]:
     """Possible mistakes, the cheapest to try first."""
-    yield from _relabelled(cases, score_threshold)
+    yield from _relabeled(cases, score_threshold)
     for way, axis in _MIRRORED.items():
         where: dict[str, Callable[[Case], Detections | None]] = {
             "as a whole": partial(_mirrored_proto, axis=axis),
@@ -129,7 +129,7 @@ def _saying(text: str) -> Callable[[Explained], str]:
     return lambda explained: f"{text}: that explains {explained}"
 
 
-def _relabelled(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]:
+def _relabeled(cases: Sequence[Case], score_threshold: float) -> Iterator[Mistake]:
     """All labels shifted by the same amount, or each class replaced by the one the engine mostly reports instead."""
     seen: Counter[tuple[int, int]] = Counter()
     for case in cases:
@@ -143,7 +143,7 @@ def _relabelled(cases: Sequence[Case], score_threshold: float) -> Iterator[Mista
     for (label, other), _ in seen.most_common():
         mapping.setdefault(label, other)
     moved = sum(count for (label, _), count in seen.items() if mapping[label] != label)
-    if not moved or moved < _RELABELLED * seen.total():
+    if not moved or moved < _RELABELED * seen.total():
         return
     names = cases[0].expected.class_names
     shifts: Counter[int] = Counter()

@@ -173,7 +173,7 @@ def _check_weights(model: nn.Module) -> None:
 def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
     low, _, high = metadata.batch
     side = metadata.config.image_size
-    # A dynamic dimension is traced with an example of 2: 0 and 1 would be specialised.
+    # A dynamic dimension is traced with an example of 2: 0 and 1 would be specialized.
     count = low if low == high else 2
     images = torch.zeros(count, side, side, 3, dtype=getattr(torch, metadata.input_dtype))
     dynamic = None if low == high else {"images": {0: torch.export.Dim("batch", min=low, max=max(high, 2))}}

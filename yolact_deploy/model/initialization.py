@@ -61,7 +61,7 @@ class InitReport:
         return f"{text}; random: {_some(self.reset)}" if self.reset else text
 
 
-def initialise(model: YolactModel, source: str) -> InitReport:
+def initialize(model: YolactModel, source: str) -> InitReport:
     """Fill a model with the weights that ``source`` names, as far as they fit, and report the rest.
 
     Args:

@@ -75,9 +75,9 @@ class YolactModel(nn.Module):
         self._frozen_stages: list[nn.Module] = []
         self._held: list[nn.Parameter] = []  # what freeze_batch_norm has frozen
         self.register_buffer("priors", torch.from_numpy(make_priors(config).copy()), persistent=False)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """He initialization in the backbone, Glorot elsewhere, zero biases."""
         backbone = set(self.backbone.modules())
         for module in self.modules():

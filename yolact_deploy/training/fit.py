@@ -19,7 +19,7 @@ from yolact_deploy.artifact import write_json
 from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.initialization import InitReport, initialise
+from yolact_deploy.model.initialization import InitReport, initialize
 from yolact_deploy.model.unfold import unfold_batch_norms
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_dataset, plain_loader, training_loader
@@ -81,7 +81,7 @@ def fit(
 
     Args:
         data: a dataset, see `datasets.resolve`
-        weights: initial weights other than the recipe's, see `initialization.initialise`
+        weights: initial weights other than the recipe's, see `initialization.initialize`
         resume: continue from the last saved state of the folder, or start if there is none
         device: "auto", "cpu", "cuda" or "cuda:N"
         workers: processes that prepare images, per training process
@@ -122,7 +122,7 @@ def _prepare(
     model = YolactModel(recipe.config)
     evaluator = _evaluator(model, recipe, spec, world, progress)
     resumes = resume and bool(StateFolder(folder).states())
-    initial = None if resumes else initialise(model, recipe.weights if weights is None else weights)
+    initial = None if resumes else initialize(model, recipe.weights if weights is None else weights)
     if initial is not None and initial.folded and not freezes_batch_norm(recipe, world.share(recipe.batch)):
         _unfold(model, dataset)
     step = TrainStep(model, recipe, world)

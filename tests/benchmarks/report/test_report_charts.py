@@ -1,4 +1,4 @@
-"""Charts draw what they are given, at the right places, in colours that can be seen."""
+"""Charts draw what they are given, at the right places, in colors that can be seen."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_stage_bars() -> None:
     assert [(x, width) for _, x, width in found] == [("0.000", "10.000"), ("10.000", "60.000"), ("70.000", "30.000")]
     assert found[2][0] == 'fill="url(#hatch)"'
     assert "100.0 ms, of which 30.0 in no stage (30.0 %)" in a
-    colour = found[1][0]
-    assert colour in b, "a stage has one colour in all bars"
+    color = found[1][0]
+    assert color in b, "a stage has one color in all bars"
     assert "45.0 ms, 5.0 less than its stages together, which overlap" in b
     assert re.findall(r"</svg>([\w-]+)</li>", text) == ["decode", "network", "upload", "unaccounted"]
 
@@ -100,7 +100,7 @@ def test_line_chart() -> None:
     legend = charts.curve_legend(["a", "b"])
     assert first in legend
     assert second in legend
-    assert "stroke-dasharray" in second, "lines differ without colour, too"
+    assert "stroke-dasharray" in second, "lines differ without color, too"
 
 
 def test_difference_bars() -> None:
@@ -121,8 +121,8 @@ def test_intervals_show_zero() -> None:
     assert "-0.50 (-1.00 to -0.25)" in text
 
 
-def luminance(colour: str) -> float:
-    values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+def luminance(color: str) -> float:
+    values = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -132,12 +132,12 @@ def contrast(a: str, b: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def test_colours_can_be_seen_on_light_and_dark() -> None:
+def test_colors_can_be_seen_on_light_and_dark() -> None:
     for background in style.BACKGROUNDS:
-        for colour in (*style.PALETTE, style.ACCENT, style.ALARM):
-            assert contrast(colour, background) >= 3, (colour, background)
+        for color in (*style.PALETTE, style.ACCENT, style.ALARM):
+            assert contrast(color, background) >= 3, (color, background)
     for scheme, background in zip((style._LIGHT, style._DARK), style.BACKGROUNDS, strict=True):
-        colours = dict(re.findall(r"--(\w+): (#\w+);", scheme))
+        colors = dict(re.findall(r"--(\w+): (#\w+);", scheme))
         for name in ("ink", "faint"):
-            for behind in (background, colours["panel"]):
-                assert contrast(colours[name], behind) >= 4.5, (name, behind)
+            for behind in (background, colors["panel"]):
+                assert contrast(colors[name], behind) >= 4.5, (name, behind)

@@ -11,7 +11,7 @@ Settings& settings = *new Settings;
 thread_local Thread thread;
 std::mutex lock;
 std::condition_variable progress;
-std::atomic<bool> initialised{false}, forked{false};
+std::atomic<bool> initialized{false}, forked{false};
 
 static std::string text(const char* name, const char* otherwise) {
     const char* value = std::getenv(name);
@@ -49,7 +49,7 @@ Counter& counter(const std::string& function) {
 CUresult enter(Counter& counter, bool needs_init) {
     counter.calls.fetch_add(1, std::memory_order_relaxed);
     if (counter.fails_in.load(std::memory_order_relaxed) > 0 && counter.fails_in.fetch_sub(1) == 1) return counter.code;
-    if (forked || (needs_init && !initialised)) return NOT_INITIALIZED;
+    if (forked || (needs_init && !initialized)) return NOT_INITIALIZED;
     return thread.in_host_function ? NOT_PERMITTED : SUCCESS;
 }
 
@@ -81,7 +81,7 @@ static bool load() {
                     &settings.capability_minor) != 2)
         die("FAKE_CUDA_CAPABILITY must look like 8.7");
     inject(text("FAKE_CUDA_FAIL", ""));
-    pthread_atfork(nullptr, nullptr, [] { forked = initialised.load(); });
+    pthread_atfork(nullptr, nullptr, [] { forked = initialized.load(); });
     return true;
 }
 

@@ -53,7 +53,7 @@ inline Context* current() { return thread.contexts.empty() ? nullptr : thread.co
 extern std::mutex lock;
 extern std::condition_variable progress;
 
-extern std::atomic<bool> initialised, forked;
+extern std::atomic<bool> initialized, forked;
 CUresult enter(Counter& counter, bool needs_init);
 
 // Live handles of one kind, by address.

@@ -108,7 +108,7 @@ API CUresult cuGetErrorString(CUresult error, const char** text) {
 API CUresult cuInit(unsigned) {
     ENTER_UNSTARTED("cuInit");
     if (!settings.devices) return NO_DEVICE;
-    initialised = true;
+    initialized = true;
     return SUCCESS;
 }
 

@@ -94,8 +94,8 @@ def random_masks(seed: int, num: int, height: int, width: int) -> Any:
 def random_boxes(seed: int, num: int) -> Any:
     """Boxes [n,4] of all sizes: some outside the image, some with swapped corners, some tiny."""
     rng = np.random.default_rng(seed)
-    centre, side = rng.uniform(-0.1, 1.1, (num, 2)), rng.uniform(-0.5, 0.5, (num, 2)) ** 3 * 4
-    return np.concatenate([centre - side, centre + side], axis=1).astype(np.float32)
+    center, side = rng.uniform(-0.1, 1.1, (num, 2)), rng.uniform(-0.5, 0.5, (num, 2)) ** 3 * 4
+    return np.concatenate([center - side, center + side], axis=1).astype(np.float32)
 
 
 def check_windows(windows: Any, crops: Any, size: tuple[int, int]) -> int:

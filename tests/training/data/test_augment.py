@@ -120,7 +120,7 @@ def test_masks_keep_their_area(encoded: bool) -> None:
         np.testing.assert_allclose(target["area"], objects.area * 4, rtol=1e-6)
 
 
-def test_objects_are_kept_whose_centre_is_shown() -> None:
+def test_objects_are_kept_whose_center_is_shown() -> None:
     _, objects = scene()
     target = Augmentation(size=SIZE).target(objects, View(20, 0, 70, 90, SIZE, SIZE))
     assert target["labels"].tolist() == [0, 2]  # of 1 a part is shown, but its center is at 80
@@ -182,7 +182,7 @@ def distorted(image: NDArray[np.uint8], c: Colors) -> NDArray[np.float32]:
     return np.asarray(values if c.contrast_first else values * np.float32(c.contrast), np.float32)
 
 
-def test_colours_are_those_of_the_plain_steps() -> None:
+def test_colors_are_those_of_the_plain_steps() -> None:
     image, _ = scene()
     image[:5] = np.clip(image[:5], 40, None)
     image = np.clip(image, 40, 250)  # where brightness makes values negative, HSV is no plain matter
@@ -192,7 +192,7 @@ def test_colours_are_those_of_the_plain_steps() -> None:
         np.testing.assert_allclose(colors.apply(image), distorted(image, colors), atol=0.05)
 
 
-def test_colours_are_drawn_from_their_ranges() -> None:
+def test_colors_are_drawn_from_their_ranges() -> None:
     rng = np.random.default_rng(0)
     drawn = [Colors.draw(Augmentation(), rng) for _ in range(400)]
     for name, low, high, neutral in (("brightness", -32, 32, 0), ("contrast", 0.5, 1.5, 1), ("hue", -18, 18, 0)):
@@ -204,7 +204,7 @@ def test_colours_are_drawn_from_their_ranges() -> None:
     assert 150 < sum(colors.contrast_first for colors in drawn) < 250
 
 
-def test_grey_levels_are_clipped_or_kept() -> None:
+def test_gray_levels_are_clipped_or_kept() -> None:
     image = np.full((90, 120, 3), 250, np.uint8)
     view = View.whole(90, 120, SIZE, SIZE)
     bright = Colors(brightness=30.4)

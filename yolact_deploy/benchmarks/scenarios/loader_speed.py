@@ -31,7 +31,7 @@ from yolact_deploy.training.data.loader import BatchSampler, Key
 T = TypeVar("T")
 
 #: keys of the result files
-STEPS = ("decode", "draw", "colours, warp", "masks, boxes", "collate")
+STEPS = ("decode", "draw", "colours, warp", "masks, boxes", "collate")  # codespell:ignore colours
 
 
 class _Stopwatch:
@@ -67,7 +67,7 @@ def _sample(watch: _Stopwatch, dataset: CocoDataset, augmentation: Augmentation,
     image = watch.time("decode", lambda: dataset.image(key[1]))
     objects = dataset.objects(key[1])
     colors, view = watch.time("draw", lambda: (Colors.draw(augmentation, rng), augmentation.draw_view(objects, rng)))
-    shown = watch.time("colours, warp", lambda: augmentation.show(image, colors, view))
+    shown = watch.time(STEPS[2], lambda: augmentation.show(image, colors, view))
     target = watch.time("masks, boxes", lambda: augmentation.target(objects, view))
     return shown, {**target, "image_id": dataset.record(key[1]).image_id}
 

@@ -58,6 +58,7 @@ def test_try_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = outputs("try_it", tmp_path, monkeypatch)
     assert "wrote demo/model.onnx" in texts[1]
     assert "Detections(" in texts[3]
+    assert "<image/png>" in texts[3]
     assert "<image/png>" in texts[4]
     assert "masks: bool (" in texts[5]
     assert "ms per picture" in texts[6]

@@ -98,9 +98,8 @@ class ModelSpec:
         return None if self.device is None else parse_device(self.device)
 
     def _check_backend(self, backend: str, gpu: int | None) -> None:
-        precision = self.precision
-        if precision is not None and precision not in _PRECISIONS[backend]:
-            raise InputError(_no_precision(backend, precision))
+        if self.precision is not None and self.precision not in _PRECISIONS[backend]:
+            raise InputError(_no_precision(backend, self.precision))
         for name, value in self._options().items():
             if value is not None and name not in _OPTIONS[backend]:
                 raise InputError(f"{backend} has no option {name!r}; it has {', '.join(_OPTIONS[backend])}")
@@ -110,16 +109,19 @@ class ModelSpec:
             )
         if backend == "tensorrt" and self.device == "cpu":
             raise InputError("tensorrt runs on a GPU: for the CPU use the ONNX file from which the engine was built")
-        if backend == "torch" and precision == "tf32" and gpu is None:
+        if backend == "torch" and self.precision == "tf32" and gpu is None:
             raise InputError("torch-tf32 requires device=cuda")
         if backend == "onnxruntime":
-            provider = self.provider or ("cpu" if gpu is None else "cuda")
-            if self.device is not None and (provider == "cpu") != (gpu is None):
-                raise InputError(f"provider={provider} does not run on device={self.device}")
-            if precision == "tf32" and provider != "cuda":
-                raise InputError("onnxruntime-tf32 requires provider=cuda")
-            if self.threads is not None and provider != "cpu":
-                raise InputError(f"threads requires provider=cpu; provider={provider} runs on the GPU")
+            self._check_provider(gpu)
+
+    def _check_provider(self, gpu: int | None) -> None:
+        provider = self.provider or ("cpu" if gpu is None else "cuda")
+        if self.device is not None and (provider == "cpu") != (gpu is None):
+            raise InputError(f"provider={provider} does not run on device={self.device}")
+        if self.precision == "tf32" and provider != "cuda":
+            raise InputError("onnxruntime-tf32 requires provider=cuda")
+        if self.threads is not None and provider != "cpu":
+            raise InputError(f"threads requires provider=cpu; provider={provider} runs on the GPU")
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> ModelSpec:

@@ -211,22 +211,25 @@ def diff_records(
     if not a.has_images_of(b):
         warnings.append(OTHER_IMAGES)
     warnings += dict.fromkeys(f"{one.name}: {line}" for one in (a, b) for line in one.doubts)
-    first, second = names[0] or names[1], names[1] or names[0]
-    if first and second:
-        pairs = [(first, second)]
-    else:
-        pairs = [(name, name) for name in a.names if name in b.names]
-        if not pairs:
-            raise InputError(
-                f"{a.name} has {', '.join(a.names)} and {b.name} has {', '.join(b.names)}, no common name: choose the "
-                "engines as FILE:ENGINE FILE:ENGINE"
-            )
-        for one, other in ((a, b), (b, a)):
-            warnings += [f"only {one.name} has {name}" for name in one.names if name not in other.names]
+    pairs = _engine_pairs(a, b, names)
+    for one, other in () if any(names) else ((a, b), (b, a)):
+        warnings += [f"only {one.name} has {name}" for name in one.names if name not in other.names]
     machine, unknown = machine_change(a, b)
     warnings += [unknown] if unknown else []
     rows = tuple(compare_engines(a, x, b, y, margin=margin, machine=machine) for x, y in pairs)
     return RecordDiff(a.name, b.name, rows, tuple(warnings), machine)
+
+
+def _engine_pairs(a: Record, b: Record, names: tuple[str | None, str | None]) -> list[tuple[str, str]]:
+    first, second = names[0] or names[1], names[1] or names[0]
+    if first and second:
+        return [(first, second)]
+    if common := [(name, name) for name in a.names if name in b.names]:
+        return common
+    raise InputError(
+        f"{a.name} has {', '.join(a.names)} and {b.name} has {', '.join(b.names)}, no common name: choose the "
+        "engines as FILE:ENGINE FILE:ENGINE"
+    )
 
 
 def compare_engines(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -71,13 +72,16 @@ def machine_change(a: Record, b: Record) -> tuple[MachineChange | None, str]:
         for name, times in first.samples_ms.items()
         if name != ALL_CORES or set(a.names) == set(b.names)
     }
-    usable = [min(len(x), len(y)) >= LEAST_CALLS and min(x.min(), y.min()) > 0 for x, y in samples.values()]
-    if len(usable) < 2 or not all(usable):  # one part alone does not show its uncertainty
+    if len(samples) < 2 or not all(starmap(_suffice, samples.values())):  # one part alone shows no uncertainty
         return None, (
             f"fewer than {LEAST_CALLS} rounds of the yardstick: the speed of the machine in either run is unknown; "
             "measure more images or --repeats"
         )
     return _change(samples), ""
+
+
+def _suffice(x: Samples, y: Samples) -> bool:
+    return min(len(x), len(y)) >= LEAST_CALLS and min(x.min(), y.min()) > 0
 
 
 def _change(samples: Mapping[str, tuple[Samples, Samples]]) -> MachineChange:

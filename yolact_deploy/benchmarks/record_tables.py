@@ -21,7 +21,7 @@ def bench_tables(record: Record) -> Iterator[Table]:
     engines = record.engines
     yield _speed(record)
     yield Table(_STAGES, *stage_rows({engine.name: engine.latency for engine in engines}))
-    if any((e.energy and e.energy.joules is not None) or (e.memory and e.memory.devices) for e in engines):
+    if any(map(_has_cost, engines)):
         yield _cost(record)
     if any(engine.roofline for engine in engines):
         yield _roofline(record)
@@ -80,6 +80,10 @@ def _stage_cell(part: str, stages_ms: Mapping[str, float]) -> str:
 def _gpu_mib(engine: EngineRecord) -> float | None:
     """Growth of the memory of the GPU that grew most; None without GPUs."""
     return max((d.peak_mib - d.before_mib for d in engine.memory.devices), default=None) if engine.memory else None
+
+
+def _has_cost(engine: EngineRecord) -> bool:
+    return (engine.energy is not None and engine.energy.joules is not None) or _gpu_mib(engine) is not None
 
 
 def _cost(record: Record) -> Table:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _SHOWN = 6  # pictures with overlays
@@ -54,13 +54,10 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     model += ["--size", str(args.size)] if args.size else []
     works = {finding.name for finding in examine(["openvino", "tensorrt-rtx builder"]) if finding.works}
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
-    onnx, half, int8 = (folder / f"model{suffix}.onnx" for suffix in ("", "_fp16", "_int8"))
+    onnx, half, int8 = folder / "model.onnx", folder / "model_fp16.onnx", folder / "model_int8.onnx"
     flavour = "rtx" if "tensorrt-rtx builder" in works else "none"
     own = not args.weights  # other models have no calibration pictures
-    engines = [str(onnx), *([str(half), str(int8)] if own else [])]
-    if "openvino" in works:
-        engines += [f"{onnx}@openvino", *([f"{onnx}@openvino-bf16"] if has_bf16 else [])]
-        engines += [f"{int8}@openvino"] if own else []
+    engines = _engines([onnx, half, int8] if own else [onnx], "openvino" in works, bool(has_bf16))
     images = ["--annotations", str(samples.ANNOTATIONS), "--images-dir", str(samples.IMAGES)]
     if own:
         yield ["data", "shapes", "-o", str(data), "--train", str(_CALIBRATION), "--val", str(args.images)]
@@ -73,9 +70,17 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     yield ["inspect", str(half.with_suffix(".trt") if flavour == "rtx" else half)]
     repeats = args.repeats or (3 if args.weights else 1)
     yield [
-        "bench", *(part for engine in engines for part in ("--engine", engine)), *model, *images,
-        "--repeats", str(repeats),
+        "bench", *engines, *model, *images, "--repeats", str(repeats),
         "--report", str(folder / "report.html"), "--output", str(folder / "bench.json"),
     ]  # fmt: skip
     shown = samples.sample_images() if args.weights else sorted((data / "images").glob("val_*.png"))[:_SHOWN]
     yield ["predict", engines[-1], *map(str, shown), "-o", str(folder / "predictions")]
+
+
+def _engines(files: Sequence[Path], openvino: bool, has_bf16: bool) -> list[str]:
+    """Options of the engines to measure: each file in ONNX Runtime, and FP32 and INT8 in OpenVINO as well."""
+    engines = list(map(str, files))
+    if openvino:
+        engines += [f"{files[0]}@openvino", *([f"{files[0]}@openvino-bf16"] if has_bf16 else [])]
+        engines += [f"{int8}@openvino" for int8 in files[2:]]
+    return [part for engine in engines for part in ("--engine", engine)]

@@ -123,7 +123,7 @@ class RecordCheck:
             self.findings.add("malformed annotation", f"number {number}")
             return False
         name = f"annotation {annotation['id']}"
-        if not is_whole(annotation["id"]) or not _is_number(annotation["area"]):
+        if not is_whole(annotation["id"]) or not is_number(annotation["area"]):
             self.findings.add("malformed annotation", name)
         elif annotation["id"] in self._annotation_ids:
             self.findings.add("duplicate annotation id", name)
@@ -159,5 +159,6 @@ def _is_image(record: Any) -> bool:
     return all(is_whole(record.get(key)) and record[key] > 0 for key in ("height", "width"))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: object) -> bool:
+    """True for a finite int or float that is not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

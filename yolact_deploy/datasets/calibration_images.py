@@ -68,10 +68,9 @@ def calibration_images(source: str | os.PathLike[str], count: int | None = None)
     splits = [split for split in resolve_dataset(path).splits if split.annotations.is_file()]
     training = [picture for split in splits if split.name == "train" for picture in _pictures_of(split)]
     others = (_pictures_of(split) for split in splits if split.name != "train")
-    unlisted = (pictures_in(path / name) for name in _FOLDERS)
-    for pictures in (training, *others, *unlisted):
-        if pictures:
-            return spread(pictures, count or len(pictures))
+    unlisted = map(pictures_in, map(path.joinpath, _FOLDERS))
+    if pictures := next(filter(None, (training, *others, *unlisted)), None):
+        return spread(pictures, count or len(pictures))
     raise InputError(
         f"--calibration: no pictures ({', '.join(IMAGE_SUFFIXES)}) in {path}, nor in {', '.join(_FOLDERS[1:])} "
         "there: give a folder that has some"

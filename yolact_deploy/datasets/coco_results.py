@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from yolact_deploy.artifact import atomic_write, read_json
-from yolact_deploy.datasets.annotations import is_box, is_whole
+from yolact_deploy.datasets.annotations import is_box, is_number, is_whole
 from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
 
@@ -85,7 +84,7 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
     if not is_whole(category) or category not in categories:
         return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
     for name, value in (("score", score), ("mask_score", result.get("mask_score", score))):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not is_number(value):
             return f"has the {name} {value!r}, expected a number: {_CURE}"
     if "bbox" in result and not is_box(result["bbox"]):
         return f"has the bbox {result['bbox']!r}, expected [x, y, width, height]: {_CURE}"

@@ -104,9 +104,12 @@ def classes_of(names: Any, content: Mapping[str, Any], path: Path, annotations: 
         raise DatasetError(f"{annotations} has no categories: {CURE} that has some")
     if names is None:
         return _distinct(annotations, categories)
+    return _named(names, {name: number for number, name in categories.items()}, path, annotations)
+
+
+def _named(names: Any, ids: Mapping[str, int], path: Path, annotations: Path) -> dict[int, str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{path}: names: expected a list of names, got {names!r}")
-    ids = {name: number for number, name in categories.items()}
     unknown = [name for name in names if name not in ids]
     if unknown:
         raise DatasetError(

@@ -124,9 +124,9 @@ def open_images(
     if limit is not None and limit < 1:
         raise DatasetError(f"--images: expected 1 or more, got {limit}")
     pictures = None if images_dir is None else _folder(images_dir, "--images-dir")
-    dataset = DatasetFiles(pictures or Path()) if coco is None else resolve_dataset(coco)
+    dataset = DatasetFiles(Path()) if coco is None else resolve_dataset(coco)
     if annotations is not None:
-        root = dataset.path if coco is None or dataset.path.is_dir() else dataset.path.parent
+        root = dataset.path if dataset.path.is_dir() else dataset.path.parent
         files = annotations_file(Path(annotations), None if coco is None else root)
     elif dataset.splits:
         files = dataset.held_out()

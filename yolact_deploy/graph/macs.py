@@ -154,25 +154,26 @@ def _fix_batch(graph: Any, batch: int) -> int:
 def _graph_layers(graph: Any, path: str) -> Iterator[LayerMacs]:
     shapes = _shapes(graph)
     fixed = _fixed(graph)
-    names = {node.index: node.name for node in trunk_nodes(graph)}
+    trunk_names = {node.index: node.name for node in trunk_nodes(graph)}
     for index, node in enumerate(graph.node):
         if node.op_type not in _COUNTERS or node.domain:
             continue
         try:
             macs = _COUNTERS[node.op_type](node, shapes)
-            sizes = {name: math.prod(shapes[name]) for name in (*node.input, *node.output) if name}
+            read, written = (sum(math.prod(shapes[n]) for n in names if n) for names in (node.input, node.output))
         except KeyError as error:
             raise ArtifactError(
                 f"{path}: {node.op_type} cannot be counted, the shape of {error} is unknown: export the file again"
             ) from error
+        weights = sum(math.prod(shapes[name]) for name in node.input if name in fixed)
         yield LayerMacs(
-            name=names.get(index) or node.name or node.output[0],
-            part=part_of(names[index]) if index in names else "tail",
+            name=trunk_names.get(index) or node.name or node.output[0],
+            part=part_of(trunk_names[index]) if index in trunk_names else "tail",
             op_type=node.op_type,
             macs=macs,
-            inputs=sum(sizes[name] for name in node.input if name and name not in fixed),
-            weights=sum(sizes[name] for name in node.input if name in fixed),
-            outputs=sum(sizes[name] for name in node.output),
+            inputs=read - weights,
+            weights=weights,
+            outputs=written,
         )
 
 

@@ -117,7 +117,6 @@ def _download(backbone: str) -> StateDict:
 
 
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
-    own = model.state_dict()
     named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
     # Deformable convolutions start as plain ones: their additional tensors keep their zeros.
     zeros = {
@@ -126,16 +125,17 @@ def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitRep
         if isinstance(module, DeformableConv)
         for part in ("bias", "conv_offset_mask.weight", "conv_offset_mask.bias")
     }
-    own = {key: value for key, value in own.items() if key not in zeros}
-    wanted = [k for k in own if k.startswith("backbone.") and not k.endswith("num_batches_tracked")]
-    missing = [key for key in wanted if key not in named or named[key].shape != own[key].shape]
+    own = {key: value for key, value in _learned(model).items() if key not in zeros}
+    wanted = {key: value for key, value in own.items() if key.startswith("backbone.")}
+    fitting = _fitting(named, wanted)
+    missing = [key for key in wanted if key not in fitting]
     if missing:
         raise CheckpointError(
             f"{source} is not the initial weights of {model.config.backbone}: {len(missing)} of {len(wanted)} tensors "
             f"are missing or of another shape ({_some(missing)}). Give those of this backbone, or a YOLACT checkpoint"
         )
-    model.load_state_dict({key: named[key] for key in wanted}, strict=False)
-    reset = tuple(k for k in own if k not in wanted and not k.endswith("num_batches_tracked"))
+    model.load_state_dict(fitting, strict=False)
+    reset = tuple(key for key in own if key not in wanted)
     return InitReport(source, len(wanted), len(wanted) + len(reset), _folded(reset))
 
 
@@ -169,29 +169,24 @@ def _mobilenet_name(number: int, rest: str) -> str | None:
 
 def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None, source: str) -> InitReport:
     """Copy the fitting tensors of another YOLACT, and the rows of classes that both have."""
-    own = model.state_dict()
+    own = _learned(model)
     names = _class_names(state, config)
     same = names == model.config.class_names
     by_class = () if same else tuple(k for k in own if k.startswith((f"{_HEAD}.conf_layer.", "semantic_seg_conv.")))
-    counted = [key for key in own if not key.endswith("num_batches_tracked")]
-    fitting = [k for k in counted if k not in by_class and k in state and state[k].shape == own[k].shape]
+    fitting = _fitting(state, {key: value for key, value in own.items() if key not in by_class})
     if not any(key.startswith("backbone.") for key in fitting):
         raise CheckpointError(
             f"{source} has another backbone than {model.config.name} ({model.config.backbone}): none of its tensors "
             "fit. Give a checkpoint with this backbone, or another recipe"
         )
-    taken = {key: state[key] for key in fitting}
     pairs = _shared(names, model.config.class_names)
-    partly = []
-    for key in by_class:
-        rows = _class_rows(own[key], state.get(key), model.config, len(names), pairs)
-        if rows is not None:
-            taken[key] = rows
-            partly.append(key)
+    rows = {key: _class_rows(own[key], state.get(key), model.config, len(names), pairs) for key in by_class}
+    partly = {key: value for key, value in rows.items() if value is not None}
+    taken = {**fitting, **partly}
     model.load_state_dict(taken, strict=False)
-    reset = tuple(key for key in counted if key not in taken)
+    reset = tuple(key for key in own if key not in taken)
     shared = ("the background", *(model.config.class_names[new] for _, new in pairs)) if partly else ()
-    return InitReport(source, len(fitting), len(counted), reset, tuple(partly), shared)
+    return InitReport(source, len(fitting), len(own), reset, tuple(partly), shared)
 
 
 def _class_names(state: StateDict, config: YolactConfig | None) -> tuple[str, ...]:
@@ -224,6 +219,16 @@ def _class_rows(
     sources, targets = (torch.tensor(side) for side in zip(*taken, strict=True))
     rows[:, targets] = old.view(groups, -1, *old.shape[1:])[:, sources].to(rows.dtype)
     return rows.view_as(fresh)
+
+
+def _learned(model: YolactModel) -> StateDict:
+    """The tensors of a model without the counters of its batch normalizations."""
+    return {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def _fitting(state: StateDict, own: StateDict) -> StateDict:
+    """The tensors of ``state`` that have the name and shape of one in ``own``."""
+    return {key: state[key] for key, value in own.items() if key in state and state[key].shape == value.shape}
 
 
 def _folded(keys: Sequence[str]) -> tuple[str, ...]:

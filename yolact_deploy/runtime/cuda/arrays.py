@@ -114,15 +114,15 @@ class DeviceArray:
         Raises:
             InputError: not uint8 [H, W, 3] or [N, H, W, 3], or the pixels of a row are not next to each other
         """
-        if self.dtype != np.uint8 or len(self.shape) not in (3, 4) or self.shape[-1] != 3:
-            hint = ""
-            if self.dtype == np.uint8 and len(self.shape) in (3, 4) and self.shape[-3] == 3:
-                hint = ". For channels first: tensor.permute(..., 1, 2, 0).contiguous()"
+        bytes_3d_or_4d = self.dtype == np.uint8 and len(self.shape) in (3, 4)
+        if not bytes_3d_or_4d or self.shape[-1] != 3:
+            planar = bytes_3d_or_4d and self.shape[-3] == 3
+            hint = ". For channels first: tensor.permute(..., 1, 2, 0).contiguous()" if planar else ""
             raise InputError(
                 f"expected BGR frames uint8 [H, W, 3] or [N, H, W, 3] on the device, got {self.dtype} "
                 f"{list(self.shape)}{hint}"
             )
-        batch = self.shape[0] if len(self.shape) == 4 else 1
+        batch, step = (self.shape[0], self.strides[0]) if len(self.shape) == 4 else (1, 0)
         height, width = self.shape[-3:-1]
         if 0 in self.shape:
             raise InputError(f"expected frames with pixels, got {list(self.shape)}")
@@ -135,7 +135,6 @@ class DeviceArray:
                 f"{list(self.shape)} with strides {list(self.strides)}: call tensor.contiguous() or "
                 "cupy.ascontiguousarray(array)"
             )
-        step = self.strides[0] if len(self.shape) == 4 else 0
         return Images(tuple(self.pointer + index * step for index in range(batch)), height, width, pitch)
 
 

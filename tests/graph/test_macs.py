@@ -171,7 +171,7 @@ def test_a_product_of_unknown_shape_is_refused(tmp_path: Path) -> None:
     path = write(
         tmp_path / "m.onnx", [helper.make_node("Conv", ["x", "w"], ["y"])], (1, 4, "h", "w"), {"w": (8, 4, 3, 3)}
     )
-    with pytest.raises(ArtifactError, match="Conv cannot be counted, the shape of 'y' is not known: export the file"):
+    with pytest.raises(ArtifactError, match="Conv cannot be counted, the shape of 'y' is unknown: export the file"):
         count_macs(path)
 
 

@@ -70,18 +70,7 @@ def build_engine(
     job = _Job(onnx_path, _choose(flavour), options or BuildOptions(), tell)
     with _alone(target, job.options.wait, tell):
         cached = job.make(target, progress)
-    return EngineReport(
-        path=target,
-        flavour=job.flavour,
-        version=job.trt.__version__,
-        bytes=target.stat().st_size,
-        seconds=time.perf_counter() - start,
-        plugin=job.choice.kind,
-        plugin_reason=job.choice.reason,
-        profiles=job.profiles,
-        target=job.target,
-        cached=cached,
-    )
+    return job.report(target, time.perf_counter() - start, cached)
 
 
 def _choose(flavour: str) -> str:
@@ -134,6 +123,20 @@ class _Job:
             versions[PLUGINS_KEY] = self.choice.kind
         low, high = min(p[0] for p in self.profiles), max(p[2] for p in self.profiles)
         return dataclasses.replace(metadata, versions=versions, batch=(low, self.profiles[0][1], high))
+
+    def report(self, path: Path, seconds: float, cached: bool) -> EngineReport:
+        return EngineReport(
+            path=path,
+            flavour=self.flavour,
+            version=self.trt.__version__,
+            bytes=path.stat().st_size,
+            seconds=seconds,
+            plugin=self.choice.kind,
+            plugin_reason=self.choice.reason,
+            profiles=self.profiles,
+            target=self.target,
+            cached=cached,
+        )
 
     def make(self, target: Path, progress: Progress | None) -> bool:
         """Write the engine; returns whether it came from the cache."""

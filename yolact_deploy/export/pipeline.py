@@ -121,8 +121,7 @@ def export_model(
         write_onnx(graph, metadata, temporary)
         parity = check_parity(model, temporary, compared, measured.heads, noise)
         if parity.failures:
-            cure = _CURES.get(spec.precision, "try --fp32")
-            reasons = "; ".join(parity.failures)
+            reasons, cure = "; ".join(parity.failures), _CURES.get(spec.precision, "try --fp32")
             raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
     return Exported(metadata=metadata, parity=parity, measured=measured)
 

@@ -101,6 +101,9 @@ class ExportSpec:
             )
         if self.limits is not None and int8 and self.judged is None:
             raise ExportError("limits require images to judge by: give judged=open_images(...)")
+        self._check_companions(int8, calibrated)
+
+    def _check_companions(self, int8: bool, calibrated: bool) -> None:
         for option, given, requires, fits in (
             ("--images", self.calibration_images, "--calibration", calibrated),
             ("--calibration-method", self.calibration_method, "--int8", int8),

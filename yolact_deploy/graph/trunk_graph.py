@@ -75,26 +75,26 @@ def trunk_nodes(graph: Any) -> list[TrunkNode]:
     owners: dict[str, tuple[int, str, str]] = {}  # of a tensor: index and layer of its last weights, name of that use
     uses: Counter[str] = Counter()
     nodes = []
-
-    def numbered(name: str) -> str:
-        uses[name] += 1
-        return name if uses[name] == 1 else f"{name}#{uses[name]}"
-
     for index, node in enumerate(graph.node):
-        inputs = [name for _, name in data_inputs(node) if name not in constants]
         if index in layers:
-            name = numbered(layers[index])
+            name = _numbered(layers[index], uses)
             owner = (index, layers[index], name)
         else:
-            known = [owners[name] for name in inputs if name in owners]
-            ends = node.op_type in _ENDING and not node.domain and len(known) == len(inputs)
+            sources = [owners.get(name) for _, name in data_inputs(node) if name not in constants]
+            known = list(filter(None, sources))
+            ends = node.op_type in _ENDING and not node.domain and None not in sources
             if not known or not (ends or feeding.intersection(node.output)):
                 continue
             owner = max(known)
-            name = numbered(f"{owner[2]}/{node.op_type}")
+            name = _numbered(f"{owner[2]}/{node.op_type}", uses)
         owners.update(dict.fromkeys(node.output, owner))
         nodes.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
     return nodes
+
+
+def _numbered(name: str, uses: Counter[str]) -> str:
+    uses[name] += 1
+    return name if uses[name] == 1 else f"{name}#{uses[name]}"
 
 
 def layer_names(nodes: Iterable[TrunkNode]) -> list[str]:

@@ -187,9 +187,14 @@ def bisect_precision(
         Trials, model, metadata, change=change or half_precision(precision),
         score_threshold=score_threshold, threads=threads, source=str(path),
     )  # fmt: skip
-    ranking = judging = make_trials(images)
-    if judged is not None:
-        judging = make_trials(judged, raw_outputs=target is None or not target.of_detections)
+    ranking = make_trials(images)
+    judging = ranking if judged is None else make_trials(judged, raw_outputs=not (target and target.of_detections))
+    return _bisect(path.name, precision, ranking, judging, target, progress)
+
+
+def _bisect(
+    model: str, precision: str, ranking: Trials, judging: Trials, target: Target | None, progress: Progress
+) -> BisectResult:
     if target is not None:
         target.check_measurable(judging.reference)
     blocks = measure_alone(ranking, layer_blocks(ranking.layers), "measuring blocks", progress)
@@ -197,7 +202,7 @@ def bisect_precision(
     lowered = ranking.run(())
     keep = [] if target is None else fewest(keep_order(costs), lambda kept: target.met_by(judging.run(kept)))
     return BisectResult(
-        path.name, precision, len(images), len(judging.images), ranked(blocks), ranked(costs), lowered, target,
+        model, precision, len(ranking.images), len(judging.images), ranked(blocks), ranked(costs), lowered, target,
         tuple(keep), None if target is None else judging.run(keep),
     )  # fmt: skip
 

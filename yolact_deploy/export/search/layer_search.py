@@ -187,13 +187,27 @@ def search_layers(
         kept = _search_blocks(ranking, (judging, signed), free, target, precision, signed.run(()), progress)
     if len(kept.layers) == len(free) > 0:
         raise GateError(_unreachable(judging, target, precision))
+    return _result(precision, target, ranking, judging, signed, kept, time.perf_counter() - start)
+
+
+class _Kept(NamedTuple):
+    """Layers to keep in FP32, and the costs by which they were chosen."""
+
+    layers: Sequence[str] = ()
+    blocks: Mapping[str, Measured] = MappingProxyType({})
+    costs: Mapping[str, Measured] = MappingProxyType({})
+
+
+def _result(
+    precision: str, target: Target, ranking: Trials, judging: Trials, signed: Trials | None, kept: _Kept, seconds: float
+) -> SearchResult:
     return SearchResult(
         precision=precision,
         target=target,
         ranking_images=len(ranking.images),
         judged_images=len(judging.images),
         fp32=judging.reference,
-        lowered=lowered,
+        lowered=judging.run(()),
         mixed=judging.run(kept.layers),
         signed=None if signed is None else signed.run(kept.layers),
         lowered_intervals=judging.intervals(()),
@@ -205,16 +219,8 @@ def search_layers(
         keep_fp32=tuple(layer for layer in judging.layers if layer in kept.layers),
         always=tuple(layer for layer in judging.layers if layer in judging.always),
         trials=sum(trials.trials for trials in (ranking, judging, signed) if trials is not None),
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
     )
-
-
-class _Kept(NamedTuple):
-    """Layers to keep in FP32, and the costs by which they were chosen."""
-
-    layers: Sequence[str] = ()
-    blocks: Mapping[str, Measured] = MappingProxyType({})
-    costs: Mapping[str, Measured] = MappingProxyType({})
 
 
 def _search_blocks(

@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``.pth`` file with the deterministic weights of yolact_resnet50, as the original would save them."""
+    pytest.importorskip("torch")
     from deterministic import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("weights") / "yolact_resnet50_54_800000.pth", "yolact_resnet50")

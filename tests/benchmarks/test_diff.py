@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("msgspec")
+
 from yolact_deploy.benchmarks.diff import FASTER, NO_DIFFERENCE, SLOWER, UNKNOWN, diff_records
 from yolact_deploy.benchmarks.ratios import Ratio
 from yolact_deploy.benchmarks.record import BenchSettings, EngineRecord, Latency, MeasuredImages, Record

@@ -14,6 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 from scripted import SCRIPT, ScriptedBackend, bench, predictor, source, write_pictures
 

@@ -9,9 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
+
+pytest.importorskip("jsonschema")
+pytest.importorskip("msgspec")
+
+import jsonschema
 from scripted import SCRIPT, ScriptedBackend, bench, source, write_coco, write_pictures
 
 from yolact_deploy.artifact import sha256_file

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+pytest.importorskip("msgspec")
+
 from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.benchmarks.record_tables import stage_rows
 

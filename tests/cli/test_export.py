@@ -17,7 +17,6 @@ from yolact_deploy.artifact import sha256_file
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
-from yolact_deploy.export.parity import check_parity
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -26,6 +25,7 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.export import pipeline
 from yolact_deploy.export.engine import import_tensorrt
+from yolact_deploy.export.parity import check_parity
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 SMALL = ["--size", "97"]

@@ -149,6 +149,7 @@ def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("suffix", [".onnx", ".trt", ".safetensors", ".pth", ".xyz"])
 @pytest.mark.parametrize("content", [b"", b"just some text, no model", b"\x08\x08:3\n\x0c\n"])
 def test_files_that_are_none(tmp_path: Path, suffix: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip({".onnx": "onnx", ".pth": "torch"}.get(suffix, "numpy"))
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     assert cli.main(["inspect", str(path)]) == 2

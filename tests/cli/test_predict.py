@@ -238,7 +238,7 @@ class TestRefusedBeforeLoading:
 
     def test_coco_of_a_video(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert predict(make_video(tmp_path / "a.mp4"), "--format", "coco") == 2
-        assert "coco results are for pictures" in capsys.readouterr().err
+        assert "--format coco requires pictures" in capsys.readouterr().err
 
     def test_format(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:

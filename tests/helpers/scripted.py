@@ -12,6 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
+
+pytest.importorskip("msgspec")
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.benchmarks.measure import BenchRun, run_bench

@@ -38,6 +38,7 @@ def test_the_kernel_is_asked_and_set_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_samples_where_the_kernel_does_not_serve(tmp_path: Path, known: bool) -> None:
+    pytest.importorskip("psutil")
     if known:  # but cannot be set back
         status(tmp_path, 300, 900)
         (tmp_path / "proc/self/clear_refs").mkdir()
@@ -107,6 +108,7 @@ def test_torch_on_the_processor_has_no_figure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", [True, False])
 def test_memory_that_came_and_went_is_seen(tmp_path: Path, kernel: bool) -> None:
     """In a process of its own: what other tests left behind may be given back meanwhile."""
+    pytest.importorskip("psutil")
     code = f"""
 import time
 from pathlib import Path

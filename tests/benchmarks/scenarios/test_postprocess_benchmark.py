@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 from yolact_deploy.benchmarks.scenarios import postprocess_speed as postprocess
 from yolact_deploy.benchmarks.scenarios.scene import Scene, make_scene
 from yolact_deploy.config import get_config

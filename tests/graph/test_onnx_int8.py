@@ -22,6 +22,7 @@ from yolact_deploy.graph import onnx_int8
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import use_unsigned
+from yolact_deploy.machine import cpu
 from yolact_deploy.runtime import onnxruntime
 
 x86_only = pytest.mark.skipif(not onnx_int8.wants_unsigned(), reason="kernels of x86 with VNNI")
@@ -91,6 +92,7 @@ def zero_points(model: Any) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 1, 1, 1], [0, 1, 2, 0]], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
+@x86_only
 def test_a_signed_convolution_is_the_same(side: int, stride: int, pads: list[int], batch: int) -> None:
     graph = Graph((batch, 5, 9, 7), seed=side)
     entering = graph.quantized("images", 1.5)  # values beyond it are cut off, on both sides
@@ -330,6 +332,7 @@ def test_both_runtimes_say_int8(file: Path) -> None:
         backend.close()
 
 
+@x86_only
 def test_openvino_agrees_on_either_form() -> None:
     pytest.importorskip("openvino")
     from yolact_deploy.runtime.openvino import shared_core
@@ -356,5 +359,5 @@ def test_openvino_agrees_on_either_form() -> None:
 )
 def test_which_cpus_want_it(monkeypatch: pytest.MonkeyPatch, machine: str, flags: set[str], wanted: bool) -> None:
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    monkeypatch.setattr(onnx_int8, "cpu_info", lambda: ("a CPU", frozenset(flags)))
+    monkeypatch.setattr(cpu, "cpu_info", lambda: ("a CPU", frozenset(flags)))
     assert onnx_int8.wants_unsigned() is wanted

@@ -23,10 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import import_optional
-from yolact_deploy.machine.cpu import cpu_info, is_x86
+from yolact_deploy.machine.cpu import is_x86, multiplies_bytes
 
-#: instruction sets that accumulate products of bytes in 32 bits
-_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 _CONTRIB = "com.microsoft"
 #: operators whose results are never negative
 _POSITIVE = ("Relu", "Sigmoid", "Softmax")
@@ -43,7 +41,7 @@ _TO_THE_END = 2**62
 
 def wants_unsigned() -> bool:
     """Whether the kernels for this CPU need unsigned activations and multiply them without overflow."""
-    return is_x86() and not _VNNI.isdisjoint(cpu_info()[1])
+    return is_x86() and multiplies_bytes()
 
 
 def use_unsigned(model: Any) -> None:

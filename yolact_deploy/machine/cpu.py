@@ -12,6 +12,7 @@ from yolact_deploy.machine.sysfiles import ROOT, read_text
 INSTRUCTIONS = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd",
 )  # fmt: skip
+_VNNI = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8"})
 
 
 def cpu_info(root: Path = ROOT) -> tuple[str, frozenset[str]]:
@@ -28,6 +29,11 @@ def instructions(root: Path = ROOT) -> list[str]:
     """The :data:`INSTRUCTIONS` that this CPU has."""
     flags = cpu_info(root)[1]
     return [name for name in INSTRUCTIONS if name in flags]
+
+
+def multiplies_bytes() -> bool:
+    """Whether an x86 CPU adds products of bytes in 32 bits (VNNI); without it they overflow in 16 bits."""
+    return not _VNNI.isdisjoint(cpu_info()[1])
 
 
 def is_x86() -> bool:

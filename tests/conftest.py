@@ -31,6 +31,10 @@ with contextlib.suppress(ImportError):
 pytest_plugins = ("fake_cuda.plugin", "exports", "traces")
 
 
+# pytest-xdist tells its workers the width of its own terminal; tables are to be as wide as in a plain run.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)
+
 # A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that. Some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -47,16 +47,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give each worker of pytest-xdist whole files, and one of them all tests that share exported networks."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        exports = {"export", "make_model"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("exports" if exports else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ``.pth`` file with the deterministic weights of yolact_resnet50, as the original would save them."""

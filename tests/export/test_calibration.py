@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from yolact_deploy.console import ConsoleProgress
 from yolact_deploy.errors import ExportError, InputError
 from yolact_deploy.vocabulary import CALIBRATION_METHODS
 
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     (state,) = tmp_path.glob("*.npz")
-    again = calibrate(read_onnx(path), pictures, state=tmp_path)
+    again = calibrate(read_onnx(path), pictures, state=tmp_path, progress=ConsoleProgress())
     assert "calibrating (6 known already): 4/4 images" in capsys.readouterr().err
     assert again == calibrate(read_onnx(path), pictures)
     for other in (pictures[1:], pictures[::-1]):
@@ -174,7 +175,7 @@ def test_values_that_are_not_finite(export: Export, pictures: list[Path]) -> Non
 
 def test_wrong_arguments(export: Export, pictures: list[Path]) -> None:
     model = read_onnx(export(NAME, SMALL))
-    with pytest.raises(ExportError, match="calibration method: expected one of minmax, percentile, entropy, mse, got"):
+    with pytest.raises(ExportError, match="calibration method: expected one of percentile, minmax, entropy, mse, got"):
         calibrate(model, pictures, method="max")
     with pytest.raises(InputError, match="of 1 calibration pictures, 1 cannot be read"):
         calibrate(model, [Path("nothing.png")])

@@ -143,7 +143,8 @@ def _code(text: str) -> str:
 
 def _inline(text: str) -> str:
     """Help text as Markdown: options and quoted words as code."""
-    text = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("*", "\\*").replace("[", "&#91;")
+    text = html.escape(" ".join(text.split()), quote=False)
+    text = text.replace("|", "\\|").replace("*", "\\*").replace("[", "&#91;")
     text = re.sub(r"(?<![\w`-])--?[a-z][\w-]*", lambda match: f"<code class='option'>{match[0]}</code>", text)
     return text.replace("``", "`")
 

@@ -199,7 +199,7 @@ def test_plugins_on_rtx_say_what_they_need(export: Export, tmp_path: Path) -> No
 
     if (Path(tensorrt_rtx_libs.__file__).parent / "libtensorrt_rtx.so").exists():
         pytest.skip("somebody made the link")
-    with pytest.raises(BackendError, match=r"--plugin off, or, to try them, make it: ln -s libtensorrt_rtx.so.1 /"):
+    with pytest.raises(BackendError, match=r"--plugin off, or create the link: ln -s libtensorrt_rtx.so.1 /"):
         build_engine(
             export(EDGE, SMALL, precision="fp16"), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(plugin="v3")
         )

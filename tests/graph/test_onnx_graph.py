@@ -121,14 +121,14 @@ def test_cut_tail_wants_one_of_each(op: str, count: int) -> None:
         model.graph.node.remove(node)
     else:
         model.graph.node.append(node)
-    with pytest.raises(ArtifactError, match=rf"expected one yolact::{op} node in the graph, found {count}: export"):
+    with pytest.raises(ArtifactError, match=rf"expected one yolact::{op} node in the graph, got {count}: export"):
         cut_tail(model)
 
 
 def test_a_node_of_another_domain_is_not_ours() -> None:
     model = make_model()
     model.graph.node[-2].domain = "elsewhere"
-    with pytest.raises(ArtifactError, match="found 0"):
+    with pytest.raises(ArtifactError, match="got 0"):
         cut_tail(model)
 
 

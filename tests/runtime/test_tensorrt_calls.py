@@ -102,7 +102,9 @@ def test_an_engine_without_a_driver(rtx: Any) -> None:
 
 def test_the_library_link_for_plugins(rtx: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx_libs", SimpleNamespace(__file__=str(tmp_path / "__init__.py")))
-    with pytest.raises(BackendError, match=rf"require {tmp_path}/libtensorrt_rtx\.so, .*--plugin off.*create the link: ln -s"):
+    with pytest.raises(
+        BackendError, match=rf"require {tmp_path}/libtensorrt_rtx\.so, .*--plugin off.*create the link: ln -s"
+    ):
         api.plugin_registry(rtx, "rtx")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "libtensorrt_rtx.so").touch()

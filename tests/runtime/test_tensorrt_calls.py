@@ -85,7 +85,7 @@ def test_targets(rtx: Any, wanted: tuple[str, ...], expected: tuple[str, ...]) -
 
 @pytest.mark.parametrize("wanted", [("12345",), ("",), ("none",), ("89", "banana"), ("89", "current")])
 def test_wrong_targets(rtx: Any, wanted: tuple[str, ...]) -> None:
-    with pytest.raises(ExportError, match="--target-sm: (expected one of|CURRENT)"):
+    with pytest.raises(ExportError, match=r"--target-sm: (expected one of|CURRENT)"):
         api.target_names(rtx, wanted)
 
 

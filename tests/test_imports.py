@@ -81,7 +81,7 @@ def test_folders_are_small() -> None:
     ] == []
 
 
-def test_old_import_paths_work(recwarn: pytest.WarningsRecorder) -> None:
+def test_old_import_paths_work() -> None:
     assert {f"yolact_deploy.{new}" for new in MOVED.values()} <= {f"yolact_deploy.{name}" for name in modules()}
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"

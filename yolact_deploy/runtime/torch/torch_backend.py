@@ -139,4 +139,4 @@ def _to_host(outputs: tuple[torch.Tensor, ...]) -> HeadOutputs:
 
 
 def _numpy_mask_iou(network: torch.nn.Module) -> HostMaskIouNet:
-    return HostMaskIouNet({f"maskiou_net.{key}": value.cpu() for key, value in network.state_dict().items()})
+    return HostMaskIouNet({f"maskiou_net.{key}": value.cpu().numpy() for key, value in network.state_dict().items()})

@@ -14,13 +14,13 @@ import pytest
 from yolact_deploy.artifact import (
     Metadata,
     atomic_write,
-    read_json,
     sha256_file,
     write_bytes,
     write_json,
 )
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import ArtifactError, DatasetError, OutputError
+from yolact_deploy.untrusted import read_json
 
 METADATA = Metadata(
     config=get_config("yolact_plus_resnet50"),
@@ -184,16 +184,3 @@ def test_json_files_are_short_where_lists_are_plain(tmp_path: Path) -> None:
     assert "  [1, 2],\n" in text
     assert '"a": [3, 4]\n' in text
     assert read_json(path, "result", DatasetError) == value
-
-
-def test_json_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="no such annotation file"):
-        read_json(tmp_path / "none.json", "annotation file", DatasetError)
-    (tmp_path / "bad.json").write_text("{\n oops")
-    with pytest.raises(DatasetError, match=r"bad\.json is not valid JSON \(line 2"):
-        read_json(tmp_path / "bad.json", "annotation file", DatasetError)
-    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DatasetError, match="cannot read annotation file"):
-        read_json(tmp_path / "binary.json", "annotation file", DatasetError)
-    with pytest.raises(DatasetError, match="cannot read annotation file"):
-        read_json(tmp_path, "annotation file", DatasetError)

@@ -7,8 +7,7 @@ import json
 
 import pytest
 
-from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES, PASCAL_NAMES
-from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES, PASCAL_NAMES, YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ConfigError
 
 

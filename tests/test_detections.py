@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from plain_values import check_another_process, check_plain_value, round_trip
 
-from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
+from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.mask_forms import PackedMasks

@@ -143,16 +143,3 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 # Strings in JSON have no line breaks; lists with brackets in them stay as they are.
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s*\]")
 _NEXT_ITEM = re.compile(r",\n\s+")
-
-
-def read_json(path: str | os.PathLike[str], what: str, error_type: type[Exception]) -> Any:
-    """Read a JSON file; errors name ``what`` and the path."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise error_type(f"no such {what}: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise error_type(f"cannot read {what} {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise error_type(f"{what} {path} is not valid JSON (line {error.lineno}: {error.msg})") from error

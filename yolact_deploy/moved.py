@@ -23,6 +23,7 @@ MOVED = {
     "benchmarks.gpu_kernels": "benchmarks.gpu.gpu_kernels",
     "benchmarks.gpu_models": "benchmarks.gpu.gpu_models",
     "benchmarks.scene": "benchmarks.scenarios.scene",
+    "class_names": "config",
     "coco": "datasets.annotations",
     "export.tensorrt": "export.engine",
     "runtime.cuda.backend": "runtime.cuda.cuda_backend",

@@ -13,7 +13,7 @@ import pytest
 from data import data_dir
 from scripted import CONFIG, SCRIPT, coco_content, detections, write_coco
 
-from yolact_deploy.class_names import COCO_CATEGORY_IDS, COCO_NAMES
+from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES
 from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import accuracy, score_results

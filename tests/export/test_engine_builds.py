@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from yolact_deploy.artifact import Metadata, read_json, write_json
+from yolact_deploy.artifact import Metadata, write_json
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
 from yolact_deploy.errors import MissingDependencyError, OutputError
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.samples import sample_images
+from yolact_deploy.untrusted import read_json
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")

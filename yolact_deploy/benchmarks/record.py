@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from yolact_deploy.artifact import read_json, write_json
+from yolact_deploy.artifact import write_json
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline
 from yolact_deploy.errors import DatasetError, InputError, OutputError
 from yolact_deploy.evaluation.accuracy import Accuracy
@@ -32,6 +32,7 @@ from yolact_deploy.machine.conditions import QUIET_SHARE, Conditions
 from yolact_deploy.machine.energy import Energy
 from yolact_deploy.machine.peak_memory import PeakMemory
 from yolact_deploy.machine.yardstick import YardstickTimes
+from yolact_deploy.untrusted import read_json
 
 SCHEMA: Final = "bench-v1"
 SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import read_json
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.untrusted import read_json
 
 #: what to do about a file of another kind
 CURE = "give a COCO instances file"

@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from yolact_deploy.artifact import atomic_write, read_json
+from yolact_deploy.artifact import atomic_write
 from yolact_deploy.datasets.annotations import is_box, is_number, is_whole
 from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.untrusted import read_json
 
 Result = dict[str, Any]
 

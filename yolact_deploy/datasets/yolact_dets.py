@@ -15,10 +15,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from yolact_deploy.artifact import read_json
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.coco_results import Result, check_results, results_file
 from yolact_deploy.errors import DatasetError, YolactDeployError
+from yolact_deploy.untrusted import read_json
 
 
 def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Result], list[int]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from yolact_deploy.artifact import read_json
 from yolact_deploy.errors import ExportError, InputError, import_optional
 from yolact_deploy.graph.half_precision import HALF_TYPES
 from yolact_deploy.graph.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
+from yolact_deploy.untrusted import read_json
 
 _FLOAT = 1
 

@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import read_json
 from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
 from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.errors import BackendError, DatasetError, InputError
 from yolact_deploy.machine.environment import environment
+from yolact_deploy.untrusted import read_json
 
 IMAGES = 5000
 MOST_MIB = 2048

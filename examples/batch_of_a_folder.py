@@ -29,7 +29,9 @@ def coco_results(model: yolact_deploy.Predictor, pictures: list[Path]) -> Iterat
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", help="ONNX file, engine or checkpoint")
     parser.add_argument("folder", type=Path, help="folder of pictures")
     parser.add_argument("output", type=Path, help="JSON file for the results")

@@ -43,7 +43,9 @@ def report(frames: Iterable[Frame], model: yolact_deploy.Predictor) -> Iterator[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", help="ONNX file, engine or checkpoint")
     parser.add_argument("source", help="video file or camera number")
     arguments = parser.parse_args()

@@ -27,7 +27,9 @@ def run(*command: str | Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("data", nargs="?", type=Path, help="dataset file or COCO folder (default: generate one)")
     parser.add_argument("--picture", type=Path, help="picture to predict on (default: one of the generated ones)")
     parser.add_argument("--recipe", default="shapes_demo", help="starting point; 'train --recipe list' shows them all")

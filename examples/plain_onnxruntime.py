@@ -34,7 +34,9 @@ def detect(session: Any, image: Any, score_threshold: float = 0.15) -> tuple[Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("model", help="ONNX file")
     parser.add_argument("picture")
     parser.add_argument("output", help="picture to write")

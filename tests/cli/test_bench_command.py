@@ -258,7 +258,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "--results", "{0}/r.json", "--annotations", "x", "--images", "3"], "--images has no effect"),
         ([*COMPARE, "--images", "absent"], "no such picture"),
         ([*COMPARE, "--images", ".", "--limit", "0"], "--limit: expected"),
-        ([*COMPARE, "--images", ".", "--score", "1"], "--score: expected"),
+        ([*COMPARE, "--images", ".", "--score", "1"], "--score-threshold: expected"),
     ],
 )  # fmt: skip
 def test_errors(models: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

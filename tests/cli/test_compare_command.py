@@ -197,7 +197,7 @@ def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture)
         (["--layer-images", "-1"], "--layer-images: expected 0 or more, got -1"),
         (["--layer-memory", "0"], "--layer-memory: expected 1 or more, got 0"),
         (["--limit", "0"], "--limit: expected 1 or more, got 0"),
-        (["--score", "1"], "--score: expected 0 <= value < 1"),
+        (["--score", "1"], "--score-threshold: expected 0 <= value < 1"),
         (["--layer-threshold", "0"], "--layer-threshold: expected more than 0"),
         (["--min-agreement", "2"], "--min-agreement: expected 0 < share <= 1"),
         (["--target-sqnr", "40"], "or --target-ap-drop requires --bisect"),

@@ -107,6 +107,51 @@ def test_wrong_argument_of_a_command_is_2(capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "--engine", "m.onnx", "--conf", "0.5"],
+        ["bench", "--engine", "m.onnx", "--rep", "3"],
+        ["bench", "diff", "a.json", "b.json", "--marg", "0.1"],
+        ["data", "shapes", "-o", "x", "--tra", "3"],
+        ["export", "--weights", "w.pth", "--calib", "x"],
+        ["predict", "m.onnx", "a.jpg", "--score-thresh", "0.5"],
+    ],
+)
+def test_options_are_taken_in_full(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.command_parser(words[0]).parse_args(words[1:])
+    assert caught.value.code == 2
+    assert f"unrecognized arguments: {words[-2]}" in capsys.readouterr().err
+
+
+def test_an_abbreviation_is_answered_by_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, meant in (("--calib", "--calibration"), ("--fp61", "--fp16"), ("--keep_fp", "--keep-fp32")):
+        with pytest.raises(SystemExit):
+            cli.command_parser("export").parse_args(["--weights", "w.pth", typed])
+        assert f"(did you mean {meant}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["predict", "m.onnx", "a.jpg", "--conf", "0.5"], "score_threshold", 0.5),
+        (["predict", "m.onnx", "a.jpg", "--score_threshold=0.5"], "score_threshold", 0.5),
+        (["compare", "--reference", "a", "--engine", "b", "--images", "c", "--conf=0.3"], "score", 0.3),
+        (["compare", "--reference", "a", "--engine", "b", "--images", "c", "--score", "0.3"], "score", 0.3),
+        (["export", "--weights", "w.pth", "--imgsz", "320"], "size", 320),
+        (["export", "--trained_model", "w.pth"], "weights", "w.pth"),
+        (["bench", "--weights", "w.pth", "--imgsz=320"], "size", 320),
+        (["bench", "--weights", "w.pth", "--images_dir", "a"], "images_dir", "a"),
+        (["data", "shapes", "-o", "a", "--imgsz", "96x64"], "size", "96x64"),
+        (["loadgen", "m.onnx", "--images", "a", "--logs", "b", "--max_images", "3"], "limit", 3),
+        (["predict", "m.onnx", "--", "--conf"], "sources", ["--conf"]),
+    ],
+)
+def test_options_as_other_tools_spell_them(words: list[str], name: str, value: object) -> None:
+    assert getattr(cli.command_parser(words[0]).parse_args(words[1:]), name) == value
+
+
+@pytest.mark.parametrize(
     ("error", "code", "text"),
     [
         (InputError("no such\nimage: a.jpg"), 2, "error: no such image: a.jpg"),

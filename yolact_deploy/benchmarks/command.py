@@ -28,6 +28,7 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
         prog=f"python -m yolact_deploy.benchmarks.{module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--output", "-o", metavar="FILE.json", help="write the result as JSON")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

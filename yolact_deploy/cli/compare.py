@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", required=True, nargs="+", metavar="DIR_OR_FILE", help="pictures, or folders of pictures"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
-    parser.add_argument("--score", type=float, default=0.15, help="score that a detection must exceed (default 0.15)")
+    parser.add_argument(
+        "--score-threshold", "--score", dest="score", type=float, default=0.15, metavar="X",
+        help="score that a detection must exceed (default 0.15)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--worst", type=int, default=5, metavar="N", help="images to list and draw (default 5)")
     parser.add_argument("--pictures", metavar="DIR", help="write the worst images as pairs, the reference on the left")
@@ -161,7 +164,7 @@ def _check(args: argparse.Namespace) -> Target | None:
     has_target = any(value is not None for value in targets)
     named = "--target-agreement, --target-sqnr or --target-ap-drop"
     for wrong, message in (
-        (not 0 <= args.score < 1, f"--score: expected 0 <= value < 1, got {args.score}"),
+        (not 0 <= args.score < 1, f"--score-threshold: expected 0 <= value < 1, got {args.score}"),
         (not args.layer_threshold > 0, f"--layer-threshold: expected more than 0, got {args.layer_threshold}"),
         (
             args.min_agreement is not None and not 0 < args.min_agreement <= 1,

@@ -20,6 +20,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from yolact_deploy.console import console_progress
 from yolact_deploy.errors import YolactDeployError
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _overview(arguments: Sequence[str]) -> int:
     width = max(map(len, COMMANDS))
     lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND [options]",
         description="YOLACT instance segmentation: weights in, a measured engine out.",
@@ -131,7 +132,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of one of :data:`COMMANDS`."""
     module = importlib.import_module(f"yolact_deploy.cli.{name}")
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"{PROGRAM} {name}",
         description=module.__doc__,
         formatter_class=_HelpFormatter,
@@ -141,6 +142,46 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     _add_global_flags(parser)
     module.add_arguments(parser)
     return parser
+
+
+#: options of the original and of other tools, and those of ours that mean the same, in every command that has them
+_ALSO_UNDERSTOOD = {
+    "--conf": "--score-threshold",
+    "--imgsz": "--size",
+    "--images": "--limit",
+    "--max-images": "--limit",
+    "--coco": "--data",
+    "--trained-model": "--weights",
+    "--classes": "--class",
+}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Takes long options only in full, with ``-`` or ``_`` between words; also :data:`_ALSO_UNDERSTOOD`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        # What follows an action or "--" is not for this parser.
+        actions = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
+        end = next((i for i, word in enumerate(words) if word == "--" or word in actions), len(words))
+        return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
+
+    def _own_spelling(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        known = self._option_string_actions
+        if not name.startswith("--") or name in known:
+            return word
+        hyphens = "--" + name[2:].replace("_", "-")
+        spelling = next((name for name in (hyphens, _ALSO_UNDERSTOOD.get(hyphens)) if name in known), None)
+        if spelling is None:
+            near = [full for full in known if full.startswith(hyphens)]
+            near = near or difflib.get_close_matches(hyphens, known, n=1)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {word}{hint}")
+        return f"{spelling}{equals}{value}"
 
 
 class _HelpFormatter(argparse.HelpFormatter):

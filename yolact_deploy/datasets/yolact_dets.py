@@ -55,7 +55,9 @@ def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Re
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("dump", metavar="DUMP", help="file of detections")
     parser.add_argument("--annotations", metavar="FILE", required=True, help="COCO instances file")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="COCO results to write")

@@ -1,67 +1,90 @@
-"""Traces that tests share: the same weights and options are traced once a session, which is most of an export's time.
+"""Traces that tests share: a network is traced once a run, whatever its weights, which is most of an export's time.
 
-A trace depends on nothing else, so files come out as they would. A test marked ``fresh_trace`` traces by itself.
+Weights pass through a trace unchanged, as initializers with the names of the parameters. A trace is kept without them,
+in a folder that the workers of pytest-xdist share, and another network of the same structure puts in its own. Files
+come out as they would: tests/export/test_onnx.py checks it. A test marked ``fresh_trace`` traces by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-#: bytes of the traces that are kept; those not used for longest go first
-_MOST_BYTES = 3 << 30
-
 
 class TraceCache:
-    """Stands for ``yolact_deploy.export.onnx._trace`` and calls it for what it has not seen yet."""
+    """Stands for ``yolact_deploy.export.onnx._trace`` and calls it for structures that no worker has traced."""
 
-    def __init__(self, trace: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, trace: Callable[[Any, Any], Any], folder: Path) -> None:
         self.own = trace
-        self._graphs: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
 
     def __call__(self, pipeline: Any, metadata: Any) -> Any:
-        key = self._key(pipeline, metadata)
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            return self._copy(self._graphs[key][0])
-        graph = self.own(pipeline, metadata)
-        self._graphs[key] = (self._copy(graph), graph.ByteSize())
-        while sum(size for _, size in self._graphs.values()) > _MOST_BYTES:
-            self._graphs.popitem(last=False)
-        return graph
+        from filelock import FileLock
+
+        weights = {name: tensor.detach().contiguous().cpu() for name, tensor in pipeline.state_dict().items()}
+        file = self._folder / f"{self._key(pipeline, metadata, weights)}.onnx"
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                graph = self.own(pipeline, metadata)
+                file.write_bytes(_without(graph, weights))
+                return graph
+        return _with(file.read_bytes(), weights)
 
     @staticmethod
-    def _copy(graph: Any) -> Any:
-        copy = type(graph)()
-        copy.CopyFrom(graph)
-        return copy
+    def _key(pipeline: Any, metadata: Any, weights: dict[str, Any]) -> str:
+        """All that a trace depends on: buffers, what is read of the metadata, and of the weights their structure.
 
-    @staticmethod
-    def _key(pipeline: Any, metadata: Any) -> str:
-        """Weights, buffers and all that `_Pipeline` and its export read of the metadata."""
-        digest = hashlib.sha256()
-        for name, tensor in pipeline.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
-        digest.update(pipeline.priors.numpy().tobytes())
+        Which are equal and which are zero counts as structure, because the exporter merges equal ones.
+        """
+        digest = hashlib.sha256(pipeline.priors.numpy().tobytes())
+        first: dict[bytes, str] = {}
+        for name, tensor in weights.items():
+            values = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+            alike = first.setdefault(values.digest(), name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {alike} {bool(tensor.any())}".encode())
         read = (metadata.config, metadata.tail, metadata.cross_class, metadata.batch, metadata.input_dtype,
                 metadata.precision == "bf16", metadata.tail == "functions" and pipeline.mask_dtype)  # fmt: skip
         digest.update(repr(read).encode())
         return digest.hexdigest()
 
 
+def _without(graph: Any, weights: dict[str, Any]) -> bytes:
+    bare = type(graph)()
+    bare.CopyFrom(graph)
+    for initializer in bare.graph.initializer:
+        if initializer.name in weights:
+            assert initializer.raw_data == weights[initializer.name].numpy().tobytes(), initializer.name
+            initializer.raw_data = b""
+    return bytes(bare.SerializeToString())
+
+
+def _with(content: bytes, weights: dict[str, Any]) -> Any:
+    import onnx
+
+    graph = onnx.ModelProto.FromString(content)
+    for initializer in graph.graph.initializer:
+        if initializer.name in weights:
+            initializer.raw_data = weights[initializer.name].numpy().tobytes()
+    return graph
+
+
 @pytest.fixture(autouse=True)
-def shared_traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the exporter, once a test has imported it, take its traces from the cache of this session."""
+def shared_traces(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the exporter, once a test has imported it, take its traces from those of this run."""
     exporter = sys.modules.get("yolact_deploy.export.onnx")
     if exporter is None:
         return
     if not isinstance(exporter._trace, TraceCache):
-        exporter._trace = TraceCache(exporter._trace)  # type: ignore[attr-defined]
+        base = tmp_path_factory.getbasetemp()
+        run = base.parent if hasattr(request.config, "workerinput") else base
+        exporter._trace = TraceCache(exporter._trace, run / "traces")  # type: ignore[attr-defined]
     if request.node.get_closest_marker("fresh_trace"):
         monkeypatch.setattr(exporter, "_trace", exporter._trace.own)

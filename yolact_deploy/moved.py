@@ -26,6 +26,7 @@ MOVED = {
     "class_names": "config",
     "coco": "datasets.annotations",
     "export.tensorrt": "export.engine",
+    "model.pretrained": "samples.pretrained",
     "runtime.cuda.backend": "runtime.cuda.cuda_backend",
     "runtime.cuda.network": "runtime.cuda.device_network",
     "runtime.cuda.pipeline": "runtime.cuda.frame_pipeline",
@@ -40,7 +41,7 @@ MOVED = {
     "runtime.video": "streams.video",
     "training.checkpoint": "model.checkpoint",
     "training.model": "model",
-    "training.pretrained": "model.pretrained",
+    "training.pretrained": "samples.pretrained",
 }
 _PACKAGE = __name__.partition(".")[0]
 

@@ -206,7 +206,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
     sources = []
     if args.weights:
         import_optional("torch", "train", "The eager model")
-        from yolact_deploy.model.pretrained import resolve_weights
+        from yolact_deploy.samples.pretrained import resolve_weights
 
         weights = str(resolve_weights(args.weights))
         sources.append(

@@ -164,7 +164,7 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
     model = args.engine
     if args.weights:
         import_optional("torch", "train", "The eager model")
-        from yolact_deploy.model.pretrained import resolve_weights
+        from yolact_deploy.samples.pretrained import resolve_weights
 
         model = str(resolve_weights(args.weights))
         options |= {"backend": "torch", "config": args.config, "image_size": args.size}

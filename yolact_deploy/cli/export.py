@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         import_optional(module, "export", "Exporting")
     from yolact_deploy.export.pipeline import export_model
     from yolact_deploy.model.checkpoint import load_model
-    from yolact_deploy.model.pretrained import resolve_weights
+    from yolact_deploy.samples.pretrained import resolve_weights
 
     spec = export_spec(args)
     flavour = _flavour(args)

@@ -25,10 +25,10 @@ from yolact_deploy.graph.onnx_graph import copy_model
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.checkpoint import load_model
-from yolact_deploy.model.pretrained import resolve_weights
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.samples import sample_images
+from yolact_deploy.samples.pretrained import resolve_weights
 
 #: precisions whose rounding alone can be as large as the error of a wrong graph
 _COARSE = ("bf16", "int8")

@@ -27,8 +27,8 @@ from yolact_deploy.model import YolactModel
 from yolact_deploy.model.checkpoint import StateDict, infer_config, read_state_dict
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mobilenet import STAGES
-from yolact_deploy.model.pretrained import resolve_weights
 from yolact_deploy.model.quantized import read_quantized
+from yolact_deploy.samples.pretrained import resolve_weights
 
 _HEAD = "prediction_layers.0"
 _TORCHVISION = {

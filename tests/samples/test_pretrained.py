@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -8,11 +10,9 @@ from typing import Any
 
 import pytest
 
+from yolact_deploy.cli.main import main
 from yolact_deploy.errors import CheckpointError, DownloadError, MissingDependencyError
-
-pytest.importorskip("torch")
-
-from yolact_deploy.model.pretrained import OFFICIAL, fetch_weights, resolve_weights
+from yolact_deploy.samples.pretrained import OFFICIAL, Pin, fetch_weights, resolve_weights
 
 CONTENT = b"some weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -30,8 +30,8 @@ class Hub(ModuleType):
         self.metadata_error: Exception | None = None
         self.calls: list[tuple[Any, ...]] = []
 
-    def hf_hub_download(self, repo_id: str, filename: str, *, cache_dir: Any = None) -> str:
-        self.calls.append((repo_id, filename, cache_dir))
+    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str, cache_dir: Any = None) -> str:
+        self.calls.append((repo_id, filename, revision, cache_dir))
         if self.download_error:
             raise self.download_error
         (self.root / self.blob).write_bytes(CONTENT)
@@ -40,8 +40,8 @@ class Hub(ModuleType):
         path.symlink_to(self.root / self.blob)
         return str(path)
 
-    def hf_hub_url(self, repo_id: str, filename: str) -> str:
-        return f"https://hub/{repo_id}/{filename}"
+    def hf_hub_url(self, repo_id: str, filename: str, *, revision: str) -> str:
+        return f"https://hub/{repo_id}/{revision}/{filename}"
 
     def get_hf_file_metadata(self, url: str) -> Any:
         if self.metadata_error:
@@ -59,7 +59,54 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
 def test_fetching(hub: Hub) -> None:
     path = fetch_weights("yolact_plus_base", cache_dir="cache", sha256=DIGEST.upper())
     assert path.read_bytes() == CONTENT
-    assert hub.calls == [("dbolya/yolact-plus-base", "yolact_plus_base_54_800000.pth", "cache")]
+    assert hub.calls == [("dbolya/yolact-plus-base", "yolact_plus_base_54_800000.pth", "main", "cache")]
+
+
+@pytest.mark.parametrize("name", ["yolact_base", "yolact_im700"])
+def test_pinned_weights(hub: Hub, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OFFICIAL, name, Pin(DIGEST, "5f2a"))
+    fetch_weights(name)
+    assert hub.calls[-1][2] == "5f2a"
+    fetch_weights(name, revision="77aa")
+    assert hub.calls[-1][2] == "77aa"
+    monkeypatch.setitem(OFFICIAL, name, Pin("1" * 64))
+    with pytest.raises(DownloadError, match=f"{DIGEST}, this version said {'1' * 64}"):
+        fetch_weights(name)
+    assert fetch_weights(name, sha256=DIGEST).read_bytes() == CONTENT
+
+
+def test_pins_are_digests() -> None:
+    assert all(pin.sha256 == "" or len(bytes.fromhex(pin.sha256)) == 32 for pin in OFFICIAL.values())
+
+
+@pytest.mark.parametrize(("sha256", "notes"), [("", 1), (DIGEST, 0)])
+def test_the_command(
+    hub: Hub, sha256: str, notes: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(OFFICIAL, "yolact_base", Pin(sha256))
+    assert main(["fetch", "yolact_base"]) == 0
+    out, err = capsys.readouterr()
+    assert Path(out.strip()).read_bytes() == CONTENT
+    assert err.count(f"keep --sha256 {DIGEST}") == notes
+
+
+def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "huggingface_hub.py").write_text("def hf_hub_download(*names, **options): raise OSError('offline')\n")
+    code = (
+        "import sys; from yolact_deploy.cli.main import main\n"
+        "assert main(['fetch', 'yolact_base']) == 2\n"
+        "print(sorted({'torch', 'cv2', 'onnx', 'onnxruntime', 'rich'} & set(sys.modules)))"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n", done.stderr
+    assert "no connection to the hub (offline)" in done.stderr
 
 
 def test_a_wrong_checksum_of_the_hub(hub: Hub) -> None:
@@ -142,7 +189,8 @@ def test_an_existing_path_wins(hub: Hub, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_names_are_fetched(hub: Hub, name: str) -> None:
+def test_names_are_fetched(hub: Hub, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OFFICIAL, name, Pin())
     assert resolve_weights(name).name == f"{name}_54_800000.pth"
 
 

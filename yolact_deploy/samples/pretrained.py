@@ -1,12 +1,13 @@
 """Official YOLACT weights from the Hugging Face hub, downloaded once and checked against their SHA-256.
 
-Requires the optional package ``huggingface_hub``, which has its own cache and resumes broken downloads.
+Requires the optional package ``huggingface_hub``, which has its own cache and resumes broken downloads; never torch.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -15,15 +16,29 @@ from yolact_deploy.config import list_configs
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
-#: configurations whose trained weights the authors published
-OFFICIAL = (
-    "yolact_base",
-    "yolact_resnet50",
-    "yolact_darknet53",
-    "yolact_im700",
-    "yolact_plus_base",
-    "yolact_plus_resnet50",
-)
+
+@dataclass(frozen=True)
+class Pin:
+    """Which file the official weights are.
+
+    Attributes:
+        sha256: of the file; empty if not known, then only the hub vouches for it
+        revision: of the hub's repository
+    """
+
+    sha256: str = ""
+    revision: str = "main"
+
+
+#: configurations whose trained weights the authors published; the digest is the one in OpenVINO's Open Model Zoo
+OFFICIAL = {
+    "yolact_base": Pin(),
+    "yolact_resnet50": Pin("c12bb7a7e0343281db7f1407b376970bb52651f121d0b60bc4a49207acb6d6d7"),
+    "yolact_darknet53": Pin(),
+    "yolact_im700": Pin(),
+    "yolact_plus_base": Pin(),
+    "yolact_plus_resnet50": Pin(),
+}
 
 
 def repository(name: str) -> str:
@@ -61,13 +76,16 @@ def resolve_weights(name_or_path: str | Path) -> Path:
     raise CheckpointError(f"no file and no published weights named {name!r}: {hint}Published are {', '.join(OFFICIAL)}")
 
 
-def fetch_weights(name: str, cache_dir: str | Path | None = None, sha256: str | None = None) -> Path:
+def fetch_weights(
+    name: str, cache_dir: str | Path | None = None, sha256: str | None = None, revision: str | None = None
+) -> Path:
     """Path of the official weights of a configuration, downloaded unless cached.
 
     Args:
         name: one of :data:`OFFICIAL`.
         cache_dir: a folder to use instead of the cache of ``huggingface_hub``.
-        sha256: a checksum to verify in addition to the one that the hub declares.
+        sha256: the checksum to expect instead of the one in :data:`OFFICIAL`.
+        revision: of the hub's repository, instead of the one in :data:`OFFICIAL`.
 
     Raises:
         DownloadError: unknown name, no connection, a missing file, or a wrong checksum.
@@ -76,18 +94,20 @@ def fetch_weights(name: str, cache_dir: str | Path | None = None, sha256: str | 
     if name not in OFFICIAL:
         raise DownloadError(f"no weights were published for {name!r}. Published are {', '.join(OFFICIAL)}")
     hub = import_optional("huggingface_hub", extra="hub", purpose=f"downloading the weights of {name}")
+    revision = revision or OFFICIAL[name].revision
     try:
-        downloaded = hub.hf_hub_download(repository(name), weights_file(name), cache_dir=cache_dir)
+        downloaded = hub.hf_hub_download(repository(name), weights_file(name), revision=revision, cache_dir=cache_dir)
     except Exception as error:  # the hub's client raises its own, requests' or httpx's errors, by version
-        raise DownloadError(_why_failed(name, error)) from error
+        raise DownloadError(_why_failed(name, revision, error)) from error
     path = Path(downloaded)
-    expected = {"the hub": _declared_sha256(hub, name, path), "you": sha256}
+    pinned = ("you", sha256) if sha256 else ("this version", OFFICIAL[name].sha256)
+    expected = {"the hub": _declared_sha256(hub, name, revision, path), pinned[0]: pinned[1]}
     _verify(path, {source: digest.lower() for source, digest in expected.items() if digest})
     return path
 
 
-def _why_failed(name: str, error: Exception) -> str:
-    url = f"https://huggingface.co/{repository(name)}/resolve/main/{weights_file(name)}"
+def _why_failed(name: str, revision: str, error: Exception) -> str:
+    url = f"https://huggingface.co/{repository(name)}/resolve/{revision}/{weights_file(name)}"
     gone = any(c.__name__ in ("RepositoryNotFoundError", "RemoteEntryNotFoundError") for c in type(error).__mro__)
     gone = gone or type(error).__name__ == "EntryNotFoundError"
     reason = "the hub has no such file any more" if gone else f"no connection to the hub ({_first_line(error)})"
@@ -101,13 +121,13 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def _declared_sha256(hub: ModuleType, name: str, path: Path) -> str | None:
+def _declared_sha256(hub: ModuleType, name: str, revision: str, path: Path) -> str | None:
     """SHA-256 that the hub declares: the etag of a large file, which is also the name of its blob in the cache.
 
     Without a connection, the name in the cache is used.
     """
     try:
-        etag = hub.get_hf_file_metadata(hub.hf_hub_url(repository(name), weights_file(name))).etag
+        etag = hub.get_hf_file_metadata(hub.hf_hub_url(repository(name), weights_file(name), revision=revision)).etag
     except Exception:  # the client's errors differ between versions; the cache has the answer as well
         etag = path.resolve().name
     text = str(etag or "").strip('"')
@@ -124,5 +144,6 @@ def _verify(path: Path, expected: dict[str, str]) -> None:
     for source, digest in expected.items():
         if digest != actual:
             raise DownloadError(
-                f"{path} has the SHA-256 {actual}, {source} said {digest}: delete the file and download it again"
+                f"{path} has the SHA-256 {actual}, {source} said {digest}: delete the file and download it again, "
+                "or give --sha256 if you know the right one"
             )

@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import ArtifactError, OutputError
+from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.errors import ArtifactError, ConfigError, OutputError
+from yolact_deploy.untrusted import read_json
 from yolact_deploy.vocabulary import HEAD_OUTPUTS
 
 METADATA_KEY = "yolact_deploy"
@@ -143,3 +144,29 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 # Strings in JSON have no line breaks; lists with brackets in them stay as they are.
 _PLAIN_LIST = re.compile(r"\[\n\s+([^\[\]{}]+?)\n\s*\]")
 _NEXT_ITEM = re.compile(r",\n\s+")
+
+
+def read_config(name: str) -> YolactConfig:
+    """The configuration that ``--config`` names: a published one, or a JSON file of fields.
+
+    Fields that the file omits are those of the published configuration that its ``name`` names, else of yolact_base;
+    the number of classes follows from ``class_names``.
+
+    Raises:
+        ConfigError: no such name or file, or fields that are no configuration.
+    """
+    if not name.endswith(".json") and not Path(name).is_file():
+        return get_config(name)
+    values = read_json(name, "configuration", ConfigError)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{name}: expected a JSON object with the fields of a configuration")
+    base = get_config(values["name"]) if values.get("name") in list_configs() else YolactConfig()
+    try:
+        fields = base.with_size(values.get("image_size", base.image_size)).to_dict()
+        if {"class_names", "num_classes"} & set(values):
+            fields |= {"class_names": (), "category_ids": ()}
+        if isinstance(values.get("class_names"), list):
+            fields["num_classes"] = len(values["class_names"])
+        return YolactConfig.from_dict({**fields, **values})
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error

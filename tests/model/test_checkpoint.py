@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import os
 import pickle
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from deterministic import deterministic_state
 
-from yolact_deploy.artifact import METADATA_KEY
+from yolact_deploy.artifact import METADATA_KEY, read_config
 from yolact_deploy.config import YolactConfig, get_config
 from yolact_deploy.errors import CheckpointError, ConfigError, OutputError
 
@@ -313,3 +315,153 @@ def test_saving_where_nothing_can_be_written(model: YolactModel, tmp_path: Path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         save_checkpoint(model, tmp_path / "file" / "w.safetensors")
+
+
+# -- wrappers, prefixes and values ----------------------------------------------------------------------------------
+
+WRAPPED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "compiled": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "compiled inside data-parallel": lambda s: {"state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    "Lightning": lambda s: {
+        "epoch": 3,
+        "state_dict": {f"model.{k}": v for k, v in s.items()},
+        "optimizer_states": [{}],
+    },
+    "Lightning with net": lambda s: {"state_dict": {f"net.{k}": v for k, v in s.items()}},
+    "SWA": lambda s: {"n_averaged": torch.tensor(7), **{f"module.{k}": v for k, v in s.items()}},
+    "SWA of a compiled model": lambda s: {
+        "model": {"n_averaged": torch.tensor(7), **{f"module._orig_mod.{k}": v for k, v in s.items()}}
+    },
+    "model_state_dict": lambda s: {"model_state_dict": s, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+    "weights": lambda s: {"weights": s, "epoch": 3},
+    "network": lambda s: {"network": s},
+    "nested": lambda s: {"checkpoint": {"model": {"state_dict": s}}},
+    "epoch beside tensors": lambda s: {**s, "epoch": 3},
+    "arguments of a script": lambda s: {"model": s, "args": argparse.Namespace(lr=0.1, name="run")},
+    "an average alone": lambda s: {"ema": {f"module.{k}": v for k, v in s.items()}},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_and_prefixes_load(
+    kind: str, state: dict[str, Any], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(WRAPPED[kind](state), file)
+    _same(read_state_dict(file)[0], state)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda own, other: {"ema": other, "model": own}, "took 'model', not 'ema'"),
+        (lambda own, other: {"state_dict": own, "state_dict_ema": other}, "took 'state_dict', not 'state_dict_ema'"),
+        (
+            lambda own, other: {"state_dict": {**_prefixed("teacher.", other), **_prefixed("model.", own)}},
+            "took 'state_dict.model', not 'state_dict.teacher'",
+        ),
+        (lambda own, other: {**own, **_prefixed("ema.", other)}, "took 'the one at the top', not 'ema'"),
+    ],
+)
+def test_the_choice_among_networks_is_said(
+    wrap: Any, said: str, state: dict[str, Any], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(wrap(state, {key: torch.zeros_like(value) for key, value in state.items()}), file)
+    _same(read_state_dict(file)[0], state)
+    assert said in caplog.text
+
+
+def _prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def test_tensors_outside_of_the_network_are_named(
+    state: dict[str, Any], file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({"state_dict": {**_prefixed("model.", state), "criterion.weight": torch.ones(3)}}, file)
+    assert list(read_state_dict(file)[0]) == list(state)
+    assert "left out 1 tensors outside of the network 'state_dict.model': criterion.weight" in caplog.text
+
+
+def test_a_checkpoint_that_holds_itself_ends(state: dict[str, Any], file: Path) -> None:
+    content: dict[str, Any] = {"model": state}
+    content["again"] = content
+    torch.save(content, file)
+    assert list(read_state_dict(file)[0]) == list(state)
+
+
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda v: v.fill_(float("nan")), "not finite"),
+        (lambda v: v.index_fill_(0, torch.tensor([0]), float("inf")), "not finite"),
+        (lambda v: v.double() * 1e300 + 1e300, "not finite"),
+        (lambda v: v.to(torch.int64), "is int64, expected dense floating-point"),
+        (lambda v: v.to(torch.bool), "is bool, expected"),
+        (lambda v: v.to(torch.complex64), "is complex64, expected"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused(
+    change: Callable[[Any], Any], expected: str, form: str, state: dict[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    key, path = "proto_net.0.bias", tmp_path / f"w.{form}"
+    content = {**state, key: change(state[key].clone())}
+    torch.save(content, path) if form == "pth" else save_file(content, path)
+    with pytest.raises(CheckpointError, match=f"{key} .*{expected}"):
+        read_state_dict(path)
+
+
+# -- configurations that users name ---------------------------------------------------------------------------------
+
+
+def test_a_published_configuration_adopts_the_classes_of_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from yolact_deploy.model import checkpoint
+
+    state = _meta_state("yolact_resnet50", class_names=20)
+    monkeypatch.setattr(checkpoint, "read_state_dict", lambda path: (state, None))
+    monkeypatch.setattr(checkpoint, "_fill", lambda model, state, path: None)
+    with torch.device("meta"):
+        loaded = load_model("w.pth", config="yolact_resnet50")
+        assert loaded.config == get_config("yolact_resnet50").with_classes(20)
+        assert "the weights have 20" in caplog.text
+        (tmp_path / "own.json").write_text('{"name": "yolact_resnet50", "class_names": ["a", "b"]}')
+        with pytest.raises(CheckpointError, match="2 classes"):
+            load_model("w.pth", config=str(tmp_path / "own.json"))
+        names = [f"part {i}" for i in range(20)]
+        (tmp_path / "own.json").write_text(json.dumps({"name": "yolact_resnet50", "class_names": names}))
+        assert load_model("w.pth", config=str(tmp_path / "own.json")).config.class_names == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, YolactConfig()),
+        ({"name": "yolact_resnet50_pascal", "image_size": 320}, get_config("yolact_resnet50_pascal").with_size(320)),
+        ({"name": "a", "fpn_channels": 8, "num_classes": 3}, YolactConfig(name="a", fpn_channels=8, num_classes=3)),
+        (get_config("yolact_plus_base").to_dict(), get_config("yolact_plus_base")),
+    ],
+)  # fmt: skip
+def test_a_configuration_in_a_json_file(fields: dict[str, Any], expected: YolactConfig, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(fields))
+    assert read_config(str(tmp_path / "c.json")) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[]", "expected a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"classes": 3}', "unknown configuration fields"),
+        ('{"class_names": ["a"], "num_classes": 2}', "class_names: expected 2 names"),
+        ('{"image_size": "big"}', "image_size: expected 64 to 4096"),
+    ],
+)
+def test_a_json_file_that_is_no_configuration(text: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"c\.json.*{expected}"):
+        read_config(str(tmp_path / "c.json"))

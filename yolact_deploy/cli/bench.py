@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = parser.add_argument_group("models")
     models.add_argument("--engine", action="append", default=[], metavar="SPEC", help="model to measure; repeatable")
     models.add_argument("--weights", metavar="W", help="checkpoint (or name of published weights) of the eager model")
-    models.add_argument("--config", metavar="NAME", help="configuration of --weights (default: inferred)")
+    models.add_argument(
+        "--config", metavar="NAME", help="configuration of --weights: name or JSON file (default: inferred)"
+    )
     models.add_argument("--size", type=int, metavar="S", help="input size of --weights (default: as configured)")
     models.add_argument("--threads", type=int, metavar="N", help="CPU threads of every model")
     add_dataset_arguments(parser)

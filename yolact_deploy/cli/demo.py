@@ -22,7 +22,7 @@ _CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="W", help="another checkpoint, to run on the sample images of the package")
-    parser.add_argument("--config", metavar="NAME", help="configuration (default: inferred from the tensors)")
+    parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the network input")
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="output folder (default demo)")
     parser.add_argument("--images", type=int, default=500, metavar="N", help="generated images to score (default 500)")

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--engine", metavar="SPEC", help="model to run: FILE[@BACKEND...]")
     what.add_argument("--weights", metavar="W", help="checkpoint (or name of official weights) to run in PyTorch")
     what.add_argument("--results", metavar="FILE", help="COCO results to score; requires only --annotations")
-    parser.add_argument("--config", metavar="NAME", help="configuration of --weights (default: inferred from tensors)")
+    parser.add_argument(
+        "--config", metavar="NAME", help="configuration of --weights: name or JSON file (default: inferred)"
+    )
     parser.add_argument("--size", type=int, metavar="S", help="input side of --weights (default: the configuration's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", required=True, metavar="W", help="checkpoint (.pth, .safetensors) or the name of official weights"
     )
-    parser.add_argument("--config", metavar="NAME", help="configuration (default: inferred from the tensors)")
+    parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the input image (default: as configured)")
     _add_precision_arguments(parser)
     _add_int8_arguments(parser)

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
-    parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint, if it cannot be inferred")
+    parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,20 +7,20 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_mutually_exclusive_group(required=True)
-    network.add_argument("--config", metavar="NAME", help="a named configuration, such as yolact_base")
+    network.add_argument("--config", metavar="NAME", help="a configuration, such as yolact_base, or a JSON file")
     network.add_argument("--weights", metavar="FILE", help="a checkpoint; its configuration is inferred")
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of nested modules (default 3)")
 
 
 def run(args: argparse.Namespace) -> int:
-    from yolact_deploy.config import get_config
+    from yolact_deploy.artifact import read_config
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError, import_optional
 
     if args.depth < 1:
         raise InputError(f"--depth: expected 1 or more, got {args.depth}")
     # Before the slow import below, so that a wrong name fails at once.
-    network = get_config(args.config) if args.config else None
+    network = read_config(args.config) if args.config else None
     import_optional("torch", "train", "the layer table")
     from yolact_deploy.model.checkpoint import load_model
     from yolact_deploy.model.layer_table import summarize, summary_dict

@@ -1,32 +1,26 @@
-"""Reads and writes weights: our safetensors files, and state dicts of the original and of YolactEdge.
+"""From weights to a model and back: our safetensors files, and state dicts of the original and of YolactEdge.
 
-Nothing here runs code from a file: pickles are read with ``weights_only=True``, and one that needs more is refused. A
-state dict does not contain its input size and class names; `infer_config` takes the published ones.
+A state dict does not contain its input size and class names; `infer_config` takes the published ones.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from yolact_deploy.artifact import METADATA_KEY, Metadata, write_bytes
+from yolact_deploy.artifact import METADATA_KEY, Metadata, read_config, write_bytes
 from yolact_deploy.config import YolactConfig, get_config, list_configs
-from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
+from yolact_deploy.model.weights_file import StateDict, read_state_dict
 
 _log = logging.getLogger(__name__)
-
-StateDict = dict[str, Tensor]
 
 _HEAD = "prediction_layers.0"
 _BACKBONE_CONFIGS = {
@@ -35,121 +29,6 @@ _BACKBONE_CONFIGS = {
     "darknet53": "yolact_darknet53",
     "mobilenet_v2": "yolact_edge_mobilenetv2",
 }
-# Names that the original's loader drops, and the last stage of MobileNetV2, which YolactEdge stores but never uses.
-_SUPERFLUOUS = re.compile(r"backbone\.layer(?!s)|fpn\.downsample_layers\.([2-9]|\d\d)|backbone\.layers\.8\.[01]\.")
-# YolactEdge splits the pyramid into two modules.
-_RENAMED = (("fpn_phase_1.", "fpn."), ("fpn_phase_2.", "fpn."))
-
-
-# -- files to tensors -----------------------------------------------------------------------------------------------
-
-
-def read_state_dict(path: str | Path) -> tuple[StateDict, YolactConfig | None]:
-    """Tensors of a weights file on the CPU, and its configuration if the file has one.
-
-    Reads safetensors, and ``.pth`` files with a state dict, plain or under ``state_dict`` or ``model``, with or without
-    ``module.`` before the names. Superfluous entries that the original's loader drops are dropped.
-
-    Raises:
-        CheckpointError: no such file, not a weights file, or one that is damaged or would run code.
-    """
-    path = Path(path)
-    start = _first_bytes(path)
-    # A safetensors file starts with a length of 8 bytes and a JSON header.
-    if path.suffix == ".safetensors" or start[8:9] == b"{":
-        state, config = _read_safetensors(path)
-    else:
-        state, config = _read_pickle(path), None
-    return _clean(state), config
-
-
-def _first_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, expected a weights file: give a .pth or .safetensors file in it")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no such weights file: {path}. Check the path and the current folder") from error
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read weights file {path}: {error.strerror or error}. Check its permissions"
-        ) from error
-    if not start:
-        raise CheckpointError(f"weights file {path} is empty: copy or download it again")
-    return start
-
-
-def _read_safetensors(path: Path) -> tuple[StateDict, YolactConfig | None]:
-    safetensors = import_optional("safetensors", extra="train", purpose="reading .safetensors weights")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-            text = (file.metadata() or {}).get(METADATA_KEY)
-    except (safetensors.SafetensorError, OSError, ValueError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{path} is not a complete safetensors file ({_short(error)}): copy or download it again"
-        ) from error
-    if text is None:
-        return state, None
-    try:
-        return state, Metadata.from_json(text, str(path)).config
-    except ArtifactError as error:
-        raise CheckpointError(f"{error}, or save the weights again") from error
-
-
-def _read_pickle(path: Path) -> StateDict:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about TorchScript archives before it refuses them
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise CheckpointError(_why_unreadable(path, error)) from error
-    state = content
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-            break
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(
-            f"{path} holds {_describe(content)}, expected a state dict of tensors: "
-            "save it with torch.save(model.state_dict(), path)"
-        )
-    return {str(key): value for key, value in state.items()}
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    text = str(error)
-    if "TorchScript" in text:
-        return f"{path} is a TorchScript archive, which contains code: give the state dict it was made from"
-    # torch quotes the name of the function or class that the pickle refers to
-    refused = re.search(r"(?:GLOBAL|Unsupported global:|class|function) ([\w.]+\.[\w.]+)", text)
-    if isinstance(error, pickle.UnpicklingError) and refused:
-        return (
-            f"{path} is refused: it holds more than tensors ({refused[1]}), and reading that could run code. "
-            "Save it again with torch.save(model.state_dict(), path) if you trust it"
-        )
-    # Torch's message about such files concerns its own options; --debug shows it as the cause.
-    return f"{path} is not a weights file, or it is damaged: copy or download it again"
-
-
-def _short(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0][:120]
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return f"a dictionary with {', '.join(map(str, list(content)[:4])) or 'nothing'}"
-    return f"a {type(content).__name__}"
-
-
-def _clean(state: StateDict) -> StateDict:
-    if state and all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    for old, new in _RENAMED:
-        state = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
-    return {key: value for key, value in state.items() if not _SUPERFLUOUS.match(key)}
 
 
 # -- tensors to a configuration -------------------------------------------------------------------------------------
@@ -238,7 +117,7 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
     if weights.backbone == "resnet50" and weights.num_classes == 20:
         _log.warning(
             "ResNet-50 with 20 classes: assuming yolact_resnet50_pascal. "
-            "Trained on other classes? Give its configuration (--config)"
+            "Trained on other classes? Give --config yolact_resnet50, or a JSON file with their class_names"
         )
         config = get_config("yolact_resnet50_pascal")
     elif weights.num_classes != config.num_classes:
@@ -275,8 +154,8 @@ def load_model(
 
     Args:
         path: a file that :func:`read_state_dict` reads.
-        config: the network's configuration or the name of one; by default the file's own or, if it has none, the
-            inferred one.
+        config: the network's configuration, or what :func:`read_config` reads; by default the file's own or, if it has
+            none, the inferred one. A published configuration with COCO's classes adopts another number from the weights
         image_size: another input side than the configuration's, with its priors scaled.
 
     Raises:
@@ -284,12 +163,13 @@ def load_model(
         ConfigError: an unknown name, or a configuration that cannot be built.
     """
     state, stored = read_state_dict(path)
-    if isinstance(config, str):
-        config = get_config(config)
     try:
         if config is not None:
             cure = "Give the configuration the weights were trained with, or omit --config to infer it"
-            chosen = _require_same(config, _Architecture.of_state(state), cure)
+            weights = _Architecture.of_state(state)
+            if isinstance(config, str):
+                config = _with_own_classes(read_config(config), weights.num_classes, stored)
+            chosen = _require_same(config, weights, cure)
         elif stored is not None:
             chosen = _require_same(stored, _Architecture.of_state(state), "The file is damaged: save the weights again")
         else:
@@ -301,6 +181,19 @@ def load_model(
     model = YolactModel(chosen)
     _fill(model, state, path)
     return model.eval()
+
+
+def _with_own_classes(config: YolactConfig, count: int, stored: YolactConfig | None) -> YolactConfig:
+    """A published configuration with COCO's classes for weights with another number of classes."""
+    if count == config.num_classes or config not in map(get_config, list_configs()) or config.num_classes != 80:
+        return config
+    if stored is not None and stored.num_classes == count:
+        return config.with_classes(stored.class_names, stored.category_ids)
+    _log.warning(
+        "%s has %d classes, the weights have %d: named class 1 to class %d. Name them in a JSON file for --config",
+        config.name, config.num_classes, count, count,
+    )  # fmt: skip
+    return config.with_classes(count)
 
 
 def _fill(model: YolactModel, state: StateDict, path: str | Path) -> None:

@@ -139,11 +139,59 @@ def test_metadata_round_trip() -> None:
         '{"schema": 1, "config": {"image_size": "big"}, "batch": [1, 1, 1]}',
         '{"schema": 1, "config": {}, "batch": 1}',
         '{"schema": 1, "config": {}, "batch": [1, 1, 1], "color": 1}',
+        '{"schema": 1, "config": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"schema": 1, "config": {"image_size": ' + "9" * 10_000 + "}}",
     ],
+    ids=lambda text: text[:60],
 )
 def test_metadata_that_is_not_ours(text: str) -> None:
     with pytest.raises(ArtifactError, match=r"model\.onnx has unreadable .*export it again"):
         Metadata.from_json(text, "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch", "abc"),
+        ("batch", [1, 1]),
+        ("batch", [0, 0, 0]),
+        ("batch", [4, 2, 1]),
+        ("batch", [1, 10**9, 10**9]),
+        ("batch", [1.0, 1.0, 1.0]),
+        ("precision", 5),
+        ("precision", "fp7"),
+        ("precision", ["fp16"]),
+        ("tail", "x"),
+        ("input_dtype", "object"),
+        ("cross_class", "no"),
+        ("weights_sha256", 5),
+        ("versions", [1]),
+        ("versions", {"torch": 2}),
+        ("keep_fp32", 3),
+        ("keep_fp32", "abc"),
+        ("keep_fp32", [[1]]),
+        ("keep_reasons", 3),
+        ("keep_reasons", {"a": None}),
+        ("quantization", "x"),
+        ("quantization", {}),
+        ("quantization", {"target": ["symmetric"]}),
+        ("quantization", {"target": "symmetric", "images": [[[]]]}),
+    ],
+)
+def test_metadata_of_wrong_types_or_out_of_range_names_the_field(field: str, value: object) -> None:
+    values = {**json.loads(METADATA.to_json()), field: value}
+    with pytest.raises(
+        ArtifactError, match=rf"model\.onnx has unreadable .*\({field}\b.*: expected .*, got "
+    ) as caught:
+        Metadata.from_json(json.dumps(values), "model.onnx")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("schema", [[1], "1", None, 10**400, {"a": ["x"] * 10_000}])
+def test_metadata_of_no_schema(schema: object) -> None:
+    values = {**json.loads(METADATA.to_json()), "schema": schema}
+    with pytest.raises(ArtifactError, match="this version reads 1"):
+        Metadata.from_json(json.dumps(values), "model.onnx")
 
 
 def test_metadata_of_another_schema() -> None:

@@ -138,11 +138,58 @@ def test_json_round_trip(name: str) -> None:
         ("top_k", 0),
         ("top_k", 3841),
         ("max_detections", 3841),
+        ("num_classes", 10**12),
+        ("num_classes", "80"),
+        ("image_size", 10**400),
+        ("name", ""),
+        ("name", "../x"),
+        ("name", "a\\b"),
+        ("name", "\x1b[31m"),
+        ("name", {"a": 1}),
+        ("name", "x" * 1_000_000),
+        ("class_names", (1,) * 80),
+        ("class_names", (["a"],) * 80),
+        ("class_names", ("\ud800",) * 80),
+        ("class_names", "x" * 80),
+        ("category_ids", tuple(range(10**20, 10**20 + 80))),
+        ("category_ids", tuple(i + 0.5 for i in range(80))),
+        ("category_ids", tuple("abcdefghij" * 8)),
+        ("prior_scales", "abcde"),
+        ("prior_scales", (1, 2, 3, 4, 5)),
+        ("prior_scales", ("abc",) * 5),
+        ("prior_scales", ((float("inf"),),) * 5),
+        ("prior_scales", ((float("nan"),),) * 5),
+        ("prior_scales", ((10**400,),) * 5),
+        ("prior_scales", ((1.0,) * 100_000,) * 5),
+        ("aspect_ratios", (float("inf"),)),
+        ("aspect_ratios", ("a",)),
+        ("aspect_ratios", "a"),
+        ("aspect_ratios", (True,)),
+        ("square_priors", 1),
+        ("mask_iou", "yes"),
+        ("num_prototypes", 1.5),
+        ("fpn_channels", 10**18),
+        ("deformable_blocks", "abcd"),
+        ("deformable_blocks", (0, 10**9, 0, 0)),
+        ("deformable_interval", None),
+        ("nms_score_threshold", float("nan")),
+        ("nms_score_threshold", "0.1"),
+        ("iou_threshold", 10**400),
+        ("top_k", float("nan")),
+        ("top_k", 1.5),
+        ("backbone", ["resnet50"]),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"^{field}: expected .*, got "):
+    with pytest.raises(ConfigError, match=f"^{field}: expected .*, got ") as caught:
         YolactConfig(**{field: value})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400
+
+
+def test_lists_become_tuples() -> None:
+    config = YolactConfig(num_classes=2, class_names=["a", "b"], prior_scales=[[24]] * 5)  # type: ignore[arg-type]
+    assert config == YolactConfig(num_classes=2, class_names=("a", "b"), prior_scales=((24.0,),) * 5)
+    assert hash(config)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from yolact_deploy import engine_file
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import get_config
 from yolact_deploy.engine_file import plugin_kind, read_engine_header, read_engine_metadata
@@ -77,6 +78,27 @@ def test_metadata_of_many_classes(tmp_path: Path) -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         read_engine_metadata(write(tmp_path / "a.trt", data))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"schema":1,' * 200_000,
+        (b'{"' * 50 + b'"schema":1') * 20_000,
+        b'{"a":' * 300_000 + b'"schema":1',
+        b'{"' * 1_000_000 + b'"schema":1',
+    ],
+    ids=["schemas", "braces before each", "nested", "braces before one"],
+)
+def test_the_search_in_an_engine_of_another_program_is_bounded(
+    tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    decode = engine_file._object_at
+    monkeypatch.setattr(engine_file, "_object_at", lambda data, start: (tried.append(start), decode(data, start))[1])
+    with pytest.raises(ArtifactError, match="was built by another program"):
+        read_engine_metadata(write(tmp_path / "a.trt", engine(body)))
+    assert len(tried) <= 200
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.config import YolactConfig, check_field, get_config, list_configs, whole
 from yolact_deploy.errors import ArtifactError, ConfigError, OutputError
-from yolact_deploy.untrusted import read_json
-from yolact_deploy.vocabulary import HEAD_OUTPUTS
+from yolact_deploy.untrusted import parse_json, read_json, shown
+from yolact_deploy.vocabulary import EXPORT_TAILS, HEAD_OUTPUTS, INPUT_DTYPES, PRECISIONS, QUANTIZATION_FORMS
 
 METADATA_KEY = "yolact_deploy"
 SCHEMA_VERSION = 1
+_LARGEST_BATCH = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,29 @@ class Metadata:
     #: versions of the tools that wrote the file
     versions: dict[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, known in (("precision", PRECISIONS), ("tail", EXPORT_TAILS), ("input_dtype", INPUT_DTYPES)):
+            value = getattr(self, name)
+            check_field(value in known, name, f"one of {', '.join(known)}", value)
+        check_field(isinstance(self.cross_class, bool), "cross_class", "True or False", self.cross_class)
+        batch = self.batch
+        sizes = isinstance(batch, tuple) and len(batch) == 3 and all(whole(n, 1, _LARGEST_BATCH) for n in batch)
+        check_field(sizes and sorted(batch) == list(batch), "batch", "three rising sizes from 1", batch)
+        check_field(_is_text(self.weights_sha256), "weights_sha256", "a text", self.weights_sha256)
+        keep = self.keep_fp32
+        check_field(isinstance(keep, tuple) and all(map(_is_text, keep)), "keep_fp32", "names of layers", keep)
+        for name in ("keep_reasons", "versions"):
+            texts = getattr(self, name)
+            items = isinstance(texts, dict) and all(_is_text(word) for item in texts.items() for word in item)
+            check_field(items, name, "an object of texts", texts)
+        how = self.quantization
+        if how is not None:
+            check_field(isinstance(how, dict), "quantization", "an object", how)
+            form = how.get("target")
+            check_field(form in QUANTIZATION_FORMS, "quantization: target", " or ".join(QUANTIZATION_FORMS), form)
+            plain = all(value is None or isinstance(value, (str, int, float)) for value in how.values())
+            check_field(plain, "quantization", "an object of texts and numbers", how)
+
     @property
     def has_zero_points(self) -> bool:
         """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not support."""
@@ -75,20 +99,22 @@ class Metadata:
     def from_json(cls, text: str, source: str) -> Metadata:
         """Read the metadata of the file ``source``; raises :class:`ArtifactError` if it is invalid."""
         try:
-            values: dict[str, Any] = json.loads(text)
+            values = parse_json(text, "it", ConfigError)
             schema = values.pop("schema")
             if schema != SCHEMA_VERSION:
                 raise ArtifactError(
-                    f"{source} has metadata of schema {schema}, this version reads {SCHEMA_VERSION}: "
+                    f"{source} has metadata of schema {shown(schema)}, this version reads {SCHEMA_VERSION}: "
                     "update yolact-deploy or export the file again"
                 )
             config = YolactConfig.from_dict(values.pop("config"))
-            values["batch"], values["keep_fp32"] = tuple(values["batch"]), tuple(values.get("keep_fp32", ()))
-            return cls(config=config, **values)
-        except ArtifactError:
-            raise
+            lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+            return cls(config=config, batch=lists.pop("batch", values.pop("batch")), **{**values, **lists})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtifactError(f"{source} has unreadable yolact-deploy metadata ({error}): export it again") from error
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def sha256_file(path: Path) -> str:

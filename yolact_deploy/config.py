@@ -11,10 +11,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from yolact_deploy.errors import ConfigError
+from yolact_deploy.untrusted import shown
 
 # Names and category ids in the order of the network outputs.
 COCO_NAMES: tuple[str, ...] = (
@@ -41,6 +44,20 @@ BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2")
 
 #: fields whose key in files differs from their name
 _STORED_AS = {"nms_score_threshold": "score_threshold"}
+
+#: integers, with their ranges and reasons
+_WHOLE_NUMBERS = (
+    ("image_size", 64, 4096, ""),
+    ("num_classes", 1, 10_000, ""),
+    ("num_prototypes", 1, 1024, ""),
+    ("fpn_channels", 1, 4096, ""),
+    ("deformable_interval", 1, 1000, ""),
+    ("top_k", 1, 3840, " (TensorRT's limit)"),
+    ("max_detections", 1, 3840, " (TensorRT's limit)"),
+)
+_LONGEST_NAME, _LARGEST = 500, 2**63 - 1
+_LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 _BASE_SIZE = 550
 _BASE_SCALES = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
@@ -103,6 +120,9 @@ class YolactConfig:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
+        for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks"):
+            fill(self, field, _tupled(getattr(self, field)))
+        self._check_numbers()
         if not self.class_names:
             names = COCO_NAMES if self.num_classes == 80 else tuple(f"class {i + 1}" for i in range(self.num_classes))
             fill(self, "class_names", names)
@@ -110,41 +130,51 @@ class YolactConfig:
             coco = self.class_names == COCO_NAMES
             fill(self, "category_ids", COCO_CATEGORY_IDS if coco else tuple(range(1, self.num_classes + 1)))
         if not self.prior_scales:
-            _check(isinstance(self.image_size, int), "image_size", "an integer number of pixels", self.image_size)
             fill(self, "prior_scales", _rescale(_BASE_SCALES, _BASE_SIZE, self.image_size))
-        self._validate()
+        self._check_names()
+        self._check_priors()
 
-    def _validate(self) -> None:
-        _check(self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}", self.backbone)
-        _check(_whole(self.image_size) and 64 <= self.image_size <= 4096, "image_size", "64 to 4096", self.image_size)
-        _check(
-            _whole(self.num_classes) and 1 <= self.num_classes <= 10_000, "num_classes", "1 to 10000", self.num_classes
-        )
-        _check(
-            len(self.class_names) == self.num_classes, "class_names", f"{self.num_classes} names", len(self.class_names)
-        )
-        ids = self.category_ids
-        _check(len(ids) == self.num_classes, "category_ids", f"{self.num_classes} ids", len(ids))
-        _check(len(set(ids)) == len(ids), "category_ids", "distinct ids", ids)
-        self._validate_priors()
-        _check(1 <= self.num_prototypes <= 1024, "num_prototypes", "1 to 1024", self.num_prototypes)
-        _check(1 <= self.fpn_channels <= 4096, "fpn_channels", "1 to 4096", self.fpn_channels)
-        blocks, interval = self.deformable_blocks, self.deformable_interval
-        counts = len(blocks) == 4 and all(_whole(count) and count >= 0 for count in blocks)
-        _check(counts, "deformable_blocks", "four numbers, 0 or more", blocks)
-        _check(_whole(interval) and interval >= 1, "deformable_interval", "1 or more", interval)
-        _check(0 <= self.nms_score_threshold < 1, "nms_score_threshold", "0 <= value < 1", self.nms_score_threshold)
-        _check(0 < self.iou_threshold <= 1, "iou_threshold", "0 < value <= 1", self.iou_threshold)
-        _check(1 <= self.top_k <= 3840, "top_k", "1 to 3840 (TensorRT's limit)", self.top_k)
-        _check(1 <= self.max_detections <= 3840, "max_detections", "1 to 3840 (TensorRT's limit)", self.max_detections)
+    def _check_numbers(self) -> None:
+        """Before anything is computed from them."""
+        for field, low, high, why in _WHOLE_NUMBERS:
+            value = getattr(self, field)
+            check_field(whole(value, low, high), field, f"{low} to {high}{why}", value)
+        for field in ("square_priors", "mask_iou"):
+            value = getattr(self, field)
+            check_field(isinstance(value, bool), field, "True or False", value)
+        blocks = self.deformable_blocks
+        counts = isinstance(blocks, tuple) and len(blocks) == 4 and all(whole(count, 0, 1000) for count in blocks)
+        check_field(counts, "deformable_blocks", "four numbers from 0 to 1000", blocks)
+        low, iou = self.nms_score_threshold, self.iou_threshold
+        check_field(_real(low) and 0 <= low < 1, "nms_score_threshold", "0 <= value < 1", low)
+        check_field(_real(iou) and 0 < iou <= 1, "iou_threshold", "0 < value <= 1", iou)
 
-    def _validate_priors(self) -> None:
+    def _check_names(self) -> None:
+        check_field(self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}", self.backbone)
+        file_name = _text(self.name) and re.fullmatch(r"[^/\\]+", self.name) is not None and self.name.isprintable()
+        check_field(file_name, "name", f"up to {_LONGEST_NAME} characters that a file name may have", self.name)
+        names, ids = self.class_names, self.category_ids
+        fits = isinstance(names, tuple) and len(names) == self.num_classes and all(map(_text, names))
+        check_field(
+            fits, "class_names", f"{self.num_classes} names, each a text of up to {_LONGEST_NAME} characters", names
+        )
+        numbers = isinstance(ids, tuple) and all(whole(number, -_LARGEST, _LARGEST) for number in ids)
+        fits = numbers and len(ids) == self.num_classes
+        check_field(fits, "category_ids", f"{self.num_classes} integers of 64 bits", ids)
+        check_field(len(set(ids)) == len(ids), "category_ids", "distinct ids", ids)
+
+    def _check_priors(self) -> None:
         scales, ratios = self.prior_scales, self.aspect_ratios
-        _check(len(scales) == _NUM_LEVELS, "prior_scales", "five levels", len(scales))
-        per_level = {len(level) for level in scales}
-        _check(len(per_level) == 1 and per_level != {0}, "prior_scales", "equally many scales on each level", scales)
-        _check(all(size > 0 for level in scales for size in level), "prior_scales", "positive sizes", scales)
-        _check(bool(ratios) and min(ratios) > 0, "aspect_ratios", "positive ratios", ratios)
+        levels = isinstance(scales, tuple) and all(isinstance(level, tuple) for level in scales)
+        check_field(levels and len(scales) == _NUM_LEVELS, "prior_scales", "five levels", scales)
+        equal = {len(level) for level in scales} == {len(scales[0]) or None}
+        check_field(equal, "prior_scales", "equally many scales on each level", scales)
+        sizes = all(_real(size) and 0 < size <= _LARGEST_PRIOR for level in scales for size in level)
+        check_field(sizes, "prior_scales", f"sizes above 0 and up to {_LARGEST_PRIOR}", scales)
+        positive = isinstance(ratios, tuple) and all(_real(ratio) and 0 < ratio <= _LARGEST_PRIOR for ratio in ratios)
+        check_field(positive and bool(ratios), "aspect_ratios", "positive ratios", ratios)
+        count = self.priors_per_cell
+        check_field(count <= _MOST_PRIORS, "prior_scales", f"up to {_MOST_PRIORS} priors per cell", count)
 
     # -- geometry ---------------------------------------------------------------------------------------------------
 
@@ -193,7 +223,7 @@ class YolactConfig:
 
     def with_size(self, image_size: int) -> YolactConfig:
         """The same network for another input size, with scaled priors."""
-        _check(_whole(image_size) and image_size > 0, "image_size", "64 to 4096", image_size)
+        check_field(whole(image_size, 64, 4096), "image_size", "64 to 4096", image_size)
         scales = _rescale(self.prior_scales, self.image_size, image_size)
         return dataclasses.replace(self, image_size=image_size, prior_scales=scales)
 
@@ -218,25 +248,40 @@ class YolactConfig:
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise ConfigError(
-                f"unknown configuration fields {unknown}: was the file written by a newer version? Update yolact-deploy"
+                f"unknown configuration fields {shown(unknown)}: was the file written by a newer version? "
+                "Update yolact-deploy"
             )
         try:
-            return cls(**{fields[key]: _tupled(value) for key, value in values.items()})
+            return cls(**{fields[key]: value for key, value in values.items()})
         except TypeError as error:
             raise ConfigError(f"configuration: a value has the wrong type: {error}") from error
 
 
-def _check(ok: bool, field: str, expected: str, got: object) -> None:
+def check_field(ok: bool, field: str, expected: str, value: object) -> None:
+    """Raise :class:`ConfigError` with the name of the field unless ``ok``."""
     if not ok:
-        raise ConfigError(f"{field}: expected {expected}, got {got!r}")
+        raise ConfigError(f"{field}: expected {expected}, got {shown(value)}")
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def whole(value: object, low: int, high: int) -> bool:
+    """Whether a value of unknown type is an integer from ``low`` to ``high``."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and -1e300 < value < 1e300
+
+
+def _text(value: object) -> bool:
+    """Whether it is a name that can be written in UTF-8."""
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME and not _SURROGATES.search(value)
 
 
 def _tupled(value: Any) -> Any:
-    return tuple(_tupled(v) for v in value) if isinstance(value, (list, tuple)) else value
+    """Lists as tuples, two levels deep."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    return tuple(tuple(inner) if isinstance(inner, list) else inner for inner in value)
 
 
 def _listed(value: Any) -> Any:

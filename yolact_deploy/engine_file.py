@@ -7,6 +7,7 @@ NVIDIA (github.com/NVIDIA/TensorRT issue 3073): 4 letters, the file length at by
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
@@ -30,6 +31,8 @@ _HEADER_BYTES = 28
 _SCHEMA = re.compile(rb'"schema":\d')
 #: more than the metadata of 10,000 classes with long names
 _LONGEST_METADATA = 1 << 21
+#: places with a schema that are tried, and objects before each; in our metadata three objects begin before the schema
+_MOST_HITS, _MOST_STARTS = 16, 8
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,15 @@ def _header(path: Path, data: mmap.mmap) -> EngineHeader:
 
 def _find_metadata(data: mmap.mmap) -> str | None:
     """The first JSON object with a schema and a configuration; weights may hold any bytes, so each hit is decoded."""
-    for hit in _SCHEMA.finditer(data):
-        lowest = max(0, hit.start() - _LONGEST_METADATA)
-        start = data.rfind(b'{"', lowest, hit.start())
-        while start >= 0:
+    for hit in itertools.islice(_SCHEMA.finditer(data), _MOST_HITS):
+        lowest, start = max(0, hit.start() - _LONGEST_METADATA), hit.start()
+        for _ in range(_MOST_STARTS):
+            start = data.rfind(b'{"', lowest, start)
+            if start < 0:
+                break
             text = _object_at(data, start)
             if text is not None:
                 return text
-            start = data.rfind(b'{"', lowest, start)
     return None
 
 

@@ -122,7 +122,10 @@ def _op_name(node: Any) -> str:
 
 
 def _onnx_dtype(onnx: Any, number: int) -> str:
-    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    try:
+        name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    except ValueError:  # of a newer or damaged file
+        return f"type {number}"
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from yolact_deploy.errors import InputError, YolactDeployError
+from yolact_deploy.untrusted import shown
 
 # -- files ----------------------------------------------------------------------------------------------------------
 
@@ -63,4 +64,4 @@ EVALUATORS = ("pycocotools", "faster-coco-eval")
 def check_word(what: str, value: object, words: Iterable[str], error: type[YolactDeployError] = InputError) -> None:
     """Raise ``error`` unless ``value`` is one of ``words``; ``what`` names the option in the message."""
     if value not in (known := tuple(words)):
-        raise error(f"{what}: expected one of {', '.join(known)}, got {value!r}")
+        raise error(f"{what}: expected one of {', '.join(known)}, got {shown(value)}")

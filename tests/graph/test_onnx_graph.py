@@ -188,7 +188,8 @@ def test_mask_scores_on_the_host_are_those_of_the_graph(tmp_path: Path) -> None:
 def test_a_mask_iou_network_without_all_its_layers(tmp_path: Path) -> None:
     model = tiny_onnx.make_model(mask_iou=True)
     (last,) = (node for node in model.graph.node if "model.maskiou_net.maskiou_net.10.weight" in node.input)
-    last.input[1] = "elsewhere"
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == last.input[1])
+    last.input[1] = weight.name = "elsewhere"
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(ArtifactError, match=r"has no maskiou_net\.maskiou_net\.10\.weight.*: export it again"):
         load_graph(tmp_path / "m.onnx", "host")

@@ -10,9 +10,11 @@ get the operator itself, which is several times as fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,10 @@ from yolact_deploy.graph.half_precision import HALF_TYPES, widen
 from yolact_deploy.graph.onnx_int8 import use_unsigned
 from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
 from yolact_deploy.ops import DEFORM_CONV, DOMAIN
+from yolact_deploy.untrusted import read_bytes
 
 _EXPORT_AGAIN = "make it with: yolact-deploy export --weights WEIGHTS"
+_MOST_NODES = 1_000_000
 
 
 def read_onnx(path: str | os.PathLike[str]) -> Any:
@@ -33,17 +37,67 @@ def read_onnx(path: str | os.PathLike[str]) -> Any:
     onnx = import_optional("onnx", "onnx", "Reading an ONNX file")
     from google.protobuf.message import DecodeError
 
+    data = read_bytes(path, "ONNX file", ArtifactError)
     try:
-        model = onnx.load(os.fspath(path))
-    except FileNotFoundError as error:
-        raise ArtifactError(f"no such ONNX file: {path}") from error
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror or error}") from error
+        model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError) as error:
         raise ArtifactError(f"{path} is not an ONNX file, or a truncated one: {_EXPORT_AGAIN}") from error
     if not model.graph.node or not model.graph.output:
         raise ArtifactError(f"{path} is not an ONNX file, or an empty one: {_EXPORT_AGAIN}")
+    try:
+        onnx.external_data_helper.load_external_data_for_model(model, str(Path(path).parent))
+    except Exception as error:  # of many types, MemoryError included
+        raise ArtifactError(
+            f"{path} keeps weights in other files, which cannot be read ({_first_words(error)}): put them beside it"
+        ) from error
+    _check_structure(onnx, model, path)
     return model
+
+
+def _check_structure(onnx: Any, model: Any, path: str | os.PathLike[str]) -> None:
+    """Refuse graphs that are not what ONNX allows: TensorRT's parser crashes on some of them."""
+    bodies = {(function.domain, function.name): function for function in model.functions}
+    calls = {key: [(node.domain, node.op_type) for node in _nodes(body)] for key, body in bodies.items()}
+    size: dict[tuple[str, str], int] = {}
+    try:
+        for key in TopologicalSorter(calls).static_order():
+            size[key] = 1 + sum(size[called] for called in calls.get(key, ()))
+        with _shapes_of_outputs(onnx, model.graph):
+            onnx.checker.check_model(model)
+    except CycleError as error:
+        raise ArtifactError(f"{path} has a function that calls itself: {_EXPORT_AGAIN}") from error
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{path} has a damaged graph ({_first_words(error)}): {_EXPORT_AGAIN}") from error
+    nodes = sum(size.get((node.domain, node.op_type), 1) for node in _nodes(model.graph))
+    if nodes > _MOST_NODES:
+        raise ArtifactError(f"{path} has {nodes} operators in its functions, above {_MOST_NODES}: {_EXPORT_AGAIN}")
+
+
+@contextlib.contextmanager
+def _shapes_of_outputs(onnx: Any, graph: Any) -> Iterator[None]:
+    """Give outputs types and shapes for the checker, which demands them; no runtime does."""
+    bare = [output for output in graph.output if not output.type.tensor_type.HasField("shape")]
+    types = [onnx.TypeProto.FromString(output.type.SerializeToString()) for output in bare]
+    for output in bare:
+        output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, onnx.TensorProto.FLOAT, []))
+    try:
+        yield
+    finally:
+        for output, type_ in zip(bare, types, strict=True):
+            output.type.CopyFrom(type_)
+
+
+def _nodes(body: Any) -> Iterator[Any]:
+    """The nodes of a graph or function and of the graphs in their attributes."""
+    for node in body.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def onnx_metadata(model: Any, path: str | os.PathLike[str]) -> Metadata:

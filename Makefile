@@ -54,7 +54,7 @@ gpu-check: $(DEMO)/weights.pth
 	@$(BIN)/python -m yolact_deploy.benchmarks.gpu_check --weights $< --work $(DEMO)/gpu -o $(DEMO)/gpu.json
 
 test: lint
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

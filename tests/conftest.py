@@ -40,6 +40,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take longest, so that no worker of pytest-xdist ends long after the others."""
+    order = ("tests/export/", "tests/cli/", "tests/benchmarks/")
+    items.sort(key=lambda item: next((i for i, folder in enumerate(order) if item.nodeid.startswith(folder)), len(order)))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep torch to two threads, or to one in each worker of pytest-xdist, once a collected test has imported it."""
     torch = sys.modules.get("torch")

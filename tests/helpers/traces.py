@@ -49,7 +49,7 @@ class TraceCache:
             alike = first.setdefault(values.digest(), name)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {alike} {bool(tensor.any())}".encode())
         read = (metadata.config, metadata.tail, metadata.cross_class, metadata.batch, metadata.input_dtype,
-                metadata.precision == "bf16", metadata.tail == "functions" and pipeline.mask_dtype)  # fmt: skip
+                metadata.tail == "functions" and pipeline.mask_dtype)  # fmt: skip
         digest.update(repr(read).encode())
         return digest.hexdigest()
 

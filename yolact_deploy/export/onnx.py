@@ -122,7 +122,11 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
     """
     pipeline = _Pipeline(model, metadata).eval()
     _check_weights(pipeline.model)
-    return _trace(pipeline, metadata)
+    graph = _trace(pipeline, metadata)
+    if metadata.precision == "bf16":
+        (opset,) = (entry for entry in graph.opset_import if not entry.domain)
+        opset.version = BF16_OPSET  # what the exporter emits means the same in both, but only this one knows BF16
+    return graph
 
 
 def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:
@@ -183,7 +187,7 @@ def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
             (images,),
             input_names=["images"],
             output_names=list(metadata.outputs),
-            opset_version=BF16_OPSET if metadata.precision == "bf16" else functions.OPSET,
+            opset_version=functions.OPSET,
             dynamo=True,
             external_data=False,
             dynamic_shapes=dynamic,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -159,6 +160,8 @@ def long_functions(limit: int = MOST_FUNCTION_LINES) -> dict[str, int]:
 
 def complex_functions(limit: int = MOST_COMPLEXITY) -> dict[str, int]:
     """Cyclomatic complexity of each function that exceeds ``limit``, as ruff counts it."""
+    if importlib.util.find_spec("ruff") is None:
+        sys.exit("house.py: counting complexity requires ruff: pip install ruff")
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "C901", "--output-format", "json"]
     command += ["--config", f"lint.mccabe.max-complexity={limit}", "--exit-zero", str(PACKAGE)]
     findings = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

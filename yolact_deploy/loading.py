@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import ArtifactError, InputError
+from yolact_deploy.errors import ArtifactError, BackendError, InputError
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
@@ -89,8 +89,13 @@ class ModelSpec:
         if not isinstance(self.compile, bool):
             raise InputError(f"compile: expected True or False, got {self.compile!r}")
         gpu = self.gpu  # raises on a device that does not exist
-        if backend := self.backend or _DEFAULT_BACKENDS.get(self.path.suffix.lower()):
+        if backend := self.chosen_backend:
             self._check_backend(backend, gpu)
+
+    @property
+    def chosen_backend(self) -> str | None:
+        """The backend, by default that of the file's suffix; None for an unknown one."""
+        return self.backend or _DEFAULT_BACKENDS.get(self.path.suffix.lower())
 
     @property
     def gpu(self) -> int | None:
@@ -137,6 +142,27 @@ class ModelSpec:
         except InputError as error:
             raise InputError(f"{text}: {error}") from None
 
+    def check_file(self) -> None:
+        """Raise :class:`InputError` if the file does not exist, with what is beside it."""
+        if self.path.is_dir():
+            raise InputError(f"{self.path} is a folder: name the model file in it")
+        if self.path.is_file():
+            return
+        onnx = self.path.with_suffix(".onnx")
+        hint = f". {onnx} is there: 'yolact-deploy build {onnx}' builds its engine" if onnx.is_file() else ""
+        raise InputError(f"no such model file: {self.path}{hint}")
+
+    def check_gpu(self) -> None:
+        """Raise :class:`BackendError` for an engine where no GPU is, with the ONNX file that runs instead."""
+        if self.chosen_backend != "tensorrt":
+            return
+        try:
+            require_gpu(self.gpu or 0)
+        except BackendError as error:
+            onnx = self.path.with_suffix(".onnx")
+            hint = f"; {onnx} beside it runs here" if onnx.is_file() else ""
+            raise BackendError(f"{self.path} needs an NVIDIA GPU: {error}{hint}") from error
+
     def updated(self, **given: Any) -> ModelSpec:
         """A copy with other values; None keeps a value."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
@@ -154,9 +180,7 @@ class ModelSpec:
     def spelling(self) -> str:
         """The text that :meth:`parse` reads back as this value."""
         options = ",".join(f"{name}={value}" for name, value in self._options().items() if value is not None)
-        backend = self.backend or (
-            _DEFAULT_BACKENDS.get(self.path.suffix.lower()) if options or self.precision else None
-        )
+        backend = self.chosen_backend if options or self.precision else self.backend
         engine = "-".join(filter(None, (backend, self.precision))) + (f":{options}" if options else "")
         return f"{self.path}@{engine}" if engine else str(self.path)
 
@@ -234,16 +258,26 @@ def load(
         backend=backend, precision=precision, threads=threads, tail=tail, device=device, provider=provider,
         compile=compile,
     )  # fmt: skip
-    if not spec.path.exists():
-        raise InputError(f"no such model file: {spec.path}")
-    if spec.path.is_dir():
-        raise InputError(f"{spec.path} is a folder: name the model file in it")
+    spec.check_file()
+    if spec.chosen_backend != "torch" and not (config is None and image_size is None):
+        what = "config" if image_size is None else "image_size"
+        raise InputError(
+            f"{what} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or export "
+            "the checkpoint again"
+        )
     network = _open(spec, config=config, image_size=image_size)
+    exported = "cross-class" if network.metadata.cross_class else "fast"
+    if nms not in (None, exported) and network.tail.name == "graph":
+        network.close()
+        raise InputError(
+            f"nms={nms!r}: NMS is in the graph of {spec.path}, exported as {exported!r}: leave it out, or load an ONNX "
+            "file with tail=host"
+        )
     return Predictor(network, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
 
 
 def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int | None) -> Backend:
-    backend = spec.backend or _DEFAULT_BACKENDS.get(spec.path.suffix.lower())
+    backend = spec.chosen_backend
     if backend == "onnxruntime":
         return _open_onnxruntime(spec)
     if backend == "openvino":
@@ -255,7 +289,11 @@ def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int
     if backend == "tensorrt":
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
-        return TensorRtBackend(spec.path, device=spec.gpu or 0)
+        try:
+            return TensorRtBackend(spec.path, device=spec.gpu or 0)
+        except BackendError:
+            spec.check_gpu()
+            raise
     what = spec.path.suffix.lower() or "without suffix"
     raise ArtifactError(f"{spec.path}: unknown model type {what}; expected one of {', '.join(MODEL_SUFFIXES)}")
 

@@ -238,7 +238,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["bench", "--coco", "."], "nothing to measure"),
         (["bench", "--engine", "{0}/absent.onnx", "--coco", "."], "no such model file"),
         (["bench", "--engine", "{0}/good.onnx@tpu", "--coco", "."], "backend: expected one of onnxruntime"),
-        (["bench", "--engine", "{0}/good.onnx"], "no images named"),
+        (["bench", "--engine", "{0}/good.onnx"], "good.onnx is not an ONNX file"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/absent"], "no such dataset"),
         (["bench", "--engine", "{0}/good.onnx", "--size", "400"], "--size applies to the eager model"),
         (["bench", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--threads", "0"], "--threads: expected"),

@@ -145,6 +145,9 @@ def test_an_abbreviation_is_answered_by_the_option(capsys: pytest.CaptureFixture
         (["data", "shapes", "-o", "a", "--imgsz", "96x64"], "size", "96x64"),
         (["loadgen", "m.onnx", "--images", "a", "--logs", "b", "--max_images", "3"], "limit", 3),
         (["predict", "m.onnx", "--", "--conf"], "sources", ["--conf"]),
+        (["predict", "m.onnx", "-o", "out", "a.jpg", "--conf", "0.5", "b.jpg"], "sources", ["a.jpg", "b.jpg"]),
+        (["predict", "--recursive", "m.onnx", "a"], "model", "m.onnx"),
+        (["inspect", "--layers", "m.onnx"], "file", "m.onnx"),
     ],
 )
 def test_options_as_other_tools_spell_them(words: list[str], name: str, value: object) -> None:

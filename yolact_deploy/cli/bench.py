@@ -3,6 +3,10 @@
 Every model sees the same images, in turns, one per call; times cover everything from the image file to masks of its
 size. The model of --weights runs in eager PyTorch and is the reference; without --weights, the first --engine is.
 
+Without images, those of ./coco or of the dataset that the variable YOLACT_COCO names are taken if the model knows their
+classes, else some that come with the package. Then the reference is the checkpoint that the engine was made from, if it
+lies beside the engine, in the current folder or in weights/, or is the one that ships.
+
 'bench diff A B' compares two results that --output wrote, 'bench table FILE...' lists the engines of several results,
 'bench report FILE' writes the HTML report of one.
 """
@@ -12,22 +16,25 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.dataset_options import add_dataset_arguments, names_dataset, open_dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
     from yolact_deploy.benchmarks.gates import Limits
     from yolact_deploy.benchmarks.measure import BenchRun
     from yolact_deploy.benchmarks.tables import Table
+    from yolact_deploy.datasets.image_sets import CocoImages
     from yolact_deploy.evaluation.engines import EngineSource
 
 _log = logging.getLogger(__name__)
 
 _EPILOG = """\
 examples:
+  yolact-deploy bench --engine yolact.trt
   yolact-deploy bench --weights yolact_base_54_800000.pth --engine yolact_base.onnx --coco coco/ --images 100
   yolact-deploy bench --weights w.pth --engine m.onnx --engine m.onnx@openvino-bf16 --coco coco/ --report bench.html
   yolact-deploy bench --engine m.onnx --images-dir pictures/ --json                 speed only, as JSON
@@ -132,21 +139,35 @@ def _measure(args: argparse.Namespace) -> int:
         raise InputError(f"--energy: expected seconds above 0, got {args.energy:g}")
     limits = _limits(args)
     sources = _sources(args)
-    images = open_dataset(args)
-    limits.check_usable([source.name for source in sources], has_truth=images.content is not None)
-    if not (args.quiet or args.json):
-        print(f"{images.describe()}: {', '.join(source.name for source in sources)}", flush=True)
-    run = run_bench(
-        sources,
-        images,
-        warmup=args.warmup,
-        repeats=args.repeats,
-        energy_seconds=args.energy,
-        find_mistakes=limits.of_detections,
-        with_roofline=args.roofline,
-        progress=args.progress,
-    )
-    return _publish(args, run, limits)
+    with _images(args, sources) as images:
+        limits.check_usable([source.name for source in sources], has_truth=images.content is not None)
+        if not (args.quiet or args.json):
+            print(f"{images.describe()}: {', '.join(source.name for source in sources)}", flush=True)
+        run = run_bench(
+            sources,
+            images,
+            warmup=args.warmup,
+            repeats=args.repeats,
+            energy_seconds=args.energy,
+            find_mistakes=limits.of_detections,
+            with_roofline=args.roofline,
+            progress=args.progress,
+        )
+        return _publish(args, run, limits)
+
+
+@contextmanager
+def _images(args: argparse.Namespace, sources: Sequence[EngineSource]) -> Iterator[CocoImages]:
+    """The images named, or those at hand for the classes of the first model."""
+    from yolact_deploy.cli.at_hand import config_of, pictures_at_hand
+
+    if names_dataset(args):
+        yield open_dataset(args)
+        return
+    path = sources[0].path
+    assert path is not None  # from a specification
+    with pictures_at_hand(args, config_of(path, args.config), args.images) as images:
+        yield images
 
 
 def _publish(args: argparse.Namespace, run: BenchRun, limits: Limits) -> int:
@@ -205,21 +226,59 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
     for name in ("config", "size"):
         if getattr(args, name) is not None and not args.weights:
             raise InputError(f"--{name} applies to the eager model: give --weights too")
-    sources = []
+    sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in _engines(args)]
     if args.weights:
         import_optional("torch", "train", "The eager model")
         from yolact_deploy.samples.pretrained import resolve_weights
 
         weights = str(resolve_weights(args.weights))
-        sources.append(
-            EngineSource.from_spec(
-                weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
-            )
+        eager = EngineSource.from_spec(
+            weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
         )
-    sources += [EngineSource.from_spec(engine, threads=args.threads) for engine in args.engine]
-    if not sources:
-        raise InputError("nothing to measure: give --weights, --engine, or both")
-    return sources
+    else:
+        eager = None if names_dataset(args) else _eager_of(args, sources[0])
+    return [eager, *sources] if eager else sources
+
+
+def _engines(args: argparse.Namespace) -> list[str]:
+    """The models of --engine; without it and --weights, the exported one in the current folder."""
+    from yolact_deploy.cli.at_hand import exported_at_hand
+    from yolact_deploy.errors import InputError
+
+    if args.engine or args.weights:
+        return list(args.engine)
+    exported = exported_at_hand(args)
+    if exported is None:
+        raise InputError(
+            "nothing to measure: give --weights, --engine, or both. 'yolact-deploy export --fp16' writes yolact.onnx "
+            "and yolact.trt"
+        )
+    return [str(exported)]
+
+
+def _eager_of(args: argparse.Namespace, engine: EngineSource) -> EngineSource | None:
+    """The eager model that an engine was made from; None if it cannot run here, which is said."""
+    from importlib.util import find_spec
+
+    from yolact_deploy.cli.at_hand import made_from, read_metadata
+    from yolact_deploy.evaluation.engines import EAGER, EngineSource
+    from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
+
+    assert engine.path is not None  # from a specification
+    if engine.path.suffix.lower() in CHECKPOINT_SUFFIXES:
+        return None
+    metadata = read_metadata(engine.path)
+    weights = made_from(metadata, engine.path)
+    if weights is None:
+        digest = metadata.weights_sha256
+        why = f"no checkpoint here has its SHA-256 {digest[:12]}..." if digest else f"{engine.name} does not record it"
+        args.progress.note(f"note: no weights named, so the eager model is left out: {why}")
+        return None
+    if find_spec("torch") is None:
+        args.progress.note("note: the eager model is left out: torch is not installed")
+        return None
+    args.progress.note(f"note: no weights named: the reference is {weights.name}, which {engine.name} was made from")
+    return EngineSource.from_spec(str(weights), EAGER, backend="torch", threads=args.threads, config=metadata.config)
 
 
 def _print(tables: Iterable[Table], lines: Iterable[str]) -> None:

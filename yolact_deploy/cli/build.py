@@ -3,6 +3,8 @@
 Needs no torch, so it also runs on a Jetson. The engine is a plain plan that trtexec and Triton load; its network name
 holds the metadata. TensorRT for RTX builds without a GPU.
 
+Without ONNX, the only ONNX file in the current folder is taken.
+
 examples:
   yolact-deploy build yolact_base.onnx                       yolact_base.trt beside it
   yolact-deploy build yolact_base.onnx --engine rtx --target-sm 86,89
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("onnx", metavar="ONNX", help="file written by 'yolact-deploy export'")
+    parser.add_argument("onnx", metavar="ONNX", nargs="?", help="file written by 'yolact-deploy export'")
     parser.add_argument(
         "-o", "--output", metavar="ENGINE", help="engine file (default: name of the ONNX file with .trt)"
     )
@@ -36,7 +38,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         "--engine",
         choices=choices,
         default="auto",
-        help="TensorRT to build with; auto: TensorRT if it is installed, otherwise TensorRT for RTX",
+        help="TensorRT to build with; auto: TensorRT if it is installed and a GPU is here, otherwise TensorRT for RTX",
     )
     parser.add_argument("--workspace", type=positive, metavar="MIB", help="limit of TensorRT's scratch memory")
     parser.add_argument(
@@ -91,9 +93,10 @@ def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.cli.at_hand import onnx_at_hand
     from yolact_deploy.console import print_json
 
-    onnx_path = Path(args.onnx)
+    onnx_path = Path(args.onnx) if args.onnx else onnx_at_hand(args)
     engine_path = Path(args.output) if args.output else onnx_path.with_suffix(".trt")
     report = build(args, onnx_path, engine_path, args.engine)
     if args.json:

@@ -17,6 +17,11 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--images", type=int, metavar="N", help="only the first N pictures, by image id")
 
 
+def names_dataset(args: argparse.Namespace) -> bool:
+    """Whether the user names images."""
+    return any(value is not None for value in (args.coco, args.annotations, args.images_dir))
+
+
 def open_dataset(args: argparse.Namespace) -> CocoImages:
     from yolact_deploy.datasets.image_sets import open_images
 

@@ -3,7 +3,10 @@
 The file takes uint8 BGR images and returns detections and masks. It runs unchanged in ONNX Runtime, OpenVINO and
 TensorRT. Every export is run in ONNX Runtime and compared with the eager model; if they disagree, no file is kept.
 
+Without --weights, the only checkpoint in the current folder or in weights/ is taken, else the model that ships.
+
 examples:
+  yolact-deploy export --fp16                                           yolact.onnx and yolact.trt
   yolact-deploy export --weights yolact_base_54_800000.pth --fp16       yolact_base.onnx and yolact_base.trt
   yolact-deploy export --weights w.pth --bf16                           the same, with the range of single precision
   yolact-deploy export --weights w.pth --int8 --calibration coco/train2017    8 bits, ranges from 500 of its pictures
@@ -32,7 +35,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", required=True, metavar="W", help="checkpoint (.pth, .safetensors) or the name of official weights"
+        "--weights",
+        metavar="W",
+        help="checkpoint (.pth, .safetensors) or the name of official weights (default: the one at hand)",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the input image (default: as configured)")
@@ -57,8 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cross-class", action="store_true", help="one Fast NMS over all classes")
     add_engine_arguments(parser, choices=("auto", *FLAVOURS, "none"))
     parser.add_argument(
-        "-o", "--output", metavar="STEM", help="write STEM.onnx and STEM.trt (default: name of the configuration)"
-    )
+        "-o", "--output", metavar="STEM",
+        help="write STEM.onnx and STEM.trt (default: name of the configuration; without --weights, yolact)",
+    )  # fmt: skip
 
 
 def _add_precision_arguments(parser: argparse.ArgumentParser) -> None:
@@ -151,6 +157,7 @@ def export_spec(args: argparse.Namespace) -> ExportSpec:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import write_json
+    from yolact_deploy.cli.at_hand import STEM, checkpoint_at_hand
     from yolact_deploy.cli.export_report import print_export
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import import_optional
@@ -163,9 +170,9 @@ def run(args: argparse.Namespace) -> int:
 
     spec = export_spec(args)
     flavour = _flavour(args)
-    weights = resolve_weights(args.weights)
+    weights = resolve_weights(args.weights) if args.weights else checkpoint_at_hand(args)
     model = load_model(weights, config=spec.config, image_size=spec.size)
-    onnx_path = _onnx_path(args.output, model.config.name)
+    onnx_path = _onnx_path(args.output, model.config.name if args.weights else STEM)
     say(args, f"exporting {model.config.name} ({spec.precision}) to {onnx_path} ...")
     start = time.perf_counter()
     exported = export_model(model, onnx_path, spec, weights=weights, progress=args.progress)
@@ -189,6 +196,7 @@ def run(args: argparse.Namespace) -> int:
 def _flavour(args: argparse.Namespace) -> str | None:
     """The TensorRT to build with, or None; checked before the export, which takes longer."""
     from yolact_deploy.export.engine import available_flavour, import_tensorrt
+    from yolact_deploy.machine.nvidia import has_gpu
 
     if args.engine == "none" or args.target == "onnxruntime":
         return None
@@ -198,6 +206,9 @@ def _flavour(args: argparse.Namespace) -> str | None:
     flavour = available_flavour()
     if flavour is None:
         say(args, "TensorRT is not installed here: writing the ONNX file only ('yolact-deploy doctor' shows more)")
+    elif flavour == "tensorrt" and not has_gpu():
+        say(args, "TensorRT builds engines only where an NVIDIA GPU is: writing the ONNX file only")
+        return None
     return flavour
 
 

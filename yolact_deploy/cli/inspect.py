@@ -1,4 +1,7 @@
-"""Show what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint."""
+"""Show what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint.
+
+Without FILE, the model in the current folder: an exported one, else the only checkpoint, else the model that ships.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,19 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt")
+    parser.add_argument(
+        "file", metavar="FILE", nargs="?", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt"
+    )
     parser.add_argument("--layers", action="store_true", help="also list every node (ONNX) or tensor (weights)")
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.cli.at_hand import model_at_hand
     from yolact_deploy.console import print_json
     from yolact_deploy.inspection import inspect_file
+    from yolact_deploy.vocabulary import ENGINE_SUFFIXES, ONNX_SUFFIXES
 
-    facts = inspect_file(args.file, layers=args.layers)
+    facts = inspect_file(args.file or model_at_hand(args, (*ENGINE_SUFFIXES, *ONNX_SUFFIXES)), layers=args.layers)
     if args.json:
         print_json(facts)
     else:

@@ -162,6 +162,12 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
 
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        has_actions = any(isinstance(action.choices, dict) for action in self._actions)
+        # Only so may options stand between optional positional arguments.
+        parse = super().parse_args if has_actions else super().parse_intermixed_args
+        return parse(args, namespace)
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         # What follows an action or "--" is not for this parser.

@@ -1,12 +1,18 @@
-"""Detect objects in pictures, folders, videos or a camera stream; write overlays and JSON."""
+"""Detect objects in pictures, folders, videos or a camera stream; write overlays and JSON.
+
+Without MODEL, the exported model in the current folder is taken, else the only checkpoint, else the model that ships.
+Without SOURCE, pictures that come with the package.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_deploy.vocabulary import BACKENDS, NMS_VARIANTS
+from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from yolact_deploy.cli.prediction import Summary
@@ -21,9 +27,9 @@ _FORMATS = ("overlay", "json", "coco")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     parser.add_argument(
-        "model", metavar="MODEL", help="ONNX file, engine or checkpoint; FILE@BACKEND selects a backend"
+        "model", metavar="MODEL", nargs="?", help="ONNX file, engine or checkpoint; FILE@BACKEND selects a backend"
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="picture, folder, video file or camera number")
+    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="picture, folder, video file or camera number")
     parser.add_argument(
         "-o", "--output", metavar="DIR", default="predictions", help="output folder (default predictions)"
     )
@@ -47,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
+    parser.add_argument("--size", type=int, metavar="S", help="input side of a checkpoint (default: as configured)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,25 +65,55 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.progress import SILENT
     from yolact_deploy.streams.sources import find_sources
 
-    sources = find_sources(args.sources, recursive=args.recursive)
-    progress = SILENT if args.json else args.progress
-    sources.check_formats(args.format)
-    with output_folder(args.output) as folder:
+    with contextlib.ExitStack() as stack:
+        model_name, names = _named(args, stack)
+        sources = find_sources(names, recursive=args.recursive)
+        progress = SILENT if args.json else args.progress
+        sources.check_formats(args.format)
+        folder = stack.enter_context(output_folder(args.output))
         model = loading.load(
-            args.model,
+            model_name,
             backend=args.backend,
             threads=args.threads,
             config=args.config,
+            image_size=args.size,
             score_threshold=args.score_threshold,
             nms=args.nms,
             lazy_masks=False,  # the timings include pasting
         )
-        with model:
-            labels = select_classes(model.config, args.classes)
-            job = PredictionJob(model, folder, args.format, labels, progress=progress, max_frames=args.max_frames)
-            summary = job.run(sources)
+        stack.enter_context(model)
+        labels = select_classes(model.config, args.classes)
+        job = PredictionJob(model, folder, args.format, labels, progress=progress, max_frames=args.max_frames)
+        summary = job.run(sources)
     _print(summary, args)
     return 2 if summary.failed else 0
+
+
+def _named(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, list[str]]:
+    """The model and the sources, those at hand where none is named.
+
+    Args:
+        stack: keeps pictures at hand until it closes
+    """
+    from yolact_deploy.cli.at_hand import EXAMPLES, config_of, model_at_hand, pictures_at_hand
+    from yolact_deploy.loading import ModelSpec
+
+    names = list(filter(None, (args.model, *args.sources)))
+    is_model = bool(names) and not _is_source(names[0], alone=len(names) == 1)
+    model = names.pop(0) if is_model else str(model_at_hand(args))
+    if not names:
+        spec = ModelSpec.parse(model)
+        spec.check_file()
+        images = stack.enter_context(pictures_at_hand(args, config_of(spec.path, args.config), EXAMPLES))
+        args.progress.note(f"note: no pictures named: taking {images.describe()}")
+        names = list(map(str, images.paths))
+    return model, names
+
+
+def _is_source(text: str, *, alone: bool) -> bool:
+    """Whether the first name is a picture, video, camera or, if it is the only one, a folder, and not a model."""
+    suffix = Path(text).suffix.lower()
+    return suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or text.isdecimal() or (alone and Path(text).is_dir())
 
 
 def _print(summary: Summary, args: argparse.Namespace) -> None:

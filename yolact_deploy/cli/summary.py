@@ -1,4 +1,7 @@
-"""Show the layers of a network with output shapes, parameters and multiply-adds, and the totals."""
+"""Show the layers of a network with output shapes, parameters and multiply-adds, and the totals.
+
+Without options, the network of the only checkpoint in the current folder or in weights/, else of the model that ships.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    network = parser.add_mutually_exclusive_group(required=True)
+    network = parser.add_mutually_exclusive_group()
     network.add_argument("--config", metavar="NAME", help="a configuration, such as yolact_base, or a JSON file")
     network.add_argument("--weights", metavar="FILE", help="a checkpoint; its configuration is inferred")
     parser.add_argument("--depth", type=int, default=3, metavar="N", help="levels of nested modules (default 3)")
@@ -14,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import read_config
+    from yolact_deploy.cli.at_hand import checkpoint_at_hand
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError, import_optional
 
@@ -25,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.model.checkpoint import load_model
     from yolact_deploy.model.layer_table import summarize, summary_dict
 
-    described = network or load_model(args.weights)
+    described = network or load_model(args.weights or checkpoint_at_hand(args))
     if args.json:
         print_json(summary_dict(described))
     else:

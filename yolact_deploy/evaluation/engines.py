@@ -49,11 +49,12 @@ class EngineSource:
 
         Raises:
             InputError: there is no such file, or the specification is invalid.
+            BackendError: an engine, and no GPU is here.
         """
         parsed = ModelSpec.parse(text)
         spec = parsed.updated(**options)
-        if not spec.path.is_file():
-            raise InputError(f"no such model file: {spec.path}")
+        spec.check_file()
+        spec.check_gpu()
         choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         return cls(

@@ -96,6 +96,14 @@ def find_driver() -> Driver:
     return Driver((version.value // 1000, version.value % 1000 // 10), gpus)
 
 
+def has_gpu() -> bool:
+    """Whether the driver starts and sees a GPU."""
+    try:
+        return bool(find_driver().gpus)
+    except BackendError:
+        return False
+
+
 def require_gpu(index: int = 0) -> Gpu:
     """The GPU with this number.
 

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from yolact_deploy.errors import BackendError, ExportError, MissingDependencyError, import_optional
+from yolact_deploy.machine.nvidia import has_gpu
 from yolact_deploy.vocabulary import FLAVOURS
 
 # -- the modules ----------------------------------------------------------------------------------------------------
@@ -42,14 +43,16 @@ def import_tensorrt(flavour: str, purpose: str = "Building or running an engine"
 
 
 def available_flavour() -> str | None:
-    """The flavour for "auto": TensorRT if installed, else TensorRT for RTX, else None."""
+    """The flavour for "auto": TensorRT if it is installed and a GPU is here, else TensorRT for RTX, else TensorRT."""
+    installed = []
     for flavour in FLAVOURS:
         try:
             import_tensorrt(flavour)
         except MissingDependencyError:
             continue
-        return flavour
-    return None
+        installed.append(flavour)
+    # TensorRT builds for the GPU it runs on, TensorRT for RTX without any.
+    return next(iter(installed if has_gpu() else installed[::-1]), None)
 
 
 def version(trt: Any) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the files that take longest, so that no worker of pytest-xdist ends long after the others."""
     order = ("tests/export/", "tests/cli/", "tests/benchmarks/")
-    items.sort(key=lambda item: next((i for i, folder in enumerate(order) if item.nodeid.startswith(folder)), len(order)))
+    items.sort(key=lambda item: next((i for i, place in enumerate(order) if item.nodeid.startswith(place)), len(order)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

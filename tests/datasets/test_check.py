@@ -45,9 +45,34 @@ BAD: list[tuple[str, Change]] = [
     ("malformed image record", add("text", to="images")),  # type: ignore[arg-type]
     ("duplicate image id", add({"id": 1, "file_name": "1.png", "height": 48, "width": 64}, to="images")),
     ("missing image", image(file_name="absent.png")),
-    ("malformed annotation", lambda data: data["annotations"][1].pop("area")),
+    ("malformed image record", image(id="3")),
+    ("malformed image record", image(width=10**9)),
+    ("malformed image record", image(width=1 << 20, height=1 << 20)),
+    ("file name outside the folder", image(file_name="../set.yaml")),
+    ("file name outside the folder", image(file_name="..\\set.yaml")),
+    ("file name outside the folder", image(file_name="/etc/hostname")),
+    ("file name outside the folder", image(file_name="C:\\data\\1.png")),
+    ("file name outside the folder", image(file_name="\\\\server\\data\\1.png")),
+    ("missing image", image(file_name="a\0b.png")),
+    ("missing image", image(file_name="x" * 100_000)),
+    ("missing image", image(file_name=".")),
+    ("image of another size", image(height=64, width=48)),
+    ("malformed annotation", lambda data: data["annotations"][1].pop("bbox")),
+    ("malformed annotation", lambda data: data["annotations"][1].pop("segmentation")),
     ("malformed annotation", second(area=float("nan"))),
+    ("malformed annotation", second(area="12")),
+    ("malformed annotation", second(area=10**400)),
     ("malformed annotation", second(id="x")),
+    ("malformed annotation", second(id=10**400)),
+    ("malformed annotation", second(iscrowd="0")),
+    ("malformed annotation", second(iscrowd=2)),
+    ("malformed annotation", second(iscrowd=[0])),
+    ("malformed annotation", second(keypoints=7)),
+    ("malformed annotation", second(keypoints=[1, "2", 3])),
+    ("malformed annotation", second(keypoints=[1, 2, float("inf")])),
+    ("annotation of an unknown image", second(image_id="1")),
+    ("annotation of an unknown image", second(image_id=1.5)),
+    ("annotation of an unknown image", second(image_id=None)),
     ("duplicate annotation id", second(id=1)),
     ("annotation of an unknown image", second(image_id=77)),
     ("unknown category id", second(category_id=8)),
@@ -55,6 +80,9 @@ BAD: list[tuple[str, Change]] = [
     ("impossible box", second(bbox=[float("nan"), 1, 2, 3])),
     ("impossible box", second(bbox=[1, 1, -2, 3])),
     ("impossible box", second(bbox=[1, 1, 2])),
+    ("impossible box", second(bbox=[1e308] * 4)),
+    ("impossible box", second(bbox=[0, 0, 10**400, 1])),
+    ("impossible box", second(bbox=["1", "1", "2", "2"])),
     ("empty mask", second(segmentation=[])),
     ("empty mask", second(segmentation=[[]])),
     ("empty mask", second(segmentation=[[1, 1, 2, 2]])),
@@ -71,6 +99,21 @@ BAD: list[tuple[str, Change]] = [
     ("malformed mask", second(segmentation={"size": [48, 64], "counts": "ooooo"})),
     ("malformed mask", second(segmentation={"size": [48, 64], "counts": "\n"})),
     ("malformed mask", second(segmentation={"size": [48, 64], "counts": 5})),
+    ("malformed mask", second(segmentation=[10, 12, 30, 12, 30, 28])),
+    ("malformed mask", second(segmentation=[[[10, 12], [30, 12], [30, 28]]])),
+    ("malformed mask", second(segmentation=[[0, 0, 1e308, 0, 1e308, 1e308]])),
+    ("malformed mask", second(segmentation=[[0, 0, 10**400, 0, 5, 5]])),
+    ("malformed mask", second(segmentation=[[float("nan")] * 6])),
+    ("malformed mask", second(segmentation=[[-1e9, -1e9, 1e9, -1e9, 1e9, 1e9]])),
+    ("malformed mask", second(segmentation=[[0, 0, 64, 48] * 1000])),
+    ("malformed mask", second(segmentation=[[-9e6, -9e6, 9e6, -9e6, 9e6, 9e6]])),
+    ("malformed mask", second(segmentation={"size": [48, 64], "counts": [48 * 64, 5]})),
+    ("malformed mask", second(segmentation={"size": [48, 64], "counts": [1 << 62] * 4 + [48 * 64]})),
+    ("malformed mask", second(segmentation={"size": [48, 64], "counts": [10**400]})),
+    ("malformed mask", second(segmentation={"size": [48, 64], "counts": [1.5]})),
+    ("malformed mask", second(segmentation={"size": [48, 64], "counts": "o" * 1_000_000})),
+    ("malformed mask", second(segmentation={"size": [10**400, 64], "counts": [0, 5]})),
+    ("malformed mask", second(segmentation={"counts": [0, 48 * 64]})),
 ]
 ODD: list[tuple[str, Change]] = [
     ("box without area", second(bbox=[3, 3, 0, 5])),
@@ -78,7 +121,13 @@ ODD: list[tuple[str, Change]] = [
     ("box partly outside its image", second(bbox=[50, 12, 30, 16], segmentation=rectangle(50, 12, 30, 16))),
     ("mask without area", second(segmentation=[[1, 1, 5, 5, 9, 9]])),
     ("polygon of fewer than three points", second(segmentation=[*rectangle(10, 12, 20, 16), [1, 1, 2, 2]])),
-    ("mask far from its box", second(bbox=[1, 1, 5, 5])),
+    ("box that does not fit its mask", second(bbox=[1, 1, 5, 5])),
+    ("box that does not fit its mask", second(bbox=[10, 12, 30, 28])),
+    ("box that does not fit its mask", second(bbox=[10, 12, 10, 8])),
+    ("box that does not fit its mask", second(segmentation={"size": [48, 64], "counts": [48 * 12, 480, 48 * 42]})),
+    ("no area", lambda data: data["annotations"][1].pop("area")),
+    ("no area", second(area=None)),
+    ("no area", second(area=-320)),
     ("duplicate annotation", add(annotation(9, 1, 7, (10, 12, 20, 16)))),
     ("duplicate image file", add({"id": 9, "file_name": "1.png", "height": 48, "width": 64}, to="images")),
     ("image without objects", lambda data: None),
@@ -117,16 +166,19 @@ def test_what_is_odd_is_reported_and_trained_on(tmp_path: Path, kind: str, chang
 
 
 def test_every_kind_is_tried() -> None:
-    of_pictures = {"unreadable image", "image of another size", "image in several splits"}
+    of_pictures = {"unreadable image", "image in several splits"}
     assert {kind for kind, _ in [*BAD, *ODD]} | of_pictures == set(KINDS)
 
 
 def test_deep_reads_the_pictures(tmp_path: Path) -> None:
     data = content()
-    data["images"][0]["width"] = 70
     spec = open_dataset(write_set(tmp_path, data, TRAIN_ONLY))
     (tmp_path / "images" / "2.png").write_bytes(b"no picture")
     assert not check_dataset(spec).errors
+    data["images"][0]["width"] = 70
+    write_set(tmp_path, data, TRAIN_ONLY)
+    (tmp_path / "images" / "2.png").write_bytes(b"no picture")
+    assert [problem.kind for problem in check_dataset(spec).errors] == ["image of another size"]
     report = check_dataset(spec, deep=True)
     assert [(p.kind, p.examples) for p in report.errors] == [
         ("unreadable image", ["2.png"]),
@@ -146,7 +198,7 @@ def test_counts_and_examples(tmp_path: Path) -> None:
     report = check_dataset(open_dataset(write_set(tmp_path, data, TRAIN_ONLY)))
     (problem,) = report.errors
     assert (problem.kind, problem.count, len(problem.examples)) == ("unknown category id", 50, 5)
-    assert "annotation 100: category 9" in problem.examples[0]
+    assert "annotation 100: category_id 9" in problem.examples[0]
     split = report.splits[0]
     assert (split.images, split.objects, split.crowds) == (3, 3, 1)
     assert split.objects_of_class == {"cat": 1, "dog": 2}

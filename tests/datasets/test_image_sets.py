@@ -87,19 +87,23 @@ def test_plain_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.pop("annotations"), "no list 'annotations'"),
+        (lambda c: c.update(annotations={}), "no list 'annotations'"),
         (lambda c: c.pop("categories"), "no list 'categories'"),
         (lambda c: c.update(images={}), "no list 'images'"),
         (lambda c: c.update(images=[]), "1 x no images"),
-        (lambda c: c["images"][1].pop("width"), r"1 x malformed image record \(number 1\)"),
+        (lambda c: c["images"][1].pop("width"), r"1 x malformed image record \(number 1: no width\)"),
         (lambda c: c["images"].append(c["images"][0]), r"duplicate image id \(1\)"),
-        (lambda c: c["images"][0].update(id="1"), r"malformed image record \(number 0\)"),
-        (lambda c: c["images"][0].update(file_name=3), r"malformed image record \(number 0\)"),
-        (lambda c: c["images"].append(7), r"malformed image record \(number 3\)"),
-        (lambda c: c["annotations"][0].pop("area"), r"malformed annotation \(number 0\)"),
-        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"impossible box \(annotation \d+: \[1, 2, 3\]\)"),
+        (lambda c: c["images"][0].update(id="1"), r"malformed image record \(number 0: id is '1', expected an"),
+        (lambda c: c["images"][0].update(file_name=3), r"malformed image record \(number 0: file_name is 3"),
+        (lambda c: c["images"].append(7), r"malformed image record \(number 3: 7\)"),
+        (lambda c: c["annotations"][0].pop("id"), r"malformed annotation \(number 0: no id\)"),
+        (lambda c: c["annotations"][1].pop("bbox"), r"malformed annotation \(annotation 2: no bbox\)"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), r"impossible box \(annotation \d+: bbox \[1, 2, 3\]\)"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "impossible box"),
-        (lambda c: c["annotations"][0].update(category_id=99), r"unknown category id \(annotation \d+: category 99\)"),
+        (
+            lambda c: c["annotations"][0].update(category_id=99),
+            r"unknown category id \(annotation 1: category_id 99\)",
+        ),
         (lambda c: c["annotations"][1].update(id=1), r"duplicate annotation id \(annotation 1\)"),
     ],
 )
@@ -133,7 +137,7 @@ def test_a_missing_iscrowd_is_none(tmp_path: Path) -> None:
 def test_missing_images(tmp_path: Path) -> None:
     write_coco(tmp_path)
     (tmp_path / "images/000002.png").unlink()
-    with pytest.raises(DatasetError, match=r"1 of the 3 images.*000002.png.*--images 2"):
+    with pytest.raises(DatasetError, match=r"1 of the 3 images.*000002.png.*--limit 2"):
         open_images(coco=tmp_path)
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(DatasetError, match=r"none of the 3 images.*--images-dir"):

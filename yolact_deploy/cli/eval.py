@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--engine", metavar="SPEC", help="model to run: FILE[@BACKEND...]")
     what.add_argument("--weights", metavar="W", help="checkpoint (or name of official weights) to run in PyTorch")
-    what.add_argument("--results", metavar="FILE", help="COCO results to score; requires only --annotations")
+    what.add_argument("--results", metavar="FILE", help="COCO results to score; requires only annotations")
     parser.add_argument(
         "--config", metavar="NAME", help="configuration of --weights: name or JSON file (default: inferred)"
     )
@@ -98,34 +98,37 @@ def run(args: argparse.Namespace) -> int:
 def _score_file(args: argparse.Namespace) -> _Scored:
     from pathlib import Path
 
-    from yolact_deploy.datasets.annotations import read_annotations
+    from yolact_deploy.datasets.coco_results import read_results
+    from yolact_deploy.datasets.image_sets import open_truth
     from yolact_deploy.errors import InputError
-    from yolact_deploy.evaluation.accuracy import score_results
+    from yolact_deploy.evaluation.accuracy import accuracy
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
 
-    if not args.annotations:
-        raise InputError("--results requires the ground truth: add --annotations FILE")
-    for option in ("images", "images_dir", "coco", "save_results", "cache"):
+    for option in ("images", "images_dir", "save_results", "cache"):
         if getattr(args, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')} has no effect with --results: leave it out")
-    ids = _image_ids(args.image_ids)
-    accuracy = score_results(args.annotations, args.results, ids, args.evaluator)
+            name = {"images": "limit"}.get(option, option.replace("_", "-"))
+            raise InputError(f"--{name} has no effect with --results: leave it out")
+    truth = open_truth(coco=args.coco, annotations=args.annotations, lenient=args.lenient)
+    truth = truth.select(_image_ids(args.image_ids))
+    truth.require_objects()
+    content, ids = truth.content, truth.image_ids
+    assert content is not None  # open_truth reads it
+    scored = accuracy(content, read_results(args.results, content), ids, args.evaluator)
     difference = {}
     if args.reference:
-        content = read_annotations(args.annotations)
-        chosen = [image["id"] for image in content["images"]] if ids is None else ids
-        matches = read_matches(args.results, content, chosen)
-        difference = differences(args.reference, matches, content, chosen, samples=args.samples, seed=args.seed)
-    return _Scored(Path(args.results).name, accuracy, None, difference)
+        matches = read_matches(args.results, content, ids)
+        difference = differences(args.reference, matches, content, ids, samples=args.samples, seed=args.seed)
+    return _Scored(Path(args.results).name, scored, None, difference)
 
 
 def _image_ids(text: str | None) -> list[int] | None:
     from yolact_deploy.errors import InputError
+    from yolact_deploy.untrusted import shown
 
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError:
-        raise InputError(f"--image-ids: expected numbers separated by commas, got {text!r}") from None
+        raise InputError(f"--image-ids: expected numbers separated by commas, got {shown(text)}") from None
 
 
 def _score_model(args: argparse.Namespace) -> _Scored:
@@ -136,9 +139,11 @@ def _score_model(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.evaluate import cache_key, evaluate
 
     if args.image_ids is not None:
-        raise InputError("--image-ids requires --results: limit a model's images with --images N")
+        raise InputError("--image-ids requires --results: limit a model's images with --limit N")
     source, choice = _source(args)
     images = open_dataset(args)
+    if not args.save_results:
+        images.require_objects()
     with contextlib.ExitStack() as stack:
         cache = None
         if args.cache:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' shows all recipes")
     parser.add_argument("--data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
     parser.add_argument(
         "--weights",
         metavar="INIT",
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         device=args.device,
         workers=args.workers,
+        lenient=args.lenient,
         progress=args.progress,
     )
     if result.is_main:

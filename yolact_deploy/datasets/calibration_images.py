@@ -18,7 +18,7 @@ import numpy as np
 
 from yolact_deploy.datasets.annotations import read_coco
 from yolact_deploy.datasets.image_sets import pictures_in
-from yolact_deploy.datasets.resolve import SplitFiles, resolve_dataset
+from yolact_deploy.datasets.resolve import SplitFiles, is_file, picture_path, resolve_dataset
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
@@ -141,8 +141,8 @@ def _pictures_of(split: SplitFiles) -> list[Path]:
             return pictures
     records = read_coco(split.annotations)["images"]
     folder = split.locate(records).images
-    names = {str(record["file_name"]) for record in records if isinstance(record, dict) and "file_name" in record}
-    listed = [path for name in sorted(names) if (path := folder / name).is_file()]
+    names = (record.get("file_name") for record in records if isinstance(record, dict))
+    listed = sorted({path for name in names if (path := picture_path(folder, name)) is not None and is_file(path)})
     return listed if split.name == "train" else pictures_in(folder) or listed
 
 

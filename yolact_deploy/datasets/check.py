@@ -81,7 +81,7 @@ def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress =
     """
     reports, seen = [], set[str]()
     for split in spec.splits.values():
-        scan = scan_file(split.annotations, split.images, spec.classes)
+        scan = scan_file(split.annotations, split.images, spec.classes, sizes=not deep)
         records, table, findings = scan.images, scan.table, scan.findings
         if deep:
             _read_all(split, records, findings, progress)
@@ -101,11 +101,10 @@ def check_dataset(spec: DatasetSpec, *, deep: bool = False, progress: Progress =
 
 
 def _read_all(split: Split, records: list[ImageRecord], findings: Findings, progress: Progress) -> None:
-    """Read the pictures that exist; OpenCV lets other threads run while it decodes."""
-    existing = [record for record in records if (split.images / record.file_name).is_file()]
+    """Read the pictures; OpenCV lets other threads run while it decodes."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), existing)
-        for problem in progress.track(read, f"reading {split.name}", len(existing)):
+        read: Iterable[tuple[str, str] | None] = pool.map(lambda record: _read(split.images, record), records)
+        for problem in progress.track(read, f"reading {split.name}", len(records)):
             if problem:
                 findings.add(*problem)
 

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from yolact_deploy.artifact import atomic_write
-from yolact_deploy.datasets.annotations import is_box, is_number, is_whole
-from yolact_deploy.datasets.rle import image_runs
+from yolact_deploy.datasets.annotations import PictureIds, is_id
+from yolact_deploy.datasets.mask_check import is_box, is_number
+from yolact_deploy.datasets.rle import image_runs, without_empty_runs
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.untrusted import read_json
+from yolact_deploy.mask_forms import compress_counts
+from yolact_deploy.untrusted import read_json, shown
 
 Result = dict[str, Any]
 
@@ -24,8 +26,12 @@ _CURE = "write the file again as COCO results"
 
 
 def read_results(path: str | os.PathLike[str], content: Mapping[str, Any]) -> list[Result]:
-    """Read and check a results file for the annotations ``content``; raises :class:`DatasetError`."""
+    """Read and check a results file for the annotations ``content``; raises :class:`DatasetError`.
+
+    Results with a ``file_name``, as `predict` writes them where it makes up the ids, take the id of that image.
+    """
     results: list[Result] = read_json(path, "results file", DatasetError)
+    _take_ids_of_names(results, content, str(path))
     check_results(results, content, str(path))
     return results
 
@@ -73,6 +79,22 @@ def check_results(results: Any, content: Mapping[str, Any], source: str) -> None
             raise DatasetError(f"{source}: result number {index} {problem}")
 
 
+def _take_ids_of_names(results: Any, content: Mapping[str, Any], source: str) -> None:
+    """Replace the image ids of results that name their picture."""
+    named = [r for r in results if isinstance(r, dict) and isinstance(r.get("file_name"), str)] if results else []
+    if not named:
+        return
+    ids = PictureIds(content["images"]).of(result["file_name"] for result in named)
+    for result in named:
+        number = ids.get(result["file_name"])
+        if number is None:
+            raise DatasetError(
+                f"{source} has results of the picture {shown(result['file_name'])}, which the annotations do not list: "
+                "give the annotations of the same pictures"
+            )
+        result["image_id"] = number
+
+
 def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) -> str | None:
     if not isinstance(result, dict):
         return f"is a {type(result).__name__}, expected an object: {_CURE}"
@@ -80,15 +102,15 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
     if missing:
         return f"has no {', '.join(missing)}: {_CURE}"
     image, category, score = result["image_id"], result["category_id"], result["score"]
-    if not is_whole(image) or image not in sizes:
-        return f"belongs to image {image!r}, which the annotations do not list: give the annotations of the same images"
-    if not is_whole(category) or category not in categories:
-        return f"has category id {category!r}, which the annotations do not have: use the dataset's category ids"
+    if not is_id(image) or image not in sizes:
+        return f"belongs to image {shown(image)}, which the annotations do not list: give those of the same images"
+    if not is_id(category) or category not in categories:
+        return f"has category id {shown(category)}, which the annotations do not have: use the dataset's category ids"
     for name, value in (("score", score), ("mask_score", result.get("mask_score", score))):
         if not is_number(value):
-            return f"has the {name} {value!r}, expected a number: {_CURE}"
+            return f"has the {name} {shown(value)}, expected a number: {_CURE}"
     if "bbox" in result and not is_box(result["bbox"]):
-        return f"has the bbox {result['bbox']!r}, expected [x, y, width, height]: {_CURE}"
+        return f"has the bbox {shown(result['bbox'])}, expected [x, y, width, height]: {_CURE}"
     if "segmentation" in result:
         return _rle_problem(result["segmentation"], sizes[image])
     return None
@@ -97,9 +119,14 @@ def _problem(result: Any, sizes: Mapping[int, list[int]], categories: set[int]) 
 def _rle_problem(rle: Any, size: list[int]) -> str | None:
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
         return "has a segmentation that is not a compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
-    if rle["size"] != size:
-        return f"has a mask of size {rle['size']}, the image is {size} (height, width): paste masks at the image's size"
+    if rle["size"] != size or not all(map(is_id, rle["size"])):
+        text = f"has a mask of size {shown(rle['size'])}, the image is {size} (height, width)"
+        return f"{text}: paste masks at the image's size"
     # pycocotools reads past the end of a broken text, so the runs are checked here.
-    if image_runs(rle["counts"], *size) is None:
+    runs = image_runs(rle["counts"], *size)
+    if runs is None:
         return "has a damaged RLE (its runs do not fill the image): encode it with pycocotools.mask.encode"
+    plain = without_empty_runs(runs)
+    if plain is not runs:
+        rle["counts"] = compress_counts(plain)
     return None

@@ -15,16 +15,21 @@ or any other form of dataset that `resolve` supports.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.datasets.annotations import CURE, categories_of, is_whole, read_coco
+from yolact_deploy.datasets.annotations import CURE, categories_of, is_id, read_coco
 from yolact_deploy.datasets.resolve import SPLITS, Split, resolve_dataset, yaml_files
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.untrusted import shown
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class DatasetSpec:
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     splits: Mapping[str, Split]
+    lenient: bool = False  #: leave out records that are not sound
 
     def split(self, name: str) -> Split:
         """The split called ``name``; raises :class:`DatasetError` if there is none."""
@@ -54,11 +60,12 @@ class DatasetSpec:
         return config.with_classes(self.names, self.category_ids)
 
 
-def open_dataset(path: str | os.PathLike[str]) -> DatasetSpec:
+def open_dataset(path: str | os.PathLike[str], *, lenient: bool = False) -> DatasetSpec:
     """Find the splits and classes of a dataset. A single annotations file of another name is the training split.
 
     Args:
         path: dataset file (YAML), folder or annotations file, see `resolve`
+        lenient: leave out records that are not sound where the annotations are read
 
     Raises:
         DatasetError: no such file, or a description with an error.
@@ -80,7 +87,7 @@ def open_dataset(path: str | os.PathLike[str]) -> DatasetSpec:
         classes = classes or classes_of(dataset.names, content, dataset.path, split.annotations)
         located = split.locate(content["images"])
         splits[name] = Split(name, located.annotations, located.images)
-    return DatasetSpec(dataset.path, tuple(classes.values()), tuple(classes), splits)
+    return DatasetSpec(dataset.path, tuple(classes.values()), tuple(classes), splits, lenient)
 
 
 def classes_of(names: Any, content: Mapping[str, Any], path: Path, annotations: Path) -> dict[int, str]:
@@ -96,33 +103,49 @@ def classes_of(names: Any, content: Mapping[str, Any], path: Path, annotations: 
         DatasetError: unknown or repeated names.
     """
     if isinstance(names, dict):
-        if not names or not all(is_whole(k) and isinstance(v, str) for k, v in names.items()):
-            raise DatasetError(f"{path}: names: expected names by category id, such as {{7: cat}}, got {names!r}")
+        if not names or not all(is_id(k) and isinstance(v, str) for k, v in names.items()):
+            raise DatasetError(f"{path}: names: expected names by category id, such as {{7: cat}}, got {shown(names)}")
         return _distinct(path, names)
     categories = categories_of(content, annotations)
     if not categories:
         raise DatasetError(f"{annotations} has no categories: {CURE} that has some")
     if names is None:
-        return _distinct(annotations, categories)
+        return _distinct(annotations, _without_root(categories, content))
     return _named(names, {name: number for number, name in categories.items()}, path, annotations)
+
+
+def _without_root(categories: dict[int, str], content: Mapping[str, Any]) -> dict[int, str]:
+    """The categories without one that Roboflow adds above all others: it has no objects, and their or its own name."""
+    used = {record.get("category_id") for record in content["annotations"] if isinstance(record, dict)
+            and is_id(record.get("category_id"))}  # fmt: skip
+    above = {str(record.get("supercategory")) for record in content["categories"]} - {"none"}
+    roots = [record["id"] for record in content["categories"] if record.get("supercategory") == "none"]
+    names = list(categories.values())
+    left_out = {n for n in roots if n not in used and (categories[n] in above or names.count(categories[n]) > 1)}
+    for number in left_out:
+        _log.info("left out the category %d %s, which is above all others", number, shown(categories[number]))
+    return {number: name for number, name in categories.items() if number not in left_out}
 
 
 def _named(names: Any, ids: Mapping[str, int], path: Path, annotations: Path) -> dict[int, str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"{path}: names: expected a list of names, got {names!r}")
+        raise DatasetError(f"{path}: names: expected a list of names, got {shown(names)}")
     unknown = [name for name in names if name not in ids]
     if unknown:
         raise DatasetError(
             f"{path}: {annotations.name} has no category called {', '.join(map(repr, unknown[:5]))}, only "
             f"{', '.join(map(repr, list(ids)[:10]))}: correct the names, or give them by id, such as {{7: cat}}"
         )
-    _distinct(path, dict(enumerate(names)))
+    _distinct(path, dict(enumerate(names)), by_id=False)
     return {ids[name]: name for name in names}
 
 
-def _distinct(path: Path, classes: dict[int, str]) -> dict[int, str]:
-    names = list(classes.values())
-    repeated = sorted({name for name in names if names.count(name) > 1})
+def _distinct(path: Path, classes: dict[int, str], *, by_id: bool = True) -> dict[int, str]:
+    repeated = [name for name, count in Counter(classes.values()).items() if count > 1]
     if repeated:
-        raise DatasetError(f"{path}: two classes called {', '.join(repeated)}: give each a name of its own")
+        renamed = {number: f"{name} {number}" for number, name in classes.items() if name == repeated[0]}
+        example = f", in a dataset file (YAML) with names: {shown(renamed)}" if by_id else ""
+        raise DatasetError(
+            f"{path}: two classes called {', '.join(map(shown, repeated[:5]))}: give each a name of its own{example}"
+        )
     return classes

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.datasets.annotations import CURE, read_annotations
+from yolact_deploy.datasets.annotations import CURE, check_records, of_right_size, read_annotations, read_coco
 from yolact_deploy.datasets.dataset_file import classes_of
-from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, resolve_dataset
+from yolact_deploy.datasets.findings import Findings
+from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, is_file, resolve_dataset
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
@@ -58,6 +59,12 @@ class CocoImages:
     def image_ids(self) -> list[int]:
         return [image.image_id for image in self.images]
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether the selected pictures have objects to detect, which crowds are not."""
+        annotations, ids = (self.content or {}).get("annotations", ()), set(self.image_ids)
+        return any(record["image_id"] in ids and not record["iscrowd"] for record in annotations)
+
     def describe(self) -> str:
         """One line: how many of how many pictures, of which file."""
         source = self.annotations.name if self.annotations else "pictures without annotations"
@@ -72,15 +79,26 @@ class CocoImages:
             "image_ids": self.image_ids if self.annotations else None,
         }
 
+    def select(self, image_ids: Collection[int] | None) -> CocoImages:
+        """Only these images, or all for None; raises :class:`DatasetError` if there is none of an id."""
+        if image_ids is None:
+            return self
+        if unknown := sorted(set(image_ids) - set(self.image_ids)):
+            raise DatasetError(f"{self.annotations} has no image {unknown[0]}: score only images of that file")
+        return replace(self, images=tuple(image for image in self.images if image.image_id in set(image_ids)))
+
     def of_classes(self, category_ids: Collection[int]) -> CocoImages:
         """The same images with the annotations of these categories alone."""
-        content = self.content or {}
-        kept = {
-            **content,
-            "annotations": [a for a in content.get("annotations", []) if a["category_id"] in category_ids],
-            "categories": [c for c in content.get("categories", []) if c["id"] in category_ids],
-        }
-        return replace(self, content=kept)
+        return replace(self, content=of_categories(self.content or {}, category_ids))
+
+    def require_objects(self) -> None:
+        """Raise :class:`DatasetError` if there is nothing to score."""
+        if self.content is not None and not self.has_objects:
+            count = len(self.content["annotations"])
+            raise DatasetError(
+                f"{self.annotations}: none of the {len(self)} images has an object to score (of {count} annotations, "
+                f"{sum(record['iscrowd'] for record in self.content['annotations'])} are crowds): annotate objects"
+            )
 
     def check_classes(self, config: YolactConfig) -> None:
         """Raise :class:`DatasetError` if the annotations use a category that the model does not have."""
@@ -103,44 +121,84 @@ class CocoImages:
             _log.warning("%s: category %s; are these the model's classes?", self.annotations, _some(other))
 
 
+def of_categories(content: Mapping[str, Any], category_ids: Collection[int]) -> dict[str, Any]:
+    """The content of a COCO file with these categories alone."""
+    return {
+        **content,
+        "annotations": [a for a in content.get("annotations", []) if a["category_id"] in category_ids],
+        "categories": [c for c in content.get("categories", []) if c["id"] in category_ids],
+    }
+
+
 def open_images(
     *,
     coco: str | os.PathLike[str] | None = None,
     annotations: str | os.PathLike[str] | None = None,
     images_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
+    lenient: bool = False,
 ) -> CocoImages:
-    """The images that the options ``--coco``, ``--annotations``, ``--images-dir`` and ``--images`` name.
+    """The images that the options ``--data``, ``--annotations``, ``--images-dir`` and ``--limit`` name.
 
     Args:
         coco: a dataset (see `resolve`), of which the split "val" or the only one is taken, or a folder of pictures
         annotations: COCO file; with ``images_dir`` or ``coco``, or in the dataset's folder beside its pictures
         images_dir: folder of the pictures; alone, they are taken without annotations
         limit: only the first so many pictures that exist, by image id
+        lenient: leave out records that are not sound and missing pictures, and log how many
 
     Raises:
         DatasetError: nothing usable; the message states the problem and the cure.
     """
     if limit is not None and limit < 1:
-        raise DatasetError(f"--images: expected 1 or more, got {limit}")
+        raise DatasetError(f"--limit: expected 1 or more, got {limit}")
     pictures = None if images_dir is None else _folder(images_dir, "--images-dir")
-    dataset = DatasetFiles(Path()) if coco is None else resolve_dataset(coco)
-    if annotations is not None:
-        root = dataset.path if dataset.path.is_dir() else dataset.path.parent
-        files = annotations_file(Path(annotations), None if coco is None else root)
-    elif dataset.splits:
-        files = dataset.held_out()
-    elif coco is None and pictures is None:
-        raise DatasetError("no images named: give --coco DIR, or --annotations FILE with --images-dir DIR")
-    else:
+    dataset, files = _split_files(coco, annotations)
+    if files is None and coco is None and pictures is None:
+        raise DatasetError("no images named: give --data DIR, or --annotations FILE with --images-dir DIR")
+    if files is None:
         return plain_images([pictures or dataset.path], limit)
     if pictures is not None:
         files = SplitFiles(files.name, files.annotations, shared=(pictures,))
-    content = read_annotations(files.annotations)
-    images = _with_files(files, content, limit)
-    if dataset.names is None or annotations is not None:
-        return images
-    return images.of_classes(classes_of(dataset.names, content, dataset.path, files.annotations))
+    content = read_coco(files.annotations)
+    folder = files.locate(content["images"]).images
+    content = check_records(content, files.annotations, folder, lenient=lenient)
+    images = _with_files(files, content, folder, limit, lenient)
+    return replace(images, content=_of_dataset(dataset, files, content))
+
+
+def open_truth(
+    *, coco: str | os.PathLike[str] | None, annotations: str | os.PathLike[str] | None, lenient: bool = False
+) -> CocoImages:
+    """The annotations that :func:`open_images` would take, checked, with all their images but without pictures.
+
+    Raises:
+        DatasetError: nothing usable; the message states the problem and the cure.
+    """
+    dataset, files = _split_files(coco, annotations)
+    if files is None:
+        raise DatasetError("results are scored against annotations: add --annotations FILE, or --data")
+    content = read_annotations(files.annotations, lenient=lenient)
+    images = tuple(CocoImage(record["id"], Path(record["file_name"])) for record in content["images"])
+    return CocoImages(images, files.annotations, _of_dataset(dataset, files, content), len(images))
+
+
+def _split_files(
+    coco: str | os.PathLike[str] | None, annotations: str | os.PathLike[str] | None
+) -> tuple[DatasetFiles, SplitFiles | None]:
+    """The dataset, and the files of the split to evaluate on; None if there are no annotations."""
+    dataset = DatasetFiles(Path()) if coco is None else resolve_dataset(coco)
+    if annotations is not None:
+        root = dataset.path if dataset.path.is_dir() else dataset.path.parent
+        return replace(dataset, names=None), annotations_file(Path(annotations), None if coco is None else root)
+    return dataset, dataset.held_out() if dataset.splits else None
+
+
+def _of_dataset(dataset: DatasetFiles, files: SplitFiles, content: dict[str, Any]) -> dict[str, Any]:
+    """The content with the classes that a dataset file names, if it does."""
+    if dataset.names is None:
+        return content
+    return of_categories(content, classes_of(dataset.names, content, dataset.path, files.annotations))
 
 
 def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = None) -> CocoImages:
@@ -175,26 +233,34 @@ def pictures_in(folder: Path) -> list[Path]:
         raise DatasetError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
 
 
-def _with_files(files: SplitFiles, content: dict[str, Any], limit: int | None) -> CocoImages:
+def _with_files(
+    files: SplitFiles, content: dict[str, Any], folder: Path, limit: int | None, lenient: bool
+) -> CocoImages:
     """The images of a split whose pictures exist."""
     records = sorted(content["images"], key=lambda image: image["id"])
-    path, folder = files.annotations, files.locate(records).images
-    images = [CocoImage(r["id"], folder / r["file_name"]) for r in records if (folder / r["file_name"]).is_file()]
-    if not images:
+    path = files.annotations
+    existing = [record for record in records if is_file(folder / record["file_name"])]
+    if not existing:
         first, where = records[0]["file_name"], ", ".join(map(str, files.folders or [folder]))
         raise DatasetError(f"none of the {len(records)} images of {path} (the first is {first}) is in {where}: "
                            "name their folder with --images-dir")  # fmt: skip
-    missing = len(records) - len(images)
+    missing = len(records) - len(existing)
     if missing and limit is None:
-        present = {image.image_id for image in images}
+        present = {record["id"] for record in existing}
         first = next(record["file_name"] for record in records if record["id"] not in present)
-        raise DatasetError(
-            f"{missing} of the {len(records)} images of {path} are missing in {images[0].path.parent} (first: {first}):"
-            f" complete the folder, or use those that are there with --images {len(images)}"
-        )
-    if limit is not None and limit > len(images):
-        _log.warning("--images %d: only %d images have files", limit, len(images))
-    return CocoImages(tuple(images[:limit]), path, content, len(images))
+        text = f"{missing} of the {len(records)} images of {path} are missing in {folder} (first: {first})"
+        if not lenient:
+            raise DatasetError(
+                f"{text}: complete the folder, or use those that are there with --limit {len(existing)} or --lenient"
+            )
+        _log.warning("%s: left out", text)
+    if limit is not None and limit > len(existing):
+        _log.warning("--limit %d: only %d images have files", limit, len(existing))
+    findings = Findings()
+    sound = list(of_right_size(existing[:limit], folder, findings))
+    findings.settle(path, lenient=lenient)
+    images = tuple(CocoImage(record["id"], folder / record["file_name"]) for record in sound)
+    return CocoImages(images, path, content, len(existing))
 
 
 def fingerprint(images: CocoImages) -> str:

@@ -15,17 +15,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.errors import DatasetError, MissingDependencyError, import_optional
+from yolact_deploy.untrusted import read_bytes, shown
 
 _log = logging.getLogger(__name__)
 
+#: an alias in a dataset file saves a word; many are a way to fill the memory
+_MOST_ALIASES = 20
+
 SPLITS = ("train", "val")
 
+#: absolute paths of Windows and its network
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _YAML_SUFFIXES = (".yaml", ".yml")
 _ROBOFLOW = "_annotations.coco.json"
 #: other names of the folders of a split
@@ -64,10 +71,10 @@ class SplitFiles:
 
     def locate(self, images: Sequence[Any]) -> Split:
         """The split with the folder that holds the most pictures of the image records ``images``."""
-        names = [record["file_name"] for record in images if isinstance(record, dict) and "file_name" in record]
+        names = [record.get("file_name") for record in images if isinstance(record, dict)]
         best, most = None, -1
         for folder in self.folders:
-            count = sum((folder / str(name)).is_file() for name in names)
+            count = sum(is_file(picture_path(folder, name)) for name in names)
             if count > most:
                 best, most = folder, count
             if count == len(names):
@@ -107,14 +114,15 @@ class DatasetFiles:
         return splits[0] if splits else None
 
     def held_out(self) -> SplitFiles:
-        """The split to evaluate on: the only one, or else the only one called "val".
+        """The split to evaluate on: the only one, or else the only one called "val", or else "train".
 
         Raises:
             DatasetError: several could be meant.
         """
         if len(self.splits) == 1:
             return self.splits[0]
-        val = [split for split in self.splits if split.name == "val"]
+        named = [[split for split in self.splits if split.name == name] for name in ("val", "train")]
+        val = named[0] or named[1]
         if len(val) != 1:
             raise DatasetError(
                 f"{self.path} has several annotation files ({', '.join(map(str, self.splits))}): choose one with "
@@ -131,9 +139,9 @@ def resolve_dataset(source: str | os.PathLike[str]) -> DatasetFiles:
         DatasetError: no such dataset, a dataset file with an error, or several dataset files in the folder.
     """
     path = Path(source)
-    if path.suffix.lower() == ".json" and path.is_file():
+    if path.suffix.lower() == ".json" and is_file(path):
         return DatasetFiles(path, (annotations_file(path),))
-    if not path.is_dir():
+    if not exists(path) or not path.is_dir():
         return _from_yaml(path, read_dataset_file(path))
     described = _dataset_files(path)
     if len(described) > 1:
@@ -146,7 +154,7 @@ def resolve_dataset(source: str | os.PathLike[str]) -> DatasetFiles:
 
 def has_annotations(source: str | os.PathLike[str]) -> bool:
     """Whether this is a dataset, and not a folder of plain pictures or nothing at all."""
-    return Path(source).exists() and bool(resolve_dataset(source).splits)
+    return exists(Path(source)) and bool(resolve_dataset(source).splits)
 
 
 def annotations_file(path: Path, root: Path | None = None) -> SplitFiles:
@@ -164,6 +172,36 @@ def annotations_file(path: Path, root: Path | None = None) -> SplitFiles:
     own = dict.fromkeys(root / place / own for own in (stem, *_ALIASES.get(name, ())) for place in ("", "images"))
     shared = dict.fromkeys((*(root / place for place in _SHARED), path.parent))
     return SplitFiles(name, path, tuple(own), tuple(folder for folder in shared if folder not in own))
+
+
+def picture_path(folder: Path, name: object) -> Path | None:
+    """The picture called ``name`` in ``folder``; None if that is no file name, or leads out of the folder.
+
+    A backslash separates folders, as on Windows, unless there is a file of that very name. Links are not resolved.
+    """
+    if not isinstance(name, str) or _WINDOWS_PATH.match(name):
+        return None
+    literal = _inside(folder, name)
+    return literal if "\\" not in name or is_file(literal) else _inside(folder, name.replace("\\", "/"))
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    root = os.path.normpath(folder.absolute())
+    path = Path(os.path.normpath(Path(root, name)))
+    return folder / path.relative_to(root) if path.is_relative_to(root) else None
+
+
+def exists(path: Path | None) -> bool:
+    """Whether there is such a path; also False for names that the system cannot have."""
+    try:
+        return path is not None and path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path | None) -> bool:
+    """Whether there is such a file."""
+    return path is not None and exists(path) and path.is_file()
 
 
 def _coco_files(folder: Path) -> list[SplitFiles]:
@@ -184,14 +222,19 @@ def _split_name(name: str) -> str:
 def read_dataset_file(path: Path) -> Mapping[Any, Any]:
     """The content of a dataset file; raises :class:`DatasetError` if it is not a YAML mapping."""
     yaml = import_optional("yaml", extra="train", purpose="reading a dataset file")
+    if not exists(path):
+        raise DatasetError(f"no such dataset: {shown(str(path))}: give a dataset file (YAML) or a COCO folder")
+    data = read_bytes(path, "dataset file", DatasetError)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"no such dataset: {path}: give a dataset file (YAML) or a COCO folder") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"cannot read dataset file {path}: {error}") from error
-    except yaml.YAMLError as error:
-        raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        text = data.decode("utf-8-sig")
+        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+        if aliases > _MOST_ALIASES:
+            raise DatasetError(f"{path} has {aliases} aliases (*name), more than {_MOST_ALIASES}: write them out")
+        content = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"cannot read dataset file {path}: it is not text in UTF-8 ({error})") from error
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-13-45, 99...9
+        raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{path} is not a dataset file: expected names, {' and '.join(SPLITS)}")
     return content
@@ -216,9 +259,11 @@ def _dataset_files(folder: Path) -> dict[Path, Mapping[Any, Any]]:
 
 
 def _from_yaml(path: Path, content: Mapping[Any, Any]) -> DatasetFiles:
-    unknown = sorted(set(map(str, content)) - {"names", *SPLITS})
+    unknown = [key for key in content if key not in ("names", *SPLITS)]
     if unknown:
-        raise DatasetError(f"{path}: unknown {', '.join(unknown)}: a dataset file has names, {' and '.join(SPLITS)}")
+        raise DatasetError(
+            f"{path}: unknown {', '.join(map(shown, unknown[:5]))}: a dataset file has names, {' and '.join(SPLITS)}"
+        )
     splits = tuple(_from_entry(path, name, content[name]) for name in SPLITS if content.get(name) is not None)
     if not splits:
         raise DatasetError(f"{path} has neither {' nor '.join(SPLITS)}: give each annotations and images")
@@ -227,10 +272,10 @@ def _from_yaml(path: Path, content: Mapping[Any, Any]) -> DatasetFiles:
 
 def _from_entry(path: Path, name: str, value: Any) -> SplitFiles:
     if not isinstance(value, dict) or set(value) != {"annotations", "images"}:
-        raise DatasetError(f"{path}: {name}: expected 'annotations: FILE' and 'images: DIR', got {value!r}")
+        raise DatasetError(f"{path}: {name}: expected 'annotations: FILE' and 'images: DIR', got {shown(value)}")
     if not all(isinstance(part, str) for part in value.values()):
-        raise DatasetError(f"{path}: {name}: expected paths, got {value!r}")
+        raise DatasetError(f"{path}: {name}: expected paths, got {shown(value)}")
     images = path.parent / value["images"]
-    if not images.is_dir():
-        raise DatasetError(f"{path}: {name}: no such folder of images: {images}")
+    if not exists(images) or not images.is_dir():
+        raise DatasetError(f"{path}: {name}: no such folder of images: {shown(str(images))}")
     return SplitFiles(name, path.parent / value["annotations"], shared=(images,))

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MOST_CHARACTERS = 7  # of one run: 35 bits
+_LONGEST_RUN = 1 << 32  # so that sums do not overflow
 
 
 def run_lengths(counts: Any) -> NDArray[np.int64] | None:
-    """Run lengths from a list of numbers or from their text (str or bytes); None if they are neither."""
+    """Run lengths from a list of numbers or from their text (str or bytes); None if they are neither, or too large."""
     if isinstance(counts, list):
-        whole = all(isinstance(value, int) and not isinstance(value, bool) for value in counts)
+        whole = all(type(value) is int and abs(value) <= _LONGEST_RUN for value in counts)
         return np.array(counts, np.int64) if whole else None
     if isinstance(counts, str) and counts.isascii():
         counts = counts.encode()
@@ -28,6 +29,28 @@ def image_runs(counts: Any, height: int, width: int) -> NDArray[np.int64] | None
     """The run lengths, if they are not negative and fill an image height x width; else None."""
     runs = run_lengths(counts)
     return None if runs is None or (runs < 0).any() or runs.sum() != height * width else runs
+
+
+def without_empty_runs(runs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same mask with no empty run but the first, as pycocotools writes it; at others, its IoU stops early."""
+    if not len(runs) or runs[1:].all():
+        return runs
+    places = np.flatnonzero(runs)
+    inside = places & 1
+    first = np.flatnonzero(np.diff(inside, prepend=-1))
+    merged = np.add.reduceat(runs[places], first)
+    return np.concatenate([[0], merged]) if inside[0] else merged
+
+
+def mask_bounds(runs: NDArray[np.int64], height: int) -> list[float]:
+    """The smallest box xyxy around the pixels of a mask that has some."""
+    ends = np.cumsum(runs)
+    first, last = (ends - runs)[1::2], ends[1::2] - 1
+    first, last = first[first <= last], last[first <= last]
+    one_column = first // height == last // height
+    top = np.where(one_column, first % height, 0).min()
+    bottom = np.where(one_column, last % height, height - 1).max() + 1
+    return [float(first[0] // height), float(top), float(last[-1] // height + 1), float(bottom)]
 
 
 def _from_text(text: bytes) -> NDArray[np.int64] | None:

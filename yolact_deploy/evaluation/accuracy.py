@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.coco_results import Result as Result
 from yolact_deploy.datasets.coco_results import read_results
-from yolact_deploy.errors import DatasetError
+from yolact_deploy.datasets.image_sets import open_truth
 from yolact_deploy.evaluation.faster_eval import FasterMatcher
 from yolact_deploy.evaluation.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
 from yolact_deploy.vocabulary import EVALUATORS, check_word
@@ -215,13 +214,12 @@ def score_results(
         image_ids: images to score; by default all annotated ones, including those without results
 
     Raises:
-        DatasetError: either file is malformed, or the two do not match.
+        DatasetError: either file is malformed, the two do not match, or there are no objects.
     """
-    content = read_annotations(annotations)
-    known = [image["id"] for image in content["images"]]
-    if image_ids is not None and (unknown := sorted(set(image_ids) - set(known))):
-        raise DatasetError(f"{annotations} has no image {unknown[0]}: score only images of that file")
-    return accuracy(content, read_results(results, content), known if image_ids is None else image_ids, evaluator)
+    truth = open_truth(coco=None, annotations=annotations).select(image_ids)
+    truth.require_objects()
+    assert truth.content is not None
+    return accuracy(truth.content, read_results(results, truth.content), truth.image_ids, evaluator)
 
 
 def by_image(results: Iterable[Result]) -> dict[int, list[Result]]:

@@ -72,6 +72,7 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
+    lenient: bool = False,
     progress: Progress = SILENT,
 ) -> FitResult:
     """Train a network for the classes of a dataset, and write states, logs and weights into a folder.
@@ -85,6 +86,7 @@ def fit(
         resume: continue from the last saved state of the folder, or start if there is none
         device: "auto", "cpu", "cuda" or "cuda:N"
         workers: processes that prepare images, per training process
+        lenient: leave out records of the dataset that are not sound
         progress: shows losses, speed and evaluations
 
     Raises:
@@ -93,7 +95,8 @@ def fit(
     started, folder = time.perf_counter(), Path(output)
     with processes(device) as world, _settings(recipe):
         _check_folder(folder, resume)
-        trainer = _prepare(recipe, open_dataset(data), folder, world, weights, resume, workers, progress)
+        dataset = open_dataset(data, lenient=lenient)
+        trainer = _prepare(recipe, dataset, folder, world, weights, resume, workers, progress)
         with closing(trainer.monitors):
             outcome = trainer.run()
             seconds = time.perf_counter() - started

@@ -40,7 +40,9 @@ class Evaluator:
         self.model, self.world = model, world
         self.progress = progress if world.is_main else SILENT
         split = spec.split("val")
-        images = open_images(annotations=split.annotations, images_dir=split.images, limit=limit or None)
+        images = open_images(
+            annotations=split.annotations, images_dir=split.images, limit=limit or None, lenient=spec.lenient
+        )
         self.images = images.of_classes(spec.category_ids)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> Accuracy | None:

@@ -36,6 +36,7 @@ class CocoDataset:
         images: folder of the pictures
         classes: name of each category id, in the order of the labels; by default those of the file in order of the ids
         keep_empty: keep images that have no object except crowds, as background; the original leaves them out
+        lenient: leave out records that are not sound, and log how many
 
     Raises:
         DatasetError: the file or its records have errors; the message lists them with counts and cures.
@@ -48,10 +49,11 @@ class CocoDataset:
         *,
         classes: Mapping[int, str] | None = None,
         keep_empty: bool = True,
+        lenient: bool = False,
     ) -> None:
         self.annotations, self.folder = Path(annotations), Path(images)
         scan = scan_file(self.annotations, self.folder, classes)
-        scan.findings.raise_errors(self.annotations)
+        scan.findings.settle(self.annotations, lenient=lenient)
         self.class_names: tuple[str, ...] = tuple(scan.classes.values())
         self.category_ids: tuple[int, ...] = tuple(scan.classes)
         self._images: list[ImageRecord] = scan.images
@@ -64,7 +66,7 @@ class CocoDataset:
     def of_split(cls, spec: DatasetSpec, split: str, *, keep_empty: bool = True) -> CocoDataset:
         """The split "train" or "val" of a dataset."""
         part = spec.split(split)
-        return cls(part.annotations, part.images, classes=spec.classes, keep_empty=keep_empty)
+        return cls(part.annotations, part.images, classes=spec.classes, keep_empty=keep_empty, lenient=spec.lenient)
 
     def __len__(self) -> int:
         return len(self._rows)

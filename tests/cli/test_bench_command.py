@@ -255,7 +255,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco/images"], "have no annotations"),
         (["eval", "--engine", "{0}/good.onnx", "--coco", "{0}/coco", "--size", "400"], "--size require --weights"),
         (["eval", "--results", "{0}/r.json"], "add --annotations"),
-        (["eval", "--results", "{0}/r.json", "--annotations", "x", "--images", "3"], "--images has no effect"),
+        (["eval", "--results", "{0}/r.json", "--annotations", "x", "--images", "3"], "--limit has no effect"),
         ([*COMPARE, "--images", "absent"], "no such picture"),
         ([*COMPARE, "--images", ".", "--limit", "0"], "--limit: expected"),
         ([*COMPARE, "--images", ".", "--score", "1"], "--score-threshold: expected"),

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
+from yolact_deploy.datasets.rle import decode
 from yolact_deploy.loading import load
 
 SIDE, CLASSES, COEFFICIENTS, CHANNELS = 64, 4, 4, 12
@@ -114,16 +115,17 @@ def write_blobs(folder: Path, count: int = 3) -> Path:
 
 
 def write_truth(folder: Path, images: CocoImages) -> CocoImages:
-    """The images with every other detection of the FP32 network as ground truth."""
+    """The images with every other detection of the FP32 network as ground truth, if its mask is not empty."""
     write_model(folder / "truth.onnx")
     objects = []
     with load(folder / "truth.onnx", score_threshold=0.3, threads=1) as predictor:
         for image in images.images:
             objects += predictor(image.path).to_coco(image.image_id, CONFIG.category_ids)
+    objects = [o for o in objects[::2] if decode(o["segmentation"]["counts"].encode(), SIDE, SIDE).any()]
     content = {
         "images": [{"id": i.image_id, "file_name": i.path.name, "width": SIDE, "height": SIDE} for i in images.images],
         "categories": [{"id": i, "name": n} for i, n in zip(CONFIG.category_ids, CONFIG.class_names, strict=True)],
-        "annotations": [{**o, "id": n, "iscrowd": 0, "area": 100.0} for n, o in enumerate(objects[::2], 1)],
+        "annotations": [{**o, "id": n, "iscrowd": 0, "area": 100.0} for n, o in enumerate(objects, 1)],
     }
     (folder / "instances.json").write_text(json.dumps(content))
     return open_images(annotations=folder / "instances.json", images_dir=images.images[0].path.parent)

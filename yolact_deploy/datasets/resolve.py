@@ -223,7 +223,7 @@ def read_dataset_file(path: Path) -> Mapping[Any, Any]:
     """The content of a dataset file; raises :class:`DatasetError` if it is not a YAML mapping."""
     yaml = import_optional("yaml", extra="train", purpose="reading a dataset file")
     if not exists(path):
-        raise DatasetError(f"no such dataset: {shown(str(path))}: give a dataset file (YAML) or a COCO folder")
+        raise DatasetError(f"no such dataset: {path}: give a dataset file (YAML) or a COCO folder")
     data = read_bytes(path, "dataset file", DatasetError)
     try:
         text = data.decode("utf-8-sig")

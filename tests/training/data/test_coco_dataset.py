@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -128,8 +129,11 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
     for image in data["images"]:
         image["width"] = 63
     data["annotations"].pop(0)
-    dataset = CocoDataset.of_split(open_dataset(write_set(tmp_path, data)), "train")
-    with pytest.raises(DatasetError, match="has 64 x 48 pixels, its annotations say 63 x 48"):
+    with pytest.raises(DatasetError, match=r"3 x image of another size \(3.png: 64 x 48, not 63 x 48"):
+        CocoDataset.of_split(open_dataset(write_set(tmp_path, data)), "train")
+    dataset = CocoDataset.of_split(open_dataset(write_set(tmp_path)), "train")
+    cv2.imwrite(str(tmp_path / "images" / "1.png"), np.zeros((48, 63, 3), np.uint8))
+    with pytest.raises(DatasetError, match="has 63 x 48 pixels, its annotations say 64 x 48"):
         dataset[0]
 
 
@@ -153,7 +157,7 @@ def test_bad_data_is_refused_with_the_list(tmp_path: Path) -> None:
     spec = open_dataset(write_set(tmp_path, copy.deepcopy(data)))
     with pytest.raises(DatasetError) as caught:
         CocoDataset.of_split(spec, "train")
-    for part in ("absent.png", "category 8", "impossible box (annotation 3", "1 x empty mask (annotation 4)"):
+    for part in ("absent.png", "category_id 8", "impossible box (annotation 3", "1 x empty mask (annotation 4"):
         assert part in str(caught.value)
 
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the network input")
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="output folder (default demo)")
-    parser.add_argument("--images", type=int, default=500, metavar="N", help="generated images to score (default 500)")
+    parser.add_argument("--limit", type=int, default=500, metavar="N", help="generated images to score (default 500)")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds over the images (default 1, with --weights 3)")
 
 
@@ -60,7 +60,7 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     engines = _engines([onnx, half, int8] if own else [onnx], "openvino" in works, bool(has_bf16))
     images = ["--annotations", str(samples.ANNOTATIONS), "--images-dir", str(samples.IMAGES)]
     if own:
-        yield ["data", "shapes", "-o", str(data), "--train", str(_CALIBRATION), "--val", str(args.images)]
+        yield ["data", "shapes", "-o", str(data), "--train", str(_CALIBRATION), "--val", str(args.limit)]
         images = ["--coco", str(data)]
     yield ["export", *model, "--engine", "none", "-o", str(onnx.with_suffix(""))]
     yield ["export", *model, "--fp16", "--engine", flavour, "-o", str(half.with_suffix(""))]

@@ -104,7 +104,12 @@ def _add_int8_arguments(parser: argparse.ArgumentParser) -> None:
         "for overflow in addition to the samples of the package",
     )
     parser.add_argument(
-        "--images", type=positive, metavar="N", help="number of pictures from --calibration (default 500, or all)"
+        "--calibration-images",
+        "--images",
+        dest="images",
+        type=positive,
+        metavar="N",
+        help="number of pictures from --calibration, spread evenly (default 500, or all)",
     )
     parser.add_argument(
         "--calibration-method",

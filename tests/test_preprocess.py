@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from yolact_deploy import preprocess
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import check_image, normalize, read_image, resize_image
@@ -92,6 +93,76 @@ def test_read_image_errors(tmp_path: Path) -> None:
             read_image(tmp_path / name)
 
 
+GRAY = np.linspace(0, 255, 64 * 80).astype(np.uint8).reshape(64, 80)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jp2"])
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_deep_pictures_are_scaled_by_their_depth(
+    bits: int, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocess, "_reported", set())
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}{suffix}"
+        path.write_bytes(cv2.imencode(suffix, GRAY.astype(np.uint16) << (bits - 8))[1].tobytes())
+        assert np.abs(read_image(path)[..., 0].astype(int) - GRAY).max() <= 1
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (bits < 16)
+    assert all(f"read as {bits} bits" in text and "a." in text for text in said)
+
+
+@pytest.mark.parametrize("most", [1, 100, 255, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P5", "P6"])
+def test_netpbm_files_are_scaled_by_the_largest_value_of_their_header(kind: str, most: int, tmp_path: Path) -> None:
+    values = np.rint(GRAY / 255 * most).astype(">u2" if most > 255 else "u1")
+    body = " ".join([*map(str, values.ravel()), "\n"]).encode() if kind == "P2" else values.tobytes()
+    if kind == "P6":
+        body = np.repeat(values, 3).tobytes()
+    path = tmp_path / "a.ppm"
+    path.write_bytes(f"{kind}\n# of a camera\n80 64\n{most}\n".encode() + body)
+    assert np.abs(read_image(path)[..., 0] - values * (255 / most)).max() <= 1
+
+
+def test_pictures_of_floats_are_refused(tmp_path: Path) -> None:
+    for suffix in (".pfm", ".tiff"):
+        path = tmp_path / f"a{suffix}"
+        path.write_bytes(cv2.imencode(suffix, np.ones((4, 4, 3), np.float32))[1].tobytes())
+        with pytest.raises(InputError, match="cannot decode image"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind"),
+    [
+        ("IMG_1.HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400), "HEIC"),
+        ("renamed.jpg", b"\0\0\0\x18ftypheix\0\0\0\0mif1heic" + bytes(400), "HEIC"),
+        ("a.jxl", b"\xff\x0a" + bytes(40), "JPEG XL"),
+        ("a.psd", b"8BPS\0\1" + bytes(40), "Photoshop"),
+        ("a.CR2", bytes(40), "camera raw"),
+        ("a.svg", b"<svg/>", "SVG"),
+    ],
+)
+def test_pictures_of_other_kinds_are_named(name: str, data: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}: OpenCV cannot read pictures of this kind \({kind}\)"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+def test_cut_pictures_are_refused(suffix: str, share: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
+    data = cv2.imencode(suffix, noise)[1].tobytes()
+    (tmp_path / f"a{suffix}").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(InputError, match="it is damaged"):
+        read_image(tmp_path / f"a{suffix}")
+
+
+def test_a_name_with_a_zero_byte_is_refused() -> None:
+    with pytest.raises(InputError, match="cannot read image"):
+        read_image("a\0.png")
+
+
 @pytest.mark.parametrize(
     "image",
     [
@@ -113,5 +184,7 @@ def test_check_image_says_expected_and_actual(image: np.ndarray) -> None:
 def test_check_image_wants_an_array() -> None:
     with pytest.raises(InputError, match="got list"):
         check_image([[1, 2, 3]])
+    with pytest.raises(InputError, match=r"got NoneType; cv2\.imread returns None"):
+        check_image(None)
     image = np.zeros((2, 2, 3), np.uint8)
     assert check_image(image) is image

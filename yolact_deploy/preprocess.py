@@ -6,7 +6,9 @@ normalization; :func:`normalize` serves the eager model.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,30 @@ from yolact_deploy.array_types import Array, Float32, Floats, Pixels, Shaped, UI
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
 
+_log = logging.getLogger(__name__)
+
+
+#: the first bytes of formats in which a value can have more than 8 bits without OpenCV scaling it to the real depth
+_DEEP = (b"\x89PNG", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xffO\xffQ", b"P2", b"P3", b"P5", b"P6", b"Pf", b"PF")
+#: width, height and largest value in the header of a PGM or PPM file, which OpenCV ignores
+_NETPBM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\n]*\n)+(\d+)" * 3)
+#: bits of a channel that cameras write into 16
+_DEPTHS = (8, 10, 12, 14, 16)
+#: pictures that OpenCV does not decode: by what their first bytes contain, or by suffix
+_FOREIGN: dict[bytes | str, str] = {
+    b"ftyphei": "HEIC", b"ftyphev": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"ftypavif": "AVIF",
+    b"JXL ": "JPEG XL", b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop", b"%PDF": "PDF", b"<svg": "SVG",
+    ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC", ".avif": "AVIF", ".jxl": "JPEG XL", ".psd": "Photoshop",
+    ".pdf": "PDF", ".svg": "SVG", ".ico": "icon", ".xcf": "GIMP",
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"), "camera raw"),
+}  # fmt: skip
+
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
     """Read an image file as uint8 BGR [H, W, 3], rotated upright as its EXIF says.
+
+    Values of more than 8 bits are scaled by their depth. A file with 16 bits per channel does not state how many of
+    them are used: 10, 12, 14 or 16, the fewest that hold its largest value, are assumed, with a warning below 16.
 
     Raises:
         InputError: no such file, or not an image that OpenCV can decode.
@@ -28,21 +51,67 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
         data = np.frombuffer(Path(path).read_bytes(), dtype=np.uint8)
     except FileNotFoundError as error:
         raise InputError(f"no such image: {path}") from error
-    except OSError as error:
-        raise InputError(f"cannot read image {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise InputError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
     try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        return _decode(data, path)
     except cv2.error as error:  # larger than OpenCV agrees to decode
         raise InputError(f"cannot decode image {path}: {error.err}") from error
-    if image is None:
-        raise InputError(f"cannot decode image {path}: it is damaged or not a JPEG, PNG, BMP, WebP or TIFF file")
-    return image  # type: ignore[return-value]  # IMREAD_COLOR gives uint8
+
+
+def _decode(data: UInt8[Pixels, " n"], path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
+    head = data[:4096].tobytes()
+    image: Any = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    # Most PNG files have 8 bits.
+    if image is not None and head.startswith(_DEEP) and (not head.startswith(b"\x89PNG") or head[24:25] == b"\x10"):
+        image = _in_eight_bits(image, cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH), head, path)
+    if image is not None:
+        return image  # type: ignore[no-any-return]
+    if kind := foreign_picture(Path(path), head):
+        raise InputError(
+            f"cannot decode image {path}: OpenCV cannot read pictures of this kind ({kind}). Convert it to JPEG or PNG"
+        )
+    raise InputError(f"cannot decode image {path}: it is damaged or not a JPEG, PNG, BMP, WebP or TIFF file")
+
+
+def _in_eight_bits(decoded: Any, deep: Any, head: bytes, path: str | os.PathLike[str]) -> Any:
+    """A picture in 8 bits; None if its values are floating-point, whose range is unknown.
+
+    Args:
+        decoded: OpenCV's own conversion, which takes 16-bit values as using all 16
+        deep: the values as they are in the file
+    """
+    if (match := _NETPBM.match(head)) and (deep.dtype != np.uint8 or head[1:2] in b"56"):  # it scales text of 8 bits
+        return np.rint(deep * (255 / max(int(match[3]), 1))).clip(0, 255).astype(np.uint8)
+    if deep.dtype != np.uint16:
+        return decoded if deep.dtype == np.uint8 else None
+    most = int(deep.max())
+    bits = next(bits for bits in _DEPTHS if most < 1 << bits)
+    if bits == 16 or int(decoded.max()) > (most >> 8) + 1:  # OpenCV knew the depth
+        return decoded
+    if most and bits not in _reported:
+        _reported.add(bits)
+        _log.warning(
+            "%s: 16-bit values up to %d, so it is read as %d bits, like all others of this range", path, most, bits
+        )
+    return (deep >> (bits - 8)).astype(np.uint8)
+
+
+#: depths that a warning has named
+_reported: set[int] = set()
+
+
+def foreign_picture(path: Path, head: bytes) -> str | None:
+    """The name of the format if a file, by its first bytes or its suffix, is a picture that OpenCV cannot read."""
+    marks = (name for mark, name in _FOREIGN.items() if isinstance(mark, bytes) and mark in head[:32])
+    return next(marks, None) or _FOREIGN.get(path.suffix.lower())
 
 
 def check_image(image: Any) -> UInt8[Pixels, "H W 3"]:
     """Return a uint8 BGR image [H, W, 3] unchanged; raise :class:`InputError` for anything else."""
     if not isinstance(image, np.ndarray):
-        raise InputError(f"expected a NumPy image uint8 BGR [H, W, 3], got {type(image).__name__}")
+        hint = "; cv2.imread returns None for a file that it cannot read" if image is None else ""
+        raise InputError(f"expected a NumPy image uint8 BGR [H, W, 3], got {type(image).__name__}{hint}")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
             f"expected an image uint8 BGR [H, W, 3], got {image.dtype} {list(image.shape)}; "

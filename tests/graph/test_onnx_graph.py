@@ -233,3 +233,19 @@ def test_metadata() -> None:
         ArtifactError, match=r"^m\.onnx was not exported by yolact-deploy \(no 'yolact_deploy' metadata"
     ):
         onnx_metadata(model, "m.onnx")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("tail", TAILS)
+def test_weights_that_are_not_finite_are_refused(tail: str, dtype: Any, value: float, tmp_path: Path) -> None:
+    model = make_model()
+    good, bad = np.ones(20, dtype), np.ones(20, dtype)
+    bad[7] = value
+    model.graph.initializer.append(onnx.numpy_helper.from_array(good, "conv1.weight"))
+    onnx.save(model, tmp_path / "m.onnx")
+    load_graph(tmp_path / "m.onnx", tail)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(bad, "conv2.weight"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match=r"m\.onnx: conv2\.weight has values that are not finite"):
+        load_graph(tmp_path / "m.onnx", tail)

@@ -188,6 +188,11 @@ def test_nms_variant() -> None:
         (lambda: Predictor(FakeBackend())(np.zeros((4, 4), np.uint8)), "expected an image uint8 BGR"),
         (lambda: Predictor(FakeBackend())([DARK, DARK.astype(np.float32)]), "got float32"),
         (lambda: Predictor(FakeBackend())([3]), "got int"),  # type: ignore[list-item]
+        (lambda: Predictor(FakeBackend())(None), "got NoneType; cv2.imread returns None"),  # type: ignore[call-overload]
+        (lambda: Predictor(FakeBackend())([DARK, None]), "got NoneType"),  # type: ignore[list-item]
+        (lambda: Predictor(FakeBackend())(3.5), "got float"),  # type: ignore[call-overload]
+        (lambda: Predictor(FakeBackend())({"a": DARK}), "got dict"),  # type: ignore[call-overload]
+        (lambda: Predictor(FakeBackend())(b"a.png"), "got bytes"),  # type: ignore[call-overload]
     ],
 )
 def test_wrong_input(make: Callable[[], object], message: str) -> None:
@@ -278,6 +283,25 @@ def test_a_failing_backend_does_not_lock_the_predictor() -> None:
         model(DARK)
     backend.run = run  # type: ignore[method-assign]
     assert model(DARK).names == ["low"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["scores", "coeff", "proto"])
+def test_outputs_that_are_not_finite(name: str, value: float) -> None:
+    backend = FakeBackend(heads=True)
+    run = backend.run
+    model = Predictor(backend)
+    assert model(DARK).names == ["low"]
+
+    def broken(images: Any) -> Any:
+        outputs = run(images)
+        values = getattr(outputs, name).copy()
+        values[0, -1] = value
+        return outputs._replace(**{name: values})
+
+    backend.run = broken  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match=f"{name} of fake are not finite"):
+        model(DARK)
 
 
 # -- a backend that takes frames as they are ------------------------------------------------------------------------
@@ -448,3 +472,24 @@ def test_wrong_frames_and_closing_with_a_hook() -> None:
     for use in (lambda: model(DARK), lambda: model.on_device(DARK), lambda: list(model.stream([DARK]))):
         with pytest.raises(BackendError, match="closed: load the model again"):
             use()
+
+
+def test_a_hook_that_detects_nothing_is_checked_once() -> None:
+    hook, model = hooked(heads=True)
+    run, broken = hook.backend.run, True
+
+    def finds_nothing(images: Any) -> Any:
+        outputs = run(images)
+        return outputs._replace(scores=np.full_like(outputs.scores, np.nan if broken else 0))
+
+    hook.backend.run = finds_nothing  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(BackendError, match="scores of fake are not finite"):
+            model(DARK)
+    broken = False
+    calls = []
+    for _ in range(3):
+        before = len(hook.backend.inputs)
+        assert len(model(DARK)) == 0
+        calls.append(len(hook.backend.inputs) - before)
+    assert calls == [2, 1, 1]

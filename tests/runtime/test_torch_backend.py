@@ -194,3 +194,21 @@ def test_closed(resnet50_checkpoint: Path, pictures: list[Any]) -> None:
         predictor(pictures[0])
     with pytest.raises(BackendError, match="closed: load the model again"):
         predictor(pictures[0])
+
+
+@pytest.mark.parametrize("lazy_masks", [True, False])
+def test_closing_while_another_thread_detects(model: Any, pictures: list[Any], lazy_masks: bool) -> None:
+    backend = TorchBackend(model)
+    predictor = Predictor(backend, lazy_masks=lazy_masks)
+    expected, detect = predictor(pictures[0]), backend.tail.detect
+
+    def detect_in_a_closed_one(*arguments: Any) -> Any:
+        predictor.close()
+        return detect(*arguments)
+
+    backend.tail.detect = detect_in_a_closed_one  # type: ignore[method-assign]
+    assert predictor(pictures[0]) == expected
+    with pytest.raises(BackendError, match="closed: load the model again"):
+        predictor(pictures[0])
+    with pytest.raises(BackendError, match="closed: load the model again"):
+        backend.run(predictor.preprocess(pictures[:1]))

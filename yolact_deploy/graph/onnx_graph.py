@@ -190,6 +190,17 @@ def _only(graph: Any, op: str) -> Any:
     return nodes[0]
 
 
+def _require_finite(model: Any, path: Path) -> None:
+    """Raise :class:`ArtifactError` for weights that are not finite: nothing would be detected, without an error."""
+    onnx = import_optional("onnx", "onnx", "Reading an ONNX file")
+    floats = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in floats and tensor.dims and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all():
+            raise ArtifactError(
+                f"{path}: {tensor.name} has values that are not finite: the file is damaged. Export it again"
+            )
+
+
 def inline_functions(model: Any) -> Any:
     """A model without local functions, for runtimes that do not support them."""
     if not model.functions:
@@ -226,6 +237,7 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     """
     model = read_onnx(path)
     metadata = onnx_metadata(model, path)
+    _require_finite(model, path)
     on_host = metadata.tail == "heads" or tail != "graph"
     mask_iou = None
     if not gpu:

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
 
@@ -85,6 +85,7 @@ class Predictor:
         self.timings: dict[str, float] = dict.fromkeys(self.stages, 0.0)
         self._lock = threading.Lock()
         self._closed = False
+        self._proven = False  # a hook's network has detected something, so its outputs are finite
 
     @property
     def config(self) -> YolactConfig:
@@ -144,9 +145,12 @@ class Predictor:
         """The images as a list, and whether a single image was given."""
         if isinstance(images, (str, os.PathLike, np.ndarray)):
             return [images], True
-        if self.backend.frames is not None and self.backend.frames.is_device_array(images):
+        hook = self.backend.frames
+        if hook is not None and hook.is_device_array(images):
             return [cast("Source", images)], True
-        return list(cast("Sequence[Source]", images)), False
+        if not isinstance(images, Iterable) or isinstance(images, (bytes, Mapping)):
+            return [check_image(images)], True  # raises
+        return list(images), False
 
     def _predict(self, sources: list[Source]) -> list[Detections]:
         hook, step = self._hook, self.backend.max_batch
@@ -169,6 +173,7 @@ class Predictor:
         with self._lock:
             self._check_open()
             outputs = self.backend.run_timed(inputs, timer)
+        self._require_finite(outputs)
         return [
             self.postprocess(outputs, index, image.shape, timer, lazy_masks=self.lazy_masks)
             for index, image in enumerate(images)
@@ -194,10 +199,31 @@ class Predictor:
     def _collect(self, ticket: FrameTicket, timer: StageTimer) -> list[Detections]:
         """Wait for the detections of a batch that was submitted."""
         images = ticket.result()
+        self._proven = self._proven or any(len(image.scores) for image in images)
+        if not self._proven:
+            # Values that are not finite end in no detections, without an error.
+            size, metadata = self.config.image_size, self.backend.metadata
+            count = self.backend.max_batch if self.backend.fixed_batch else 1
+            with self._lock:
+                self._check_open()
+                outputs = self.backend.run(np.zeros((count, size, size, 3), metadata.input_dtype))
+            self._require_finite(outputs)
+            self._proven = True
         with timer.stage("detect"):
             results = [self._detections(image, image.masks.height, image.masks.width) for image in images]
         timer.add(ticket.timings)
         return results
+
+    def _require_finite(self, outputs: Outputs) -> None:
+        """Raise :class:`BackendError` if the network's outputs are not finite: then nothing would be detected."""
+        # A single box may well be infinite.
+        checked = {name: getattr(outputs, name, None) for name in ("scores", "coeff", "proto", "mask_scores")}
+        for name, values in checked.items():
+            if values is not None and values.size and not np.isfinite(values.max()):  # NaN if any value is
+                raise BackendError(
+                    f"{name} of {self.backend.name} are not finite: the weights are damaged, or a layer overflows in "
+                    f"{self.backend.precision}. Export again from good weights, or in another precision"
+                )
 
     def _check_open(self) -> None:
         if self._closed:

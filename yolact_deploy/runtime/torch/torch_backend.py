@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.errors import BackendError
 from yolact_deploy.mask_iou import HostMaskIouNet
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -130,8 +131,12 @@ class TorchBackend(Backend):
         }
 
     def close(self) -> None:
-        self.frames = None
-        del self._heads, self.tail
+        # Other threads may be in the middle of a call, so what they use stays.
+        self.frames, self._heads = None, _closed
+
+
+def _closed(images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    raise BackendError("this predictor is closed: load the model again")
 
 
 def _to_host(outputs: tuple[torch.Tensor, ...]) -> HeadOutputs:

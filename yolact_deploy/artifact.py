@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,8 @@ from yolact_deploy.vocabulary import EXPORT_TAILS, HEAD_OUTPUTS, INPUT_DTYPES, P
 METADATA_KEY = "yolact_deploy"
 SCHEMA_VERSION = 1
 _LARGEST_BATCH = 65_536
+#: characters of a file's name in its temporary name
+_TEMPORARY_STEM = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +139,9 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=suffix or target.suffix)
+        # The temporary name must not be too long where the name itself is not.
+        prefix = f".{target.stem[:_TEMPORARY_STEM]}-"
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix or target.suffix)
         os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}. Choose another place with -o") from error
@@ -149,7 +154,8 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
         temporary.replace(target)
     except OSError as error:
         raise OutputError(
-            f"cannot write {target}: {error.strerror or error}. Free some space or choose another place"
+            f"cannot write {target}: {error.strerror or error}. "
+            + ("Shorten the name" if error.errno == errno.ENAMETOOLONG else "Free some space or choose another place")
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -130,10 +130,15 @@ class ModelSpec:
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> ModelSpec:
-        """Read a spelling; raises :class:`InputError` if it is wrong. A file whose own name has an ``@`` wins."""
+        """Read a spelling; raises :class:`InputError` if it is wrong.
+
+        An ``@`` belongs to the path if a file has the whole name, if it is in the name of a folder, or if the name ends
+        as that of a model file.
+        """
         text = os.fspath(text)
         path, at, choice = text.rpartition("@")
-        if not at or Path(text).exists():
+        in_path = "/" in choice or os.sep in choice or Path(text).suffix.lower() in MODEL_SUFFIXES
+        if not at or in_path or os.path.lexists(text):
             return cls(Path(text))
         engine, _, options = choice.partition(":")
         backend, _, precision = engine.partition("-")

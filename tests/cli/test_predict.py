@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -123,7 +124,10 @@ def test_folder(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> Non
 def test_equal_stems_do_not_overwrite_each_other(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert predict(pictures, "--recursive", "-o", out, "--format", "json") == 0
-    assert written(out) == ["000000000139.json", "a.json", "b-2.json", "b.json"]
+    assert written(out) == ["000000000139.json", "a.json", "b.json", "sub"]
+    assert written(out / "sub") == ["b.json"]
+    assert predict(pictures / "b.jpg", pictures / "sub" / "b.jpg", "-o", out / "flat", "--format", "json") == 0
+    assert written(out / "flat") == ["b-2.json", "b.json"]
 
 
 def test_coco(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
@@ -315,6 +319,205 @@ def test_camera_until_interrupt(backend: ScriptedBackend, tmp_path: Path, monkey
     lines = (tmp_path / "out" / "camera0.jsonl").read_text().splitlines()
     assert len(lines) == 4  # 2 calls measured the speed
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# -- nothing is lost ------------------------------------------------------------------------------------------------
+
+OUTPUTS = ("a.json", "a_overlay.png", "drive.jsonl", "drive_overlay.mp4")
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_files_of_others_are_not_overwritten(
+    name: str, backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    sources = [pictures / "a.png", pictures / "b.jpg", make_video(tmp_path / "drive.mp4", 2)]
+    out.mkdir()
+    (out / name).write_bytes(b'{"shapes": []}')
+    for _ in range(2):  # our own files of the first run are replaced in the second
+        assert predict(*sources, "-o", out) == 2
+        assert f"{name} exists, and no earlier run wrote it" in capsys.readouterr().err
+        assert (out / name).read_bytes() == b'{"shapes": []}'
+        own = name.split("_")[0].split(".")[0]
+        assert written(out) == sorted(
+            [name, *(file for file in (*OUTPUTS, "b.json", "b_overlay.jpg") if not file.startswith(own))]
+        )
+    assert predict(*sources, "-o", out, "--overwrite") == 0
+    assert (out / name).stat().st_size > 100
+    assert predict(*sources, "-o", out) == 0
+
+
+@pytest.mark.parametrize("names", [["detections.coco.json"], ["detections.images.json"]])
+def test_coco_files_of_others_are_not_overwritten(
+    names: list[str], backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in names:
+        (out / name).write_text("[]")
+    assert predict(pictures, "-o", out, "--format", "coco") == 2
+    assert f"{names[0]} exists" in capsys.readouterr().err
+    assert written(out) == names
+    assert backend.calls == 0
+    assert predict(pictures, "-o", out, "--format", "coco", "--overwrite") == 0
+    assert predict(pictures, "-o", out, "--format", "coco") == 0
+
+
+def test_output_beside_the_input_twice(backend: ScriptedBackend, pictures: Path) -> None:
+    for _ in range(2):
+        assert predict(pictures, "-o", pictures) == 0
+        assert len(written(pictures)) == 5 + 6
+
+
+def test_what_cannot_be_written_ends_that_picture_only(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, long = tmp_path / "out", "n" * 250
+    (pictures / f"{long}.jpg").write_bytes((pictures / "b.jpg").read_bytes())  # its overlay's name is too long
+    fits = "m" * 240
+    (pictures / f"{fits}.jpg").write_bytes((pictures / "b.jpg").read_bytes())
+    (out / "b.json").mkdir(parents=True)
+    assert predict(pictures, "-o", out, "--format", "overlay,json,coco") == 2
+    error = capsys.readouterr().err
+    assert "b.json exists" in error
+    assert "File name too long. Shorten the name" in error
+    assert {"a.json", f"{fits}.json", f"{fits}_overlay.jpg", "000000000139.json"} <= set(written(out))
+    images = json.loads((out / "detections.images.json").read_text())["images"]
+    assert {Path(image["file_name"]).stem for image in images} == {"000000000139", "a", fits, long}
+
+
+def test_a_full_disk_ends_the_run(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert predict(pictures, "-o", tmp_path / "out", "--format", "json") == 2
+    assert backend.calls == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["video", "pictures"])
+def test_an_interrupt_keeps_what_is_done(
+    kind: str, number: int, backend: ScriptedBackend, pictures: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run, out = backend.run, tmp_path / "out"
+
+    def run_and_interrupt(images: NDArray[Any]) -> DetectionOutputs:
+        if backend.calls == 1:
+            signal.raise_signal(number)
+        return run(images)
+
+    monkeypatch.setattr(backend, "run", run_and_interrupt)
+    if kind == "video":
+        assert (
+            predict(make_video(tmp_path / "drive.mp4"), pictures / "a.png", "-o", out, "--format", "overlay,json") == 2
+        )
+        assert video.probe_video(out / "drive_overlay.mp4").frames == 1  # the picture came first
+        assert len((out / "drive.jsonl").read_text().splitlines()) == 1
+    else:
+        assert predict(pictures, "-o", out, "--format", "json,coco") == 2
+        assert written(out) == ["000000000139.json", "a.json", "detections.coco.json", "detections.images.json"]
+        assert len(json.loads((out / "detections.coco.json").read_text())) == 4
+    assert "error: interrupted: " in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_failing_network_keeps_what_is_done(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = backend.run, tmp_path / "out"
+
+    def run_twice(images: NDArray[Any]) -> DetectionOutputs:
+        backend.fail = backend.calls == 2
+        return run(images)
+
+    monkeypatch.setattr(backend, "run", run_twice)
+    assert predict(pictures, "-o", out, "--format", "coco") == 2
+    assert len(json.loads((out / "detections.coco.json").read_text())) == 4
+    backend.calls, backend.fail = 0, False
+    assert predict(make_video(tmp_path / "drive.mp4"), "-o", out, "--format", "json") == 2
+    assert len((out / "drive.jsonl").read_text().splitlines()) == 2
+
+
+# -- nothing is silent ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_folder_run_leaves_out_is_named(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".hidden.png", "drive.mp4", "labels.json"):
+        (pictures / name).write_bytes((pictures / "a.png").read_bytes() if name.endswith("png") else b"{}")
+    (pictures / "dead.png").symlink_to(tmp_path / "nothing.png")
+    for name in ("c.jfif", "d.gif", "no_suffix"):
+        suffix = {"c.jfif": ".jpg", "d.gif": ".gif"}.get(name, ".png")
+        (pictures / name).write_bytes(cv2.imencode(suffix, np.full((9, 9, 3), 9, np.uint8))[1].tobytes())
+    out = tmp_path / "out"
+    arguments = ["predict", "m.onnx", str(pictures), "-o", str(out), "--format", "json"]
+    assert cli.main(arguments) == 0
+    error = capsys.readouterr().err
+    assert written(out) == ["000000000139.json", "a.json", "b.json", "c.json", "d.json", "no_suffix.json"]
+    for reason in ("1 hidden files", "1 videos", "2 files that OpenCV cannot read", "1 dead links", "1 folders (--rec"):
+        assert f"left out {reason}" in error
+    assert str(pictures / "labels.json") in error
+    assert cli.main([*arguments, "--json"]) == 0
+    left_out = json.loads(capsys.readouterr().out)["left_out"]
+    assert left_out["dead links"] == [str(pictures / "dead.png")]
+
+
+def test_links_to_folders_are_followed_once(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "e.png").write_bytes((pictures / "a.png").read_bytes())
+    (pictures / "a_link").symlink_to(tmp_path / "elsewhere")
+    (pictures / "sub" / "round").symlink_to(pictures)
+    (tmp_path / "elsewhere" / "also round").symlink_to(pictures / "sub")
+    out = tmp_path / "out"
+    arguments = ["predict", "m.onnx", str(pictures), "-o", str(out), "--format", "json", "--recursive"]
+    assert cli.main(arguments) == 0
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.json")) == [
+        "000000000139.json", "a.json", "a_link/deep/e.json", "b.json", "sub/b.json",
+    ]  # fmt: skip
+    error = capsys.readouterr().err
+    assert "followed 1 links to folders" in error
+    assert "left out 2 links to folders that are searched anyway" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "expected"),
+    [
+        ("IMG_1.HEIC", b"\0\0\0\x18ftypheic" + bytes(400), "cannot read pictures of this kind (HEIC)"),
+        ("a.cr2", bytes(100), "cannot read pictures of this kind (camera raw)"),
+        ("notes.md", b"text" * 50, "neither a picture nor a video"),
+    ],
+)
+@pytest.mark.usefixtures("never_loaded")
+def test_other_kinds_are_refused_before_loading(
+    name: str, data: bytes, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert predict(tmp_path / name) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_times_of_frames_come_from_the_stream(
+    backend: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, seconds = make_video(tmp_path / "drive.mp4", 3), iter((0.0, 0.5, 3.25))
+
+    def varying(*arguments: Any) -> Any:
+        for timed in frames(*arguments):
+            yield timed._replace(seconds=next(seconds))
+
+    frames = video._frames
+    monkeypatch.setattr(video, "_frames", varying)
+    assert cli.main(["predict", "m.onnx", str(clip), "-o", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out" / "drive.jsonl").read_text().splitlines()
+    assert [json.loads(line)["time"] for line in lines] == [0.0, 0.5, 3.25]
+    assert "the time between frames varies; the overlay plays at a constant 12 frames/s" in capsys.readouterr().err
 
 
 def test_unique_names() -> None:

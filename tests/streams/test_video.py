@@ -146,6 +146,40 @@ def test_cut_short(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "a.mp4 ended after 3 of 10 frames" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [
+        ((0.0, 100.0, 1000.0), [0.0, 0.1, 1.0]),
+        ((40.0, 80.0, 120.0), [0.04, 0.08, 0.12]),
+        ((0.0, 0.0, 0.0), [0.0, 0.1, 0.2]),
+        ((-5.0, 500.0, 300.0), [0.0, 0.5, 0.6]),
+        ((float("nan"), float("nan"), 900.0), [0.0, 0.1, 0.9]),
+    ],
+)
+def test_times_of_a_stream(stamps: tuple[float, ...], expected: list[float]) -> None:
+    class Capture:
+        def __init__(self) -> None:
+            self.shown = -1
+
+        def read(self) -> tuple[bool, Image]:
+            self.shown += 1
+            return self.shown < len(stamps), frame(0)
+
+        def get(self, key: int) -> float:
+            assert key == video.cv2.CAP_PROP_POS_MSEC
+            return stamps[self.shown]
+
+        def release(self) -> None:
+            pass
+
+    timed = video._frames(Capture(), "a.mp4", None, 10.0)  # type: ignore[arg-type]
+    assert [one.seconds for one in timed] == pytest.approx(expected)
+
+
+def test_times_of_a_file(clip: Path) -> None:
+    assert [one.seconds for one in video.read_timed(clip)] == pytest.approx(np.arange(10) / 24, abs=1e-3)
+
+
 def test_writer_leaves_nothing_after_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with VideoWriter(tmp_path / "out.mp4", 24, (96, 64)) as writer:

@@ -74,7 +74,7 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
         "--report", str(folder / "report.html"), "--output", str(folder / "bench.json"),
     ]  # fmt: skip
     shown = samples.sample_images() if args.weights else sorted((data / "images").glob("val_*.png"))[:_SHOWN]
-    yield ["predict", engines[-1], *map(str, shown), "-o", str(folder / "predictions")]
+    yield ["predict", engines[-1], *map(str, shown), "-o", str(folder / "predictions"), "--overwrite"]
 
 
 def _engines(files: Sequence[Path], openvino: bool, has_bf16: bool) -> list[str]:

@@ -47,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="classes", metavar="NAME", action="append", help="keep only this class; repeatable"
     )
-    parser.add_argument("--recursive", action="store_true", help="search folders recursively")
+    parser.add_argument(
+        "--recursive", action="store_true", help="also take the pictures of folders in folders, into folders like them"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files that no earlier run of this command wrote"
+    )
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop each video or camera after N frames")
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -70,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         sources = find_sources(names, recursive=args.recursive)
         progress = SILENT if args.json else args.progress
         sources.check_formats(args.format)
+        for line in sources.describe_rest():
+            progress.note(line)
         folder = stack.enter_context(output_folder(args.output))
         model = loading.load(
             model_name,
@@ -83,10 +90,11 @@ def run(args: argparse.Namespace) -> int:
         )
         stack.enter_context(model)
         labels = select_classes(model.config, args.classes)
-        job = PredictionJob(model, folder, args.format, labels, progress=progress, max_frames=args.max_frames)
+        limits = {"max_frames": args.max_frames, "overwrite": args.overwrite}
+        job = PredictionJob(model, folder, args.format, labels, progress=progress, **limits)
         summary = job.run(sources)
     _print(summary, args)
-    return 2 if summary.failed else 0
+    return 2 if summary.failed or summary.interrupted else 0
 
 
 def _named(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, list[str]]:

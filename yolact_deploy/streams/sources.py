@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 
 from yolact_deploy.errors import InputError
+from yolact_deploy.preprocess import foreign_picture, read_image
+from yolact_deploy.streams.marks import is_marked
 from yolact_deploy.streams.video import is_camera, probe_video
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, and the folder of its outputs below the output folder."""
+
+    path: Path
+    folder: Path = Path()
 
 
 @dataclass
 class Sources:
     """Pictures and videos in the order given; an int is the number of a camera."""
 
-    pictures: list[Path] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     videos: list[Path | int] = field(default_factory=list)
+    #: what the folders have besides, by the reason for which it is left out
+    left_out: defaultdict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    #: links to folders that were followed
+    followed: list[Path] = field(default_factory=list)
 
     def check_formats(self, formats: Sequence[str]) -> None:
         """Raise :class:`InputError` if COCO results are requested for a video."""
@@ -29,12 +44,24 @@ class Sources:
                 "writes one line per frame"
             )
 
+    def describe_rest(self) -> list[str]:
+        """One line per reason for which something was left out, and one about links that were followed."""
+        lines = [f"left out {len(paths)} {reason}: {_some(paths)}" for reason, paths in self.left_out.items()]
+        if self.followed:
+            lines.append(f"followed {len(self.followed)} links to folders: {_some(self.followed)}")
+        return lines
+
 
 def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
     """Sort names into pictures, videos and cameras; a folder stands for its pictures in alphabetical order.
 
+    Every picture that OpenCV can read counts, whatever its suffix. Hidden files and those of other kinds are left out.
+
+    Args:
+        recursive: also take pictures of folders in folders, through links as well, each folder once
+
     Raises:
-        InputError: no such file, a folder without pictures, or a single video that cannot be read.
+        InputError: no such file, a folder without pictures, or a single source that cannot be read.
     """
     sources = Sources()
     for name in names:
@@ -42,28 +69,85 @@ def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
         if is_camera(name):
             sources.videos.append(int(name))
         elif path.is_dir():
-            sources.pictures += _folder(path, recursive)
+            _add_folder(sources, path, recursive)
         elif not path.exists():
             raise InputError(f"no such picture, folder or video: {name}")
-        elif path.suffix.lower() in VIDEO_SUFFIXES or not _is_picture(path):
-            sources.videos.append(path)
+        elif path.suffix.lower() not in VIDEO_SUFFIXES and (_is_picture(path) or foreign_picture(path, _head(path))):
+            sources.pictures.append(Picture(path))
         else:
-            sources.pictures.append(path)
-    if not sources.pictures and len(sources.videos) == 1 and isinstance(sources.videos[0], Path):
-        probe_video(sources.videos[0])  # among several sources, a damaged one is reported and skipped later
+            sources.videos.append(path)
+    if len(names) == 1:  # among several sources, a damaged one is reported and skipped later
+        _check_alone(sources)
     return sources
 
 
-def _folder(folder: Path, recursive: bool) -> list[Path]:
-    try:
-        entries = list(folder.rglob("*") if recursive else folder.iterdir())
-    except OSError as error:
-        raise InputError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
-    pictures = sorted(path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+def _check_alone(sources: Sources) -> None:
+    for picture in sources.pictures:
+        if len(sources.pictures) == 1 and not cv2.haveImageReader(os.fspath(picture.path)):
+            read_image(picture.path)
+    for video in sources.videos:
+        if not isinstance(video, Path):
+            continue
+        try:
+            probe_video(video)
+        except InputError as error:
+            if video.suffix.lower() in VIDEO_SUFFIXES:
+                raise
+            raise InputError(f"{video} is neither a picture nor a video that OpenCV can read") from error
+
+
+def _add_folder(sources: Sources, folder: Path, recursive: bool) -> None:
+    pictures: list[Picture] = []
+    searched: set[tuple[int, int]] = set()
+    # What links name comes last, so that a folder is taken under its own name.
+    waiting, linked = [folder], deque[Path]()
+    while waiting or linked:
+        current = waiting.pop() if waiting else linked.popleft()
+        try:
+            status = current.stat()
+            entries = sorted(current.iterdir())
+        except OSError as error:
+            if current == folder:
+                raise InputError(
+                    f"cannot read folder {folder}: {error.strerror or error}. Check its permissions"
+                ) from error
+            sources.left_out["folders that cannot be read"].append(current)
+            continue
+        if (status.st_dev, status.st_ino) in searched:
+            sources.left_out["links to folders that are searched anyway"].append(current)
+            continue
+        searched.add((status.st_dev, status.st_ino))
+        if current.is_symlink() and current != folder:
+            sources.followed.append(current)
+        for path in entries:
+            if (reason := _reason_against(path, recursive)) is not None:
+                sources.left_out[reason].append(path)
+            elif path.is_dir():
+                (linked if path.is_symlink() else waiting).append(path)
+            else:
+                pictures.append(Picture(path, current.relative_to(folder)))
     if not pictures:
         hint = "" if recursive else "; --recursive also searches its subfolders"
-        raise InputError(f"no pictures in folder {folder} ({', '.join(IMAGE_SUFFIXES)}){hint}")
-    return pictures
+        rest = "".join(f"; {line}" for line in sources.describe_rest())
+        raise InputError(f"no pictures in folder {folder} ({', '.join(IMAGE_SUFFIXES)} ...){hint}{rest}")
+    sources.pictures += sorted(pictures, key=lambda picture: picture.path)
+
+
+def _reason_against(path: Path, recursive: bool) -> str | None:
+    """Why something in a folder is neither a picture to run nor a folder to search; None if it is."""
+    if path.name.startswith("."):
+        return "hidden files and folders"
+    if path.is_dir():
+        return None if recursive else "folders (--recursive searches them)"
+    if not path.is_file():
+        return "dead links" if path.is_symlink() else "files of special kinds"
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return "videos (name them to run them)"
+    if not _is_picture(path):
+        return "files that OpenCV cannot read as pictures"
+    if path.stem.endswith("_overlay") and is_marked(path):
+        return "overlays of earlier runs"
+    return None
 
 
 def _is_picture(path: Path) -> bool:
@@ -71,14 +155,30 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES or bool(cv2.haveImageReader(os.fspath(path)))
 
 
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(32)
+    except OSError:
+        return b""
+
+
+def _some(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths[:3])) + (" ..." if len(paths) > 3 else "")
+
+
 class UniqueNames:
-    """Gives each output a unique name: the stem of its source, with a number if it is taken."""
+    """Gives each output a unique name: the stem of its source, with a number if it is taken.
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
+    Args:
+        reserved: names of files that are no outputs of a source
+    """
 
-    def __call__(self, stem: str) -> str:
-        name = next(name for name in self._candidates(stem) if name.lower() not in self._taken)
+    def __init__(self, reserved: Iterable[str] = ()) -> None:
+        self._taken = {Path(name).stem for name in reserved}
+
+    def __call__(self, stem: str | Path) -> str:
+        name = next(name for name in self._candidates(str(stem)) if name.lower() not in self._taken)
         self._taken.add(name.lower())  # some file systems ignore case
         return name
 

@@ -10,10 +10,11 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.errors import InputError, OutputError
+from yolact_deploy.streams.marks import MP4_MARK
 
 _log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 VideoSource = str | os.PathLike[str] | int | Iterable[Image]
+_Item = TypeVar("_Item")
 
 #: frames per second if a camera or file does not report it
 DEFAULT_FPS = 30.0
@@ -63,6 +66,13 @@ def is_camera(source: object) -> bool:
     return isinstance(source, int)
 
 
+class TimedFrame(NamedTuple):
+    """A frame and when it is shown."""
+
+    image: Image
+    seconds: float  #: from the start of the video, as the stream states it
+
+
 def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, None]:
     """Frames of a video file, a camera or an iterable, decoded in a thread up to ``depth`` frames ahead.
 
@@ -71,16 +81,28 @@ def read_ahead(source: VideoSource, depth: int = 4) -> Generator[Image, None, No
     Raises:
         InputError: a video or camera cannot be opened (at the call), or has no frame that can be decoded.
     """
-    if is_camera(source):
-        number = int(source)  # type: ignore[arg-type]  # is_camera has checked it
-        return _read_in_thread(_frames(_open_camera(number), f"camera {number}", None), depth)
-    if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        capture = _open_file(path)
-        return _read_in_thread(_frames(capture, str(path), _info(capture).frames), depth)
+    if isinstance(source, (str, os.PathLike, int)):
+        return _images(read_timed(source, depth))
     if isinstance(source, Iterable):
         return _read_in_thread(iter(source), depth)
     raise InputError(f"expected the path of a video, the number of a camera or frames, got {type(source).__name__}")
+
+
+def read_timed(source: str | os.PathLike[str] | int, depth: int = 4) -> Generator[TimedFrame, None, None]:
+    """:func:`read_ahead` of a video file or a camera, with the time of each frame."""
+    if is_camera(source):
+        number = int(source)  # type: ignore[arg-type]  # is_camera has checked it
+        return _read_in_thread(_frames(_open_camera(number), f"camera {number}", None), depth)
+    path = Path(source)  # type: ignore[arg-type]  # no camera
+    capture = _open_file(path)
+    info = _info(capture)
+    return _read_in_thread(_frames(capture, str(path), info.frames, info.fps), depth)
+
+
+def _images(frames: Generator[TimedFrame, None, None]) -> Generator[Image, None, None]:
+    with contextlib.closing(frames):
+        for frame in frames:
+            yield frame.image
 
 
 def _open_file(path: Path) -> cv2.VideoCapture:
@@ -114,15 +136,23 @@ def _info(capture: cv2.VideoCapture) -> VideoInfo:
     )
 
 
-def _frames(capture: cv2.VideoCapture, name: str, expected: int | None) -> Iterator[Image]:
-    count = 0
+def _frames(
+    capture: cv2.VideoCapture, name: str, expected: int | None, fps: float | None = None
+) -> Iterator[TimedFrame]:
+    """Frames until the end; without ``fps``, as of a camera, their times are those of the clock."""
+    count, seconds, start = 0, 0.0, 0.0
     try:
         while True:
             ok, frame = capture.read()
             if not ok:
                 break
+            now = time.monotonic() if fps is None else capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+            if count == 0:
+                start, seconds = (now, 0.0) if fps is None else (0.0, now if now > 0 else 0.0)
+            else:  # a stream without times counts frames
+                seconds = now - start if now - start > seconds else seconds + 1 / (fps or DEFAULT_FPS)
             count += 1
-            yield frame  # type: ignore[misc]  # VideoCapture gives uint8
+            yield TimedFrame(frame, seconds)  # type: ignore[arg-type]  # VideoCapture gives uint8
     finally:
         capture.release()
     if count == 0:
@@ -132,7 +162,7 @@ def _frames(capture: cv2.VideoCapture, name: str, expected: int | None) -> Itera
         _log.warning("%s ended after %d of %d frames: the file is damaged or incomplete", name, count, expected)
 
 
-def _read_in_thread(frames: Iterator[Image], depth: int) -> Generator[Image, None, None]:
+def _read_in_thread(frames: Iterator[_Item], depth: int) -> Generator[_Item, None, None]:
     ahead: queue.Queue[Any] = queue.Queue(maxsize=max(1, depth))
     stop = threading.Event()
 
@@ -239,6 +269,9 @@ class VideoWriter:
         if error:
             self._discard(error)
             raise error
+        if self.path.suffix.lower() == ".mp4":
+            with self._temporary.open("ab") as file:
+                file.write(MP4_MARK)
         self._resources.close()
 
     def __enter__(self) -> VideoWriter:

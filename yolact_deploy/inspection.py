@@ -185,7 +185,8 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
 
 def _describe_checkpoint(path: Path, layers: bool) -> Facts:
     import_optional("torch", "train", "describing a checkpoint")
-    from yolact_deploy.model.checkpoint import infer_config, read_state_dict
+    from yolact_deploy.model.checkpoint import infer_config
+    from yolact_deploy.model.weights_file import read_state_dict
 
     state, stored = read_state_dict(path)
     tensors = [(name, re.sub(r"^torch\.", "", str(tensor.dtype)), list(tensor.shape)) for name, tensor in state.items()]

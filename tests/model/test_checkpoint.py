@@ -18,7 +18,8 @@ from yolact_deploy.errors import CheckpointError, ConfigError, OutputError
 
 torch = pytest.importorskip("torch")
 
-from yolact_deploy.model.checkpoint import infer_config, read_state_dict
+from yolact_deploy.model.checkpoint import infer_config
+from yolact_deploy.model.weights_file import read_state_dict
 from yolact_deploy.training import YolactModel, load_model, save_checkpoint
 
 

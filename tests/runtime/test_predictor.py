@@ -192,7 +192,7 @@ def test_nms_variant() -> None:
         (lambda: Predictor(FakeBackend())([DARK, None]), "got NoneType"),  # type: ignore[list-item]
         (lambda: Predictor(FakeBackend())(3.5), "got float"),  # type: ignore[call-overload]
         (lambda: Predictor(FakeBackend())({"a": DARK}), "got dict"),  # type: ignore[call-overload]
-        (lambda: Predictor(FakeBackend())(b"a.png"), "got bytes"),  # type: ignore[call-overload]
+        (lambda: Predictor(FakeBackend())(b"a.png"), "got bytes"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_input(make: Callable[[], object], message: str) -> None:

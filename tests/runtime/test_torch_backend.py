@@ -206,7 +206,7 @@ def test_closing_while_another_thread_detects(model: Any, pictures: list[Any], l
         predictor.close()
         return detect(*arguments)
 
-    backend.tail.detect = detect_in_a_closed_one  # type: ignore[method-assign]
+    backend.tail.detect = detect_in_a_closed_one  # type: ignore[assignment, method-assign]
     assert predictor(pictures[0]) == expected
     with pytest.raises(BackendError, match="closed: load the model again"):
         predictor(pictures[0])

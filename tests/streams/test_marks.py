@@ -22,7 +22,8 @@ def test_pictures(suffix: str, tmp_path: Path) -> None:
     (tmp_path / "marked").write_bytes(mark_picture(data))
     assert not is_marked(tmp_path / "plain")
     assert is_marked(tmp_path / "marked")
-    np.testing.assert_array_equal(*(cv2.imread(str(tmp_path / name)) for name in ("plain", "marked")))
+    plain, marked = (cv2.imread(str(tmp_path / name)) for name in ("plain", "marked"))
+    np.testing.assert_array_equal(plain, marked)
 
 
 def test_jpeg_without_jfif_header(tmp_path: Path) -> None:

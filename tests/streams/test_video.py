@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -166,7 +167,7 @@ def test_times_of_a_stream(stamps: tuple[float, ...], expected: list[float]) -> 
             return self.shown < len(stamps), frame(0)
 
         def get(self, key: int) -> float:
-            assert key == video.cv2.CAP_PROP_POS_MSEC
+            assert key == cv2.CAP_PROP_POS_MSEC
             return stamps[self.shown]
 
         def release(self) -> None:

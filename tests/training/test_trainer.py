@@ -22,7 +22,8 @@ import torch
 
 from yolact_deploy.errors import ConfigError, DatasetError, InputError
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.checkpoint import load_model, read_state_dict
+from yolact_deploy.model.checkpoint import load_model
+from yolact_deploy.model.weights_file import read_state_dict
 from yolact_deploy.training import trainer as trainer_module
 from yolact_deploy.training.data import Augmentation, Batch, CocoDataset, open_dataset, training_loader
 from yolact_deploy.training.distributed import World

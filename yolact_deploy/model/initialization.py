@@ -24,10 +24,11 @@ from yolact_deploy import samples
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.checkpoint import StateDict, infer_config, read_state_dict
+from yolact_deploy.model.checkpoint import infer_config
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mobilenet import STAGES
 from yolact_deploy.model.quantized import read_quantized
+from yolact_deploy.model.weights_file import StateDict, read_state_dict
 from yolact_deploy.samples.pretrained import resolve_weights
 
 _HEAD = "prediction_layers.0"

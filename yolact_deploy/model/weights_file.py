@@ -150,7 +150,9 @@ def _network(content: Any, path: Path) -> StateDict:
             f"{path} holds {_describe(content)}, expected a state dict of tensors: "
             "save it with torch.save(model.state_dict(), path)"
         )
-    networks = {name: found for place, tensors in dicts for name, *found in _networks(place, tensors)}
+    networks = {
+        name: (state, outside) for place, tensors in dicts for name, state, outside in _networks(place, tensors)
+    }
     if not networks:  # a backbone, or the network of another project
         tensors = max((tensors for _, tensors in dicts), key=len)
         prefixes = {match[0] if (match := _WRAPPED.match(key)) else "" for key in tensors}

@@ -3,7 +3,7 @@
 The ONNX functions, the TensorRT plugins and their CUDA kernels follow this module. It has no dependencies and computes
 nothing itself; :mod:`yolact_deploy.postprocess` defines what the ops compute.
 
-The trunk of YOLACT++ has a third op: :data:`DEFORM_CONV`, ONNX's own operator in our domain.
+The trunk of YOLACT++ has a third op: :data:`DEFORM_CONV`, ONNX's DeformConv with a body of our own.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes, L lists of Fast
 NMS: one per class, or a single one across classes.
@@ -161,6 +161,23 @@ MASK_ASSEMBLY = Op(
 
 OPS = (FAST_NMS, MASK_ASSEMBLY)
 
+ONNX_DEFORM_CONV = "DeformConv"
+
 #: Type of deformable convolutions in :data:`DOMAIN`. Inputs and attributes are those of ONNX's DeformConv (x, weight
-#: 3x3, offset, bias, mask; strides, pads), so changing the domain converts one into the other.
-DEFORM_CONV = "DeformConv"
+#: 3x3, offset, bias, mask; strides, pads), so changing type and domain converts one into the other. The name is not
+#: ONNX's, because TensorRT's parser ignores domains: it would take the node for the operator, which needs a plugin.
+DEFORM_CONV = "DeformConv3x3"
+
+
+def operator_of(node: Any) -> str:
+    """Operator that a node of a graph computes: its type, or ONNX's DeformConv for our function.
+
+    Files of earlier versions name that function as ONNX names the operator.
+    """
+    ours = node.domain == DOMAIN and node.op_type == DEFORM_CONV
+    return ONNX_DEFORM_CONV if ours else str(node.op_type)
+
+
+def is_deform_conv(node: Any) -> bool:
+    """Whether a node of a graph is our deformable convolution, in files of every version."""
+    return node.domain == DOMAIN and operator_of(node) == ONNX_DEFORM_CONV

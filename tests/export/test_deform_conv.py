@@ -1,4 +1,4 @@
-"""The body of yolact::DeformConv, and the operators that stand in for it, against torchvision's."""
+"""The body of yolact::DeformConv3x3, and the operators that stand in for it, against torchvision's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torchvision.ops import deform_conv2d
 
 from yolact_deploy.export import functions
 from yolact_deploy.graph.onnx_graph import inline_functions, use_deform_conv
+from yolact_deploy.graph.trunk_graph import trunk_nodes
+from yolact_deploy.ops import DEFORM_CONV
 
 IN, OUT, HEIGHT, WIDTH, BATCH = 6, 8, 9, 11, 2
 
@@ -38,7 +40,7 @@ def in_openvino(model: Any, feed: dict[str, Any]) -> Any:
 RUNTIMES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
 
 
-def make(stride: int, kind: Any, *, batch: Any = BATCH) -> tuple[Any, dict[str, Any], Any]:
+def make(stride: int, kind: Any, *, batch: Any = BATCH, name: str = DEFORM_CONV) -> tuple[Any, dict[str, Any], Any]:
     """A model of one deformable convolution, inputs, and what torchvision makes of them."""
     rng = np.random.default_rng(0)
     height, width = ((side - 1) // stride + 1 for side in (HEIGHT, WIDTH))
@@ -55,11 +57,12 @@ def make(stride: int, kind: Any, *, batch: Any = BATCH) -> tuple[Any, dict[str, 
     inputs = [helper.make_tensor_value_info(name, number, [batch, *value.shape[1:]]) for name, value in feed.items()]
     output = helper.make_tensor_value_info("y", number, [batch, OUT, height, width])
     names = ["x", "weight", "offset", "bias", "mask"]
-    node = helper.make_node("DeformConv", names, ["y"], domain="yolact", strides=[stride] * 2, pads=[1] * 4)
+    node = helper.make_node(name, names, ["y"], domain="yolact", strides=[stride] * 2, pads=[1] * 4)
     constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(bias, "bias")]
     graph = helper.make_graph([node], "one", inputs, [output], initializer=constants)
     opsets = [helper.make_opsetid("", functions.OPSET), helper.make_opsetid("yolact", 1)]
     bodies = [functions.deform_conv_function()]
+    bodies[0].name = name
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     x, offset, mask = (torch.from_numpy(value.astype(np.float64)) for value in feed.values())
@@ -75,10 +78,12 @@ def test_the_function(run: Callable[..., Any], stride: int) -> None:
     np.testing.assert_allclose(run(model, feed), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [DEFORM_CONV, "DeformConv"])  # in files of earlier versions
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("run", RUNTIMES.values(), ids=RUNTIMES)
-def test_the_operator_in_its_place(run: Callable[..., Any], stride: int) -> None:
-    model, feed, expected = make(stride, np.float32)
+def test_the_operator_in_its_place(run: Callable[..., Any], stride: int, name: str) -> None:
+    model, feed, expected = make(stride, np.float32, name=name)
+    assert [(node.layer, node.op_type) for node in trunk_nodes(model.graph)] == [("weight", "DeformConv")]
     use_deform_conv(model)
     assert [(node.domain, node.op_type) for node in model.graph.node] == [("", "DeformConv")]
     assert not model.functions

@@ -29,6 +29,8 @@ pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
+import old_parser
+
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.engine import build_engine, import_tensorrt
 from yolact_deploy.export.onnx import export_onnx, trace, write_onnx
@@ -94,6 +96,7 @@ def test_every_configuration(
     spec = ExportSpec(precision=precision, tail=tail, batch=BATCHES[batch], calibration=calibration)
     expected = (_export_int8 if precision == "int8" else export_onnx)(make_model(name), source, spec)
     export_seconds = time.perf_counter() - start
+    old_parser.check(source)
     report = build_engine(source, target, flavour="rtx")
     header, found = read_engine_header(target), read_engine_metadata(target)
     assert header.kind == "TensorRT for RTX"

@@ -17,6 +17,7 @@ from yolact_deploy.artifact import METADATA_KEY
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ExportError
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.ops import operator_of
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import make_priors
 from yolact_deploy.samples import sample_images
@@ -134,7 +135,7 @@ def test_every_configuration_exports_and_runs(export: Export, name: str, precisi
     if precision == "fp32":
         assert not half
     else:  # all weights of convolutions, and nothing that is not one
-        convolutions = [node for node in model.graph.node if node.op_type in ("Conv", "DeformConv")]
+        convolutions = [node for node in model.graph.node if operator_of(node) in ("Conv", "DeformConv")]
         weights = {name for node in convolutions for name in node.input[1:] if name.endswith((".weight", ".bias"))}
         assert {name for name in weights if "maskiou_net" not in name} <= half
         assert not {name for name in weights if "maskiou_net" in name} & half

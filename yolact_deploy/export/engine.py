@@ -23,7 +23,7 @@ from yolact_deploy.errors import ExportError, MissingDependencyError, OutputErro
 from yolact_deploy.export.build_options import PORTABLE, BuildOptions, EngineReport, choose_profiles
 from yolact_deploy.export.engine_cache import EngineCache, cache_key
 from yolact_deploy.export.tensorrt_build import Build, BuildPlan, Profile, Progress
-from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.graph.onnx_graph import inline_functions, onnx_metadata, read_onnx
 from yolact_deploy.machine import nvidia
 from yolact_deploy.runtime import plugins, tensorrt_api
 from yolact_deploy.runtime.tensorrt_api import available_flavour, import_tensorrt
@@ -109,7 +109,7 @@ class _Job:
         self.targets = tensorrt_api.target_names(self.trt, options.targets) if flavour == "rtx" else ()
         self.gpu = _gpu(flavour, self.targets)
         self.choice = plugins.prepare(model, self.trt, flavour, options.plugin)
-        self.onnx_bytes: bytes = self.choice.model.SerializeToString()
+        self.onnx_bytes: bytes = inline_functions(self.choice.model).SerializeToString()  # see export.functions
         self.metadata = self._describe(metadata)
 
     @property

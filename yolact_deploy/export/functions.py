@@ -4,9 +4,13 @@
 ONNX runtime can inline them; a TensorRT build may drop the bodies and use plugins of the same names instead. Shapes are
 static except for the batch, and nothing depends on the data, as TensorRT and CUDA graphs require.
 
-``yolact::DeformConv`` is ONNX's operator of that name, written in operators that TensorRT has: its parser supports the
-original only by a plugin, which TensorRT for RTX lacks. For runtimes that have the operator,
+``yolact::DeformConv3x3`` is ONNX's DeformConv, written in operators that TensorRT has: its parser supports the original
+only by a plugin, which TensorRT for RTX lacks. For runtimes that have the operator,
 :mod:`yolact_deploy.graph.onnx_graph` restores it.
+
+The parsers of TensorRT 10.3 to 10.7 confuse a name inside a function with the same name outside, and all of them take a
+function for the operator of the same name, whatever its domain. So the names of functions are those of no operator, and
+the names of their tensors begin with the name of the function.
 
 Legend: N images, P priors, C classes, K coefficients, k = top_k, D = max_detections, h x w prototypes.
 The reference in NumPy is `yolact_deploy.postprocess`; this module needs `onnx` alone.
@@ -304,18 +308,27 @@ def fast_nms_function(*, cross_class: bool = False) -> onnx.FunctionProto:
         suppress=_SUPPRESS,
         label=_LABEL_CROSS_CLASS if cross_class else _LABEL_PER_CLASS,
     )
-    return onnx.parser.parse_function(text)
+    return _parse(text)
 
 
 def mask_assembly_function() -> onnx.FunctionProto:
     """Body of ``yolact::MaskAssembly(proto [N, h, w, K], coeff [N, D, K], boxes [N, D, 4])`` -> masks [N, D, h, w]."""
-    return onnx.parser.parse_function(_MASK_ASSEMBLY)
+    return _parse(_MASK_ASSEMBLY)
 
 
 def deform_conv_function() -> onnx.FunctionProto:
-    """Body of ``yolact::DeformConv(x [N, I, H, W], weight [O, I, 3, 3], offset [N, 18, h, w], bias [O], mask)`` -> y.
+    """Body of ``yolact::DeformConv3x3(x [N, I, H, W], weight [O, I, 3, 3], offset [N, 18, h, w], bias [O], mask)``.
 
-    mask [N, 9, h, w], y [N, O, h, w]; attributes strides and pads as of ONNX's DeformConv. H and W are 2 at least. All
-    have one type, float32 or float16.
+    mask [N, 9, h, w]; the output is [N, O, h, w]; attributes strides and pads as of ONNX's DeformConv. H and W are 2 at
+    least. All have one type, float32 or float16.
     """
-    return onnx.parser.parse_function(_DEFORM_CONV)
+    return _parse(_DEFORM_CONV)
+
+
+def _parse(text: str) -> onnx.FunctionProto:
+    """The function, each of its tensors named after it: ``boxes`` of FastNMS is ``FastNMS_boxes``."""
+    function = onnx.parser.parse_function(text)
+    for holder in (function, *function.node):
+        for names in (holder.input, holder.output):
+            names[:] = [f"{function.name}_{name}" for name in names]
+    return function

@@ -216,7 +216,7 @@ def _finish(proto: onnx.ModelProto, metadata: Metadata) -> None:
     if metadata.tail == "functions":
         proto.functions.append(functions.fast_nms_function(cross_class=metadata.cross_class))
         proto.functions.append(functions.mask_assembly_function())
-    if any(node.domain == ops.DOMAIN and node.op_type == ops.DEFORM_CONV for node in proto.graph.node):
+    if any(map(ops.is_deform_conv, proto.graph.node)):
         proto.functions.append(functions.deform_conv_function())
     for function in proto.functions:  # the opset of the model, in which their operators mean the same
         del function.opset_import[:]

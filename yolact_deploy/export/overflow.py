@@ -169,7 +169,7 @@ def _layers(graph: Any) -> dict[str, _LayerTensors]:
                 continue
             values = onnx.numpy_helper.to_array(constants[name])
             layer.weight = max(layer.weight, float(np.abs(values).max(initial=0)))
-            if slot == 1 and operator.op_type in WEIGHTED:
+            if slot == 1 and node.op_type in WEIGHTED:
                 layer.weight_error = max(layer.weight_error, _rounding(values))
     return layers
 

@@ -25,7 +25,7 @@ from yolact_deploy.errors import ArtifactError, import_optional
 from yolact_deploy.graph.half_precision import HALF_TYPES, widen
 from yolact_deploy.graph.onnx_int8 import use_unsigned
 from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
-from yolact_deploy.ops import DEFORM_CONV, DOMAIN
+from yolact_deploy.ops import DOMAIN, ONNX_DEFORM_CONV, is_deform_conv
 from yolact_deploy.untrusted import read_bytes
 
 _EXPORT_AGAIN = "make it with: yolact-deploy export --weights WEIGHTS"
@@ -149,10 +149,9 @@ def _drop_functions(model: Any) -> None:
 
 
 def use_deform_conv(model: Any) -> None:
-    """Replace our function DeformConv by ONNX's operator of that name, in place, for runtimes that have it."""
-    for node in model.graph.node:
-        if node.domain == DOMAIN and node.op_type == DEFORM_CONV:
-            node.domain = ""
+    """Replace our deformable convolution by ONNX's operator, in place, for runtimes that have it."""
+    for node in filter(is_deform_conv, model.graph.node):
+        node.domain, node.op_type = "", ONNX_DEFORM_CONV
     _drop_functions(model)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolact_deploy.errors import ExportError
-from yolact_deploy.ops import DEFORM_CONV, DOMAIN
+from yolact_deploy.ops import is_deform_conv, operator_of
 
 #: operators with weights, which are their second input
 WEIGHTED = ("Conv", "ConvTranspose", "DeformConv", "Gemm", "MatMul")
@@ -44,7 +44,7 @@ class TrunkNode:
         index: index of the node in the graph
         name: name of the layer, with ``#2`` and so on if weights are used again, and ``/Relu`` for what follows them
         layer: name of the layer
-        op_type: ONNX operator
+        op_type: ONNX operator, also of our deformable convolution
         output: name of its first output
     """
 
@@ -88,7 +88,7 @@ def trunk_nodes(graph: Any) -> list[TrunkNode]:
             owner = max(known)
             name = _numbered(f"{owner[2]}/{node.op_type}", uses)
         owners.update(dict.fromkeys(node.output, owner))
-        nodes.append(TrunkNode(index, name, owner[1], node.op_type, node.output[0]))
+        nodes.append(TrunkNode(index, name, owner[1], operator_of(node), node.output[0]))
     return nodes
 
 
@@ -137,8 +137,8 @@ def select_layers(names: Sequence[str], layers: Sequence[str]) -> set[str]:
 
 def _layer(node: Any, producers: dict[str, Any], constants: set[str]) -> str | None:
     """Name of the layer whose weights the node applies; None if it has none."""
-    ours = node.domain == DOMAIN and node.op_type == DEFORM_CONV
-    if node.op_type not in WEIGHTED or (node.domain and not ours) or len(node.input) < 2:
+    foreign = node.domain and not is_deform_conv(node)
+    if operator_of(node) not in WEIGHTED or foreign or len(node.input) < 2:
         return None
     name = node.input[1]
     while name not in constants:

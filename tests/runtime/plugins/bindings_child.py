@@ -207,11 +207,15 @@ def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
     creator = registry.get_creator(node.op_type, version, namespace)
     collection, _alive = fields_of(trt, node, creator)
     made = creator.create_plugin(node.name, collection, trt.TensorRTPhase.BUILD)
-    plugin = made.clone()
+    plugin = Trampoline(made).clone()
     _KEPT.extend([made, plugin])
+    plugin = Trampoline(plugin)
+    for kind in trt.PluginCapabilityType.__members__.values():
+        assert plugin.get_capability_interface(kind) is plugin.plugin
     dtypes = {name: dtype for dtype, name in names_of(trt).items()}
     onnx_dtypes = {1: dtypes["float32"], 10: dtypes["float16"], 6: dtypes["int32"]}
     inputs = [(onnx_dtypes[values[name][0]], values[name][1]) for name in node.input]
+    assert plugin.num_outputs == len(node.output)
     output_types = plugin.get_output_data_types([dtype for dtype, _ in inputs])
     with Called() as builder:
         shapes = plugin.get_output_shapes([expressions(shape) for _, shape in inputs], [], builder)
@@ -235,6 +239,20 @@ def v3_node(trt: Any, registry: Registry, node: Any, values: Any) -> Any:
         "workspace": workspace,
         "right": enqueued(trt, again, node, ins, outs),
     }
+
+
+class Trampoline:
+    """Calls a plugin as the C++ of the bindings does: only methods of classes that are not TensorRT's count."""
+
+    def __init__(self, plugin: Any) -> None:
+        self.plugin = plugin
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.plugin, name)
+        if callable(value):
+            owner = next(cls for cls in type(self.plugin).__mro__ if name in vars(cls))
+            assert owner.__module__.startswith("yolact_deploy"), f"no implementation provided for {name}()"
+        return value
 
 
 def wrong_combinations(trt: Any, plugin: Any, inputs: Any, outputs: Any) -> list[bool]:
@@ -268,8 +286,10 @@ def enqueued(trt: Any, plugin: Any, node: Any, ins: Any, outs: Any) -> int:
     device = Device.open(0)
     device.use()
     stream = device.stream()
-    context = plugin.attach_to_context(None)
-    _KEPT.append(context)
+    attached = Trampoline(plugin).attach_to_context(None)
+    _KEPT.append(attached)
+    context = Trampoline(attached)
+    context.set_tactic(0)
     right = 0
     for batch in (3, 1) if ins[0].desc.dims[0] == -1 else (ins[0].desc.dims[0],):
         described = [plugin_descriptor(trt, each, batch) for each in (*ins, *outs)]

@@ -299,6 +299,20 @@ def test_failures_are_logged_and_raised(
     assert "yolact::MaskAssembly failed" in caplog.text
 
 
+@pytest.mark.parametrize("index", [0, 1], ids=["FastNMS", "MaskAssembly"])
+def test_every_method_that_the_bindings_call(trt: Any, index: int) -> None:
+    """A missing one ends the engine; the base classes have none of them."""
+    creator = v3.creators(trt)[index]
+    plugin = creator.create_plugin("one", creator.field_names, "build")
+    core, building = ("get_capability_interface", "clone"), ("get_output_data_types", "get_output_shapes")
+    building += ("supports_format_combination", "configure_plugin", "get_workspace_size")
+    running = ("set_tactic", "on_shape_change", "attach_to_context", "get_fields_to_serialize", "enqueue")
+    for each in (plugin, plugin.clone(), plugin.attach_to_context(None)):
+        assert [name for name in (*core, *building, *running) if not callable(getattr(each, name, None))] == []
+        each.set_tactic(0)
+    assert plugin.num_outputs == len(plugin.work.op.outputs)
+
+
 def test_fields_keep_their_arrays(trt: Any) -> None:
     """TensorRT gets pointers into them."""
     creator = v3.creators(trt)[0]

@@ -95,6 +95,9 @@ class _OpPlugin:
 
     # -- run
 
+    def set_tactic(self, tactic: int) -> None:
+        pass  # there is one; TensorRT's bindings require the method even so
+
     def on_shape_change(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
         try:
             self.work.prepare(*self._described(inputs))

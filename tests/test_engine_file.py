@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import struct
 from pathlib import Path
 
@@ -12,7 +13,13 @@ import pytest
 from yolact_deploy import engine_file
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import get_config
-from yolact_deploy.engine_file import plugin_kind, read_engine_header, read_engine_metadata
+from yolact_deploy.engine_file import (
+    network_name,
+    plugin_kind,
+    read_engine_header,
+    read_engine_metadata,
+    sidecar_path,
+)
 from yolact_deploy.errors import ArtifactError
 
 METADATA = Metadata(config=get_config("yolact_im400"), precision="fp16", versions={"torch": "2.15", "é": "ü"})
@@ -61,6 +68,91 @@ def test_metadata_of_many_classes(tmp_path: Path) -> None:
     config = get_config("yolact_base").with_classes(10_000)
     metadata = Metadata(config=config)
     assert read_engine_metadata(write(tmp_path / "a.trt", engine(metadata.to_json().encode()))) == metadata
+
+
+# -- more than a name holds -------------------------------------------------------------------------------------------
+
+
+def words(count: int) -> tuple[str, ...]:
+    """Class names like those of a dataset: a few syllables each, all different."""
+    rng = random.Random(0)
+    syllables = [
+        "ba",
+        "con",
+        "der",
+        "el",
+        "fin",
+        "go",
+        "hat",
+        "im",
+        "ju",
+        "kle",
+        "lo",
+        "min",
+        "pen",
+        "qui",
+        "ro",
+        "sta",
+    ]
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(rng.choices(syllables, k=rng.randint(1, 4)))] = None
+    return tuple(names)
+
+
+def make_long(classes: int, kept: int = 0) -> Metadata:
+    """Metadata of many classes, and of layers that stay in FP32, with reasons."""
+    layers = tuple(f"backbone.layers.{i // 6}.{i % 6}.conv{i % 3}" for i in range(kept))
+    config = get_config("yolact_base").with_classes(words(classes))
+    return Metadata(config=config, keep_fp32=layers, keep_reasons=dict.fromkeys(layers, "costs 0.12 AP points"))
+
+
+def build(path: Path, metadata: Metadata) -> Path:
+    """An engine as TensorRT writes it, which drops a name that is too long, and its sidecar file."""
+    name, sidecar = network_name(metadata)
+    given = name.encode() if len(name.encode()) <= 4095 else b"Unnamed Network 0"
+    write(path, engine(b"\0weights" + given + b"more weights"))
+    if sidecar is not None:
+        sidecar_path(path).write_bytes(sidecar)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("classes", "kept", "beside"),
+    [(2, 0, False), (80, 0, False), (170, 0, False), (80, 60, False), (365, 0, False), (1203, 0, True)],
+)
+def test_metadata_of_any_length(tmp_path: Path, classes: int, kept: int, beside: bool) -> None:
+    metadata = make_long(classes, kept)
+    path = build(tmp_path / "a.trt", metadata)
+    assert sidecar_path(path).exists() == beside
+    assert read_engine_metadata(path) == metadata
+    assert (len(metadata.to_json()) > 4095) == (classes > 200 or kept > 0)
+    assert (metadata.to_json().encode() in path.read_bytes()) == (len(metadata.to_json()) <= 4095)
+
+
+def test_a_sidecar_that_is_not_there(tmp_path: Path) -> None:
+    path = build(tmp_path / "a.trt", make_long(1203))
+    beside = sidecar_path(path)
+    assert beside.name == "a.trt.json"
+    other = build(tmp_path / "b.trt", make_long(1202))
+    beside.write_bytes(sidecar_path(other).read_bytes())
+    with pytest.raises(ArtifactError, match=r"a\.trt\.json belongs to another engine than a\.trt: copy both"):
+        read_engine_metadata(path)
+    beside.unlink()
+    with pytest.raises(ArtifactError, match=r"no such file with the metadata of a\.trt: .*a\.trt\.json\. Copy both"):
+        read_engine_metadata(path)
+
+
+@pytest.mark.parametrize(
+    "noise", [b"yolact-deploy;zlib;" + b"A" * 40 + b";", b"yolact-deploy;zlib;" + b"=" * 30 + b";"]
+)
+def test_bytes_that_look_like_a_name(tmp_path: Path, noise: bytes) -> None:
+    name, _ = network_name(make_long(170))
+    assert read_engine_metadata(write(tmp_path / "a.trt", engine(noise + name.encode()))) == make_long(170)
+    assert read_engine_metadata(write(tmp_path / "b.trt", engine(noise + METADATA.to_json().encode()))) == METADATA
+
+
+# -- other files ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,24 @@
 """Reads an engine file without a GPU: its header, and the metadata of this package, which is the network name.
 
+TensorRT drops a name of more than 4095 bytes. So the metadata is stored as it is if it fits, else compressed; if that
+is too long as well, it is a file beside the engine, and the name holds its hash.
+
 The format of TensorRT is not documented. Observed in files of TensorRT for RTX 1.7, and for the version described by
 NVIDIA (github.com/NVIDIA/TensorRT issue 3073): 4 letters, the file length at byte 16, the version at byte 24.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import itertools
 import json
 import mmap
 import os
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +26,7 @@ from typing import Any
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.errors import ArtifactError
+from yolact_deploy.untrusted import read_bytes
 from yolact_deploy.vocabulary import FLAVOURS
 
 KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
@@ -27,6 +34,12 @@ KINDS = {b"ftrt": "TensorRT", b"vtrt": "TensorRT for RTX"}
 #: key in the versions of the metadata for the kind of plugins; missing in an engine without plugins
 PLUGINS_KEY = "plugins"
 
+#: bytes of the longest network name that TensorRT keeps
+LONGEST_NAME = 4095
+
+_COMPRESSED = "yolact-deploy;zlib;{};"
+_BESIDE = "yolact-deploy;file;{};"
+_POINTER = re.compile(rb"yolact-deploy;(zlib|file);([A-Za-z0-9+/=]{20,4095});")
 _HEADER_BYTES = 28
 _SCHEMA = re.compile(rb'"schema":\d')
 #: more than the metadata of 10,000 classes with long names
@@ -60,16 +73,36 @@ def read_engine_header(path: str | os.PathLike[str]) -> EngineHeader:
         return _header(path, data)
 
 
+def sidecar_path(path: Path) -> Path:
+    """The file with the metadata of an engine that cannot hold it: ``model.trt.json`` for ``model.trt``."""
+    return path.with_name(f"{path.name}.json")
+
+
+def network_name(metadata: Metadata) -> tuple[str, bytes | None]:
+    """The name of the network in an engine, at most :data:`LONGEST_NAME` bytes, and the content of its sidecar file.
+
+    The sidecar is None if the name holds the metadata.
+    """
+    text = metadata.to_json()
+    data = text.encode()
+    compressed = _COMPRESSED.format(base64.b64encode(zlib.compress(data, 9)).decode())
+    for name in (text, compressed):
+        if len(name.encode()) <= LONGEST_NAME:
+            return name, None
+    return _BESIDE.format(hashlib.sha256(data).hexdigest()), data
+
+
 def read_engine_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """The metadata of an engine, searched in the bytes of the file.
+    """The metadata of an engine, searched in the bytes of the file, or read from the file beside it.
 
     Raises:
-        ArtifactError: the file is not an engine, is truncated, or was not built by this package.
+        ArtifactError: the file is not an engine, is truncated, or was not built by this package, or the file with its
+            metadata is missing or belongs to another engine.
     """
     path = Path(path)
     with _mapped(path) as data:
         _header(path, data)
-        text = _find_metadata(data)
+        text = _follow_pointer(path, data) or _find_metadata(data)
     if text is None:
         raise ArtifactError(
             f"{path} has no yolact-deploy metadata: it was built by another program. "
@@ -118,6 +151,30 @@ def _header(path: Path, data: mmap.mmap) -> EngineHeader:
             f"{path} is truncated: it has {len(data):,} of {declared:,} bytes. Build or copy the engine again"
         )
     return EngineHeader(kind, ".".join(str(number) for number in data[24:28]), len(data))
+
+
+def _follow_pointer(path: Path, data: mmap.mmap) -> str | None:
+    """The metadata that a name holds in compressed form or refers to; None if there is no such name."""
+    for hit in itertools.islice(_POINTER.finditer(data), _MOST_HITS):
+        if hit[1] == b"file":
+            return _read_sidecar(path, hit[2].decode())
+        with contextlib.suppress(ValueError, zlib.error):  # other bytes that look alike
+            packed = base64.b64decode(hit[2], validate=True)
+            return zlib.decompressobj().decompress(packed, _LONGEST_METADATA).decode()
+    return None
+
+
+def _read_sidecar(path: Path, sha256: str) -> str:
+    sidecar = sidecar_path(path)
+    try:
+        data = read_bytes(sidecar, f"file with the metadata of {path.name}", ArtifactError)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}. Copy both files together, or build the engine again") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ArtifactError(
+            f"{sidecar} belongs to another engine than {path.name}: copy both files together, or build the engine again"
+        )
+    return data.decode(errors="replace")
 
 
 def _find_metadata(data: mmap.mmap) -> str | None:

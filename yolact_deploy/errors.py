@@ -32,6 +32,10 @@ class ExportError(YolactDeployError):
     """An export failed; no files are left behind."""
 
 
+class EngineBuildError(ExportError):
+    """TensorRT cannot parse or build a network."""
+
+
 class BackendError(YolactDeployError):
     """A runtime cannot run here, or failed while running."""
 

@@ -111,6 +111,21 @@ def test_the_library_link_for_plugins(rtx: Any, tmp_path: Path, monkeypatch: pyt
     assert api.plugin_registry(rtx, "rtx") is not None
 
 
+@pytest.mark.parametrize("version", ["10.7.0.23", "10.8.0.43"])
+def test_quick_plugins_in_python_only(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of these versions lacks the ahead-of-time part."""
+    trt = SimpleNamespace(__version__=version)
+    names = ("register", "impl", "autotune", "from_shape_expr", "TensorDesc", "ShapeExpr", "AutoTuneCombination", "op")
+    quick = SimpleNamespace(**dict.fromkeys(names))
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt.plugin", quick)
+    assert api.quick_plugins(trt, "tensorrt") is None
+    for name in ("aot_impl", "KernelLaunchParams", "SymInt32", "SymIntExprs"):
+        setattr(quick, name, None)
+    trt.__version__ = "10.9.0.34"
+    assert api.quick_plugins(trt, "tensorrt") is quick
+
+
 def test_rtx_has_no_quick_plugins(rtx: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert api.quick_plugins(rtx, "rtx") is None
     assert api.quick_plugins(SimpleNamespace(__version__="10.3.0"), "tensorrt") is None

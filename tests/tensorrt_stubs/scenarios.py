@@ -264,7 +264,7 @@ def builds_with_plugins(stage: Stage) -> None:
             kinds.add(report.plugin)
             assert report.plugin_reason
     assert {"none", "v3"} <= kinds
-    assert ("aot" in kinds) == (stage.flavour == "tensorrt" and api.version(stage.trt) >= (10, 8))
+    assert ("aot" in kinds) == (stage.flavour == "tensorrt" and api.version(stage.trt) >= (10, 9))
 
 
 # -- loading and running --------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         "--plugin",
         choices=PLUGIN_MODES,
         default=PLUGIN_MODES[0],
-        help="CUDA plugins for Fast NMS and mask assembly. auto: if they can be embedded in the engine (TensorRT 10.8 "
+        help="CUDA plugins for Fast NMS and mask assembly. auto: if they can be embedded in the engine (TensorRT 10.9 "
         "and later); on: always, in Python if they cannot; off: use the functions in the file; aot or v3: only "
         "embedded or only Python plugins. TensorRT for RTX keeps the functions unless v3 is given, which is untested "
         "there",

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from yolact_deploy.artifact import Metadata, atomic_write, write_bytes
 from yolact_deploy.cache import cache_folder, file_lock
-from yolact_deploy.engine_file import PLUGINS_KEY
-from yolact_deploy.errors import ExportError, MissingDependencyError, OutputError
+from yolact_deploy.engine_file import PLUGINS_KEY, network_name, sidecar_path
+from yolact_deploy.errors import EngineBuildError, ExportError, MissingDependencyError, OutputError
 from yolact_deploy.export.build_options import PORTABLE, BuildOptions, EngineReport, choose_profiles
 from yolact_deploy.export.engine_cache import EngineCache, cache_key
 from yolact_deploy.export.tensorrt_build import Build, BuildPlan, Profile, Progress
@@ -108,9 +108,15 @@ class _Job:
         self.trt = import_tensorrt(flavour)
         self.targets = tensorrt_api.target_names(self.trt, options.targets) if flavour == "rtx" else ()
         self.gpu = _gpu(flavour, self.targets)
-        self.choice = plugins.prepare(model, self.trt, flavour, options.plugin)
-        self.onnx_bytes: bytes = inline_functions(self.choice.model).SerializeToString()  # see export.functions
-        self.metadata = self._describe(metadata)
+        self._file = model, metadata
+        self._use(plugins.prepare(model, self.trt, flavour, options.plugin))
+
+    def _use(self, choice: plugins.PluginChoice) -> None:
+        """Prepare the model and the metadata of the engine for a choice of plugins."""
+        self.choice = choice
+        self.onnx_bytes: bytes = inline_functions(choice.model).SerializeToString()  # see export.functions
+        self.metadata = self._describe(self._file[1])
+        self.name, self.sidecar = network_name(self.metadata)
 
     @property
     def target(self) -> str:
@@ -139,13 +145,25 @@ class _Job:
         )
 
     def make(self, target: Path, progress: Progress | None) -> bool:
-        """Write the engine; returns whether it came from the cache."""
+        """Write the engine, without plugins if it only builds so; returns whether it came from the cache."""
+        try:
+            return self._make(target, progress)
+        except EngineBuildError as error:
+            if self.options.plugin != "auto" or self.choice.kind == "none":
+                raise
+            self.tell(f"{error}. Building again without plugins")
+            reason = f"NMS and masks are TensorRT's own layers, because the build with plugins failed: {error}"
+            self._use(plugins.PluginChoice(self._file[0], "none", reason))
+            return self._make(target, progress)
+
+    def _make(self, target: Path, progress: Progress | None) -> bool:
         if not self.options.cache:
             self._build(target, progress)
             return False
         cache = EngineCache(self.key())
         with cache.locked(self.options.wait, lambda: self.tell("the same engine is being built elsewhere: waiting")):
             if cache.fetch(target):
+                self._write_sidecar(target)
                 return True
             self._build(target, progress)
             try:
@@ -175,7 +193,7 @@ class _Job:
     def _build(self, target: Path, progress: Progress | None) -> None:
         timing = self._timing_cache()
         plan = BuildPlan(
-            network_name=self.metadata.to_json(),
+            network_name=self.name,
             workspace_mib=self.options.workspace_mib,
             optimization_level=self.options.optimization_level,
             targets=self.targets,
@@ -186,8 +204,16 @@ class _Job:
         with atomic_write(target) as temporary:  # first, so that an unwritable place is known before the work
             made = Build(self.trt, self.flavour, plan, progress).run(self.onnx_bytes, self.source)
             temporary.write_bytes(made.data)
+            self._write_sidecar(target)
         if timing is not None and made.timings is not None:
             self._keep_timings(timing, made.timings)
+
+    def _write_sidecar(self, target: Path) -> None:
+        """Write the metadata beside the engine if the engine cannot hold it."""
+        if self.sidecar is not None:
+            beside = sidecar_path(target)
+            self.tell(f"the metadata is too long for an engine and is in {beside}: keep the two files together")
+            write_bytes(beside, self.sidecar)
 
     def _timing_cache(self) -> Path | None:
         """The file of the timing cache, if one is used."""

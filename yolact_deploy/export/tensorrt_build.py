@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from yolact_deploy.errors import ExportError
+from yolact_deploy.errors import EngineBuildError
 from yolact_deploy.runtime import tensorrt_api
 from yolact_deploy.vocabulary import FLAVOURS
 
@@ -78,7 +78,7 @@ class Build:
         """Build the plan.
 
         Raises:
-            ExportError: TensorRT cannot parse or build the network; the message has its reasons.
+            EngineBuildError: TensorRT cannot parse or build the network; the message has its reasons.
             KeyboardInterrupt: Ctrl-C or SIGTERM.
         """
         with tensorrt_api.complaints(self.flavour) as heard, self._interruptible():
@@ -87,7 +87,7 @@ class Build:
             raise KeyboardInterrupt
         if isinstance(made, _BuildFailure):
             name = f"{FLAVOURS[self.flavour]} {self.trt.__version__}"
-            raise ExportError(f"{name} cannot {made.step} {source}: {made.reason}")
+            raise EngineBuildError(f"{name} cannot {made.step} {source}: {made.reason}")
         return made
 
     def _make(self, onnx_bytes: bytes, heard: list[str]) -> Plan | _BuildFailure:

@@ -327,6 +327,9 @@ def numpy_dtype(trt: Any, data_type: Any) -> np.dtype[Any]:
     return np.dtype(known[data_type])
 
 
+#: what our ahead-of-time plugins need of the module ``tensorrt.plugin``
+_AHEAD_OF_TIME = ("aot_impl", "KernelLaunchParams", "SymIntExprs", "SymInt32")
+
 # -- plugins --------------------------------------------------------------------------------------------------------
 
 
@@ -353,10 +356,14 @@ def _require_rtx_link() -> None:
 
 
 def quick_plugins(trt: Any, flavour: str) -> Any | None:
-    """The module ``tensorrt.plugin`` if it can build ahead of time (10.8 and later), else None; RTX has none."""
-    if flavour == "rtx" or version(trt) < (10, 8):
+    """The module ``tensorrt.plugin`` if it can build ahead of time (10.9 and later), else None; RTX has none.
+
+    The module of 10.7 and 10.8 has plugins in Python only.
+    """
+    if flavour == "rtx" or version(trt) < (10, 7):  # importing what an earlier version lacks would log a warning
         return None
     try:
-        return importlib.import_module("tensorrt.plugin")
+        quick = importlib.import_module("tensorrt.plugin")
     except ImportError:
         return None
+    return quick if all(hasattr(quick, name) for name in _AHEAD_OF_TIME) else None

@@ -116,7 +116,7 @@ def test_before_ahead_of_time_plugins() -> None:
     report = answers("10.3", "aot", "usual")
     assert report["kind"] == "none"
     assert report["reason"] == "TensorRT 10.3.0 has no ahead-of-time plugins: NMS and masks are TensorRT's own layers."
-    assert report["refused"].endswith("use TensorRT 10.8 or later, or --plugin on")
+    assert report["refused"].endswith("use TensorRT 10.9 or later, or --plugin on")
 
 
 def parameters(ptx: str, kernel: str) -> str:

@@ -121,7 +121,7 @@ def test_auto_without_ahead_of_time_plugins(trt: Any) -> None:
     assert choice.kind == "none"
     assert choice.model is model
     assert choice.reason.startswith("TensorRT for RTX 10.5.0 has no ahead-of-time plugins")
-    with pytest.raises(ExportError, match=r"use TensorRT 10\.8 or later, or --plugin on"):
+    with pytest.raises(ExportError, match=r"use TensorRT 10\.9 or later, or --plugin on"):
         plugins.prepare(model, trt, "tensorrt", "aot")
     assert trt.registry.creators == []
 

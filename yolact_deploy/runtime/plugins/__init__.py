@@ -82,7 +82,7 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
         return _python(model, trt, flavour)
     if quick is None:
         raise ExportError(
-            f"{_name(trt, flavour)} has no ahead-of-time plugins: use TensorRT 10.8 or later, or --plugin on"
+            f"{_name(trt, flavour)} has no ahead-of-time plugins: use TensorRT 10.9 or later, or --plugin on"
         )
     return _ahead_of_time(model, trt, quick, arch)
 

@@ -1,4 +1,4 @@
-"""Ahead-of-time plugins of TensorRT 10.8 and later: our kernels as PTX inside the engine.
+"""Ahead-of-time plugins of TensorRT 10.9 and later: our kernels as PTX inside the engine.
 
 ``tensorrt.plugin`` needs three functions per plugin, which this module provides for each stage of a chain
 (:mod:`.aot_stages`): the shapes and dtypes of its outputs, the dtypes it supports, and its kernel with launch

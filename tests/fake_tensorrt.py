@@ -172,6 +172,15 @@ class Engine:
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(self.profiles)
 
+    def run(self, addresses: dict[str, int], batch: int) -> None:
+        arrays = {
+            name: _at(pointer, (batch, *self.tensors[name].shape[1:]), self.tensors[name].type)
+            for name, pointer in addresses.items()
+        }
+        outputs = self.session.run(None, {"images": arrays.pop("images").copy()})
+        for (name, _), output in zip(list(self.tensors.items())[1:], outputs, strict=True):
+            arrays[name][...] = output
+
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
 
@@ -250,6 +259,8 @@ class Context:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         self._change()
+        if not 0 <= index < len(self.engine.profiles):  # TensorRT's bindings raise, they never return False
+            raise RuntimeError("Error in set optimization profile async.")
         self._profile = index
         return True
 
@@ -272,19 +283,9 @@ class Context:
         if capturing and not self._ran:
             return False  # it would allocate
         self._ran, self._captured = True, self._captured or capturing
-        addresses, batch = dict(self._addresses), self._batch
-        fake_cuda.control().host_function(stream, lambda: self._run(addresses, batch))
+        engine, addresses, batch = self.engine, dict(self._addresses), self._batch
+        fake_cuda.control().host_function(stream, lambda: engine.run(addresses, batch))
         return True
-
-    def _run(self, addresses: dict[str, int], batch: int) -> None:
-        engine = self.engine
-        arrays = {
-            name: _at(pointer, (batch, *engine.tensors[name].shape[1:]), engine.tensors[name].type)
-            for name, pointer in addresses.items()
-        }
-        outputs = engine.session.run(None, {"images": arrays.pop("images").copy()})
-        for (name, _), output in zip(list(engine.tensors.items())[1:], outputs, strict=True):
-            arrays[name][...] = output
 
 
 def _is_capturing(stream: int) -> bool:

@@ -247,16 +247,20 @@ def test_another_build_of_the_engine_is_waited_for(export: Export, tmp_path: Pat
     def hold() -> None:
         with file_lock(lock, 0):
             held.set()
-            time.sleep(0.3)
+            released.wait(60)
 
-    held = threading.Event()
+    def tell(text: str) -> None:
+        told.append(text)
+        released.set()
+
+    held, released = threading.Event(), threading.Event()
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
     with pytest.raises(ExportError, match=f"another build of {target} has been running for more than 0 s: raise"):
         build_engine(source, target, flavour="rtx", options=BuildOptions(wait=0), tell=told.append)
     assert (told, built) == ([], [])
-    build_engine(source, target, flavour="rtx", tell=told.append)
+    build_engine(source, target, flavour="rtx", tell=tell)
     assert told == [f"another build of {target} is running: waiting for it"]
     assert built == ["m.trt"]
     other.join()

@@ -26,6 +26,8 @@ pytest.importorskip("onnx")
 import fake_tensorrt
 import tiny_onnx
 
+from yolact_deploy.runtime import tensorrt
+from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
@@ -305,6 +307,50 @@ def test_too_little_memory_is_told_before_it_is_taken(make_engine: Any) -> None:
     with pytest.raises(
         BackendError, match="the engine needs 1 MiB of GPU memory, but only 0 of 0 MiB are free on cuda:0"
     ):
+        load(engine)
+
+
+@pytest.mark.fake_cuda(memory=100 << 20, integrated=True)
+def test_free_memory_of_an_integrated_gpu(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves out caches, which the system gives back when memory is allocated."""
+    _, engine = make_engine()
+    total = 100 << 20
+    monkeypatch.setattr(Device, "memory", lambda device: (1000, total))
+    with load(engine) as model:
+        assert len(model(FRAMES[0])) > 0
+    monkeypatch.setattr(Device, "memory", lambda device: (1000, 1000))
+    with pytest.raises(BackendError, match="the engine needs 1 MiB of GPU memory"):
+        load(engine)
+
+
+@with_driver
+@pytest.mark.parametrize("tail", ["functions", "heads"])
+@pytest.mark.parametrize("sizes", [(1, 2, 3, 4), (4, 3, 2, 1), (2, 3, 1, 4)], ids=str)
+def test_contexts_have_a_limit(make_engine: Any, monkeypatch: pytest.MonkeyPatch, tail: str, sizes: Any) -> None:
+    """With as many as there may be, a batch runs as the next larger one; frames are captured as before."""
+    monkeypatch.setattr(tensorrt, "_MOST_CONTEXTS", 2)
+    onnx_path, engine = make_engine(tail, (1, 2, 4), profiles=((1, 2, 4),))
+    expected = Predictor(OnnxRuntimeBackend(onnx_path))(FRAMES[:4])
+    with load(engine) as model:
+        for _ in range(4):
+            for batch in sizes:
+                for ours, theirs in zip(model(FRAMES[:batch]), expected[:batch], strict=True):
+                    assert_same(ours, theirs)
+        facts = model.backend.describe()
+        assert facts["contexts"] <= 3 * (1 if tail == "heads" else 2)
+        assert facts["graphs"] == "whole frame"
+
+
+@with_driver
+def test_a_profile_that_tensorrt_rejects(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bindings raise, although their documentation says that they return False."""
+
+    def refuse(context: Any, index: int, stream: int) -> bool:
+        raise RuntimeError("Error in set optimization profile async.")
+
+    _, engine = make_engine("functions", (1, 2, 4), profiles=((1, 2, 4),))
+    monkeypatch.setattr(fake_tensorrt.Context, "set_optimization_profile_async", refuse)
+    with pytest.raises(BackendError, match=r"TensorRT rejects a batch of 1 for .*tiny\.trt"):
         load(engine)
 
 

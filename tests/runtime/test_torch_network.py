@@ -300,9 +300,26 @@ class Graph:
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """`torch.cuda` with notes for streams; tensors are made on the CPU. Gives the handles that were made current."""
+    """`torch.cuda` with notes for streams; tensors are made on the CPU. Gives the handles that were made current.
+
+    As on a GPU, what torch's own stream was given before is only done for others once somebody has waited for it.
+    """
     current: list[Any] = []
     side = Notes()
+    pending: list[Any] = []
+    make, run = TorchNetwork._make_tensors, TorchNetwork._run
+
+    def make_tensors(net: TorchNetwork) -> None:
+        make(net)
+        pending.append("weights and tensors")
+
+    def run_network(net: TorchNetwork, batch: int) -> None:
+        assert pending == [], "the network ran before its weights were converted"
+        run(net, batch)
+
+    monkeypatch.setattr(TorchNetwork, "_make_tensors", make_tensors)
+    monkeypatch.setattr(TorchNetwork, "_run", run_network)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: pending.clear())
 
     @contextlib.contextmanager
     def stream(which: Any) -> Iterator[None]:

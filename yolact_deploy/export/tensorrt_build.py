@@ -102,21 +102,24 @@ class Build:
         # TensorRT keeps no reference to the monitor, nor to the parser, which owns the memory of the weights.
         monitor = _make_monitor(self.trt, self.progress, self.interrupted)
         made: Plan | _BuildFailure
-        if wrong := self._parse(parser, onnx_bytes, heard):
-            made = _BuildFailure("parse", wrong)
-        elif not tensorrt_api.set_targets(self.trt, config, self.plan.targets):
-            made = _BuildFailure(f"build for {', '.join(self.plan.targets)} from", _reasons(heard))
-        else:
-            network.name = self.plan.network_name
-            times = self._configure(builder, network, config)
-            config.progress_monitor = monitor
-            memory = builder.build_serialized_network(network, config)
-            if memory is None:
-                made = _BuildFailure("build", _reasons(heard))
+        times = memory = None
+        try:
+            if wrong := self._parse(parser, onnx_bytes, heard):
+                made = _BuildFailure("parse", wrong)
+            elif not tensorrt_api.set_targets(self.trt, config, self.plan.targets):
+                made = _BuildFailure(f"build for {', '.join(self.plan.targets)} from", _reasons(heard))
             else:
-                made = Plan(bytes(memory), tensorrt_api.timing_cache(config) if times is not None else None)
-            del memory
-        del config, monitor, parser, network, builder
+                network.name = self.plan.network_name
+                times = self._configure(builder, network, config)
+                config.progress_monitor = monitor
+                memory = builder.build_serialized_network(network, config)
+                if memory is None:
+                    made = _BuildFailure("build", _reasons(heard))
+                else:
+                    made = Plan(bytes(memory), None if times is None else tensorrt_api.timing_cache(config))
+        except Exception as error:  # its traceback, which refers to the objects, ends with this block
+            made = _BuildFailure("build", "; ".join([f"{type(error).__name__}: {error}", *heard]))
+        del memory, times, config, monitor, parser, network, builder
         return made
 
     def _parse(self, parser: Any, onnx_bytes: bytes, heard: list[str]) -> str:

@@ -1,8 +1,8 @@
 """Engines of TensorRT and of TensorRT for RTX as networks on the GPU.
 
 The header of a file is read first, so that a wrong file is rejected, with its cure, before anything is loaded. There is
-one context for each batch size and each set of output addresses, since a captured graph keeps the state that its
-context had at capture. All contexts share scratch memory that we allocate.
+one context for each batch size and each set of output addresses, up to a limit, since a captured graph keeps the state
+that its context had at capture. All contexts share scratch memory that we allocate.
 
 Legend: N images, D detection slots, h x w prototypes, S input side.
 """
@@ -33,6 +33,9 @@ from yolact_deploy.runtime.cuda.driver import Device, Stream, calls
 _log = logging.getLogger(__name__)
 
 _MEBIBYTE = 1 << 20
+#: most contexts for one place of the outputs, besides that of the largest batch: each has memory of its own, and none
+#: can be dropped while a captured graph uses it
+_MOST_CONTEXTS = 16
 _INTEGERS = ("num_detections", "labels")
 _HALF_ALLOWED = ("masks", "proto")
 
@@ -88,8 +91,12 @@ class TensorRtNetwork(DeviceNetwork):
         return engine
 
     def _check_memory(self, needed: int, what: str) -> None:
-        """Raise before TensorRT runs out of memory."""
+        """Raise before TensorRT runs out of memory.
+
+        On an integrated GPU, "free" leaves out what the system would give back (caches), so only the total counts.
+        """
         free, total = self.device.memory()
+        free = total if self.device.integrated else free
         if needed > free:
             raise BackendError(
                 f"{self.path}: {what} needs {-(-needed // _MEBIBYTE)} MiB of GPU memory, but only {free // _MEBIBYTE} "
@@ -158,12 +165,19 @@ class TensorRtNetwork(DeviceNetwork):
         self._addresses = tuple(pointers[name] for name in self.outputs)
 
     def enqueue(self, stream: Stream, batch: int) -> None:
-        batch = max(batch, self._least_batch)
+        batch = self._prepared_batch(max(batch, self._least_batch))
         context = self._contexts.get((batch, self._addresses)) or self._prepare(batch, stream)
         with api.complaints(self.flavour) as heard:
             if not context.execute_async_v3(stream.handle):
                 reasons = "; ".join(heard) or "no reason given"
                 raise BackendError(f"TensorRT failed to run {self.path}: {reasons}")
+
+    def _prepared_batch(self, batch: int) -> int:
+        """The batch to run: this one, or the next larger one with a context when there are enough contexts."""
+        prepared = [count for count, addresses in self._contexts if addresses == self._addresses]
+        if batch in prepared or len(prepared) < _MOST_CONTEXTS:
+            return batch
+        return min((count for count in prepared if count > batch), default=self.max_batch)
 
     def _prepare(self, batch: int, stream: Stream) -> Any:
         """A context for this batch and the present addresses; it never changes afterwards."""
@@ -185,7 +199,7 @@ class TensorRtNetwork(DeviceNetwork):
         fitting = [i for i, (low, high) in enumerate(self._profiles) if low <= batch <= high]
         index = min(fitting, key=lambda i: self._profiles[i][1] - self._profiles[i][0])
         # Only the first context of an engine is guaranteed to begin with profile 0.
-        if not context.set_optimization_profile_async(index, stream.handle):
+        if not api.set_profile(context, index, stream.handle):
             return False
         return self.fixed_batch or bool(context.set_input_shape("images", (batch, *self.input.shape[1:])))
 

@@ -161,23 +161,26 @@ def set_targets(trt: Any, config: Any, targets: tuple[str, ...]) -> bool:
 def set_timing_cache(config: Any, flavour: str, data: bytes) -> Any | None:
     """Let the builder start with the timings of an earlier build and add its own.
 
-    Returns the cache, which must outlive the builder; None on RTX, which times nothing at build time.
+    Returns the cache, which must outlive the builder; None without one: on RTX, which times nothing at build time, and
+    if TensorRT cannot make one.
 
     Args:
         data: from :func:`timing_cache`; ignored if another version or GPU wrote it
     """
     if flavour == "rtx":
         return None
-    cache = config.create_timing_cache(data)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    return cache
+    for content in (data, b""):
+        cache = config.create_timing_cache(content)  # None for bytes that are no timings
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
-def timing_cache(config: Any) -> bytes:
-    """The timings after a build with :func:`set_timing_cache`."""
-    return bytes(config.get_timing_cache().serialize())
+def timing_cache(config: Any) -> bytes | None:
+    """The timings after a build with :func:`set_timing_cache`; None if TensorRT has none."""
+    cache = config.get_timing_cache()
+    memory = None if cache is None else cache.serialize()
+    return None if memory is None else bytes(memory)
 
 
 # -- running --------------------------------------------------------------------------------------------------------
@@ -281,6 +284,14 @@ def _create_rtx_context(trt: Any, engine: Any, strategy: Any, kernels: bytes | N
     if context is not None:
         _kept[context] = (config, cache)
     return context
+
+
+def set_profile(context: Any, index: int, stream: int) -> bool:
+    """Select an optimization profile of the context; returns whether TensorRT accepts it."""
+    try:
+        return bool(context.set_optimization_profile_async(index, stream))
+    except RuntimeError:  # raised instead of returning False; the reason is in the log
+        return False
 
 
 def scratch_bytes(engine: Any, profile: int = 0) -> int:

@@ -82,6 +82,75 @@ def test_an_unknown_error_code() -> None:
         )
 
 
+KEY_ERROR = """
+from cuda.bindings import driver
+original = driver.{function}
+def call(*arguments):
+    result = original(*arguments)
+    if "{function}" == "cuInit":
+        raise KeyError(12345)
+    return result
+def fail(*arguments):
+    raise KeyError(12345)
+driver.{function} = call
+from yolact_deploy.errors import BackendError
+from yolact_deploy.runtime.cuda.driver import Device
+try:
+    device = Device.open()
+    driver.{function} = fail
+    device.use()
+    stream, event, buffer = device.stream(), device.event(), device.allocate(64, "x")
+    stream.fill(buffer.pointer, 0, 64)
+    stream.record(event)
+    stream.wait(event)
+    stream.let_wait(stream.handle)
+    event.done
+    with stream.capture() as graph:
+        stream.fill(buffer.pointer, 0, 64)
+    graph.launch(stream)
+    print("no error")
+except BackendError as error:
+    print(error)
+"""
+
+
+@needs_fake
+@pytest.mark.parametrize(
+    "function",
+    ["cuInit", "cuMemAlloc", "cuMemsetD8Async", "cuEventRecord", "cuStreamWaitEvent", "cuEventQuery",
+     "cuStreamEndCapture", "cuGraphLaunch"],
+)  # fmt: skip
+def test_an_unknown_error_code_of_cuda_bindings_13_0(function: str) -> None:
+    """That version raises KeyError, in setup as in each frame."""
+    text = answer(KEY_ERROR.format(function=function))
+    words = f"{function} failed, and cuda-python does not know its code (12345 is not a valid CUresult): update it"
+    assert words in text
+
+
+@needs_fake
+@pytest.mark.parametrize("lacks", ["CLOCK_RATE", "MEMORY_CLOCK_RATE", "ASYNC_ENGINE_COUNT"])
+@pytest.mark.parametrize("where", ["driver", "cuda-python"])
+def test_an_attribute_that_is_not_supported(lacks: str, where: str) -> None:
+    code = f"""
+from types import SimpleNamespace
+from cuda.bindings import driver
+kinds = driver.CUdevice_attribute
+original, refused = driver.cuDeviceGetAttribute, kinds.CU_DEVICE_ATTRIBUTE_{lacks}
+if {where == "driver"}:
+    def get(kind, device):
+        return (driver.CUresult.CUDA_ERROR_INVALID_VALUE, 0) if kind is refused else original(kind, device)
+    driver.cuDeviceGetAttribute = get
+else:
+    members = {{name: kind for name, kind in kinds.__members__.items() if kind is not refused}}
+    driver.CUdevice_attribute = SimpleNamespace(**members)
+from yolact_deploy.runtime.cuda.driver.device import ATTRIBUTES, Device
+device = Device.open()
+missing = [ATTRIBUTES[name] for name, value in device.attributes.items() if not value and name != "integrated"]
+print(device, ",".join(missing))
+"""
+    assert answer(code, name="Orin") == f"<cuda:0 Orin> {lacks}"
+
+
 @needs_fake
 def test_an_old_driver() -> None:
     text = answer(OPEN, version=11040)

@@ -38,6 +38,13 @@ def mask_chain(
     return stages_of(MASK_ASSEMBLY, shapes, dtypes, values, batch=batch, arch="75")
 
 
+def test_names_of_kernels_are_short() -> None:
+    """TensorRT 10.9 to 10.13 keeps a pointer into the string, which is dangling if it has more than 15 bytes."""
+    names = {stage.launch.kernel for chain in (nms_chain(), nms_chain(cross_class=1), mask_chain()) for stage in chain}
+    assert len(names) >= 4
+    assert [name for name in names if len(name.encode()) > 15] == []
+
+
 def run_chain(chain: list[Stage], batch: int, arrays: dict[str, Any], seed: int = 0) -> None:
     """TensorRT's part: evaluate the expressions, and pass inputs, scalars and outputs."""
     launches = tuple(

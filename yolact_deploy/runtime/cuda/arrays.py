@@ -163,9 +163,12 @@ def _check_pointer(array: DeviceArray, device: Device, kind: str) -> int:
     """The ordinal of the device that the memory is on, if a kernel of ``device`` can read it."""
     bindings = calls.start()
     kinds = bindings.CUpointer_attribute
-    error, ordinal = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
-    if error:
-        raise InputError(f"{kind} points to {array.pointer:#x}, which is not GPU memory: {error.name}")
+    try:
+        ordinal = calls.call("cuPointerGetAttribute", kinds.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, array.pointer)
+    except calls.CudaError as error:
+        raise InputError(
+            f"{kind} points to {array.pointer:#x}, which is not GPU memory: {error.code_name or error}"
+        ) from error
     if ordinal != device.index:
         raise InputError(
             f"the array is on cuda:{ordinal} and the model on cuda:{device.index}: move the array "

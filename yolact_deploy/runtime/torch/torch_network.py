@@ -190,6 +190,8 @@ class TorchNetwork(DeviceNetwork):
             self._channels_last = module.channels_last
             self._heads: Callable[[Tensor], tuple[Tensor, ...]] = compiled(module) if compile else module
             self._make_tensors()
+            # Weights are converted and tensors filled on torch's stream, for which ours does not wait.
+            torch.cuda.synchronize(self._place)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._streams: dict[int, torch.cuda.Stream] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -66,6 +67,13 @@ class CudaError(BackendError):
         self.code = code
         self.code_name = code_name
 
+    def during(self, doing: str) -> CudaError:
+        """The same error, preceded by what the call was for."""
+        return CudaError(f"{doing}: {self}", self.call, self.code, self.code_name)
+
+
+#: what cuda-python raises for the codes of a newer driver: KeyError in 13.0, ValueError in other versions
+_UNKNOWN_CODE = (ValueError, KeyError)
 
 _lock = threading.Lock()
 _bindings: Any = None
@@ -103,7 +111,7 @@ def _start() -> Any:
     bindings: Any = import_optional("cuda.bindings.driver", extra="cuda", purpose="Using the GPU")
     try:
         (error,) = bindings.cuInit(0)
-    except ValueError as reason:
+    except _UNKNOWN_CODE as reason:
         raise _unknown_code("cuInit", reason) from reason
     except RuntimeError as reason:
         # The import works without a driver; the library is loaded by the first call.
@@ -147,7 +155,7 @@ def call(name: str, *arguments: Any) -> Any:
     bindings = start()
     try:
         error, *values = getattr(bindings, name)(*arguments)
-    except ValueError as reason:
+    except _UNKNOWN_CODE as reason:
         raise _unknown_code(name, reason) from reason
     except (RuntimeError, AttributeError) as reason:
         # cuda-python has the function and the driver does not, or the other way round.
@@ -161,17 +169,28 @@ def call(name: str, *arguments: Any) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def check(result: tuple[Any], name: str) -> None:
-    """Raise the error in the result of a direct call of the function ``name``, if there is one."""
-    if result[0]:
-        raise failure(name, result[0])
+def code_of(name: str, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """The error code of a function that returns nothing else, called directly; false if it succeeded."""
+    try:
+        (error,) = function(*arguments)
+    except _UNKNOWN_CODE as reason:
+        raise _unknown_code(name, reason) from reason
+    return error
 
 
-def _unknown_code(name: str, reason: ValueError) -> Exception:
-    """cuda-python raises ValueError for the codes of a newer driver; other errors are returned unchanged."""
-    if "CUresult" not in str(reason):
+def check(name: str, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> None:
+    """Call a function that returns nothing but an error code; raise that error."""
+    if error := code_of(name, function, *arguments):
+        raise failure(name, error)
+
+
+def _unknown_code(name: str, reason: Exception) -> Exception:
+    """The error for a code that cuda-python does not know; other errors are returned unchanged."""
+    known = isinstance(reason.args[0], int) if isinstance(reason, KeyError) else "CUresult" in str(reason)
+    if not known:
         return reason
-    return CudaError(f"{name} failed, and cuda-python does not know its code ({_one_line(reason)}): update it", name)
+    text = f"{reason.args[0]} is not a valid CUresult" if isinstance(reason, KeyError) else _one_line(reason)
+    return CudaError(f"{name} failed, and cuda-python does not know its code ({text}): update it", name)
 
 
 def failure(name: str, error: Any, doing: str = "", *, bindings: Any = None) -> CudaError:
@@ -193,7 +212,7 @@ def _describe(bindings: Any, code: int) -> tuple[str, str]:
     """Name and meaning of a code; cuda-python does not know all codes of a newer driver."""
     try:
         error = bindings.CUresult(code)
-    except ValueError:
+    except _UNKNOWN_CODE:
         return f"error {code}", ""
     texts = bindings.cuGetErrorName(error)[1], bindings.cuGetErrorString(error)[1]
     name, meaning = ("" if text is None else text.decode(errors="replace") for text in texts)
@@ -227,7 +246,8 @@ def release(context: Any, name: str, handle: Any) -> None:
     relaxed = _bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
     error, mode = _bindings.cuThreadExchangeStreamCaptureMode(relaxed)
     (pushed,) = _bindings.cuCtxPushCurrent(context)
-    getattr(_bindings, name)(handle)
+    with contextlib.suppress(*_UNKNOWN_CODE):
+        getattr(_bindings, name)(handle)
     if not pushed:
         _bindings.cuCtxPopCurrent()
     if not error:

@@ -42,7 +42,7 @@ class Graph:
         """Run the work in a stream, after any launch that is still running."""
         if self._exec is None:
             raise BackendError("this graph cannot be launched: its capture is unfinished or failed, or it was closed")
-        calls.check(self._launch(self._exec, stream.raw), "cuGraphLaunch")
+        calls.check("cuGraphLaunch", self._launch, self._exec, stream.raw)
 
     def close(self) -> None:
         """Destroy the graph."""
@@ -68,15 +68,16 @@ class Capture:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        bindings = calls.start()
         self._stream.capturing = False
-        code, recorded = bindings.cuStreamEndCapture(self._stream.raw)
         try:
-            if error is not None:
-                return  # the error of the body says more than an invalid capture
-            if code:
-                raise calls.failure("cuStreamEndCapture", code, "the work of a frame cannot be recorded")
-            self._graph._take(recorded, self._stream.device.context)
+            recorded = calls.call("cuStreamEndCapture", self._stream.raw)
+        except calls.CudaError as failed:
+            if error is None:  # the error of the body says more than an invalid capture
+                raise failed.during("the work of a frame cannot be recorded") from failed
+            return
+        try:
+            if error is None:
+                self._graph._take(recorded, self._stream.device.context)
         finally:
-            if not code and int(recorded):
-                bindings.cuGraphDestroy(recorded)
+            if int(recorded):
+                calls.start().cuGraphDestroy(recorded)

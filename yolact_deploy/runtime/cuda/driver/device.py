@@ -37,7 +37,7 @@ class Device:
         compute_capability: such as (8, 7)
         integrated: whether GPU and CPU share memory (Jetson): the GPU reads pinned memory without a copy
         multiprocessors: number of multiprocessors
-        attributes: the values of ATTRIBUTES
+        attributes: the values of ATTRIBUTES; 0 if the driver does not tell one
         context: the CUcontext
     """
 
@@ -52,10 +52,16 @@ class Device:
         def attribute(name: str) -> int:
             return int(calls.call("cuDeviceGetAttribute", getattr(kinds, f"CU_DEVICE_ATTRIBUTE_{name}"), raw))
 
+        def optional(name: str) -> int:
+            try:
+                return attribute(name)
+            except (calls.CudaError, AttributeError):  # of another generation of drivers or of cuda-python
+                return 0
+
         self.index = index
         self.name = device_name(index)
         self.compute_capability = attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR")
-        self.attributes = {name: attribute(kind) for name, kind in ATTRIBUTES.items()}
+        self.attributes = {name: optional(kind) for name, kind in ATTRIBUTES.items()}
         self.integrated = bool(self.attributes["integrated"])
         self.multiprocessors = self.attributes["multiprocessors"]
         self.ledger = Ledger()
@@ -79,7 +85,7 @@ class Device:
 
     def use(self) -> None:
         """Make the device current in this thread, in case other libraries changed it; takes less than 1 us."""
-        calls.check(self._set_current(self.context), "cuCtxSetCurrent")
+        calls.check("cuCtxSetCurrent", self._set_current, self.context)
 
     def __enter__(self) -> Device:
         calls.call("cuCtxPushCurrent", self.context)

@@ -52,10 +52,10 @@ class DeviceBuffer:
         self.nbytes = nbytes
         self.label = label
         with device:
-            error, pointer = calls.start().cuMemAlloc(max(nbytes, 1))
-            if error:
-                raise _refused(device, "cuMemAlloc", error, nbytes, label)
-        self.pointer = int(pointer)
+            try:
+                self.pointer = int(calls.call("cuMemAlloc", max(nbytes, 1)))
+            except calls.CudaError as error:
+                raise _refused(device, error, nbytes, label) from error
         self._free = _book(self, device, device.ledger, "cuMemFree", self.pointer, nbytes, label)
 
     def free(self) -> None:
@@ -79,10 +79,10 @@ class PinnedBuffer:
         self.label = label
         flags = bindings.CU_MEMHOSTALLOC_PORTABLE | bindings.CU_MEMHOSTALLOC_DEVICEMAP
         with device:
-            error, pointer = bindings.cuMemHostAlloc(max(nbytes, 1), flags)
-            if error:
-                raise _refused(device, "cuMemHostAlloc", error, nbytes, label)
-            self.host_pointer = int(pointer)
+            try:
+                self.host_pointer = int(calls.call("cuMemHostAlloc", max(nbytes, 1), flags))
+            except calls.CudaError as error:
+                raise _refused(device, error, nbytes, label) from error
             # Arrays refer to this object, not to the buffer, so the memory lives as long as any array.
             self._memory: Any = (ctypes.c_ubyte * nbytes).from_address(self.host_pointer)
             _book(self._memory, device, device.pinned_ledger, "cuMemFreeHost", self.host_pointer, nbytes, label)
@@ -113,11 +113,11 @@ def _give_back(context: Any, free: str, pointer: int, ledger: Ledger, label: str
     ledger.add(label, -nbytes)
 
 
-def _refused(device: Device, call: str, error: Any, nbytes: int, label: str) -> calls.CudaError:
+def _refused(device: Device, error: calls.CudaError, nbytes: int, label: str) -> calls.CudaError:
     """The error of a failed allocation: how much was requested, how much is free, and which labels hold how much."""
-    if error.name != "CUDA_ERROR_OUT_OF_MEMORY":
-        return calls.failure(call, error, f"cannot allocate {size_text(nbytes)} for {label}")
-    pinned = call == "cuMemHostAlloc"
+    if error.code_name != "CUDA_ERROR_OUT_OF_MEMORY":
+        return error.during(f"cannot allocate {size_text(nbytes)} for {label}")
+    pinned = error.call == "cuMemHostAlloc"
     free, total = device.memory()
     usage = device.pinned_usage() if pinned else device.usage()
     holders = ", ".join(f"{name} {size_text(size)}" for name, size in usage.items()) or "nothing"
@@ -127,9 +127,9 @@ def _refused(device: Device, call: str, error: Any, nbytes: int, label: str) -> 
         f"out of {where}: {size_text(nbytes)} were requested for {label}.{available} This process holds: {holders}. "
         "Close unused models, use a smaller batch, half precision or a smaller model, and check with nvidia-smi what "
         "other programs hold",
-        call,
-        int(error),
-        error.name,
+        error.call,
+        error.code,
+        error.code_name,
     )
 
 

@@ -55,12 +55,9 @@ class Module:
                 self.raw: Any = calls.call("cuModuleLoadData", image)
             except calls.CudaError as error:
                 driver = calls.version_text(calls.driver_version())
-                raise calls.CudaError(
+                raise error.during(
                     f"cannot load {name} into {device.name} (compute capability "
-                    f"{'.'.join(map(str, device.compute_capability))}, driver for CUDA {driver}): {error}",
-                    error.call,
-                    error.code,
-                    error.code_name,
+                    f"{'.'.join(map(str, device.compute_capability))}, driver for CUDA {driver})"
                 ) from error
         self.device = device
         self._close = weakref.finalize(self, calls.release, device.context, "cuModuleUnload", self.raw)
@@ -87,6 +84,7 @@ class Function:
         self.name = name
         self.module = module  # keeps it loaded
         with module.device:
-            error, self.raw = calls.start().cuModuleGetFunction(module.raw, name.encode())
-        if error:
-            raise calls.failure("cuModuleGetFunction", error, f"{module.name} has no kernel '{name}'")
+            try:
+                self.raw = calls.call("cuModuleGetFunction", module.raw, name.encode())
+            except calls.CudaError as error:
+                raise error.during(f"{module.name} has no kernel '{name}'") from error

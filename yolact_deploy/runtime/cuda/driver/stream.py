@@ -57,7 +57,7 @@ class Event:
     @property
     def done(self) -> bool:
         """Whether the GPU has reached the mark."""
-        (error,) = self._query(self.raw)
+        error = calls.code_of("cuEventQuery", self._query, self.raw)
         if error and error.name != "CUDA_ERROR_NOT_READY":
             raise calls.failure("cuEventQuery", error)
         return not error
@@ -90,7 +90,9 @@ class KernelQueue:
             block: threads per block along x, y, z
             shared: bytes of dynamic shared memory, at most 48 KiB
         """
-        (error,) = self._launch(function.raw, *grid, *block, shared, self.raw, arguments.address, 0)
+        error = calls.code_of(
+            "cuLaunchKernel", self._launch, function.raw, *grid, *block, shared, self.raw, arguments.address, 0
+        )
         if error:
             raise calls.failure("cuLaunchKernel", error, f"kernel {function.name}, grid {grid}, block {block}")
 
@@ -133,19 +135,19 @@ class Stream(KernelQueue):
 
     def upload(self, device_pointer: int, host_pointer: int, nbytes: int) -> None:
         """Copy from host to device memory."""
-        calls.check(self._upload(device_pointer, host_pointer, nbytes, self.raw), "cuMemcpyHtoDAsync")
+        calls.check("cuMemcpyHtoDAsync", self._upload, device_pointer, host_pointer, nbytes, self.raw)
 
     def download(self, host_pointer: int, device_pointer: int, nbytes: int) -> None:
         """Copy from device to host memory."""
-        calls.check(self._download(host_pointer, device_pointer, nbytes, self.raw), "cuMemcpyDtoHAsync")
+        calls.check("cuMemcpyDtoHAsync", self._download, host_pointer, device_pointer, nbytes, self.raw)
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copy within device memory."""
-        calls.check(self._copy(target, source, nbytes, self.raw), "cuMemcpyDtoDAsync")
+        calls.check("cuMemcpyDtoDAsync", self._copy, target, source, nbytes, self.raw)
 
     def fill(self, pointer: int, byte: int, nbytes: int) -> None:
         """Set every byte of device memory to ``byte``, 0 to 255."""
-        calls.check(self._fill(pointer, byte, nbytes, self.raw), "cuMemsetD8Async")
+        calls.check("cuMemsetD8Async", self._fill, pointer, byte, nbytes, self.raw)
 
     def record(self, event: Event) -> None:
         """Mark the current end of the queue.
@@ -157,11 +159,11 @@ class Stream(KernelQueue):
             flags = int(calls.start().CUevent_record_flags.CU_EVENT_RECORD_EXTERNAL)
             calls.call("cuEventRecordWithFlags", event.raw, self.raw, flags)
             return
-        calls.check(self._record(event.raw, self.raw), "cuEventRecord")
+        calls.check("cuEventRecord", self._record, event.raw, self.raw)
 
     def wait(self, event: Event) -> None:
         """Let later work wait for the mark, which may be in another stream."""
-        calls.check(self._wait(self.raw, event.raw, 0), "cuStreamWaitEvent")
+        calls.check("cuStreamWaitEvent", self._wait, self.raw, event.raw, 0)
 
     def wait_for(self, other: int) -> None:
         """Let later work wait for the current work of a stream given by number (1: the legacy default stream)."""
@@ -174,9 +176,9 @@ class Stream(KernelQueue):
     def _join(self, first: Any, second: Any, other: int) -> None:
         if self._joint is None:
             self._joint = Event(self.device, timing=False)
-        (error,) = self._record(self._joint.raw, first)
+        error = calls.code_of("cuEventRecord", self._record, self._joint.raw, first)
         if not error:
-            (error,) = self._wait(second, self._joint.raw, 0)
+            error = calls.code_of("cuStreamWaitEvent", self._wait, second, self._joint.raw, 0)
         if error:
             raise calls.failure("cuEventRecord", error, f"cannot wait for stream {other:#x} of another library")
 

@@ -53,14 +53,18 @@ def model_of(*, plus: bool, earlier: bool, cross_class: bool = False) -> Any:
             for names in (holder.input, holder.output):
                 names[:] = [name.removeprefix(f"{function.name}_") for name in names]
         function.name = function.name.removesuffix("3x3")
-    info = helper.make_tensor_value_info
-    inputs = ["b", "s", "c", "proto_in", *(["w", "o", "bias", "mask"] if plus else [])]
-    outputs = ["num_detections", "boxes", "scores", "labels", "masks"]
+    inputs = {"b": 3, "s": 3, "c": 3, "proto_in": 4, **({"w": 4, "o": 4, "bias": 1, "mask": 4} if plus else {})}
+    outputs = {"num_detections": 1, "boxes": 3, "scores": 2, "labels": 2, "masks": 4}
+
+    def info(name: str, rank: int) -> Any:
+        kind = TensorProto.INT32 if name in ("num_detections", "labels") else TensorProto.FLOAT
+        return helper.make_tensor_value_info(name, kind, [f"{name}{axis}" for axis in range(rank)])
+
     graph = helper.make_graph(
         nodes,
         "names",
-        [info(name, TensorProto.FLOAT, None) for name in inputs],
-        [info(name, TensorProto.INT32 if name in ("num_detections", "labels") else 1, None) for name in outputs],
+        [info(name, rank) for name, rank in inputs.items()],
+        [info(name, rank) for name, rank in outputs.items()],
     )
     opsets = [helper.make_opsetid("", functions.OPSET), helper.make_opsetid(ops.DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)

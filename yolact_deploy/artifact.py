@@ -37,7 +37,7 @@ class Metadata:
     """Metadata of the network in a file."""
 
     config: YolactConfig
-    #: trunk precision: fp32, fp16, bf16, int8
+    #: trunk precision: fp32, tf32 (in an engine), fp16, bf16, int8
     precision: str = "fp32"
     #: "functions" ends in detections and masks, "heads" in boxes, scores, coefficients and prototypes
     tail: str = "functions"

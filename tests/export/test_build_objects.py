@@ -28,12 +28,15 @@ class Object:
     def __getattr__(self, name: str) -> Any:
         if name == self.module.fails:
             raise RuntimeError("a reason of pybind11")
+        flags = self.module.flags
         results = {
+            "set_flag": flags.add,
+            "clear_flag": flags.discard,
             "create_network": lambda flags: Object("network", self.module),
             "create_builder_config": lambda: Object("config", self.module),
             "parse": lambda data: True,
             "get_input": lambda index: SimpleNamespace(shape=(1, 8, 8, 3)),
-            "build_serialized_network": lambda network, config: b"plan",
+            "build_serialized_network": lambda network, config: b"plan with " + b",".join(sorted(flags)),
         }
         return results.get(name, lambda *args: None)
 
@@ -44,6 +47,7 @@ class Module(SimpleNamespace):
     def __init__(self, fails: str = "") -> None:
         destroyed: list[str] = []
         self.fails, self.destroyed = fails, destroyed
+        self.flags = {b"TF32"}  # a configuration begins with it
 
         class Monitor:
             def __del__(self) -> None:
@@ -56,7 +60,7 @@ class Module(SimpleNamespace):
             IProgressMonitor=Monitor,
             MemoryPoolType=SimpleNamespace(WORKSPACE=0),
             NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
-            BuilderFlag=SimpleNamespace(TF32=5),
+            BuilderFlag=SimpleNamespace(TF32=b"TF32"),
         )
 
 
@@ -83,10 +87,17 @@ def test_nothing_is_left_behind(fails: str) -> None:
             with pytest.raises(EngineBuildError, match="cannot build m: RuntimeError: a reason of pybind11"):
                 build.run(b"onnx", "m")
         else:
-            assert build.run(b"onnx", "m").data == b"plan"
+            assert build.run(b"onnx", "m").data == b"plan with "
         assert module.destroyed == ORDER
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("tf32", "data"), [(False, b"plan with "), (True, b"plan with TF32")])
+def test_tf32_only_on_demand(tf32: bool, data: bytes) -> None:
+    """TensorRT rounds FP32 products to TF32 unless the flag is cleared."""
+    build = Build(Module(), "tensorrt", BuildPlan(network_name="n", tf32=tf32), None)
+    assert build.run(b"onnx", "m").data == data
 
 
 @pytest.mark.parametrize("usable", ["always", "empty only", "never"])

@@ -29,10 +29,12 @@ class Builds:
     def __init__(self) -> None:
         self.rejects: set[str] = set()
         self.parsed: list[list[str]] = []
+        self.tf32: list[bool] = []
 
     def run(self, build: Build, onnx_bytes: bytes, source: str) -> Plan:
         nodes = [node.op_type for node in onnx.load_model_from_string(onnx_bytes).graph.node]
         self.parsed.append(nodes)
+        self.tf32.append(build.plan.tf32)
         if self.rejects & set(nodes):
             raise EngineBuildError(f"TensorRT 10.9.0 cannot parse {source}: an odd node")
         name = build.plan.network_name.encode()
@@ -101,6 +103,18 @@ def test_a_failed_build_leaves_the_files_of_an_earlier_one(tmp_path: Path, tenso
         else:
             engine.build_engine(source, tmp_path / "m.trt", flavour="tensorrt", options=BuildOptions(plugin="off"))
         assert read_engine_metadata(tmp_path / "m.trt").config.num_classes == 1203
+
+
+@pytest.mark.parametrize(
+    ("precision", "tf32", "reported"),
+    [("fp32", False, "fp32"), ("fp32", True, "tf32"), ("fp16", True, "fp16"), ("fp16", False, "fp16")],
+)
+def test_tf32_is_a_precision(tmp_path: Path, tensorrt: Builds, precision: str, tf32: bool, reported: str) -> None:
+    source = write(tmp_path / "m.onnx", Metadata(config=get_config("yolact_base"), precision=precision))
+    options = BuildOptions(plugin="off", tf32=tf32)
+    engine.build_engine(source, tmp_path / "m.trt", flavour="tensorrt", options=options)
+    assert read_engine_metadata(tmp_path / "m.trt").precision == reported
+    assert tensorrt.tf32 == [tf32]
 
 
 # -- plugins ----------------------------------------------------------------------------------------------------------

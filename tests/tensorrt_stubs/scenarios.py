@@ -176,7 +176,12 @@ def builds(stage: Stage) -> None:
 
     targets = ("8.6", "sm_89") if stage.flavour == "rtx" else ()
     everything = BuildOptions(
-        workspace_mib=64, optimization_level=5, targets=targets, profiles=((1, 1, 1), (2, 4, 8)), cache=True
+        workspace_mib=64,
+        optimization_level=5,
+        tf32=True,
+        targets=targets,
+        profiles=((1, 1, 1), (2, 4, 8)),
+        cache=True,
     )
     for cached in (False, True):
         report = build_engine(dynamic, target, flavour=stage.flavour, options=everything)

@@ -45,6 +45,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         "--optimization-level", type=int, choices=range(6), metavar="0..5", help="effort of the builder (default 3)"
     )
     parser.add_argument(
+        "--tf32",
+        action="store_true",
+        help="round the factors of FP32 products to TF32 (compute capability 8.0 and later): faster, less exact",
+    )
+    parser.add_argument(
         "--profile",
         type=batch_range,
         action="append",
@@ -130,6 +135,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
     return BuildOptions(
         workspace_mib=args.workspace,
         optimization_level=args.optimization_level,
+        tf32=args.tf32,
         targets=tuple(target for text in args.target_sm for target in text.split(",")),
         profiles=tuple(args.profile),
         plugin=args.plugin,

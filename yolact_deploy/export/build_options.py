@@ -15,11 +15,13 @@ PORTABLE = "compute capability 8.0 and later"
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """How to build an engine. No option changes what the network computes.
+    """How to build an engine. No option but ``tf32`` changes what the network computes.
 
     Attributes:
         workspace_mib: limit of the scratch memory; TensorRT's default is the whole device
         optimization_level: 0 (fast build) to 5 (fast engine); TensorRT's default is 3
+        tf32: round the factors of FP32 products to TF32: faster, with a mantissa of 10 bits instead of 23. The trunk of
+            an FP32 file is then in the precision "tf32"; in other files this concerns the parts in FP32
         targets: compute capabilities to build for, such as "8.9" (RTX only); by default portable from 8.0 on
         profiles: (smallest, usual, largest) batches to optimize for, if the batch of the file is dynamic; by default
             as exported
@@ -33,6 +35,7 @@ class BuildOptions:
 
     workspace_mib: int | None = None
     optimization_level: int | None = None
+    tf32: bool = False
     targets: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
     plugin: str = "auto"

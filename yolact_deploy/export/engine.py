@@ -128,7 +128,9 @@ class _Job:
         if self.choice.kind != "none":
             versions[PLUGINS_KEY] = self.choice.kind
         low, high = min(p[0] for p in self.profiles), max(p[2] for p in self.profiles)
-        return dataclasses.replace(metadata, versions=versions, batch=(low, self.profiles[0][1], high))
+        precision = "tf32" if self.options.tf32 and metadata.precision == "fp32" else metadata.precision
+        batch = low, self.profiles[0][1], high
+        return dataclasses.replace(metadata, versions=versions, batch=batch, precision=precision)
 
     def report(self, path: Path, seconds: float, cached: bool) -> EngineReport:
         return EngineReport(
@@ -186,6 +188,7 @@ class _Job:
                 "profiles": self.profiles,
                 "workspace": self.options.workspace_mib,
                 "level": self.options.optimization_level,
+                "tf32": self.options.tf32,
                 "plugin": [self.choice.kind, *self.choice.names, plugins_hash() if self.choice.names else ""],
             }
         )
@@ -196,6 +199,7 @@ class _Job:
             network_name=self.name,
             workspace_mib=self.options.workspace_mib,
             optimization_level=self.options.optimization_level,
+            tf32=self.options.tf32,
             targets=self.targets,
             profiles=self.profiles,
             ahead_of_time=self.choice.kind == "aot",

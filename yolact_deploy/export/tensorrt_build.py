@@ -33,6 +33,7 @@ class BuildPlan:
         optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to TensorRT
         targets: compute capabilities as TensorRT for RTX names them; none means portable
         profiles: batches to optimize for, in the order of their numbers in the engine; used if the batch is dynamic
+        tf32: round the factors of FP32 products to TF32
         ahead_of_time: use the ahead-of-time implementations of plugins
         timings: :attr:`Plan.timings` of an earlier build, empty if there was none; None uses no timing cache
     """
@@ -42,6 +43,7 @@ class BuildPlan:
     optimization_level: int | None = None
     targets: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    tf32: bool = False
     ahead_of_time: bool = False
     timings: bytes | None = None
 
@@ -132,6 +134,7 @@ class Build:
     def _configure(self, builder: Any, network: Any, config: Any) -> Any | None:
         """Set up the builder; returns the timing cache, if there is one, since TensorRT keeps no reference to it."""
         plan = self.plan
+        tensorrt_api.set_tf32(self.trt, config, plan.tf32)
         if plan.workspace_mib is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
         if plan.optimization_level is not None:

@@ -125,6 +125,11 @@ def network_flags(trt: Any, flavour: str, *, ahead_of_time: bool = False) -> int
     return chosen
 
 
+def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
+    """Whether products of FP32 may round their factors to TF32, which TensorRT does unless it is told not to."""
+    (config.set_flag if allowed else config.clear_flag)(trt.BuilderFlag.TF32)
+
+
 def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
     """RTX's names of compute capabilities: ("SM86", "SM89") for "8.6" and "sm_89".
 

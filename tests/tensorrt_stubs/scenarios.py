@@ -124,7 +124,8 @@ def make_model(batch: tuple[int, int, int], *, half: bool = False) -> onnx.Model
         "num": ([count], TensorProto.INT32), "out_boxes": ([count, detections, 4], TensorProto.FLOAT),
         "out_scores": ([count, detections], TensorProto.FLOAT), "labels": ([count, detections], TensorProto.INT32),
     }  # fmt: skip
-    nodes = [helper.make_node("Heads", ["images"], [*list(shapes)[:3], "proto16" if half else "proto"])]
+    heads = [*list(shapes)[:3], "proto16" if half else "proto"]
+    nodes = [helper.make_node("Heads", ["images"], heads, domain="elsewhere")]
     values = [info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     if half:
         nodes.append(helper.make_node("Cast", ["proto16"], ["proto"], to=TensorProto.FLOAT))
@@ -152,7 +153,8 @@ def make_model(batch: tuple[int, int, int], *, half: bool = False) -> onnx.Model
         ],
         value_info=values,
     )
-    domains = [helper.make_opsetid("", 20), helper.make_opsetid(ops.DOMAIN, ops.DOMAIN_VERSION)]
+    versions = {"": 20, ops.DOMAIN: ops.DOMAIN_VERSION, "elsewhere": 1}
+    domains = [helper.make_opsetid(*version) for version in versions.items()]
     model = helper.make_model(graph, opset_imports=domains)
     model.functions.extend([fast_nms_function(), mask_assembly_function()])
     metadata = Metadata(config=get_config("yolact_resnet50"), batch=batch)

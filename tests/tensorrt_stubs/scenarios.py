@@ -222,6 +222,15 @@ def failing_builds(stage: Stage) -> None:
         build_engine(fixed, target, flavour=stage.flavour)
     stage.answers[("Builder", "build_serialized_network")] = usual
 
+    def raise_error(double: Any, index: int) -> None:
+        raise RuntimeError("of pybind11")
+
+    usual = stage.answers[("INetworkDefinition", "get_input")]
+    stage.answers[("INetworkDefinition", "get_input")] = raise_error
+    with pytest.raises(ExportError, match=r"cannot build .*: RuntimeError: of pybind11$"):
+        build_engine(fixed, target, flavour=stage.flavour)
+    stage.answers[("INetworkDefinition", "get_input")] = usual
+
     stage.answers[("OnnxParser", "parse")] = False
     with pytest.raises(ExportError, match=r"node 'text' \(text\) in function inner in function FastNMS: text"):
         build_engine(fixed, target, flavour=stage.flavour)
@@ -320,7 +329,7 @@ def loads(stage: Stage) -> None:
 class FakeDevice:
     """The parts of `runtime.cuda.driver.Device` that an engine uses."""
 
-    index, name = 0, "Test GPU"
+    index, name, integrated = 0, "Test GPU", False
 
     def __enter__(self) -> FakeDevice:
         return self

@@ -134,11 +134,11 @@ class Build:
     def _configure(self, builder: Any, network: Any, config: Any) -> Any | None:
         """Set up the builder; returns the timing cache, if there is one, since TensorRT keeps no reference to it."""
         plan = self.plan
-        tensorrt_api.set_tf32(self.trt, config, plan.tf32)
         if plan.workspace_mib is not None:
             config.set_memory_pool_limit(self.trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
         if plan.optimization_level is not None:
             config.builder_optimization_level = plan.optimization_level
+        tensorrt_api.set_tf32(self.trt, config, plan.tf32)
         _add_profiles(builder, network, config, plan.profiles)
         if plan.timings is None:
             return None

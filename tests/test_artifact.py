@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from yolact_deploy import artifact
 from yolact_deploy.artifact import (
     Metadata,
     atomic_write,
@@ -78,6 +79,29 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: typ
         interrupted()
     assert target.read_bytes() == b"old"
     assert left_over(tmp_path) == ["model.onnx"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    abandoned = [".model.writing-abcd1234.onnx", ".other.writing-a_b_c_d_", ".run.x.writing-00000000.tar.gz"]
+    kept = [".model.onnx", ".model-abcd1234.onnx", "model.writing-abcd1234.onnx", ".model.writing-abc.onnx", "a.json"]
+    for name in (*abandoned, *kept):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(".model.onnx")
+    (tmp_path / ".link.writing-abcd1234.onnx").symlink_to("a.json")
+    write_bytes(tmp_path / "model.onnx", b"")
+    assert left_over(tmp_path) == sorted([*kept, "link", ".link.writing-abcd1234.onnx", "model.onnx"])
+
+
+def test_what_is_being_written_is_kept(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a") as first:
+        first.write_bytes(b"1")
+        artifact._remove_abandoned.cache_clear()
+        with atomic_write(tmp_path / "b") as second, atomic_write(tmp_path / "a") as third:
+            artifact._remove_abandoned.cache_clear()
+            write_bytes(tmp_path / "c", b"3")
+            assert left_over(tmp_path) == sorted([first.name, second.name, third.name, "c"])
+    assert left_over(tmp_path) == ["a", "b", "c"]
+    assert (tmp_path / "a").read_bytes() == b"1"
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

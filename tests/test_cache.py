@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,39 @@ def test_an_unwritable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match=r"cannot create the cache folder .*file/kernels: .*Set YOLACT_DEPLOY_CACHE"):
         cache_folder("kernels")
+
+
+def test_what_others_could_have_put_there_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "cache"))
+    folder = cache_folder("engines")
+    for place in (folder, folder.parent):
+        for mode, readable in (
+            (0o777, "others may write to the cache folder"),
+            (0o772, "others may write"),
+            (0o755, ""),
+        ):
+            place.chmod(mode)
+            with pytest.raises(OutputError, match=f"{readable}.* chmod go-w ") if readable else nullcontext():
+                cache_folder("engines")
+    folder.parent.chmod(0o1777)  # as /tmp, where nobody can replace the folder of another
+    assert cache_folder("engines") == folder
+    folder.chmod(0o1777)
+    with pytest.raises(OutputError, match="others may write"):
+        cache_folder("engines")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("place", ["", "engines", "engines/a.trt", "engines/.a.lock", "engines/link"])
+def test_files_of_other_users_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "cache"))
+    folder = cache_folder("engines")
+    for name in ("a.trt", ".a.lock"):
+        (folder / name).touch()
+    (folder / "link").symlink_to("a.trt")
+    assert cache_folder("engines") == folder
+    os.chown(tmp_path / "cache" / place, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(OutputError, match=r"belongs to another user.*YOLACT_DEPLOY_CACHE"):
+        cache_folder("engines")
 
 
 # -- locks ----------------------------------------------------------------------------------------------------------
@@ -91,6 +125,16 @@ def test_only_one_is_inside(tmp_path: Path) -> None:
         thread.join()
     assert (most, rounds) == (1, 30)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("leads_to", ["victim", "none", "."])
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "victim").write_text("kept")
+    (tmp_path / "lock").symlink_to(leads_to)
+    with pytest.raises(OSError, match="symbolic links"), file_lock(tmp_path / "lock", 0):
+        pass
+    assert (tmp_path / "victim").read_text() == "kept"
+    assert not (tmp_path / "none").exists()
 
 
 HOLD = """

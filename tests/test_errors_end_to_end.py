@@ -297,7 +297,7 @@ def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, l
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline().startswith("exporting yolact_resnet50 (fp32) to out/model.onnx")
-        wait_until(lambda: list((here / "out").glob(".model-*")), child)  # the temporary file
+        wait_until(lambda: list((here / "out").glob(".model.writing-*")), child)  # the temporary file
         time.sleep(later)
         child.send_signal(number)
         stdout, stderr = child.communicate(timeout=LIMIT)
@@ -319,7 +319,7 @@ def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as child:
-        wait_until(lambda: list(here.glob(".built-*")), child)
+        wait_until(lambda: list(here.glob(".built.writing-*")), child)
         child.send_signal(signal.SIGINT)
         _, stderr = child.communicate(timeout=LIMIT)
     check(child.returncode, stderr, "interrupted; no partial files were left")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -133,19 +134,24 @@ def sha256_file(path: Path) -> str:
 def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> Iterator[Path]:
     """Yield a temporary path next to ``path``; rename it to ``path`` on success, remove it on failure.
 
+    What processes that were killed have left in the folder is removed first.
+
     Raises:
         OutputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent.resolve())
         # The temporary name must not be too long where the name itself is not.
-        prefix = f".{target.stem[:_TEMPORARY_STEM]}-"
+        prefix = f".{target.stem[:_TEMPORARY_STEM]}{_WRITING}"
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix or target.suffix)
-        os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}. Choose another place with -o") from error
     temporary = Path(name)
+    locked = try_lock(handle)  # until it has its final name
+    if not locked:
+        os.close(handle)  # Windows would not rename an open file
     try:
         yield temporary
         umask = os.umask(0)
@@ -159,6 +165,40 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+        if locked:
+            os.close(handle)
+
+
+_WRITING = ".writing-"
+_ABANDONED = re.compile(rf"\..*{re.escape(_WRITING)}[a-z0-9_]{{8}}(\..*)?")
+
+
+@functools.lru_cache(maxsize=1024)  # a folder may receive thousands of files
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files that no process holds, once for each folder."""
+    for path in folder.iterdir():
+        if not _ABANDONED.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if try_lock(handle):
+                    path.unlink()
+            finally:
+                os.close(handle)
+
+
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed; False if it is locked elsewhere, None if there are no locks here."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        return None
+    return True
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

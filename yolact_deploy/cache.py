@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from yolact_deploy.artifact import try_lock
 from yolact_deploy.errors import OutputError
 
 #: built engines; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load; states of INT8
@@ -32,20 +34,44 @@ def cache_root() -> Path:
 def cache_folder(kind: str) -> Path:
     """The folder of one of :data:`KINDS`; created if missing.
 
+    What is in it is loaded as it is, engines and kernels above all. So nobody else may own or change any of it.
+
     Raises:
-        OutputError: it cannot be created.
+        OutputError: it cannot be created, or somebody else has put files there or could do so.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of cache {kind!r}, expected one of {', '.join(KINDS)}")
     folder = cache_root() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if hasattr(os, "geteuid"):  # Windows has other permissions
+            _refuse_others(folder)
     except OSError as error:
         raise OutputError(
             f"cannot create the cache folder {folder}: {error.strerror or error}. "
             "Set YOLACT_DEPLOY_CACHE to another folder"
         ) from error
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    trusted = (os.geteuid(), 0)
+    for place in (folder.parent, folder, *folder.iterdir()):
+        # Of a link in the folder counts who made it, and not what it leads to.
+        status = place.lstat() if place.parent == folder else place.stat()
+        if status.st_uid not in trusted:
+            raise OutputError(
+                f"{place} in the cache belongs to another user, so what is in it is not used: remove it, or set "
+                "YOLACT_DEPLOY_CACHE to another folder"
+            )
+        # A group with the number of the user is the user's own. In a sticky folder nobody can replace our folder.
+        others = stat.S_IWOTH | (0 if status.st_gid == status.st_uid else stat.S_IWGRP)
+        sticky = place == folder.parent and status.st_mode & stat.S_ISVTX
+        if stat.S_ISDIR(status.st_mode) and status.st_mode & others and not sticky:
+            raise OutputError(
+                f"others may write to the cache folder {place}, so what is in it is not used: empty it and run "
+                f"chmod go-w {place}, or set YOLACT_DEPLOY_CACHE to another folder"
+            )
 
 
 _SECONDS_BETWEEN_TRIES = 0.1
@@ -87,17 +113,12 @@ class _LockFile:
         self.handle = -1
 
     def acquire(self) -> bool:
-        self.handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            import fcntl
-
-            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The previous holder may have removed the file between opening and locking.
-            held = _is_same(self.handle, self.path)
-        except BlockingIOError:
-            held = False
-        except (ImportError, OSError):  # Windows, or a file system without locks: work without a lock
-            held = True
+        # In a folder that others can write to, a link would have us create or lock a file elsewhere.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        self.handle = os.open(self.path, flags, 0o666)
+        locked = try_lock(self.handle)
+        # The previous holder may have removed the file between opening and locking.
+        held = locked is None or (locked and _is_same(self.handle, self.path))
         if not held:
             os.close(self.handle)
         return held
@@ -111,6 +132,6 @@ class _LockFile:
 
 def _is_same(handle: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), path.stat())
+        return os.path.samestat(os.fstat(handle), path.lstat())
     except FileNotFoundError:
         return False

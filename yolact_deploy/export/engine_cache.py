@@ -17,6 +17,7 @@ from pathlib import Path
 from yolact_deploy.artifact import atomic_write, sha256_file, write_json
 from yolact_deploy.cache import cache_folder, file_lock
 from yolact_deploy.errors import ExportError
+from yolact_deploy.untrusted import read_json
 
 #: bytes of all entries together
 LIMIT = 8 << 30
@@ -47,7 +48,7 @@ class EngineCache:
     def fetch(self, target: Path) -> bool:
         """Copy the engine to ``target`` atomically; returns whether the cache has an intact one."""
         try:
-            expected = json.loads(self.record.read_bytes())["sha256"]
+            expected = read_json(self.record, "record of an engine", ValueError)["sha256"]
             whole = sha256_file(self.engine) == expected
         except (OSError, ValueError, KeyError, TypeError):
             whole = False

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from yolact_deploy.progress import SILENT, Progress, ReportStep
+from yolact_deploy.untrusted import printable, protect_output, styled
 
 T = TypeVar("T")
 
@@ -76,14 +77,16 @@ class ConsoleProgress(Progress):
 
         outermost = self._bars is None
         if outermost:
-            text, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
+            text = TextColumn("{task.description}", markup=False)
+            state = TextColumn("{task.fields[state]}", markup=False)
             columns = (text, BarColumn(20), MofNCompleteColumn(), state, TimeRemainingColumn())
-            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._bars = Bars(*columns, console=Console(file=styled(sys.stderr)))
             self._bars.start()
+            protect_output()  # while bars are drawn, rich puts streams of its own in place
         bars = self._bars
-        task = bars.add_task(description, total=total, state="")
+        task = bars.add_task(printable(description), total=total, state="")
         try:
-            yield lambda done, total, state: bars.update(task, completed=done, total=total, state=state)
+            yield lambda done, total, state: bars.update(task, completed=done, total=total, state=printable(state))
         finally:
             if outermost:
                 bars.stop()
@@ -115,21 +118,23 @@ def _lines(description: str) -> Iterator[_Update]:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
     """Print a table on stdout; a column that holds numbers only is aligned to the right."""
-    cells = [["" if value is None else str(value) for value in row] for row in rows]
+    cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
     right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(printable(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for name, is_right in zip(columns, right, strict=True):
-        table.add_column(name, justify="right" if is_right else "left", overflow="fold")
+        table.add_column(Text(printable(name)), justify="right" if is_right else "left", overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
     # Without a terminal rich would fold at 80 columns.
     width = None if sys.stdout.isatty() else shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns
-    Console(width=width, file=sys.stdout).print(table)
+    Console(width=width, file=styled(sys.stdout)).print(table)
 
 
 def _is_number(text: str) -> bool:

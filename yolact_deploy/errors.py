@@ -66,6 +66,31 @@ class GateError(YolactDeployError):
     exit_code = 1
 
 
+#: the extra that brings each optional package, and packages that are no option
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "safetensors", "onnxscript"), "export"),
+    **dict.fromkeys(("torchinfo", "tensorboard", "yaml"), "train"),
+    **dict.fromkeys(("pycocotools", "msgspec", "psutil", "pynvml"), "bench"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
+    "openvino": "openvino",
+    **dict.fromkeys(("cv2", "numpy", "rich"), ""),
+}
+
+
+def describe_import_error(error: ImportError) -> str | None:
+    """What to install for an import that failed in the middle of some work; None if it is a module of this package."""
+    package = (error.name or "").partition(".")[0]
+    if package == "yolact_deploy":
+        return None
+    extra = f"[{_EXTRAS[package]}]" if _EXTRAS.get(package) else ""
+    return (
+        f"this needs the Python package '{package}' ({error}). Install it with: "
+        f"python -m pip install 'yolact-deploy{extra}'"
+        if package
+        else f"a Python package cannot be imported ({error}): 'yolact-deploy doctor' shows what is missing"
+    )
+
+
 def import_optional(module: str, extra: str, purpose: str) -> ModuleType:
     """Import ``module``; if it is missing, :class:`MissingDependencyError` names the extra to install.
 

@@ -11,13 +11,15 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
+from yolact_deploy.config import whole
 from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+from yolact_deploy.untrusted import parse_json, read_bytes
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_SUFFIXES
 
 Facts = dict[str, Any]
@@ -48,6 +50,8 @@ def _kind(path: Path) -> str:
         raise ArtifactError(f"no such file: {path}. Check the path")
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder: name the model file in it")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is a device and not a file: name a model file")
     try:
         with open(path, "rb") as file:
             start = file.read(16)
@@ -80,7 +84,9 @@ def _read_metadata(text: str | None, path: Path) -> Facts:
 def _describe_onnx(path: Path, layers: bool) -> Facts:
     onnx = import_optional("onnx", "export", "describing an ONNX file")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load_model_from_string(read_bytes(path, "ONNX file", ArtifactError))
+    except ArtifactError:
+        raise
     except Exception as error:  # each protobuf implementation raises its own errors
         raise ArtifactError(f"{path} is not an ONNX file or is truncated: export or copy it again") from error
     if not model.ir_version or not model.graph.output:
@@ -100,7 +106,7 @@ def _describe_onnx(path: Path, layers: bool) -> Facts:
             {"name": f"{function.domain}::{function.name}", "nodes": len(function.node)} for function in model.functions
         ],
         "parameters": _count_tensors(
-            (_onnx_dtype(onnx, tensor.data_type), math.prod(tensor.dims)) for tensor in graph.initializer
+            (_onnx_dtype(onnx, tensor.data_type), _product(tensor.dims)) for tensor in graph.initializer
         ),
         "other_properties": sorted(set(properties) - {METADATA_KEY}),
     }
@@ -150,37 +156,48 @@ def _describe_engine(path: Path, layers: bool) -> Facts:
 # -- weights --------------------------------------------------------------------------------------------------------
 
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
+_MOST_DIMENSIONS = 64
 
 
 def _describe_safetensors(path: Path, layers: bool) -> Facts:
-    header = _safetensors_header(path)
-    text = header.pop("__metadata__", {}).get(METADATA_KEY)
-    try:
-        tensors = [(name, entry["dtype"].lower(), list(entry["shape"])) for name, entry in header.items()]
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"{path} has a damaged safetensors header: save or copy it again") from error
-    with open(path, "rb") as file:
-        start = 8 + struct.unpack("<Q", file.read(8))[0]
+    start, header = _safetensors_header(path)
+    damaged = ArtifactError(f"{path} has a damaged safetensors header: save or copy it again")
+    texts = header.pop("__metadata__", {})
+    if not isinstance(texts, dict) or not all(map(_is_tensor_entry, header.values())):
+        raise damaged
+    tensors = [(name, entry["dtype"].lower(), entry["shape"]) for name, entry in header.items()]
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if start + end > path.stat().st_size:
         raise ArtifactError(
             f"{path} is truncated: it has {path.stat().st_size:,} of {start + end:,} bytes. Save or copy it again"
         )
-    return {"kind": "safetensors", **_read_metadata(text, path), **_tensor_facts(tensors, layers)}
+    return {"kind": "safetensors", **_read_metadata(texts.get(METADATA_KEY), path), **_tensor_facts(tensors, layers)}
 
 
-def _safetensors_header(path: Path) -> dict[str, Any]:
+def _is_tensor_entry(entry: Any) -> bool:
+    def sizes(value: Any) -> bool:
+        return isinstance(value, list) and all(whole(size, 0, 2**63 - 1) for size in value)
+
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    return sizes(shape) and sizes(offsets) and len(offsets) == 2
+
+
+def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors begin, and the JSON before them."""
+    damaged = ArtifactError(f"{path} is not a safetensors file or is truncated: save or copy it again")
     with open(path, "rb") as file:
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         text = file.read(length) if 2 <= length <= _SAFETENSORS_HEADER_LIMIT else b""
     try:
-        header = json.loads(text)
-    except ValueError:
-        header = None
+        header = parse_json(text, str(path), ArtifactError)
+    except ArtifactError as error:
+        raise damaged from error
     if not isinstance(header, dict):
-        raise ArtifactError(f"{path} is not a safetensors file or is truncated: save or copy it again")
-    return header
+        raise damaged
+    return 8 + length, header
 
 
 def _describe_checkpoint(path: Path, layers: bool) -> Facts:
@@ -200,7 +217,7 @@ def _describe_checkpoint(path: Path, layers: bool) -> Facts:
 def _tensor_facts(tensors: list[tuple[str, str, list[int]]], layers: bool) -> Facts:
     facts: Facts = {
         "tensors": len(tensors),
-        "parameters": _count_tensors((dtype, math.prod(shape)) for _, dtype, shape in tensors),
+        "parameters": _count_tensors((dtype, _product(shape)) for _, dtype, shape in tensors),
     }
     if layers:
         facts["layers"] = [{"name": name, "dtype": dtype, "shape": shape} for name, dtype, shape in tensors]
@@ -213,6 +230,12 @@ def _count_tensors(tensors: Iterable[tuple[str, int]]) -> dict[str, dict[str, in
     for dtype, count in tensors:
         values[dtype] += count
     return {dtype: {"values": count, "bytes": count * _bits(dtype) // 8} for dtype, count in values.most_common()}
+
+
+def _product(shape: Sequence[int]) -> int:
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ArtifactError(f"the file has a tensor of {len(shape)} dimensions: it is damaged. Save or copy it again")
+    return math.prod(shape)
 
 
 def _bits(dtype: str) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import ArtifactError, BackendError, InputError
+from yolact_deploy.errors import ArtifactError, BackendError, InputError, import_optional
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
@@ -327,6 +327,8 @@ def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: 
     precision, gpu = spec.precision or "fp32", spec.gpu
     if gpu is not None:
         require_gpu(gpu)  # the first thing to report if there is none
+    import_optional("torch", "export", "Running a checkpoint")
+    import_optional("safetensors", "export", "Running a checkpoint")
     from yolact_deploy.model.checkpoint import load_model
     from yolact_deploy.model.fuse import fuse_batch_norm
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend

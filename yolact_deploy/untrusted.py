@@ -1,16 +1,19 @@
 """Text and values from other people's files: read within limits, shown within limits.
 
-JSON is read here only. What errors quote of a file goes through :func:`shown`, and all that is printed goes through
-:func:`printable`.
+JSON is read here only. What errors quote of a file goes through :func:`shown`, and commands print through
+:class:`SafeStream`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import reprlib
 import stat
+import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _LONGEST_QUOTE = 200
@@ -82,3 +85,51 @@ def printable(text: str) -> str:
     class\x1b[31m \udcff
     """
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class SafeStream:
+    """A text stream that escapes what would steer a terminal, and what its encoding lacks.
+
+    Args:
+        stream: receives the text
+        styled: let control characters pass, for colors and progress bars of our own
+    """
+
+    def __init__(self, stream: Any, *, styled: bool = False) -> None:
+        self.stream, self._styled = stream, styled
+
+    def write(self, text: str) -> int:
+        shown_text = text if self._styled else printable(text)
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(shown_text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def protect_output() -> None:
+    """Make ``sys.stdout`` and ``sys.stderr`` a :class:`SafeStream`, unless they are."""
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), SafeStream):
+            setattr(sys, name, SafeStream(stream))
+
+
+@contextlib.contextmanager
+def safe_output() -> Iterator[None]:
+    """Print through :class:`SafeStream` inside the block."""
+    before = sys.stdout, sys.stderr
+    protect_output()
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def styled(stream: Any) -> Any:
+    """The same output for text with our own control characters; names in it must be :func:`printable`."""
+    return SafeStream(stream.stream, styled=True) if isinstance(stream, SafeStream) else stream

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,47 @@ def test_metadata_that_cannot_be_read(tmp_path: Path) -> None:
     facts = inspect_file(path)
     assert facts["metadata"] is None
     assert "unreadable" in facts["metadata_error"]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"__metadata__": ["a"]},
+        {"__metadata__": "x"},
+        {"a": [1]},
+        {"a": None},
+        {"a": {"dtype": "F32", "shape": 5, "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [-1, 3], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [10**30], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": ["0", "9"]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+        {"a": {"dtype": 3, "shape": [1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1]}},
+        {"a": {"dtype": "F32", "shape": [2**62] * 100_000, "data_offsets": [0, 4]}},
+        [1, 2],
+    ],
+    ids=lambda entries: str(entries)[:60],
+)
+def test_damaged_safetensors(tmp_path: Path, entries: object) -> None:
+    text = json.dumps(entries).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ArtifactError, match=r"damaged|is not a safetensors file"):
+        inspect_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{" + b"9" * 10_000, b'{"a":' * 100_000])
+def test_safetensors_with_json_beyond_limits(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ArtifactError, match="is not a safetensors file or is truncated"):
+        inspect_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no device files")
+@pytest.mark.parametrize("device", ["/dev/zero", "/dev/null"])
+def test_a_device(device: str) -> None:
+    with pytest.raises(ArtifactError, match="is a device and not a file"):
+        inspect_file(device)
 
 
 def test_checkpoint(resnet50_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

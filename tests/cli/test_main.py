@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import signal
@@ -17,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from yolact_deploy.cli import main as cli
+from yolact_deploy.console import console_progress
 from yolact_deploy.errors import GateError, InputError
+from yolact_deploy.untrusted import safe_output
 
 ROOT = Path(__file__).parents[2]
 Install = Callable[[Callable[[argparse.Namespace], int]], None]
@@ -163,6 +166,12 @@ def test_options_as_other_tools_spell_them(words: list[str], name: str, value: o
         (OSError(errno.ENOSPC, "No space left on device", "a.onnx"), 2, "a.onnx: No space left on device: free some"),
         (PermissionError(errno.EACCES, "Permission denied", "a"), 2, "a: Permission denied: check the permissions"),
         (OSError("odd"), 2, "error: odd"),
+        (ModuleNotFoundError("No module named 'torch'", name="torch"), 2, "pip install 'yolact-deploy[export]'"),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml.nodes"), 2, "pip install 'yolact-deploy[train]'"),
+        (ModuleNotFoundError("No module named 'cv2'", name="cv2"), 2, "package 'cv2' (No module named 'cv2'). Install"),
+        (ImportError("libGL.so.1: cannot open"), 2, "cannot be imported (libGL.so.1: cannot open): 'yolact-deploy doc"),
+        (ImportError("no name x", name="yolact_deploy.x"), 2, "internal error: ImportError: no name x; run again"),
+        (InputError("x" * 1_000_000), 2, "x" * 1000),
         (ZeroDivisionError("division by zero"), 2, "internal error: ZeroDivisionError: division by zero; run again"),
     ],
 )
@@ -216,6 +225,79 @@ def test_warnings_go_to_stderr(
     assert cli.main(["doctor", *flags]) == 0
     assert capsys.readouterr().err == expected
     assert logging.getLogger("yolact_deploy").handlers == []
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;title\x07", "a\rb", "\x9b31m", "\udcff.png", "\u202egnp.exe"])
+def test_control_characters_of_names_never_reach_the_terminal(
+    install: Install, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from yolact_deploy.console import print_json, print_table
+
+        assert cli.main(["no-" + name]) == 2  # as `demo` runs other commands
+        print(name)
+        print(name, file=sys.stderr)
+        sys.stdout.writelines([name, "\n"])
+        print_table(["", name], [(name, 1)], title=name)
+        print_json({name: [name]})
+        args.progress.note(name)
+        assert list(args.progress.track([1], name)) == [1]
+        logging.getLogger("yolact_deploy").warning(name)
+        raise InputError(f"cannot read {name}")
+
+    streams = sys.stdout, sys.stderr
+    install(run)
+    assert cli.main(["doctor"]) == 2
+    assert (sys.stdout, sys.stderr) == streams
+    captured = capsys.readouterr()
+    escaped = name.encode("unicode_escape").decode()
+    for text, least in ((captured.out, 5), (captured.err, 5)):
+        assert not any(character in text for character in "\x1b\x07\r\x9b\udcff\u202e")
+        assert text.count(escaped) >= least
+
+
+def test_bars_and_colors_on_a_terminal_pass_and_names_in_them_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with safe_output():
+        progress = console_progress()
+        for _ in progress.track([1, 2], "\x1b]0;evil\x07 [red]pictures"):
+            print("\x1b]0;evil\x07 inside", file=sys.stderr)
+        cli._complain("\x1b]0;evil\x07")
+    text = terminal.getvalue()
+    assert "\x1b]" not in text
+    assert "\x07" not in text
+    assert text.count(r"\x1b]0;evil\x07") >= 4
+    assert "[red]pictures" in text
+    assert "\x1b[31myolact-deploy: error:" in text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_output_in_any_encoding(install: Install, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    def run(args: argparse.Namespace) -> int:
+        from yolact_deploy.console import print_table
+
+        print("猫 → é")
+        print_table(["猫"], [["é"]])
+        raise InputError("no 猫")
+
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    install(run)
+    assert cli.main(["doctor"]) == 2
+    for stream in streams:
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    cat = "猫" if encoding == "utf-8" else "\\u732b"
+    assert out.count(cat) == 2
+    assert f"error: no {cat}" in err
 
 
 def test_termination_cleans_up_like_an_interrupt(

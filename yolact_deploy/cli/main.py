@@ -23,7 +23,8 @@ from types import FrameType
 from typing import Any
 
 from yolact_deploy.console import console_progress
-from yolact_deploy.errors import YolactDeployError
+from yolact_deploy.errors import YolactDeployError, describe_import_error
+from yolact_deploy.untrusted import printable, safe_output, styled
 from yolact_deploy.version import __version__
 
 PROGRAM = "yolact-deploy"
@@ -48,6 +49,7 @@ COMMANDS = {
 _GLOBAL_FLAGS = ("--debug", "--quiet", "--json")
 #: exit code that a shell reports for a program ended by SIGPIPE
 _BROKEN_PIPE = 141
+_LONGEST_MESSAGE = 10_000
 _CURES = {
     errno.ENOSPC: "free some space or choose another place",
     errno.EDQUOT: "free some of your quota or choose another place",
@@ -61,7 +63,11 @@ _CURES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; raises SystemExit for ``--help``, ``--version`` and wrong arguments."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with safe_output():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     # Global flags may also come before the command.
     leading = []
     while arguments and arguments[0] in _GLOBAL_FLAGS:
@@ -124,6 +130,9 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         return 2
     except Exception as error:
         _show_traceback(debug)
+        if isinstance(error, ImportError) and (cure := describe_import_error(error)):
+            _complain(cure)
+            return 2
         hint = "please report it" if debug else "run again with --debug and report the traceback"
         _complain(f"internal error: {type(error).__name__}: {_one_line(error)}; {hint}")
         return 2
@@ -161,6 +170,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
+        self.color = False  # Python 3.14 and later
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         has_actions = any(isinstance(action.choices, dict) for action in self._actions)
@@ -209,16 +219,16 @@ def _add_global_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _complain(message: str) -> None:
-    text = f"{PROGRAM}: error: {message}"
+    text = f"{PROGRAM}: error: {printable(message)}"
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         text = f"\x1b[31m{text}\x1b[0m"
     # The reader may be gone.
     with contextlib.suppress(BrokenPipeError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=styled(sys.stderr), flush=True)
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:_LONGEST_MESSAGE] or type(error).__name__
 
 
 def _describe_os_error(error: OSError) -> str:
@@ -230,7 +240,7 @@ def _describe_os_error(error: OSError) -> str:
 
 def _show_traceback(debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        print(traceback.format_exc(), end="", file=sys.stderr)
 
 
 class _StderrHandler(logging.Handler):

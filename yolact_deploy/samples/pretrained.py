@@ -5,8 +5,10 @@ Requires the optional package ``huggingface_hub``, which has its own cache and r
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from types import ModuleType
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.config import list_configs
 from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
+from yolact_deploy.untrusted import styled
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 
@@ -96,7 +99,10 @@ def fetch_weights(
     hub = import_optional("huggingface_hub", extra="hub", purpose=f"downloading the weights of {name}")
     revision = revision or OFFICIAL[name].revision
     try:
-        downloaded = hub.hf_hub_download(repository(name), weights_file(name), revision=revision, cache_dir=cache_dir)
+        with contextlib.redirect_stderr(styled(sys.stderr)):  # for its progress bar
+            downloaded = hub.hf_hub_download(
+                repository(name), weights_file(name), revision=revision, cache_dir=cache_dir
+            )
     except Exception as error:  # the hub's client raises its own, requests' or httpx's errors, by version
         raise DownloadError(_why_failed(name, revision, error)) from error
     path = Path(downloaded)

@@ -121,7 +121,6 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
     right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -134,7 +133,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
         table.add_row(*map(Text, row))
     # Without a terminal rich would fold at 80 columns.
     width = None if sys.stdout.isatty() else shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns
-    Console(width=width, file=styled(sys.stdout)).print(table)
+    _stdout_console(width).print(table)
+
+
+def _stdout_console(width: int | None) -> Any:
+    """A console whose reader may leave: rich would end the process with exit code 1."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(width=width, file=styled(sys.stdout))
 
 
 def _is_number(text: str) -> bool:

@@ -300,32 +300,48 @@ def test_output_in_any_encoding(install: Install, monkeypatch: pytest.MonkeyPatc
     assert f"error: no {cat}" in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_termination_cleans_up_like_an_interrupt(
-    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: int, install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from yolact_deploy.artifact import atomic_write
 
     def run(args: argparse.Namespace) -> int:
         with atomic_write(tmp_path / "engine.trt") as temporary:
             temporary.write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             signal.sigtimedwait([], 1)  # the handler runs here at the latest
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     install(run)
     assert cli.main(["doctor"]) == 2
     assert "interrupted" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
-def test_a_closed_pipe_is_silent() -> None:
-    code = """
+def test_ignored_signals_stay_ignored(install: Install) -> None:
+    def run(args: argparse.Namespace) -> int:
+        signal.raise_signal(signal.SIGHUP)
+        return 0
+
+    install(run)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert cli.main(["doctor"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("writes", ["print('x' * 1_000_000)", "print_table(['a'], [('x' * 1_000_000,)])"])
+def test_a_closed_pipe_is_silent(writes: str) -> None:
+    code = f"""
         import sys, types
+        from yolact_deploy.console import print_table
         module = types.ModuleType("doctor", "doc")
         module.add_arguments = lambda parser: None
-        module.run = lambda args: print("x" * 1_000_000) or 0
+        module.run = lambda args: {writes} or 0
         sys.modules["yolact_deploy.cli.doctor"] = module
         from yolact_deploy.cli.main import main
         sys.exit(main(["doctor"]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import random
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,8 @@ import torch
 
 from yolact_deploy.errors import CheckpointError, OutputError
 from yolact_deploy.training.distributed import World
+from yolact_deploy.training.interrupt import StopRequest
+from yolact_deploy.training.monitors import JsonLog, TensorBoard
 from yolact_deploy.training.state import (
     StateFolder,
     random_states,
@@ -95,3 +100,68 @@ def test_random_states_come_back(tmp_path: Path) -> None:
     assert state is not None
     set_random_states(state["random"], WORLD)
     assert draw() == expected
+
+
+def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = StateFolder(tmp_path, keep=2)
+    states.save(10, {"value": 1})
+    write = torch.save
+
+    def to_a_full_disk(value: Any, target: Path) -> None:
+        write({"value": torch.zeros(10_000)}, "/dev/full")
+
+    monkeypatch.setattr(torch, "save", to_a_full_disk)
+    with pytest.raises(OutputError, match=r"cannot write .*state_00000020\.pt, is the disk full\?.*--resume"):
+        states.save(20, {"value": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["state_00000010.pt"]
+
+
+def test_a_log_on_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
+    log = JsonLog(tmp_path / "log.jsonl", None)
+    log.write({"event": "start", "step": 0})
+    log._file.close()
+    with open("/dev/full", "ab", buffering=0) as log._file:
+        with pytest.raises(OutputError, match=r"cannot write .*log\.jsonl: No space left on device"):
+            log.write({"event": "step", "step": 1})
+        log.close()
+
+
+def test_curves_on_a_full_disk_are_an_output_error(tmp_path: Path) -> None:
+    class Writer:
+        log_dir = str(tmp_path)
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    record = {"event": "evaluation", "step": 1, "box": {"ap": 0.5}}
+    with pytest.raises(OutputError, match="No space left on device"):
+        TensorBoard(Writer()).write(record)
+
+
+# -- signals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_a_request_to_stop(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.wanted
+        signal.raise_signal(number)
+        assert stop.wanted
+        if number == signal.SIGHUP:  # the shell and the kernel both send it
+            signal.raise_signal(number)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ignored_signals_stay_ignored(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(number)
+            assert not stop.wanted
+    finally:
+        signal.signal(number, before)

@@ -222,8 +222,8 @@ def _complain(message: str) -> None:
     text = f"{PROGRAM}: error: {printable(message)}"
     if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
         text = f"\x1b[31m{text}\x1b[0m"
-    # The reader may be gone.
-    with contextlib.suppress(BrokenPipeError):
+    # The reader, or the terminal, may be gone.
+    with contextlib.suppress(OSError):
         print(text, file=styled(sys.stderr), flush=True)
 
 
@@ -271,7 +271,10 @@ def _discard_stdout() -> None:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM unwind the stack like Ctrl-C, so that temporary files are removed."""
+    """Make SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that temporary files are removed.
+
+    An ignored one stays ignored, as nohup ignores SIGHUP.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -279,8 +282,11 @@ def _terminate_as_interrupt() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None)))  # Windows has no SIGHUP
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

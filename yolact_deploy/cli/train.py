@@ -6,8 +6,9 @@ examples:
   yolact-deploy train --recipe shapes_demo --data shapes/shapes.yaml --output runs/shapes --resume
   torchrun --nproc-per-node 4 -m yolact_deploy train --recipe yolact_base --data coco/ --set batch=32
 
-Ctrl-C stops after the current step and saves; --resume continues exactly where it stopped. 'export' and 'predict' read
-the weights, best.safetensors and last.safetensors. --recipe list and --set help show the choices.
+Ctrl-C, SIGTERM or the end of the session stops after the current step and saves; --resume continues exactly where it
+stopped. 'export' and 'predict' read the weights, best.safetensors and last.safetensors. --recipe list and --set help
+show the choices.
 """
 
 from __future__ import annotations

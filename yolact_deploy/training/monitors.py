@@ -42,20 +42,29 @@ class JsonLog:
     """
 
     def __init__(self, path: Path, resume_at: int | None) -> None:
-        try:
+        self._path = path
+        with _as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = [] if resume_at is None else _up_to(path, resume_at)
             write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror or error}. Choose another --output") from error
+            # Without a buffer, nothing is left to write, and to fail, in close().
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
     def write(self, record: Record) -> None:
-        self._file.write(json.dumps(_finite(record)) + "\n")
-        self._file.flush()
+        with _as_output_error(self._path):
+            self._file.write(f"{json.dumps(_finite(record))}\n".encode())
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextlib.contextmanager
+def _as_output_error(path: Path) -> Iterator[None]:
+    """Errors of the system while ``path`` is written, such as a full disk, as :class:`OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}. Choose another --output") from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -140,11 +149,13 @@ class TensorBoard:
         self._writer = writer
 
     def write(self, record: Record) -> None:
-        for name, value in scalars(record).items():
-            self._writer.add_scalar(name, value, record["step"])
+        with _as_output_error(Path(self._writer.log_dir)):
+            for name, value in scalars(record).items():
+                self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        self._writer.close()
+        with _as_output_error(Path(self._writer.log_dir)):
+            self._writer.close()
 
 
 def tensorboard(folder: Path) -> TensorBoard | None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from yolact_deploy.artifact import atomic_write
-from yolact_deploy.errors import CheckpointError
+from yolact_deploy.errors import CheckpointError, OutputError
 from yolact_deploy.training.distributed import World
 
 FORMAT = 1
@@ -51,7 +51,13 @@ class StateFolder:
         """
         path = self.folder / f"state_{step:08d}.pt"
         with atomic_write(path) as temporary:
-            torch.save({"format": FORMAT, "step": step, **state}, temporary)
+            try:
+                torch.save({"format": FORMAT, "step": step, **state}, temporary)
+            except RuntimeError as error:  # of torch's own writer, for a full disk, too
+                raise OutputError(
+                    f"cannot write {path}, is the disk full? ({str(error).splitlines()[0]}). Free some space; --resume "
+                    "continues from the state before"
+                ) from error
         for old in self.states()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -98,7 +98,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Make the remaining iterations.
 
-        The first Ctrl-C or SIGTERM stops after the current step and saves a state.
+        The first Ctrl-C, SIGTERM or SIGHUP stops after the current step and saves a state.
 
         Raises:
             ConfigError: too many consecutive steps were not finite.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -12,7 +15,7 @@ import pytest
 from yolact_deploy import preprocess
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import check_image, normalize, read_image, resize_image
+from yolact_deploy.preprocess import check_image, header_size, normalize, read_image, resize_image
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -188,3 +191,110 @@ def test_check_image_wants_an_array() -> None:
         check_image(None)
     image = np.zeros((2, 2, 3), np.uint8)
     assert check_image(image) is image
+
+
+# -- the size in the header -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".png", []),
+        (".jpg", []),
+        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        (".bmp", []),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+        (".tif", []),
+        (".ppm", []),
+        (".pgm", []),
+        (".pam", []),
+        (".jp2", []),
+        (".sr", []),
+        (".hdr", []),
+        (".gif", []),
+    ],
+)
+def test_size_in_the_header(suffix: str, options: list[int]) -> None:
+    picture = np.zeros((123, 147, 3), np.float32 if suffix == ".hdr" else np.uint8)
+    try:
+        written, data = cv2.imencode(suffix, picture[..., 0] if suffix == ".pgm" else picture, options)
+    except cv2.error:
+        pytest.skip("this OpenCV does not write it")
+    assert written
+    assert header_size(io.BytesIO(data.tobytes())) == (123, 147)
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0) + bytes(4)
+
+
+def tiff_header(order: str, kind: int, width: int, height: int, big: bool) -> bytes:
+    mark = b"II" if order == "<" else b"MM"
+    tags = ((256, width), (257, height), (259, 1))
+    if big:
+        entries = b"".join(struct.pack(f"{order}HHQQ", tag, 16, 1, value) for tag, value in tags)
+        return mark + struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, len(tags)) + entries
+    form = {3: f"{order}HHIHxx", 4: f"{order}HHII"}[kind]
+    entries = b"".join(struct.pack(form, tag, kind, 1, value) for tag, value in tags)
+    return mark + struct.pack(f"{order}HIH", 42, 8, len(tags)) + entries
+
+
+def jpeg_header(width: int, height: int, between: bytes = b"") -> bytes:
+    return b"\xff\xd8" + between + b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, height, width, 3) + bytes(9)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        png_header(60_000, 60_000),
+        png_header(0xFFFFFFFF, 0xFFFFFFFF),
+        jpeg_header(65_000, 65_000),
+        jpeg_header(65_000, 65_000, b"\xff\xe2\xea\x62" + bytes(60_000)),  # a color profile
+        jpeg_header(65_000, 65_000, b"\xff\xff\xff\xff"),
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 100_000, -100_000, 1, 24, 0, 0, 0, 0, 0, 0),
+        tiff_header("<", 4, 10**9, 10**9, big=False),
+        tiff_header(">", 3, 60_000, 60_000, big=False),
+        tiff_header("<", 4, 10**6, 10**6, big=True),
+        b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\xff\x03\xff\xff\x03",
+        b"RIFF\0\0\0\0WEBPVP8L\x0a\0\0\0\x2f\xff\xff\xff\xff",
+        b"P6\n# a comment\n100000 100000\n255\n",
+        b"P1 100000 100000 ",
+        b"P7\nWIDTH 100000\nHEIGHT 100000\nDEPTH 3\n",
+        b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 100000 +X 100000\n",
+        b"GIF89a\xff\xff\xff\xff",
+    ],
+    ids=lambda header: repr(header[:16]),
+)
+def test_pictures_too_large_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    (tmp_path / "x.png").write_bytes(header + bytes(1000))
+    with pytest.raises(InputError, match=r"x\.png has \d+ x \d+ pixels, more than 200,000,000: set YOLACT_DEPLOY_MAX"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("limit", "refused"), [("1080", True), ("1081", False), ("", False), ("1", True)])
+def test_the_limit_on_pixels_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, refused: bool
+) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_MAX_PIXELS", limit)
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((23, 47, 3), np.uint8))
+    with pytest.raises(InputError, match="47 x 23 pixels, more than") if refused else nullcontext():
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("limit", ["many", "-1", "1e6", "9" * 5000])
+def test_a_limit_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setenv("YOLACT_DEPLOY_MAX_PIXELS", limit)
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((23, 47, 3), np.uint8))
+    with pytest.raises(InputError, match="YOLACT_DEPLOY_MAX_PIXELS: expected a number of pixels"):
+        read_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"II*\0", b"RIFF\0\0\0\0WEBP", b"BM", b"text", b"P6"]
+)
+def test_headers_that_are_cut_have_no_size(data: bytes) -> None:
+    assert header_size(io.BytesIO(data)) is None

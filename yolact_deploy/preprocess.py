@@ -6,9 +6,12 @@ normalization; :func:`normalize` serves the eager model.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,30 @@ import numpy as np
 from yolact_deploy.array_types import Array, Float32, Floats, Pixels, Shaped, UInt8
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
+from yolact_deploy.untrusted import read_bytes, shown
 
 _log = logging.getLogger(__name__)
 
+_MOST_PIXELS = 200_000_000
+#: codes of the segments of a JPEG file that hold its size
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+#: fill bytes, and segments without a length
+_BARE_MARKERS = {0xFF, 0x01, *range(0xD0, 0xD9)}
+#: first bytes of a kind of picture, where its width and height are, and in which form; JPEG 2000 has the height first
+_SIZES = (
+    (b"\x89PNG", 16, ">II"),
+    (b"GIF8", 6, "<HH"),
+    (b"BM", 18, "<ii"),
+    (b"\0\0\0\x0cjP", 48, ">II"),
+    (b"\xffO\xffQ", 8, ">II"),
+    (b"\x59\xa6\x6a\x95", 4, ">II"),  # Sun raster
+)
+#: in the text of the headers of Radiance, PBM to PFM, and PAM
+_TEXT_SIZE = re.compile(
+    rb"[-+]Y (\d{1,18}) [-+]X (\d{1,18})"
+    rb"|^P[1-6fF](?:\s|#[^\n]*\n)+(\d{1,18})(?:\s|#[^\n]*\n)+(\d{1,18})"
+    rb"|^P7[\s\S]*?WIDTH (\d{1,18})[\s\S]*?HEIGHT (\d{1,18})"
+)
 
 #: the first bytes of formats in which a value can have more than 8 bits without OpenCV scaling it to the real depth
 _DEEP = (b"\x89PNG", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xffO\xffQ", b"P2", b"P3", b"P5", b"P6", b"Pf", b"PF")
@@ -45,18 +69,94 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
     them are used: 10, 12, 14 or 16, the fewest that hold its largest value, are assumed, with a warning below 16.
 
     Raises:
-        InputError: no such file, or not an image that OpenCV can decode.
+        InputError: no such file, not an image that OpenCV can decode, or one of more pixels than :func:`check_pixels`
+            allows; its header says so before anything is decoded.
     """
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise InputError(f"no such image: {path}") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise InputError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
+    content = read_bytes(path, "image", InputError)
+    check_pixels(path, header_size(io.BytesIO(content)))
+    data = np.frombuffer(content, dtype=np.uint8)
     try:
         return _decode(data, path)
     except cv2.error as error:  # larger than OpenCV agrees to decode
         raise InputError(f"cannot decode image {path}: {error.err}") from error
+
+
+def check_pixels(path: object, size: tuple[int, int] | None) -> None:
+    """Raise :class:`InputError` if a picture of this height and width is larger than anybody would want.
+
+    A file of a few kilobytes can describe a picture that fills the memory. The limit is 200 million pixels, or the
+    environment variable ``YOLACT_DEPLOY_MAX_PIXELS``.
+    """
+    text = os.environ.get("YOLACT_DEPLOY_MAX_PIXELS") or str(_MOST_PIXELS)
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InputError(f"YOLACT_DEPLOY_MAX_PIXELS: expected a number of pixels, got {shown(text)}")
+    if size is not None and size[0] * size[1] > int(text):
+        raise InputError(
+            f"{path} has {size[1]} x {size[0]} pixels, more than {int(text):,}: set YOLACT_DEPLOY_MAX_PIXELS to the "
+            "number that you want to allow"
+        )
+
+
+def header_size(file: io.BufferedIOBase) -> tuple[int, int] | None:
+    """Height and width in the header of a picture, as stored; None if the kind is not known or the header is cut."""
+    head = file.read(4096)
+    try:
+        if head.startswith(b"\xff\xd8"):
+            frames = (body for code, body in jpeg_segments(file) if code in JPEG_FRAMES)
+            return next((struct.unpack_from(">HH", body, 1) for body in frames), None)
+        if head.startswith((b"II", b"MM")):
+            return _tiff_size(file, "<" if head.startswith(b"II") else ">")
+        for mark, offset, form in _SIZES:
+            if head.startswith(mark):
+                first, second = (abs(int(value)) for value in struct.unpack_from(form, head, offset))
+                return (first, second) if mark == b"\0\0\0\x0cjP" else (second, first)
+        if head[8:12] == b"WEBP":
+            return _webp_size(head)
+    except (struct.error, OSError):
+        return None
+    if match := _TEXT_SIZE.search(head):
+        y, x, width, height, pam_width, pam_height = (int(number or 0) for number in match.groups())
+        return y or height or pam_height, x or width or pam_width
+    return None
+
+
+def jpeg_segments(file: io.BufferedIOBase) -> Iterator[tuple[int, bytes]]:
+    """The code and content of each segment of a JPEG file before its pixels."""
+    file.seek(2)
+    while True:
+        marker, code, length = struct.unpack(">BBH", file.read(4))
+        if marker == 0xFF and code in _BARE_MARKERS:
+            file.seek(-3 if code == 0xFF else -2, 1)
+        elif marker != 0xFF or length < 2:
+            return
+        else:
+            yield code, file.read(length - 2)
+
+
+def _tiff_size(file: io.BufferedIOBase, order: str) -> tuple[int, int] | None:
+    """From the tags of the first picture."""
+    file.seek(2)
+    big = struct.unpack(f"{order}H", file.read(2)) == (43,)
+    file.seek(8 if big else 4)
+    file.seek(*struct.unpack(order + ("Q" if big else "I"), file.read(8 if big else 4)))
+    (count,) = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
+    tags = {}
+    for _ in range(min(count, 4096)):
+        entry = file.read(20 if big else 12)
+        tag, kind = struct.unpack_from(f"{order}HH", entry)
+        (tags[tag],) = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}.get(kind, "B"), entry, 12 if big else 8)
+    return (tags[257], tags[256]) if {256, 257} <= set(tags) else None
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    def number(at: int, bits: int, shift: int = 0) -> int:
+        return int.from_bytes(head[at : at + 4], "little") >> shift & (1 << bits) - 1
+
+    if head[12:16] == b"VP8X":
+        return number(27, 24) + 1, number(24, 24) + 1
+    if head[12:16] == b"VP8L":
+        return number(21, 14, 14) + 1, number(21, 14) + 1
+    return (number(28, 14), number(26, 14)) if head[12:16] == b"VP8 " else None
 
 
 def _decode(data: UInt8[Pixels, " n"], path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import read_image
+from yolact_deploy.preprocess import JPEG_FRAMES, jpeg_segments, read_image
 
 _THREADS = 4
 #: so many wrong sizes are confirmed by decoding; after that, the headers are trusted
 _CONFIRMED = 8
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ORIENTATION = 0x0112
 
 Size = tuple[int, int]
@@ -58,21 +57,15 @@ def _decoded_size(path: Path) -> Size | None:
     return height, width
 
 
-def _jpeg_size(file: BinaryIO) -> Size | None:
+def _jpeg_size(file: io.BufferedIOBase) -> Size | None:
     """From the frame header; turned if the EXIF data before it says so."""
-    file.seek(2)
     turned = False
-    while True:
-        marker, code, length = struct.unpack(">BBH", file.read(4))
-        if marker != 0xFF or length < 2:
-            return None
-        if code in _JPEG_FRAMES:
-            height, width = struct.unpack(">xHH", file.read(5))
+    for code, body in jpeg_segments(file):
+        if code in JPEG_FRAMES:
+            height, width = struct.unpack_from(">HH", body, 1)
             return (width, height) if turned else (height, width)
-        if code == 0xE1:
-            turned = turned or _is_turned(file.read(length - 2))
-        else:
-            file.seek(length - 2, 1)
+        turned = turned or (code == 0xE1 and _is_turned(body))
+    return None
 
 
 def _is_turned(segment: bytes) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.errors import InputError, OutputError
+from yolact_deploy.preprocess import check_pixels
 from yolact_deploy.streams.marks import MP4_MARK
 
 _log = logging.getLogger(__name__)
@@ -113,6 +114,8 @@ def _open_file(path: Path) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise InputError(f"cannot read video {path}: damaged, incomplete, or a format that OpenCV cannot decode")
+    info = _info(capture)
+    check_pixels(path, (info.height, info.width))
     return capture
 
 

@@ -146,6 +146,13 @@ def test_numbers_that_are_not_finite_are_refused(result: Record, tmp_path: Path)
     assert not (tmp_path / "r.json").exists()
 
 
+def _nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
 def drop(*path: Any) -> Callable[[Any], None]:
     def change(content: Any) -> None:
         for key in path[:-1]:
@@ -189,6 +196,12 @@ def put(value: object, *path: Any) -> Callable[[Any], None]:
             put([float("nan")], "yardstick", "samples_ms", "memory"),
             "finite number - at `$.yardstick.samples_ms.memory[0]`",
         ),
+        (put(float("nan"), "engines", 1, "latency", "p50_ms"), "Expected a finite number - at `$.engines[1].latency"),
+        (put(float("-inf"), "engines", 0, "runtime", "x"), "Expected a finite number - at `$.engines[0].runtime.x`"),
+        (put(10**400, "environment", "cores"), "Expected a finite number - at `$.environment.cores`"),
+        (put(10**400, "engines", 1, "latency", "p50_ms"), "Expected a finite number - at `$.engines[1].latency.p50"),
+        (put(_nested(5000), "engines", 0, "runtime", "x"), "nested too deeply"),
+        (put(_nested(50), "schema"), "has schema [[["),
     ],
 )
 def test_what_does_not_fit_is_refused(result: Record, change: Callable[[Any], None], message: str) -> None:

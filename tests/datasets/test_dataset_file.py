@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from yolact_deploy.errors import DatasetError
 from yolact_deploy.training.data import open_dataset
 
 TRAIN = "train: {annotations: train.json, images: images}\n"
+#: written out, it has 9 ** 9 words
+LAUGHS = ", ".join(["[&a0 [" + "x, " * 9 + "]", *(f"&a{i} [" + f"*a{i - 1}, " * 9 + "]" for i in range(1, 10))]) + "]"
 
 
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -68,6 +71,21 @@ def test_a_coco_folder(tmp_path: Path, pictures: str) -> None:
         ("names: [cat, cow]\n" + TRAIN, "no category called 'cow', only 'cat', 'dog'"),
         ("names: [cat, cat]\n" + TRAIN, "two classes called 'cat'"),
         ("names: cat\n" + TRAIN, "expected a list of names"),
+        (f"names: {LAUGHS}\n{TRAIN}", r"aliases \(\*name\), more than"),
+        (f"train: {LAUGHS}\n", r"aliases \(\*name\), more than"),
+        ("a: &a {x: 1}\nb: &b {<<: [*a, *a, *a]}\nc: {<<: [*b, *b, *b]}\n" + TRAIN, "unknown 'a', 'b', 'c'"),
+        ("names: &n [*n]\n" + TRAIN, "expected a list of names"),
+        ("names: &a [&b [&c [x, x], *c], *b]\n" + TRAIN, "expected a list of names"),
+        ("&t {train: *t}\n", "'annotations: FILE' and 'images: DIR'"),
+        ("[" * 20_000 + "]" * 20_000, "not valid YAML"),
+        ("2020-13-45: 1\n" + TRAIN, "not valid YAML"),
+        (f"names: {'9' * 9999}\n" + TRAIN, "not valid YAML"),
+        ("names: !!python/object/apply:os.system ['true']\n" + TRAIN, "not valid YAML"),
+        ("names: {99999999999999999999: cat}\n" + TRAIN, "names by category id"),
+        ('train: {annotations: "a\\0b", images: images}\n', "cannot read annotation file"),
+        ('train: {annotations: train.json, images: "a\\0b"}\n', "no such folder of images"),
+        (f"train: {{annotations: train.json, images: {'x' * 5000}}}\n", "no such folder of images"),
+        (f"{'x' * 1000}: 1\n" + TRAIN, "unknown 'x"),
         ("names: {cat: 7}\n" + TRAIN, "names by category id"),
         ("train: {annotations: train.json}\n", "'annotations: FILE' and 'images: DIR'"),
         ("train: {annotations: 3, images: images}\n", "expected paths"),
@@ -89,6 +107,35 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     write_set(tmp_path)
     with pytest.raises(DatasetError, match="has no 'val', only train"):
         open_dataset(write_set(tmp_path, spec=SPEC.splitlines()[0] + "\n" + TRAIN)).split("val")
+
+
+ROOT = {"id": 0, "name": "pets", "supercategory": "none"}
+
+
+@pytest.mark.parametrize(
+    ("root", "above", "names"),
+    [
+        ({**ROOT, "name": "cat"}, "none", ("cat", "dog")),  # as Roboflow writes sets of one class
+        (ROOT, "pets", ("cat", "dog")),
+        (ROOT, "none", ("pets", "cat", "dog")),  # a class without objects
+        ({**ROOT, "supercategory": "animals"}, "pets", ("pets", "cat", "dog")),
+    ],
+)
+def test_a_category_above_all_others(tmp_path: Path, root: dict[str, Any], above: str, names: tuple[str, ...]) -> None:
+    data = content()
+    for category in data["categories"]:
+        category["supercategory"] = above
+    data["categories"].append(root)
+    assert open_dataset(write_set(tmp_path, data, TRAIN)).names == names
+
+
+def test_two_used_categories_of_one_name(tmp_path: Path) -> None:
+    data = content()
+    data["categories"][0]["name"] = "cat"
+    with pytest.raises(DatasetError, match=r"two classes called 'cat'.*names: \{7: 'cat 7', 42: 'cat 42'\}"):
+        open_dataset(write_set(tmp_path, data, TRAIN))
+    named = open_dataset(write_set(tmp_path, data, "names: {7: 'cat 7', 42: 'cat 42'}\n" + TRAIN))
+    assert named.names == ("cat 7", "cat 42")
 
 
 def test_categories_must_be_distinct(tmp_path: Path) -> None:

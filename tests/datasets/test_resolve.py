@@ -46,6 +46,8 @@ LAYOUTS = {
                  "test": ("test/_annotations.coco.json", "test")},
     "one file": {"train": ("annotations/instances_default.json", "images/default")},
     "one roboflow folder": {"train": ("_annotations.coco.json", ".")},
+    "training and others": {"train": ("annotations/instances_train.json", "images"),
+                            "other": ("annotations/instances_other.json", "images")},
     "described": {"train": ("a.json", "some"), "val": ("b.json", "other")},
 }  # fmt: skip
 

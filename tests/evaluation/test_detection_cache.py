@@ -139,6 +139,12 @@ def edited(path: Path, edit: Any) -> Path:
         (lambda r: r["detections"].append({"bbox": [1, 2, 3, 4]}), "line 2, is damaged"),
         (lambda r: r["detections"][0].update(score="high"), "result number 0 has the score 'high'"),
         (lambda r: r["detections"][0]["segmentation"].update(counts="11"), "damaged RLE"),
+        (lambda r: r["detections"][0].update(score=float("nan")), "has the score nan"),
+        (lambda r: r.update(image_id=[10]), "line 2, is damaged"),
+        (lambda r: r.update(image_id="10"), "line 2, is damaged"),
+        (lambda r: r["detections"][0].update(category_id={}), "line 2, is damaged"),
+        (lambda r: r["detections"][0]["segmentation"].update(size=[10**400, 5]), "mask of size"),
+        (lambda r: r["detections"][0]["segmentation"].update(size=["a", "b"]), "mask of size"),
     ],
 )
 def test_damaged_lines(half: Path, edit: Any, message: str) -> None:
@@ -148,6 +154,18 @@ def test_damaged_lines(half: Path, edit: Any, message: str) -> None:
         pytest.raises(DatasetError, match=message),
     ):
         list(cache)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"image_id":' + "9" * 5000 + "}", "{", '"\\ud800"', "null"])
+def test_lines_that_are_no_records(half: Path, text: str) -> None:
+    lines = half.read_text().splitlines()
+    half.write_text("\n".join([lines[0], text, ""]))
+    with (
+        DetectionCache(half, KEY, IDS, resume=True) as cache,
+        pytest.raises(DatasetError, match="line 2,") as caught,
+    ):
+        list(cache)
+    assert len(str(caught.value)) < 500
 
 
 def test_more_lines_than_images(half: Path) -> None:

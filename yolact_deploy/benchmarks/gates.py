@@ -191,7 +191,7 @@ def _against_baseline(name: str, record: Record, baseline: Record, tolerance: fl
     """
     machine, _ = machine_change(baseline, record)
     diff = compare_engines(baseline, name, record, name, margin=tolerance, machine=machine)
-    slower = diff.p50.value > 1 + tolerance and (diff.p50.low is None or diff.is_sure)
+    slower = not diff.p50.value <= 1 + tolerance and (diff.p50.low is None or diff.is_sure)
     sentence = f"{name} against {baseline.name}: {diff.sentence} (limit {1 + tolerance:g})"
     return GateCheck(name, "baseline", not slower, sentence)
 

@@ -9,9 +9,9 @@ ranges strictly, derives the JSON schema from the types, and is one small wheel 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from yolact_deploy.machine.conditions import QUIET_SHARE, Conditions
 from yolact_deploy.machine.energy import Energy
 from yolact_deploy.machine.peak_memory import PeakMemory
 from yolact_deploy.machine.yardstick import YardstickTimes
-from yolact_deploy.untrusted import read_json
+from yolact_deploy.untrusted import read_json, shown
 
 SCHEMA: Final = "bench-v1"
 SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"
@@ -45,6 +45,8 @@ Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 CURE = "measure again with bench --output FILE"
 #: decimals of a stored sample in ms: a tenth of a microsecond
 _SAMPLE_DECIMALS = 4
+#: a float; integers beyond it, which JSON can hold, would fail in arithmetic
+_LARGEST = sys.float_info.max
 #: first words of the warning about a busy machine
 _OTHERS = "other programs used"
 #: keys of the environment that change from run to run
@@ -400,12 +402,14 @@ def from_json(content: Any, name: str) -> Record:
     """Check the content of the results file ``name``; raises :class:`DatasetError`."""
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA:
-        actual = f"has schema {version!r}" if version else "names no schema"
+        actual = f"has schema {shown(version)}" if version else "names no schema"
         raise DatasetError(f"{name} {actual}, expected {SCHEMA!r}: give a file that bench --output wrote, or {CURE}")
     try:
         for place in _not_finite(content, "$"):
             raise ValueError(f"Expected a finite number - at `{place}`")
         return msgspec.convert({**content, "name": name}, Record)
+    except RecursionError as error:
+        raise DatasetError(f"{name} is nested too deeply: {CURE}") from error
     except ValueError as error:  # msgspec's, with the place
         raise DatasetError(f"{name} is not a valid {SCHEMA} file: {error}: {CURE}") from error
 
@@ -443,8 +447,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _not_finite(value: Any, place: str) -> Iterator[str]:
-    """Places of numbers that JSON cannot hold."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """Places of numbers that JSON or floats cannot hold."""
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST:  # NaN, too
         yield place
     elif isinstance(value, dict):
         for key, item in value.items():

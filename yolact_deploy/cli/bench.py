@@ -140,7 +140,9 @@ def _measure(args: argparse.Namespace) -> int:
     limits = _limits(args)
     sources = _sources(args)
     with _images(args, sources) as images:
-        limits.check_usable([source.name for source in sources], has_truth=images.content is not None)
+        limits.check_usable([source.name for source in sources], has_truth=images.has_objects)
+        if images.content is not None and not images.has_objects:
+            _log.warning("%s: no objects on these images, so AP is not measured", images.annotations)
         if not (args.quiet or args.json):
             print(f"{images.describe()}: {', '.join(source.name for source in sources)}", flush=True)
         run = run_bench(

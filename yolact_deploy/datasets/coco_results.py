@@ -120,7 +120,7 @@ def _rle_problem(rle: Any, size: list[int]) -> str | None:
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str) or "size" not in rle:
         return "has a segmentation that is not a compressed RLE {size, counts}: encode it with pycocotools.mask.encode"
     if rle["size"] != size or not all(map(is_id, rle["size"])):
-        text = f"has a mask of size {shown(rle['size'])}, the image is {size} (height, width)"
+        text = f"has a mask of size {shown(rle['size'])}, the image is {shown(size)} (height, width)"
         return f"{text}: paste masks at the image's size"
     # pycocotools reads past the end of a broken text, so the runs are checked here.
     runs = image_runs(rle["counts"], *size)

@@ -15,8 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from yolact_deploy.datasets.annotations import is_id
 from yolact_deploy.datasets.coco_results import Result, check_results
 from yolact_deploy.errors import DatasetError, InputError, OutputError
+from yolact_deploy.untrusted import parse_json, shown
 
 _FORMAT = "yolact-deploy detections"
 _VERSION = 1
@@ -97,7 +99,7 @@ class DetectionCache:
             ours, theirs = expected["key"].get(name), stored["key"].get(name)
             if ours != theirs:
                 raise DatasetError(
-                    f"{self.path} has other detections: {name} is {theirs!r} there and {ours!r} now: {_CURE}"
+                    f"{self.path} has other detections: {name} is {shown(theirs)} there and {shown(ours)} now: {_CURE}"
                 )
 
     def __iter__(self) -> Iterator[StoredImage]:
@@ -169,15 +171,15 @@ def _images(path: Path, expected: Sequence[int] | None) -> Iterator[StoredImage]
 
 def _header(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        header = json.loads(line)
+        header = parse_json(line, str(path), DatasetError)
         ours = header["format"] == _FORMAT and isinstance(header["key"], dict)
-    except (ValueError, TypeError, KeyError):
+    except (DatasetError, TypeError, KeyError):
         ours = False
     if not ours:
         raise _foreign(path)
-    if header["version"] != _VERSION:
+    if header.get("version") != _VERSION:
         raise DatasetError(
-            f"{path} has detections of format {header['version']}, this version reads {_VERSION}: {_CURE}"
+            f"{path} has detections of format {shown(header.get('version'))}, this version reads {_VERSION}: {_CURE}"
         )
     return dict(header)
 
@@ -187,8 +189,8 @@ def _foreign(path: Path) -> DatasetError:
 
 
 def _image(line: bytes, where: str) -> StoredImage:
+    record = parse_json(line, where, DatasetError)
     try:
-        record = json.loads(line)
         image_id = record["image_id"]
         results = [{"image_id": image_id, **detection} for detection in record["detections"]]
         # All masks of an image have the size of the picture.
@@ -197,6 +199,9 @@ def _image(line: bytes, where: str) -> StoredImage:
             "images": [{"id": image_id, "height": height, "width": width}],
             "categories": [{"id": result["category_id"]} for result in results],
         }
+        ids = [image_id, *(category["id"] for category in content["categories"])]
+        if not all(map(is_id, ids)):
+            raise ValueError("an id that is no integer")
     except (ValueError, TypeError, KeyError) as error:
         raise DatasetError(f"{where} is damaged ({error}): {_CURE}") from error
     check_results(results, content, where)

@@ -145,6 +145,55 @@ def test_coco(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
     assert {result["image_id"] for result in results} == {139, 1, 2}
     assert {result["category_id"] for result in results} == {1, 18}  # COCO's person and dog
     assert results[0]["segmentation"]["size"] == [90, 120]
+    assert {Path(result["file_name"]).name for result in results} == {"000000000139.jpg", "a.png", "b.jpg"}
+
+
+def _listed(folder: Path, *names: str, **more: Any) -> Path:
+    """A COCO file whose images have the ids 70, 71, ..."""
+    images = [{"id": 70 + i, "file_name": name, "width": 120, "height": 90} for i, name in enumerate(names)]
+    (folder / "images.json").write_text(json.dumps({"images": images, "categories": [], **more}))
+    return folder / "images.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (("b.jpg", "a.png", "000000000139.jpg"), {}),  # as COCO's image_info of test-dev
+        (("x\\b.jpg", "x\\a.png", "x\\000000000139.jpg"), {"annotations": []}),
+        (("pictures/b.jpg", "pictures/a.png", "pictures/000000000139.jpg", "pictures/else.jpg"), {}),
+    ],
+)
+def test_ids_of_annotations(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, names: tuple[str, ...], more: dict[str, Any]
+) -> None:
+    out, file = tmp_path / "out", _listed(tmp_path, *names, **more)
+    assert predict(pictures, "-o", out, "--format", "coco", "--annotations", file) == 0
+    images = json.loads((out / "detections.images.json").read_text())["images"]
+    assert {Path(image["file_name"]).name: image["id"] for image in images} == {
+        "b.jpg": 70,
+        "a.png": 71,
+        "000000000139.jpg": 72,
+    }
+    results = json.loads((out / "detections.coco.json").read_text())
+    assert {result["image_id"] for result in results} == {70, 71, 72}
+    assert not any("file_name" in result for result in results)
+
+
+def test_pictures_that_annotations_do_not_list(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [pictures, "-o", tmp_path / "out", "--annotations"]
+    assert predict(*arguments, _listed(tmp_path, "a.png"), "--format", "coco", "--json") == 0
+    left_out = json.loads(capsys.readouterr().out)["left_out"]
+    assert {reason: len(paths) for reason, paths in left_out.items()} == {"pictures that images.json does not list": 2}
+    assert len(json.loads((tmp_path / "out" / "detections.images.json").read_text())["images"]) == 1
+    for names, more, message in (
+        (["c.png"], ["--format", "coco"], "lists none of the 3 pictures"),
+        (["a.png"], [], "--annotations gives the image ids of --format coco"),
+        ([], ["--format", "coco"], "no images"),
+    ):
+        assert predict(*arguments, _listed(tmp_path, *names), *more) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_batches(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:

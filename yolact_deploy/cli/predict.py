@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(one results file); default overlay,json",
     )
     parser.add_argument(
+        "--annotations", metavar="FILE", help="COCO file with the image ids for --format coco; others are left out"
+    )
+    parser.add_argument(
         "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
     )
     parser.add_argument(
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
     from yolact_deploy.cli.prediction import PredictionJob, output_folder, select_classes
+    from yolact_deploy.errors import InputError
     from yolact_deploy.progress import SILENT
     from yolact_deploy.streams.sources import find_sources
 
@@ -75,6 +79,10 @@ def run(args: argparse.Namespace) -> int:
         sources = find_sources(names, recursive=args.recursive)
         progress = SILENT if args.json else args.progress
         sources.check_formats(args.format)
+        if args.annotations is not None:
+            if "coco" not in args.format:
+                raise InputError("--annotations gives the image ids of --format coco: add that format")
+            sources.take_ids(args.annotations)
         for line in sources.describe_rest():
             progress.note(line)
         folder = stack.enter_context(output_folder(args.output))

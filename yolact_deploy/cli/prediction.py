@@ -183,7 +183,8 @@ class PredictionJob:
         coco = _CocoOutputs() if "coco" in self.formats else None
         if coco is not None:
             self._require_own(*_COCO)
-        ids = image_ids([picture.path for picture in pictures])
+        made_up = image_ids([picture.path for picture in pictures])
+        ids = [made if p.image_id is None else p.image_id for p, made in zip(pictures, made_up, strict=True)]
         names = [self._names(picture.folder / picture.path.stem) for picture in pictures]
         work = list(map(_Work, pictures, ids, names))
         try:
@@ -369,7 +370,9 @@ class _CocoOutputs:
 
     def add(self, work: _Work, detections: Detections, category_ids: Sequence[int]) -> None:
         size = {"width": detections.width, "height": detections.height}
-        self.results += detections.to_coco(work.image_id, category_ids)
+        # Ids that are made up are marked by the name, which 'eval' takes instead.
+        name = {"file_name": str(work.path)} if work.picture.image_id is None else {}
+        self.results += [{**result, **name} for result in detections.to_coco(work.image_id, category_ids)]
         self.images.append({"id": work.image_id, "file_name": str(work.path), **size})
 
 

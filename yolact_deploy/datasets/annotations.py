@@ -279,6 +279,14 @@ class PictureIds:
         return ids
 
 
+def read_picture_ids(path: str | os.PathLike[str]) -> PictureIds:
+    """The image ids of a COCO file, which may have no annotations; raises :class:`DatasetError`."""
+    check = RecordCheck(())
+    check.add_images(read_coco(path)["images"])
+    check.findings.settle(path)
+    return PictureIds(check.records)
+
+
 def _slashes(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 

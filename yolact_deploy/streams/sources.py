@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 
+from yolact_deploy.datasets.annotations import read_picture_ids
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import foreign_picture, read_image
 from yolact_deploy.streams.marks import is_marked
@@ -19,10 +20,11 @@ from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file, and the folder of its outputs below the output folder."""
+    """A picture file, the folder of its outputs below the output folder, and its id in annotations, if known."""
 
     path: Path
     folder: Path = Path()
+    image_id: int | None = None
 
 
 @dataclass
@@ -43,6 +45,23 @@ class Sources:
                 f"--format coco requires pictures, and {self.videos[0]} is a video: use --format json, which "
                 "writes one line per frame"
             )
+
+    def take_ids(self, annotations: str | os.PathLike[str]) -> None:
+        """Give each picture the id of its name in a COCO file, and leave out those that the file does not list.
+
+        Raises:
+            DatasetError: not a COCO file, or two pictures of one name.
+            InputError: it lists none of the pictures.
+        """
+        ids = read_picture_ids(annotations).of(os.fspath(picture.path) for picture in self.pictures)
+        if not ids:
+            raise InputError(f"{annotations} lists none of the {len(self.pictures)} pictures: give their annotations")
+        numbers = [ids.get(os.fspath(picture.path)) for picture in self.pictures]
+        rest = [picture.path for picture, number in zip(self.pictures, numbers, strict=True) if number is None]
+        if rest:
+            self.left_out[f"pictures that {Path(annotations).name} does not list"] += rest
+        numbered = zip(self.pictures, numbers, strict=True)
+        self.pictures = [replace(picture, image_id=number) for picture, number in numbered if number is not None]
 
     def describe_rest(self) -> list[str]:
         """One line per reason for which something was left out, and one about links that were followed."""

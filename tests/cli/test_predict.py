@@ -185,7 +185,7 @@ def test_pictures_that_annotations_do_not_list(
     arguments = [pictures, "-o", tmp_path / "out", "--annotations"]
     assert predict(*arguments, _listed(tmp_path, "a.png"), "--format", "coco", "--json") == 0
     left_out = json.loads(capsys.readouterr().out)["left_out"]
-    assert {reason: len(paths) for reason, paths in left_out.items()} == {"pictures that images.json does not list": 2}
+    assert len(left_out["pictures that images.json does not list"]) == 2
     assert len(json.loads((tmp_path / "out" / "detections.images.json").read_text())["images"]) == 1
     for names, more, message in (
         (["c.png"], ["--format", "coco"], "lists none of the 3 pictures"),

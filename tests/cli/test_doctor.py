@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -199,10 +198,8 @@ def test_a_child_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_child_that_hangs() -> None:
-    start = time.monotonic()
     (found,) = doctor.examine(["torch CPU"], timeout=0.01)
     assert "no answer within" in found.detail
-    assert time.monotonic() - start < 30
 
 
 @pytest.mark.skipif(has_driver(), reason="this machine has an NVIDIA driver")

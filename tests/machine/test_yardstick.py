@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clock import Clock
 from scripted import SCRIPT, ScriptedBackend, source, write_pictures
 
+from yolact_deploy.benchmarks import latency
 from yolact_deploy.benchmarks.measure import run_bench
 from yolact_deploy.benchmarks.record import from_json, to_json
 from yolact_deploy.datasets.image_sets import plain_images
+from yolact_deploy.machine import yardstick as yardstick_module
 from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.machine.yardstick import VERSION, Yardstick
+from yolact_deploy.runtime import stage_timer
 
 PARTS = ["one core", "all cores", "memory"]
 
@@ -44,37 +47,28 @@ def test_the_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_slower_machine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every part waits for the same sleep; the sleep is the least it can take."""
-    multiply, copy = np.matmul, np.copyto
-
-    def slowly(function: object) -> object:
-        def call(*args: object, **options: object) -> object:
-            time.sleep(0.02)
-            return function(*args, **options)  # type: ignore[operator]
-
-        return call
-
-    monkeypatch.setattr(np, "matmul", slowly(multiply))
-    monkeypatch.setattr(np, "copyto", slowly(copy))
+    """A product takes 20 ms and a copy 30 ms; each thread on all cores does one at a time."""
+    clock = Clock()
+    monkeypatch.setattr(yardstick_module, "time", clock)
+    monkeypatch.setattr(np, "matmul", clock.takes(20, np.matmul))
+    monkeypatch.setattr(np, "copyto", clock.takes(30, np.copyto))
     with Yardstick(1) as yardstick:
         yardstick.after(0)
     one, everywhere, memory = (samples[0] for samples in yardstick.times.samples_ms.values())
-    assert min(one, everywhere) >= 40
-    assert memory >= 20
+    assert (one, memory) == (pytest.approx(40), pytest.approx(30))
+    assert everywhere >= 40
 
 
 def test_it_is_outside_of_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[int] = []
-
-    def after(self: Yardstick, step: int) -> None:
-        done.append(step)
-        time.sleep(0.2)
-
-    monkeypatch.setattr(Yardstick, "after", after)
+    clock, done = Clock(step=1), list[int]()  # a millisecond for each look at the clock
+    for module in (stage_timer, latency):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(Yardstick, "after", clock.takes(200, lambda self, step: done.append(step)))
     images = plain_images(write_pictures(tmp_path))
     result = run_bench([source("a", ScriptedBackend(SCRIPT))], images, repeats=2).record
     assert done == list(range(6))
-    assert np.median(result.engines[0].latency.samples_ms) < 150
+    assert clock.seconds > 1.2
+    assert max(result.engines[0].latency.samples_ms) < 100
 
 
 def test_it_is_in_the_file(tmp_path: Path) -> None:

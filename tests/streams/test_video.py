@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,21 +62,26 @@ def test_iterable() -> None:
     assert [int(one[0, 0, 0]) for one in read_ahead(frame(i) for i in range(5))] == list(range(5))
 
 
-def test_reads_ahead_but_not_without_bound() -> None:
-    made: list[int] = []
+def test_reads_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed, made = queue.Queue[int](), list[int]()
+    put = video._put
+
+    def noted(target: object, item: object, stop: threading.Event) -> bool:
+        handed.put(len(made))
+        return put(target, item, stop)  # type: ignore[arg-type]
 
     def frames() -> Iterator[Image]:
         for index in range(100):
             made.append(index)
             yield frame(index)
 
+    monkeypatch.setattr(video, "_put", noted)
     reader = read_ahead(frames(), depth=3)
-    next(reader)
-    deadline = time.monotonic() + 5
-    while len(made) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert 4 <= len(made) <= 5  # one taken, three in the queue, one in the thread's hand
+    for taken in range(1, 60):  # one taken, three in the queue, one in the thread's hand, which waits
+        next(reader)
+        while handed.get() < taken + 4:
+            pass
+        assert len(made) == taken + 4
     reader.close()
 
 

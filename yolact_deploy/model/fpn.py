@@ -6,6 +6,7 @@ strided convolutions.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
@@ -29,5 +30,13 @@ class FeaturePyramid(nn.Module):
             above = interpolate(merged[-1], size=feature.shape[-2:], mode="bilinear", align_corners=False)
             merged.append(above + lateral(feature))
         p5, p4, p3 = (relu(predict(x)) for predict, x in zip(self.pred_layers, merged, strict=True))
-        p6 = self.downsample_layers[0](p5)  # no ReLU after these two
-        return p3, p4, p5, p6, self.downsample_layers[1](p6)
+        p6 = _halve(self.downsample_layers[0], p5)  # no ReLU after these two
+        return p3, p4, p5, p6, _halve(self.downsample_layers[1], p6)
+
+
+def _halve(layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer, but in FP32 on one cell, where PyTorch on a CPU has random gradients in BF16 for a stride of 2."""
+    if x.shape[-2:] == (1, 1) and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return layer(x.float())  # type: ignore[no-any-return]
+    return layer(x)  # type: ignore[no-any-return]

@@ -15,7 +15,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -109,7 +108,8 @@ def run_child(command: Sequence[str], work: Path, stop_at: tuple[Lines, int] | N
     return Child(_peak_mib(usage), seconds, json.loads(text) if text else None)
 
 
-def _peak_mib(usage: resource.struct_rusage) -> float:
+def _peak_mib(usage: Any) -> float:
+    """Peak memory in a result of :func:`resource.getrusage`."""
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
     return usage.ru_maxrss * scale / 2**20
 
@@ -122,6 +122,10 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
         images: number of images
         work: folder for detections
     """
+    try:
+        import resource
+    except ImportError as error:
+        raise BackendError("the memory of other processes can be measured on Linux and macOS only") from error
     floor = _peak_mib(resource.getrusage(resource.RUSAGE_SELF))
     cut, whole = work / "interrupted.jsonl", work / "whole.jsonl"
     for path in (cut, whole):

@@ -245,7 +245,7 @@ def _bits(dtype: str) -> int:
     [32, 16, 16, 4, 8, 8]
     """
     words = {"bool": 8, "string": 8, "complex64": 64, "complex128": 128}
-    number = re.match(r"[a-z]+(\d+)", dtype)
+    number = re.match(r"[a-z]+(\d{1,4})", dtype)
     return words.get(dtype) or (int(number[1]) if number else 8)
 
 

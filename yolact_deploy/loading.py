@@ -22,6 +22,7 @@ from yolact_deploy.errors import ArtifactError, BackendError, InputError, import
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import (
     BACKENDS,
     CHECKPOINT_SUFFIXES,
@@ -85,7 +86,7 @@ class ModelSpec:
                 check_word(name, value, known)
         threads = self.threads
         if threads is not None and not (type(threads) is int and 1 <= threads <= MAX_THREADS):
-            raise InputError(f"threads: expected a number from 1 to {MAX_THREADS}, got {threads!r}")
+            raise InputError(f"threads: expected a number from 1 to {MAX_THREADS}, got {shown(threads)}")
         if not isinstance(self.compile, bool):
             raise InputError(f"compile: expected True or False, got {self.compile!r}")
         gpu = self.gpu  # raises on a device that does not exist
@@ -200,7 +201,7 @@ def _parse_options(text: str) -> dict[str, Any]:
     for option in filter(None, text.split(",")):
         name, _, value = option.partition("=")
         if name == "threads":
-            options[name] = int(value) if value.isdecimal() else value
+            options[name] = int(value) if value.isdecimal() and len(value) < 10 else value
         elif name == "compile":
             options[name] = _YES_NO.get(value, value)
         elif name in ("tail", "device", "provider"):

@@ -22,7 +22,14 @@ from yolact_deploy.mask_forms import MaskCrops, PackedMasks
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
-from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, HeadOutputs, ImageDetections, Outputs
+from yolact_deploy.runtime.tails import (
+    DetectionOutputs,
+    DetectSettings,
+    HeadOutputs,
+    ImageDetections,
+    Outputs,
+    require_shapes,
+)
 
 SIZE = 64
 CONFIG = YolactConfig(image_size=SIZE, num_classes=3, class_names=("low", "middle", "high"))
@@ -493,3 +500,30 @@ def test_a_hook_that_detects_nothing_is_checked_once() -> None:
         assert len(model(DARK)) == 0
         calls.append(len(hook.backend.inputs) - before)
     assert calls == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(1, 5, 4), (1, 5, 2), (1, 5, 3), (6, 6, 3)],
+        [(1, 5, 3), (1, 5, 2), (1, 5, 3), (1, 6, 6, 3)],
+        [(1, 5, 4), (1, 4, 2), (1, 5, 3), (1, 6, 6, 3)],
+        [(1, 5, 4), (1, 5, 2), (2, 5, 3), (1, 6, 6, 3)],
+        [(1, 5, 4), (1, 5, 2), (1, 5, 3), (1, 6, 6, 4)],
+        [(1, 5, 4), (1, 5, 2), (1, 5, 3), ()],
+    ],
+)
+def test_outputs_that_do_not_fit_each_other(shapes: list[tuple[int, ...]]) -> None:
+    good = [(1, 5, 4), (1, 5, 2), (1, 5, 3), (1, 6, 6, 3)]
+    require_shapes(HeadOutputs(*(np.zeros(shape, np.float32) for shape in good)), "x")
+    with pytest.raises(BackendError, match="of x does not fit the other outputs"):
+        require_shapes(HeadOutputs(*(np.zeros(shape, np.float32) for shape in shapes)), "x")
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_detections_that_do_not_fit_each_other(place: int) -> None:
+    shapes: list[tuple[int, ...]] = [(1,), (1, 3, 4), (1, 3), (1, 3), (1, 3, 6, 6)]
+    require_shapes(DetectionOutputs(*(np.zeros(shape, np.float32) for shape in shapes)), "x")  # type: ignore[arg-type]
+    shapes[place] = (*shapes[place], 2)
+    with pytest.raises(BackendError, match="of x does not fit the other outputs"):
+        require_shapes(DetectionOutputs(*(np.zeros(shape, np.float32) for shape in shapes)), "x")  # type: ignore[arg-type]

@@ -118,8 +118,9 @@ def _shapes(args: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     """Width and height of "320x240" or "256"."""
     from yolact_deploy.errors import InputError
+    from yolact_deploy.untrusted import shown
 
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() for part in parts):
-        raise InputError(f"--size: expected WxH such as 320x240, or one number, got {text!r}")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InputError(f"--size: expected WxH such as 320x240, or one number, got {shown(text)}")
     return int(parts[0]), int(parts[-1])

@@ -180,10 +180,12 @@ def render(index: int, *, seed: int = 0, height: int = 240, width: int = 320) ->
     """Image ``index`` of a seed.
 
     Args:
-        height, width: in pixels, at least 64
+        height, width: in pixels, 64 to 8192
     """
-    if min(height, width) < 64:
-        raise DatasetError(f"shapes: expected images of at least 64 x 64 pixels, got {width} x {height}")
+    if min(height, width) < 64 or max(height, width) > 8192:
+        raise DatasetError(
+            f"shapes: expected images of at least 64 x 64 and at most 8192 x 8192 pixels, got {width} x {height}"
+        )
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     canvas = _background(rng, height, width)
     side = min(height, width)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolact_deploy.errors import BackendError, InputError
+from yolact_deploy.untrusted import shown
 
 NO_DRIVER = "no NVIDIA driver here (libcuda.so.1 cannot be loaded)"
 DRIVER_CURE = (
@@ -69,9 +70,9 @@ def parse_device(text: str) -> int | None:
     if text == "cpu":
         return None
     name, colon, number = text.partition(":")
-    if name == "cuda" and (number.isdigit() if colon else not number):
+    if name == "cuda" and (number.isdecimal() and len(number) < 10 if colon else not number):
         return int(number or 0)
-    raise InputError(f"unknown device {text!r}: expected cpu, cuda or cuda:N")
+    raise InputError(f"unknown device {shown(text)}: expected cpu, cuda or cuda:N")
 
 
 def find_driver() -> Driver:

@@ -26,7 +26,7 @@ from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, read_image, resize_image
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
-from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs
+from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs, require_shapes
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ class Predictor:
 
     def _require_finite(self, outputs: Outputs) -> None:
         """Raise :class:`BackendError` if the network's outputs are not finite: then nothing would be detected."""
+        require_shapes(outputs, self.backend.name)
         # A single box may well be infinite.
         checked = {name: getattr(outputs, name, None) for name in ("scores", "coeff", "proto", "mask_scores")}
         for name, values in checked.items():

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import BackendError
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks
 from yolact_deploy.mask_iou import HostMaskIouNet
 from yolact_deploy.paste import paste_windows
@@ -47,6 +48,27 @@ class DetectionOutputs(NamedTuple):
 
 
 Outputs = HeadOutputs | DetectionOutputs
+
+
+#: axes of the outputs, by the legend above; axes of one letter have one length
+_AXES: dict[type, tuple[str, ...]] = {
+    HeadOutputs: ("NP4", "NPC", "NPK", "NhwK"),
+    DetectionOutputs: ("N", "ND4", "ND", "ND", "NDhw", "ND"),
+}
+
+
+def require_shapes(outputs: Outputs, source: str) -> None:
+    """Raise :class:`BackendError` if outputs do not fit each other, as those of a graph that somebody has changed."""
+    lengths = {"4": 4}
+    for name, axes, values in zip(outputs._fields, _AXES.get(type(outputs), ()), outputs, strict=False):
+        if values is None:
+            continue
+        fits = len(values.shape) == len(axes)
+        if not fits or any(lengths.setdefault(axis, n) != n for axis, n in zip(axes, values.shape, strict=True)):
+            shapes = ", ".join(str(list(value.shape)) for value in outputs if value is not None)
+            raise BackendError(
+                f"{name} of {source} does not fit the other outputs ({shapes}): the file was changed. Export it again"
+            )
 
 
 class ImageDetections(NamedTuple):

@@ -24,6 +24,7 @@ from yolact_deploy.artifact import atomic_write
 from yolact_deploy.errors import InputError, OutputError
 from yolact_deploy.preprocess import check_pixels
 from yolact_deploy.streams.marks import MP4_MARK
+from yolact_deploy.untrusted import shown
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ DEFAULT_FPS = 30.0
 #: seconds between the checks of a waiting thread for a stop
 _POLL = 0.05
 _END = object()
+#: longer numbers are names of files
+_CAMERA_DIGITS = 10
 
 
 class VideoInfo(NamedTuple):
@@ -63,7 +66,7 @@ def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
 def is_camera(source: object) -> bool:
     """True for the number of a camera: an int, or digits that are not the name of a file."""
     if isinstance(source, str):
-        return source.isdecimal() and not Path(source).exists()
+        return source.isdecimal() and len(source) < _CAMERA_DIGITS and not Path(source).exists()
     return isinstance(source, int)
 
 
@@ -120,6 +123,8 @@ def _open_file(path: Path) -> cv2.VideoCapture:
 
 
 def _open_camera(number: int) -> cv2.VideoCapture:
+    if not 0 <= number < 1 << 31:
+        raise InputError(f"there is no camera {shown(number)}: the first one has the number 0")
     capture = cv2.VideoCapture(number)
     if not capture.isOpened():
         raise InputError(

@@ -112,7 +112,7 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 def _device(name: str, local_rank: int) -> torch.device:
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdigit())):
+    if kind not in DEVICES or (number and (kind != "cuda" or not number.isdecimal() or len(number) > 9)):
         raise InputError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N")
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.mask_forms import MaskCrops, MaskWindows, compress_counts, sigmoid
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, compress_counts, compress_masks, sigmoid
 from yolact_deploy.paste import paste_masks
 from yolact_deploy.postprocess import assemble_masks, mask_logits, sanitize_coordinates
 
@@ -124,6 +124,19 @@ def test_empty_and_full_masks(size: tuple[int, int, int, int]) -> None:
         compress_counts(np.array([height * width])),
         compress_counts(np.array([0, height * width])),
     ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_masks_encoded_at_once(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    masks = [rng.integers(0, 10 ** int(rng.integers(1, 7)), int(rng.integers(1, 40))) for _ in range(20)]
+    together = compress_masks(masks)
+    assert together == [compress_counts(counts) for counts in masks]
+    assert compress_masks([]) == []
+    tools = pytest.importorskip("pycocotools.mask")
+    for counts, text in zip(masks, together, strict=True):
+        size = [int(counts.sum()), 1]
+        assert tools.frPyObjects({"size": size, "counts": counts.tolist()}, *size)["counts"] == text.encode()
 
 
 def test_one_pixel_at_each_position() -> None:

@@ -7,8 +7,10 @@ Legend: n masks, h x w prototype resolution, H x W the image. Run-length encodin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -135,9 +137,12 @@ class MaskCrops:
         return np.array([np.count_nonzero(crop) for crop in self.crops], dtype=np.int64)
 
     def rle(self) -> list[dict[str, Any]]:
-        """COCO run-length encodings: ``{"size": [H, W], "counts": str}``."""
-        size = [self.height, self.width]
-        return [{"size": list(size), "counts": compress_counts(self._counts(i))} for i in range(len(self))]
+        """COCO run-length encodings: ``{"size": [H, W], "counts": str}``; encoded once, on first use."""
+        return [{"size": [self.height, self.width], "counts": counts} for counts in self._compressed]
+
+    @cached_property
+    def _compressed(self) -> list[str]:
+        return compress_masks([self._counts(i) for i in range(len(self))])
 
     def _counts(self, index: int) -> Ints:
         """Uncompressed COCO counts: lengths of the runs down the columns, zeros first."""
@@ -225,9 +230,21 @@ class PackedMasks:
 
 
 def compress_counts(counts: Ints) -> str:
-    """COCO's text form of run lengths: each as the difference to the last but one, 5 bits per character, low first."""
-    values = counts.astype(np.int64).copy()
-    values[3:] -= counts[1:-2]
+    """COCO's text form of the run lengths of a mask."""
+    return compress_masks([counts])[0]
+
+
+def compress_masks(masks: Sequence[Ints]) -> list[str]:
+    """COCO's text form of the run lengths of each mask, of all at once.
+
+    Each run is the difference to the last but one of its mask, in 5 bits per character, low first.
+    """
+    lengths = np.array([len(counts) for counts in masks], dtype=np.int64)
+    counts = np.concatenate([np.zeros(0, np.int64), *masks]).astype(np.int64)
+    place = np.arange(len(counts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    values = counts.copy()
+    later = np.flatnonzero(place >= 3)
+    values[later] -= counts[later - 2]
     pieces = np.empty((len(values), 13), dtype=np.uint8)
     used = np.zeros(pieces.shape, dtype=np.bool_)
     active = np.ones(len(values), dtype=np.bool_)
@@ -240,4 +257,6 @@ def compress_counts(counts: Ints) -> str:
         active = active & more
         if not active.any():
             break
-    return pieces[used].tobytes().decode("ascii")
+    text = pieces[used].tobytes().decode("ascii")
+    ends = np.concatenate([[0], np.cumsum(used.sum(axis=1))])[np.cumsum([0, *lengths])]
+    return [text[start:end] for start, end in itertools.pairwise(ends.tolist())]

@@ -269,7 +269,6 @@ def test_mistakes_are_found_before_the_work(
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["--weights", "w.pth", "--fp16", "--fp32"],
         ["--weights", "w.pth", "--fp16", "--bf16"],
         ["--weights", "w.pth", "--bf16", "--fp32"],

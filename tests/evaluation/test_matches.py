@@ -55,6 +55,18 @@ def area(result: Any, kind: str) -> float:
     return float(mask.area(result["segmentation"])) if kind == "segm" else box[2] * box[3]
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("areas", [1, 2, 4])
+def test_some_areas_alone(kind: str, areas: int) -> None:
+    content = make_content(9, 4)
+    results, ids = make_results(content, 4), [image["id"] for image in content["images"]]
+    expected = match(content, results, ids, kind).precision()
+    matcher = Matcher(content, ids, kind, areas=areas)
+    matcher.add(by_image(results))
+    assert np.array_equal(matcher.precision()[..., :areas], expected[..., :areas])
+    assert (matcher.precision()[..., areas:] == -1).all()
+
+
 def match(content: dict[str, Any], results: list[Any], ids: list[int], kind: str, at_once: int = 5) -> Matches:
     matcher, of_image = Matcher(content, ids, kind), by_image(results)
     order = np.random.default_rng(0).permutation(ids).tolist()  # images may come in any order

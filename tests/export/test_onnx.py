@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolact_deploy.artifact import METADATA_KEY
+from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ExportError
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
@@ -358,3 +359,30 @@ def test_weights_too_large_for_fp16(make_model: Callable[..., Any], tmp_path: Pa
     name = r"prediction_layers\.0\.bbox_layer\.bias"
     with pytest.raises(ExportError, match=rf"{name} has values that are not finite in fp16: keep its layer in FP32"):
         export_onnx(model, tmp_path / "m.onnx", ExportSpec(precision="fp16"))
+
+
+def test_shared_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, structure and the dtype of the masks decide; outside the context, and after it, nothing is kept."""
+    traced: list[str] = []
+
+    def trace(pipeline: Any, metadata: Metadata) -> onnx.ModelProto:
+        traced.append(metadata.precision)
+        return onnx.helper.make_model(onnx.helper.make_graph([], f"trace {len(traced)}", [], []))
+
+    monkeypatch.setattr(exporter, "_trace", trace)
+    config = YolactConfig(image_size=64, num_classes=2, backbone="mobilenet_v2")
+    model = YolactModel(config).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).view(-1)[0] += 1
+    whole = Metadata(config=config)
+    for _ in range(2):
+        with exporter.shared_traces():
+            first = exporter.trace(model, replace(whole, precision="fp16"))
+            first.graph.name = "changed"
+            assert exporter.trace(model, replace(whole, precision="int8")).graph.name == f"trace {len(traced)}"
+            exporter.trace(model, whole)
+            exporter.trace(other, whole)
+            exporter.trace(model, replace(whole, batch=(1, 2, 4)))
+    exporter.trace(model, whole)
+    assert traced == [*["fp16", "fp32", "fp32", "fp32"] * 2, "fp32"]

@@ -9,7 +9,9 @@ import contextlib
 import heapq
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +41,7 @@ from yolact_deploy.evaluation.engines import EngineSource, check_same_classes
 from yolact_deploy.evaluation.matches import Matches
 from yolact_deploy.graph.macs import ELEMENT_BYTES, Macs, count_macs
 from yolact_deploy.machine.conditions import Conditions, ConditionsMeter
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.machine.energy import Energy
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.machine.peak_memory import PeakMemory, PeakMemoryMeter
@@ -269,8 +272,6 @@ class _Collector:
         self._worst: list[tuple[float, int, WorstPicture]] = []
         self._agreements: dict[str, Agreement] = {}
         self._scores: dict[str, tuple[Accuracy, dict[str, Matches]]] = {}
-        #: of the reference, by "box" and "mask"
-        self._bootstraps: dict[str, PairedBootstrap] = {}
 
     def add(self, index: int, detections: Mapping[str, Detections]) -> None:
         """Take what each model detects on one image."""
@@ -297,13 +298,23 @@ class _Collector:
 
     def ap_difference(self, name: str) -> dict[str, Interval]:
         """By "box" and "mask"; empty for the reference, and without annotated objects."""
-        ours, theirs = self._scored(self._reference), self._scored(name)
-        if name == self._reference or ours is None or theirs is None:
-            return {}
-        if not self._bootstraps:
-            scored = {kind: matches for kind, matches in ours[1].items() if matches.objects[:, 0].any()}
-            self._bootstraps = {kind: PairedBootstrap(matches) for kind, matches in scored.items()}
-        return {kind: bootstrap.difference(theirs[1][kind]) for kind, bootstrap in self._bootstraps.items()}
+        return {} if name == self._reference else self._differences[name]
+
+    @cached_property
+    def _differences(self) -> dict[str, dict[str, Interval]]:
+        """Of all models but the reference; NumPy works outside the interpreter's lock, so threads share the cores."""
+        scored = {name: self._scored(name) for name in (self._reference, *self._others)}
+        matches = {name: of_model[1] for name, of_model in scored.items() if of_model is not None}
+        if not matches:
+            return {name: {} for name in self._others}
+        reference = {kind: ours for kind, ours in matches[self._reference].items() if ours.objects[:, 0].any()}
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            bootstraps = dict(zip(reference, pool.map(PairedBootstrap, reference.values()), strict=True))
+            jobs = {
+                name: {kind: pool.submit(own.difference, matches[name][kind]) for kind, own in bootstraps.items()}
+                for name in self._others
+            }
+            return {name: {kind: job.result() for kind, job in of_kind.items()} for name, of_kind in jobs.items()}
 
     def _scored(self, name: str) -> tuple[Accuracy, dict[str, Matches]] | None:
         """Accuracy and matches of one model, computed once."""

@@ -31,14 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.cli.main import PROGRAM, main
+    from yolact_deploy.errors import import_optional
+
+    import_optional("torch", "export", "The demo")
+    from yolact_deploy.export.onnx import shared_traces
 
     passed_on = [flag for flag in ("debug", "quiet") if getattr(args, flag)]
-    for command in _commands(args):
-        if not args.quiet:
-            print(f"\n$ {PROGRAM} {shlex.join(command)}", flush=True)
-        code = main([*command, *(f"--{flag}" for flag in passed_on)])
-        if code:
-            return code
+    with shared_traces():
+        for command in _commands(args):
+            if not args.quiet:
+                print(f"\n$ {PROGRAM} {shlex.join(command)}", flush=True)
+            code = main([*command, *(f"--{flag}" for flag in passed_on)])
+            if code:
+                return code
     folder = Path(args.output)
     print(f"\nReport: {folder / 'report.html'}   pictures: {folder / 'predictions'}", file=sys.stderr)
     return 0

@@ -172,13 +172,15 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **options})
         self.color = False  # Python 3.14 and later
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         has_actions = any(isinstance(action.choices, dict) for action in self._actions)
         # Only so may options stand between optional positional arguments.
         parse = super().parse_args if has_actions else super().parse_intermixed_args
         return parse(args, namespace)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         # What follows an action or "--" is not for this parser.
         actions = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}

@@ -24,7 +24,7 @@ from yolact_deploy.vocabulary import EVALUATORS, check_word
 #: COCO's names of the kinds, and ours
 KINDS = {"bbox": "box", "segm": "mask"}
 
-_IMAGES_AT_ONCE = 64
+IMAGES_AT_ONCE = 64
 _CURVE_DECIMALS = 5
 
 
@@ -109,7 +109,7 @@ class AccuracyMeter:
         """
         self._waiting[image_id] = results
         self._detections += len(results)
-        if len(self._waiting) == _IMAGES_AT_ONCE:
+        if len(self._waiting) == IMAGES_AT_ONCE:
             self._match()
 
     def _match(self) -> None:

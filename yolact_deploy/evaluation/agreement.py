@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.evaluation.accuracy import KINDS, AveragePrecision, Result, accuracy
+from yolact_deploy.evaluation.accuracy import IMAGES_AT_ONCE, Result, average_precision, by_image
+from yolact_deploy.evaluation.matches import Matcher
 from yolact_deploy.mask_forms import MaskCrops, compress_counts
 from yolact_deploy.postprocess import box_iou
 
@@ -227,15 +229,24 @@ def agreement_ap(
     categories = [{"id": c} for c in sorted({r["category_id"] for r in (*reference, *results)})]
     content = {"images": list(images.values()), "categories": categories, "annotations": truth}
     ranked = [{k: v for k, v in r.items() if k != "mask_score"} for r in results if not _is_empty(r, kind)]
-    figures: AveragePrecision = getattr(accuracy(content, ranked, images, kinds=(kind,)), KINDS[kind])
-    return figures.ap
+    matcher = Matcher(content, images, kind, areas=1)
+    of_image = list(by_image(ranked).items())
+    for first in range(0, len(of_image), IMAGES_AT_ONCE):
+        matcher.add(dict(of_image[first : first + IMAGES_AT_ONCE]))
+    return average_precision(matcher.precision()).ap
 
 
 def _is_empty(result: Result, kind: str) -> bool:
     if kind == "bbox":
         return bool(result["bbox"][2] <= 0 or result["bbox"][3] <= 0)
     height, width = result["segmentation"]["size"]
-    return bool(result["segmentation"]["counts"] == compress_counts(np.array([height * width])))  # one run of zeros
+    return bool(result["segmentation"]["counts"] == _one_run(height * width))
+
+
+@cache
+def _one_run(pixels: int) -> str:
+    """The encoding of a mask without pixels: one run of zeros."""
+    return compress_counts(np.array([pixels]))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -111,12 +111,15 @@ class Matches:
         weight[:, relevant] = 0
         missed = np.cumsum(weight, axis=1, dtype=np.int32)[:, relevant]
         needed = _needed(weights @ self.objects[category, area])
+        sums: dict[bytes, NDArray[np.int32]] = {}  # most thresholds count the same detections
         for threshold in range(len(IOU_THRESHOLDS)):
             hit, counted = (bits >> threshold & 1 for bits in (hits, hits | misses))
             places = np.flatnonzero(hit)
             if not places.size:
                 continue
-            reported = (missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32))[:, places]
+            if (key := counted.tobytes()) not in sums:
+                sums = {key: missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32)}
+            reported = sums[key][:, places]
             right = np.cumsum(own[:, places], axis=1, dtype=np.int64)
             precision = right / (reported + np.spacing(1))
             envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
@@ -157,10 +160,13 @@ class Matcher:
         content: checked content of a COCO instances file; not modified
         image_ids: all images to score
         kind: "bbox" or "segm"
+        areas: how many of :data:`AREAS` to match; the others have no objects
     """
 
-    def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str) -> None:
-        self.kind = kind
+    def __init__(
+        self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str, *, areas: int = len(AREAS)
+    ) -> None:
+        self.kind, self._areas = kind, areas
         self._truth = Truth(content, image_ids)
         self._number = {image_id: number for number, image_id in enumerate(self._truth.image_ids)}
         shape = (len(self._truth.category_ids), len(AREAS), len(self._number))
@@ -186,6 +192,7 @@ class Matcher:
             evaluation = tools.COCOeval(*parts, self.kind)
             evaluation.params.imgIds = list(results)
             evaluation.params.catIds = list(self._truth.category_ids)
+            evaluation.params.areaRng = evaluation.params.areaRng[: self._areas]
             evaluation.evaluate()
         self._keep(evaluation.evalImgs, len(results))
 
@@ -195,8 +202,9 @@ class Matcher:
         for place, record in enumerate(evaluated):
             if record is None:
                 continue
-            cell, number = place // images, self._number[record["image_id"]]
-            self._objects[cell // len(AREAS), cell % len(AREAS), number] = np.count_nonzero(record["gtIgnore"] == 0)
+            (category, area), number = divmod(place // images, self._areas), self._number[record["image_id"]]
+            self._objects[category, area, number] = np.count_nonzero(record["gtIgnore"] == 0)
+            cell = category * len(AREAS) + area
             rows += [(cell, number, score, 0, 0) for score in record["dtScores"]]
             hits.append(record["dtMatches"] != 0)
             ignored.append(record["dtIgnore"] != 0)

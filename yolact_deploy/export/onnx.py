@@ -9,6 +9,7 @@ Legend: N images, S input side, P priors, C classes, K coefficients, D detection
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -28,6 +29,7 @@ from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
 from yolact_deploy.graph.half_precision import BF16_OPSET
+from yolact_deploy.graph.onnx_graph import copy_model
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fuse import fuse_batch_norm
@@ -122,11 +124,38 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
     """
     pipeline = _Pipeline(model, metadata).eval()
     _check_weights(pipeline.model)
-    graph = _trace(pipeline, metadata)
+    graph = _trace(pipeline, metadata) if _shared is None else _shared_trace(pipeline, metadata, _shared)
     if metadata.precision == "bf16":
         (opset,) = (entry for entry in graph.opset_import if not entry.domain)
         opset.version = BF16_OPSET  # what the exporter emits means the same in both, but only this one knows BF16
     return graph
+
+
+#: traces by what they depend on, inside :func:`shared_traces`
+_shared: dict[str, onnx.ModelProto] | None = None
+
+
+@contextmanager
+def shared_traces() -> Iterator[None]:
+    """Inside, exports of the same weights and structure share one trace, which takes most of their time."""
+    global _shared
+    before, _shared = _shared, {}
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def _shared_trace(pipeline: _Pipeline, metadata: Metadata, shared: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
+    masks = pipeline.mask_dtype if metadata.tail == "functions" else None
+    read = (metadata.config, metadata.tail, metadata.cross_class, metadata.batch, metadata.input_dtype, masks)
+    digest = hashlib.sha256(repr((type(pipeline.model), read)).encode())
+    for name, tensor in (*pipeline.named_parameters(), *pipeline.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in shared:
+        shared[key] = _trace(pipeline, metadata)
+    return copy_model(shared[key])
 
 
 def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:

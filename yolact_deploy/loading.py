@@ -12,6 +12,7 @@ weights.pth@torch-fp16:device=cuda,compile=yes
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from yolact_deploy.vocabulary import (
     PROVIDERS,
     check_word,
 )
+
+_log = logging.getLogger(__name__)
 
 #: what may be chosen for each backend
 _OPTIONS = {
@@ -272,14 +275,25 @@ def load(
             "the checkpoint again"
         )
     network = _open(spec, config=config, image_size=image_size)
+    try:
+        _check_choices(network, spec.path, score_threshold, nms)
+    except InputError:
+        network.close()
+        raise
+    return Predictor(network, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
+
+
+def _check_choices(network: Backend, path: Path, score_threshold: float, nms: str | None) -> None:
+    """Refuse another NMS than the graph's; warn of a threshold that NMS has made useless."""
     exported = "cross-class" if network.metadata.cross_class else "fast"
     if nms not in (None, exported) and network.tail.name == "graph":
-        network.close()
         raise InputError(
-            f"nms={nms!r}: NMS is in the graph of {spec.path}, exported as {exported!r}: leave it out, or load an ONNX "
-            "file with tail=host"
+            f"nms={nms!r}: NMS is in the graph of {path}, exported as {exported!r}: leave it out, or load an ONNX file "
+            "with tail=host"
         )
-    return Predictor(network, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
+    least = network.metadata.config.nms_score_threshold
+    if 0 < score_threshold < least:
+        _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
 
 
 def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int | None) -> Backend:

@@ -225,7 +225,8 @@ def test_the_variable_names_nothing(args: argparse.Namespace, monkeypatch: pytes
 @pytest.mark.parametrize("command", [["bench", "--engine"], ["eval", "--coco", ".", "--engine"], ["predict"]])
 def test_an_engine_without_a_gpu(capsys: pytest.CaptureFixture[str], command: list[str], beside: bool) -> None:
     write_engine(Path("yolact.trt"), Metadata(config=SHAPES))
-    put("a.jpg", *(["yolact.onnx"] if beside else []))
+    put(*(["yolact.onnx"] if beside else []))
+    Path("a.jpg").write_bytes(samples.sample_images()[0].read_bytes())
     assert cli.main([*command, "yolact.trt", *(["a.jpg"] if command == ["predict"] else [])]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "yolact.trt needs an NVIDIA GPU: no NVIDIA driver here" in error
@@ -313,6 +314,16 @@ def test_nms_in_the_graph_cannot_be_changed(tiny: Path, nms: str) -> None:
         loading.load(tiny, tail="graph", nms=nms)
     for kept, tail in ((nms, "host"), ("fast", "graph"), (None, "graph")):
         loading.load(tiny, tail=tail, nms=kept).close()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "warns"), [(0.01, True), (0.049, True), (0.05, False), (0.0, False), (0.3, False)]
+)
+def test_a_threshold_below_that_of_nms(
+    tiny: Path, caplog: pytest.LogCaptureFixture, threshold: float, warns: bool
+) -> None:
+    loading.load(tiny, score_threshold=threshold).close()
+    assert ("the NMS of" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 #: an alias in a dataset file saves a word; many are a way to fill the memory
 _MOST_ALIASES = 20
+_MOST_BRACKETS = 500
 
 SPLITS = ("train", "val")
 
@@ -227,6 +228,11 @@ def read_dataset_file(path: Path) -> Mapping[Any, Any]:
     data = read_bytes(path, "dataset file", DatasetError)
     try:
         text = data.decode("utf-8-sig")
+        brackets = text.count("[") + text.count("{")
+        if brackets > _MOST_BRACKETS:  # the time to read nested ones grows with the square of their number
+            raise DatasetError(
+                f"{path} is not valid YAML of a dataset: {brackets} opening brackets, more than {_MOST_BRACKETS}"
+            )
         aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
         if aliases > _MOST_ALIASES:
             raise DatasetError(f"{path} has {aliases} aliases (*name), more than {_MOST_ALIASES}: write them out")

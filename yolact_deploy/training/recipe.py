@@ -27,6 +27,7 @@ _FREE_TO_CHANGE = frozenset((
 ))  # fmt: skip
 #: fields that must be at least 1, at least 0, positive and finite, or in 0..1
 _AT_LEAST_1 = ("batch", "iterations", "save_interval", "log_interval", "keep")
+_MOST = 1 << 63
 _AT_LEAST_0 = ("weight_decay", "warmup_iterations", "clip", "freeze_stages", "eval_interval", "eval_images", "seed")
 _POSITIVE = ("lr", "gamma", "warmup_lr")
 _SHARES = ("momentum", "ema_decay")
@@ -103,6 +104,7 @@ class Recipe:
             sized = dataclasses.replace(self.augmentation, size=self.config.image_size)
             object.__setattr__(self, "augmentation", sized)
         for name, value in vars(self).items():
+            _check(not isinstance(value, int) or value < _MOST, name, f"less than {_MOST}", value)
             _check(name not in _AT_LEAST_1 or value >= 1, name, "1 or more", value)
             _check(name not in _AT_LEAST_0 or value >= 0, name, "0 or more", value)
             _check(name not in _POSITIVE or 0 < value < math.inf, name, "a number above 0", value)

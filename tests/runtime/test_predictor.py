@@ -292,10 +292,14 @@ def test_a_failing_backend_does_not_lock_the_predictor() -> None:
     assert model(DARK).names == ["low"]
 
 
+@pytest.mark.parametrize(
+    ("heads", "name"),
+    [(True, "scores"), (True, "coeff"), (True, "proto"), (True, "boxes"), (False, "scores"), (False, "masks")],
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["scores", "coeff", "proto"])
-def test_outputs_that_are_not_finite(name: str, value: float) -> None:
-    backend = FakeBackend(heads=True)
+def test_outputs_that_are_not_finite(heads: bool, name: str, value: float) -> None:
+    value = np.nan if name == "boxes" else value  # a single box may be infinite
+    backend = FakeBackend(heads=heads)
     run = backend.run
     model = Predictor(backend)
     assert model(DARK).names == ["low"]
@@ -303,7 +307,7 @@ def test_outputs_that_are_not_finite(name: str, value: float) -> None:
     def broken(images: Any) -> Any:
         outputs = run(images)
         values = getattr(outputs, name).copy()
-        values[0, -1] = value
+        values[0, 0] = value
         return outputs._replace(**{name: values})
 
     backend.run = broken  # type: ignore[method-assign]

@@ -26,7 +26,7 @@ from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, read_image, resize_image
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
-from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs, require_shapes
+from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, ImageDetections, Outputs, require_shapes
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
 if TYPE_CHECKING:
@@ -217,10 +217,12 @@ class Predictor:
     def _require_finite(self, outputs: Outputs) -> None:
         """Raise :class:`BackendError` if the network's outputs are not finite: then nothing would be detected."""
         require_shapes(outputs, self.backend.name)
-        # A single box may well be infinite.
-        checked = {name: getattr(outputs, name, None) for name in ("scores", "coeff", "proto", "mask_scores")}
+        checked = outputs._asdict()
+        if isinstance(outputs, DetectionOutputs):  # the other masks are zero
+            checked["masks"] = outputs.masks[:, : outputs.num_detections.max(initial=0)]
         for name, values in checked.items():
-            if values is not None and values.size and not np.isfinite(values.max()):  # NaN if any value is
+            most = values.max(initial=0) if values is not None else 0  # NaN if any value is
+            if np.isnan(most) or (np.isinf(most) and name != "boxes"):  # a single box may well be infinite
                 raise BackendError(
                     f"{name} of {self.backend.name} are not finite: the weights are damaged, or a layer overflows in "
                     f"{self.backend.precision}. Export again from good weights, or in another precision"

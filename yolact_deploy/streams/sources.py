@@ -162,11 +162,10 @@ def _reason_against(path: Path, recursive: bool) -> str | None:
         return "dead links" if path.is_symlink() else "files of special kinds"
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "videos (name them to run them)"
-    if not _is_picture(path):
-        return "files that OpenCV cannot read as pictures"
-    if path.stem.endswith("_overlay") and is_marked(path):
-        return "overlays of earlier runs"
-    return None
+    is_picture = _is_picture(path)
+    if (not is_picture or path.stem.endswith("_overlay")) and is_marked(path):
+        return "files of earlier runs"
+    return None if is_picture else "files that OpenCV cannot read as pictures"
 
 
 def _is_picture(path: Path) -> bool:

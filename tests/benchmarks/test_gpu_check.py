@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_cuda as fake
@@ -13,7 +16,7 @@ import pytest
 from host_network import emulated
 
 from yolact_deploy.benchmarks import gpu_check, machine_limits
-from yolact_deploy.benchmarks.gpu import gpu_golden, gpu_kernels
+from yolact_deploy.benchmarks.gpu import gpu_golden, gpu_kernels, gpu_models
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda.driver import Device
@@ -42,7 +45,8 @@ def test_kernels_are_right(number: int) -> None:
     assert report["bytes"] > 0
     assert report["operations"] > 0
     assert report["microseconds"] > 0
-    assert report["times_memory_limit"] == pytest.approx(1e3 * report["microseconds"] / report["bytes"])
+    assert report["microseconds_from_memory"] > 0
+    assert report["times_memory_limit"] == pytest.approx(1e3 * report["microseconds_from_memory"] / report["bytes"])
     assert fake.control().leaks() in ("", "1 primary contexts")
 
 
@@ -93,7 +97,8 @@ def test_golden_cases_are_found() -> None:
 
 
 def test_a_check_that_raises_is_a_result() -> None:
-    check = gpu_check.GpuCheck(Device.open(0), quiet=True)
+    kept: list[int] = []
+    check = gpu_check.GpuCheck(quiet=True, keep=lambda check: kept.append(len(check.checks)))
 
     def missing() -> Any:
         raise MissingDependencyError("no such package")
@@ -112,6 +117,7 @@ def test_a_check_that_raises_is_a_result() -> None:
     assert check.checks[1].detail == "ZeroDivisionError: by zero"
     assert [line.partition(":")[0] for line in gpu_check.problems(check.to_json())] == ["broken", "refused", "wrong"]
     assert check.run("right", lambda: ("", "it is right", {"b": 2})) == {"b": 2}
+    assert kept == [1, 2, 3, 4, 5]  # results are kept as they come
 
 
 def test_copy_bandwidth_counts_both_directions() -> None:
@@ -120,12 +126,18 @@ def test_copy_bandwidth_counts_both_directions() -> None:
     assert min(rates.values()) > 0
 
 
+def in_process(args: Any, folder: Path, name: str, limit: float, check: gpu_check.GpuCheck) -> None:
+    """In place of a process for each part."""
+    gpu_check.parts(args, folder)[name](check)
+
+
 def test_the_command_writes_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = cases(1)[:2]
     monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: small)
+    monkeypatch.setattr(gpu_check, "run_part", in_process)
     target = tmp_path / "gpu.json"
     code = gpu_check.main(["--quick", "-o", str(target), "--work", str(tmp_path / "work")])
     result = json.loads(target.read_text())
@@ -142,7 +154,138 @@ def test_a_wrong_kernel_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> No
     wrong = [replace(cases(1)[1], check=lambda outputs: "it is wrong")]
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: wrong)
     monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
+    monkeypatch.setattr(gpu_check, "run_part", in_process)
     assert gpu_check.main(["--quick", "--quiet"]) == 1
+
+
+# -- a process for each part ------------------------------------------------------------------------------------------
+
+CHILD = """
+import json, os, sys, time
+part, results = (sys.argv[sys.argv.index(name) + 1] for name in ("--part", "--results"))
+with open(results, "a") as file:
+    check = {"name": f"{part} 1", "status": "passed", "detail": "right", "seconds": 1.0, "data": {"a": 1}}
+    file.write(json.dumps(check) + "\\n" + json.dumps(check)[:20])
+print("said on the way", flush=True)
+if part == "crashes":
+    os.abort()
+if part == "exits":
+    sys.exit("no such library")
+if part == "hangs":
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "limit", "detail"),
+    [
+        ("works", 60, None),
+        ("crashes", 60, r"its process ended with code -6: said on the way"),
+        ("exits", 60, r"its process ended with code 1: said on the way no such library"),
+        ("hangs", 5, r"stopped after 5 s: said on the way"),
+    ],
+)
+def test_a_part_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, limit: float, detail: str | None
+) -> None:
+    """What it found before it ended stays."""
+    (tmp_path / "part_of_check.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(gpu_check, "_MODULE", "part_of_check")
+    args = argparse.Namespace(weights=None, quick=True, config="yolact_base", device=0, golden=Path("golden"))
+    check = gpu_check.GpuCheck(quiet=True)
+    gpu_check.run_part(args, tmp_path, part, limit, check)
+    first, *others = check.checks
+    assert (first.name, first.status, first.data) == (f"{part} 1", "passed", {"a": 1})
+    assert [(each.name, each.status) for each in others] == ([] if detail is None else [(part, "failed")])
+    assert all(each.detail == detail for each in others)
+    assert [path.name for path in tmp_path.iterdir()] == ["part_of_check.py"]
+
+
+def test_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    limits: list[float] = []
+
+    def part(args: Any, folder: Path, name: str, limit: float, check: gpu_check.GpuCheck) -> None:
+        limits.append(limit)
+        clock[0] += 70
+        check.add(gpu_check.Check(name, "passed", "", 70.0, {}))
+
+    monkeypatch.setattr(gpu_check, "run_part", part)
+    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+    weights, target = tmp_path / "w.pth", tmp_path / "gpu.json"
+    weights.touch()
+    assert gpu_check.main(["--weights", str(weights), "--budget", "200", "-o", str(target), "--quiet", "--json"]) == 0
+    checks = json.loads(target.read_text())["checks"]
+    assert limits == [180.0, 130.0, 60.0]
+    assert {check["status"] for check in checks[3:]} == {"skipped"}
+    assert "the budget of 200 s is used up: raise --budget" in {check["detail"] for check in checks[3:]}
+    names = [check["name"] for check in checks]
+    assert len(names) == len(set(names)) > 25
+    assert names[:5] == [
+        "device", "machine limits", "kernels, batch 1", "kernels against the original", gpu_check.REFERENCE
+    ]  # fmt: skip
+
+
+def test_what_is_not_installed_is_skipped_before_an_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and nothing else: no candidate fails, and none of them makes a file."""
+
+    def fail(*arguments: Any) -> Any:
+        raise AssertionError("a file was made")
+
+    for name in ("torch", "triton", "tensorrt", "tensorrt_rtx_libs", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(gpu_models.Workshop, "onnx", fail)
+    monkeypatch.setattr(gpu_models.Workshop, "engine", fail)
+    args = argparse.Namespace(weights=tmp_path / "w.pth", quick=True, device=0)
+    check = gpu_check.GpuCheck(quiet=True)
+    for part in gpu_check._networks(args, tmp_path).values():
+        part(check)
+    assert len(check.checks) > 20
+    assert {(each.name, each.status) for each in check.checks if each.status != "skipped"} == set()
+    names = {each.name for each in check.checks}
+    assert {"TensorRT, our kernels int8", "TensorRT for RTX, our kernels int8"} <= names
+
+
+@pytest.mark.slow
+def test_the_int8_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+    from yolact_deploy.samples import DEMO_MODEL
+
+    path = gpu_models.Workshop(Path(DEMO_MODEL), tmp_path).onnx("int8", "heads")
+    metadata = onnx_metadata(read_onnx(path), path)
+    assert (metadata.precision, metadata.tail, metadata.batch) == ("int8", "heads", (1, 8, 32))
+    assert metadata.quantization is not None
+    assert metadata.quantization["target"] == "symmetric"
+
+
+def test_compiled_candidates_have_two_shapes(tmp_path: Path) -> None:
+    for candidate in gpu_models.candidates(gpu_models.Workshop(tmp_path / "w.pth", tmp_path), 0):
+        assert len(candidate.batches) == (2 if candidate.name == "PyTorch compiled" else 3)
+
+
+class ListModel:
+    """A predictor that notes the batches it makes."""
+
+    def __init__(self) -> None:
+        self.backend = SimpleNamespace(max_batch=32)
+        self.timings = {"network": 1.0}
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, images: Any) -> Any:
+        self.calls.append((len(images), self.backend.max_batch))
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_throughput_is_that_of_a_list(batch: int) -> None:
+    """Batches of a list overlap; one call for each batch does not."""
+    model = ListModel()
+    report = gpu_models._throughput(model, [np.zeros((4, 4, 3), np.uint8)], batch, 5)  # type: ignore[arg-type]
+    assert model.calls[-1] == (5 * batch, batch)
+    assert set(model.calls[:-1]) == {(batch, 32)}
+    assert model.backend.max_batch == 32
+    assert min(report["images_per_s"], report["serial_images_per_s"]) > 0
 
 
 def test_missing_weights_are_reported(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,29 +6,47 @@ Compares our kernels with NumPy and times them; exports the network, builds each
 each installed runtime; compares with the eager model; measures latency at batch 1, throughput at batch 1, 8 and 32, and
 how close everything comes to the measured limits of the machine (copies, matrix products). What is not installed is
 skipped, and the table says why. Exit code 1 if something is wrong, 2 if nothing could be tried.
+
+Each part runs in a process of its own, so that what crashes or hangs costs its own time only, and the result is written
+after each part. When the budget is used up, the rest is skipped.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
+import pickle
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.artifact import write_json
 from yolact_deploy.benchmarks import machine_limits
 from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
-from yolact_deploy.config import YolactConfig, get_config
+from yolact_deploy.config import get_config
 from yolact_deploy.console import print_table
-from yolact_deploy.detections import Detections
-from yolact_deploy.errors import InputError, MissingDependencyError, YolactDeployError, import_optional
+from yolact_deploy.errors import InputError, MissingDependencyError, YolactDeployError
 from yolact_deploy.machine.environment import environment
+from yolact_deploy.machine.nvidia import require_gpu
 from yolact_deploy.runtime.cuda.driver import Device
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_MODULE = "yolact_deploy.benchmarks.gpu_check"
 KERNEL_BATCHES = (1, 8, 32)
+#: seconds that a part may take, if the budget has as many
+_PART_LIMIT = 180.0
+#: seconds below which no further part is started
+_LEAST_SECONDS = 5.0
+#: title of the candidate whose detections are the reference
+REFERENCE = "PyTorch eager fp32"
+_LIMITS, _REFERENCE = "limits.json", "reference.pickle"
 
 #: what is wrong (empty: nothing), a line about the result, and its data
 Outcome = tuple[str, str, dict[str, Any]]
@@ -46,12 +64,17 @@ class Check:
 
 
 class GpuCheck:
-    """Runs the checks one after another and keeps their results."""
+    """The results of checks.
 
-    def __init__(self, device: Device, quiet: bool = False) -> None:
-        self.device = device
+    Args:
+        keep: called after each check, with the object itself
+    """
+
+    def __init__(self, quiet: bool = False, keep: Callable[[GpuCheck], None] = lambda check: None) -> None:
         self.quiet = quiet
         self.checks: list[Check] = []
+        self._keep = keep
+        self._environment: dict[str, Any] | None = None
 
     def run(self, name: str, attempt: Callable[[], Outcome]) -> dict[str, Any]:
         """Run one check and return its data.
@@ -69,18 +92,118 @@ class GpuCheck:
             status, detail = "failed", str(error)
         except Exception as error:  # whatever a runtime throws
             status, detail = "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        check = Check(name, status, detail, time.perf_counter() - start, data)
-        self.checks.append(check)
-        if not self.quiet:
-            print(f"{status:8}{name} ({check.seconds:.1f} s): {detail}", file=sys.stderr, flush=True)
+        self.add(Check(name, status, detail, time.perf_counter() - start, data))
         return data
 
+    def add(self, check: Check) -> None:
+        self.checks.append(check)
+        if not self.quiet:
+            line = f"{check.status:8}{check.name} ({check.seconds:.1f} s): {check.detail}"
+            print(line, file=sys.stderr, flush=True)
+        self._keep(self)
+
     def to_json(self) -> dict[str, Any]:
+        self._environment = self._environment or environment()
+        gpu = next((check.data for check in self.checks if check.name == "device"), {})
         return {
             "schema": SCHEMA_VERSION,
-            "environment": {**environment(), "gpu": describe_device(self.device)},
+            "environment": {**self._environment, "gpu": gpu},
             "checks": [asdict(check) for check in self.checks],
         }
+
+
+# -- parts, each in a process of its own ------------------------------------------------------------------------------
+
+
+def parts(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[GpuCheck], None]]:
+    """The parts by name, in the order in which they run: first what tells most."""
+    batches = KERNEL_BATCHES[: 1 if args.quick else None]
+    kernels = {f"kernels, batch {batch}": partial(_check_kernels, args, folder, batch) for batch in batches}
+    first, *others = kernels
+    return {
+        "device": partial(_check_device, args),
+        "machine limits": partial(_check_limits, args, folder),
+        first: kernels[first],
+        "kernels against the original": partial(_check_golden, args),
+        **_networks(args, folder),
+        **{name: kernels[name] for name in others},
+    }
+
+
+def _networks(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[GpuCheck], None]]:
+    from yolact_deploy.benchmarks.gpu.gpu_models import Workshop, candidates
+
+    if args.weights is None:
+        return {"networks": _no_networks}
+    shop = Workshop(args.weights, folder)
+    return {one.title: partial(_check_network, args, folder, one) for one in candidates(shop, args.device)}
+
+
+def run_parts(args: argparse.Namespace, folder: Path, check: GpuCheck) -> None:
+    """All parts, as far as the budget goes."""
+    (folder / _REFERENCE).unlink(missing_ok=True)  # of an earlier run
+    end = time.monotonic() + args.budget
+    for name in parts(args, folder):
+        if [each.status for each in check.checks] == ["failed"]:  # of the device: is there a GPU at all?
+            require_gpu(args.device)
+        left = end - time.monotonic()
+        if left < _LEAST_SECONDS:
+            check.add(Check(name, "skipped", f"the budget of {args.budget:g} s is used up: raise --budget", 0.0, {}))
+            continue
+        run_part(args, folder, name, min(left, _PART_LIMIT), check)
+
+
+def run_part(args: argparse.Namespace, folder: Path, name: str, limit: float, check: GpuCheck) -> None:
+    """One part in a process of its own, at most ``limit`` seconds."""
+    start, wrong = time.monotonic(), ""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        results, errors = Path(place, "results"), Path(place, "errors")
+        with errors.open("wb") as file:
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", _MODULE, *_arguments(args, folder), "--part", name, "--results", results],
+                    stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=limit, check=False,
+                )  # fmt: skip
+                wrong = f"its process ended with code {done.returncode}" if done.returncode else ""
+            except subprocess.TimeoutExpired:
+                wrong = f"stopped after {limit:.0f} s"
+        for line in results.read_text(encoding="utf-8").splitlines() if results.exists() else ():
+            with contextlib.suppress(ValueError, TypeError):  # a line that was cut off
+                check.add(Check(**json.loads(line)))
+        if wrong:
+            last = " ".join(errors.read_text(encoding="utf-8", errors="replace").split())[-300:]
+            check.add(Check(name, "failed", f"{wrong}: {last}" if last else wrong, time.monotonic() - start, {}))
+
+
+def _arguments(args: argparse.Namespace, folder: Path) -> list[str]:
+    """The options of a part's process."""
+    weights = [] if args.weights is None else ["--weights", str(args.weights)]
+    quick = ["--quick"] if args.quick else []
+    config = ["--config", args.config, "--device", str(args.device), "--golden", str(args.golden)]
+    return [*weights, *config, *quick, "--work", str(folder)]
+
+
+def _child(args: argparse.Namespace) -> int:
+    """What the process of a part does: a line of JSON for each check."""
+
+    def keep(check: GpuCheck) -> None:
+        with open(args.results, "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(check.checks[-1])) + "\n")
+
+    folder = Path(args.work)
+    parts(args, folder)[args.part](GpuCheck(quiet=True, keep=keep))
+    return 0
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_device(args: argparse.Namespace, check: GpuCheck) -> None:
+    def attempt() -> Outcome:
+        facts = describe_device(Device.open(args.device))
+        return "", f"{facts['name']}, compute capability {facts['compute_capability']}", facts
+
+    check.run("device", attempt)
 
 
 def describe_device(device: Device) -> dict[str, Any]:
@@ -99,58 +222,54 @@ def describe_device(device: Device) -> dict[str, Any]:
     }
 
 
-def run_checks(
-    check: GpuCheck, *, config: YolactConfig, weights: Path | None, folder: Path, golden: Path, quick: bool
-) -> None:
-    """All checks, in order."""
-    limits = _check_limits(check)
-    _check_kernels(check, config, limits, quick)
-    check.run("kernels against the original", lambda: _golden(check.device, golden))
-    if weights is None:
-        check.run("networks", _no_weights)
-        return
-    _check_networks(check, weights, folder, limits, quick)
+def _no_networks(check: GpuCheck) -> None:
+    check.add(Check("networks", "skipped", "no network was checked: give --weights FILE", 0.0, {}))
 
 
-def _no_weights() -> Outcome:
-    raise MissingDependencyError("no network was checked: give --weights FILE")
+def _check_limits(args: argparse.Namespace, folder: Path, check: GpuCheck) -> None:
+    from yolact_deploy.benchmarks.gpu.gpu_models import require_torch
 
-
-def _check_limits(check: GpuCheck) -> dict[str, float]:
     def bandwidth() -> Outcome:
-        rates = machine_limits.gpu_copy_bandwidth(check.device)
+        rates = machine_limits.gpu_copy_bandwidth(Device.open(args.device))
         return "", ", ".join(f"{name.split('_')[0]} {rate / 1e9:.1f} GB/s" for name, rate in rates.items()), rates
 
     def matrices() -> Outcome:
-        torch = import_optional("torch", "train", "The matrix rate")
-        if not torch.cuda.is_available():
-            raise MissingDependencyError(f"torch {torch.__version__} cannot use this GPU: see yolact-deploy doctor")
-        rates = machine_limits.gpu_matrix_rate(check.device.index)
+        require_torch()
+        rates = machine_limits.gpu_matrix_rate(args.device)
         return "", ", ".join(f"{name.split('_')[0]} {rate / 1e12:.1f} T/s" for name, rate in rates.items()), rates
 
-    return {**check.run("copy bandwidth", bandwidth), **check.run("matrix rate", matrices)}
+    limits = {**check.run("copy bandwidth", bandwidth), **check.run("matrix rate", matrices)}
+    write_json(folder / _LIMITS, limits)
 
 
-def _check_kernels(check: GpuCheck, config: YolactConfig, limits: dict[str, float], quick: bool) -> None:
+def _limits(folder: Path) -> dict[str, float]:
+    """What an earlier part measured; empty if it failed."""
+    path = folder / _LIMITS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _check_kernels(args: argparse.Namespace, folder: Path, batch: int, check: GpuCheck) -> None:
     from yolact_deploy.benchmarks.gpu.gpu_kernels import KernelBench, kernel_cases, kernel_report
 
-    bench: KernelBench | None = None
-    try:
-        for batch in KERNEL_BATCHES[: 1 if quick else None]:
-            for case in kernel_cases(config, batch):
+    with contextlib.ExitStack() as stack:
+        bench: KernelBench | None = None
+        for case in kernel_cases(get_config(args.config), batch):
 
-                def attempt(case: Any = case) -> Outcome:
-                    nonlocal bench
-                    bench = bench or KernelBench(check.device)
-                    report = kernel_report(bench, case, limits.get("device_bytes_per_s"))
-                    times = report["times_memory_limit"]
-                    share = f", {times:.2f} times the memory's limit" if times else ""
-                    return report["wrong"], f"{report['microseconds']:.1f} us{share}", report
+            def attempt(case: Any = case) -> Outcome:
+                nonlocal bench
+                if bench is None:
+                    bench = stack.enter_context(contextlib.closing(KernelBench(Device.open(args.device))))
+                report = kernel_report(bench, case, _limits(folder).get("device_bytes_per_s"))
+                times = report["times_memory_limit"]
+                share = f", {times:.2f} times the memory's limit" if times else ""
+                memory = f"{report['microseconds_from_memory']:.1f} us from memory"
+                return report["wrong"], f"{report['microseconds']:.1f} us in cache, {memory}{share}", report
 
-                check.run(f"kernel {case.name}, batch {batch}", attempt)
-    finally:
-        if bench is not None:
-            bench.close()
+            check.run(f"kernel {case.name}, batch {batch}", attempt)
+
+
+def _check_golden(args: argparse.Namespace, check: GpuCheck) -> None:
+    check.run("kernels against the original", lambda: _golden(Device.open(args.device), args.golden))
 
 
 def _golden(device: Device, folder: Path) -> Outcome:
@@ -169,38 +288,34 @@ def _golden(device: Device, folder: Path) -> Outcome:
     return sentence, f"{len(reasons)} cases", {"cases": len(reasons), "wrong": wrong}
 
 
-def _check_networks(check: GpuCheck, weights: Path, folder: Path, limits: dict[str, float], quick: bool) -> None:
-    from yolact_deploy.benchmarks.gpu.gpu_models import (
-        Workshop,
-        candidates,
-        disagreement,
-        measure_model,
-        open_candidate,
-    )
+def _check_network(args: argparse.Namespace, folder: Path, candidate: Any, check: GpuCheck) -> None:
+    """One candidate; the first leaves its detections as the reference of the others."""
+    from yolact_deploy.benchmarks.gpu.gpu_models import disagreement, measure_model, open_candidate
     from yolact_deploy.preprocess import read_image
     from yolact_deploy.samples import sample_images
 
-    frames = [read_image(path) for path in sample_images()]
-    reference: list[Detections] | None = None
-    eager: dict[str, Any] = {}
-    gmac = _gmac(weights)
-    for candidate in candidates(Workshop(weights, folder), check.device.index):
-
-        def attempt(candidate: Any = candidate) -> Outcome:
-            nonlocal reference, eager
-            with open_candidate(candidate) as predictor:
-                calls = 50 if quick else 300
-                report, detections = measure_model(predictor, frames, reference, calls=calls, gmac=gmac)
-            if reference is None:
-                reference, eager = detections, report
-            report |= _compared(report, eager, limits, candidate.precision)
-            latency, best = report["latency"], max(t["images_per_s"] for t in report["throughput"].values())
-            detail = (
-                f"p50 {latency['p50_ms']:.2f} ms, {best:.0f} images/s at best, {report['times_eager']:.1f} times eager"
+    def attempt() -> Outcome:
+        kept = folder / _REFERENCE
+        # Written by this command into its own folder.
+        reference, eager = pickle.loads(kept.read_bytes()) if kept.exists() else (None, None)  # noqa: S301
+        with open_candidate(candidate) as predictor:
+            report, detections = measure_model(
+                predictor,
+                [read_image(path) for path in sample_images()],
+                reference,
+                calls=50 if args.quick else 300,
+                gmac=_gmac(args.weights),
+                batches=candidate.batches,
             )
-            return disagreement(report, candidate.precision), detail, report
+        if candidate.title == REFERENCE:
+            kept.write_bytes(pickle.dumps((detections, report)))
+        report |= _compared(report, eager or report, _limits(folder), candidate.precision)
+        latency, best = report["latency"], max(t["images_per_s"] for t in report["throughput"].values())
+        detail = f"p50 {latency['p50_ms']:.2f} ms, {best:.0f} images/s at best"
+        detail += f", {report['times_eager']:.1f} times eager" if eager else ""
+        return disagreement(report, candidate.precision), detail, report
 
-        check.run(f"{candidate.name} {candidate.precision}", attempt)
+    check.run(candidate.title, attempt)
 
 
 def _compared(
@@ -238,22 +353,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="golden files of the original, in a checkout of this project (default: tests/golden)",
     )
     parser.add_argument("--quick", action="store_true", help="kernels at batch 1 only, fewer calls")
+    parser.add_argument(
+        "--budget", type=float, default=480.0, metavar="S", help="seconds after which the rest is skipped (default 480)"
+    )
+    for option in ("--part", "--results"):  # of the process of one part
+        parser.add_argument(option, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.part is not None:
+        return _child(args)
     return run_command(parser, argv, _measure, show=_print, problems=problems)
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.weights is not None and not args.weights.is_file():
         raise InputError(f"no such checkpoint: {args.weights}")
-    check = GpuCheck(Device.open(args.device), args.quiet)
+
+    def keep(check: GpuCheck) -> None:
+        if args.output:
+            write_json(args.output, check.to_json())
+
+    check = GpuCheck(args.quiet, keep)
     with work_folder(args.work) as folder:
-        run_checks(
-            check,
-            config=get_config(args.config),
-            weights=args.weights,
-            folder=folder,
-            golden=args.golden,
-            quick=args.quick,
-        )
+        run_parts(args, folder, check)
     return check.to_json()
 
 
@@ -264,7 +385,7 @@ def problems(result: dict[str, Any]) -> list[str]:
 
 def _print(result: dict[str, Any]) -> None:
     rows = [(c["name"], c["status"], f"{c['seconds']:.1f}", c["detail"]) for c in result["checks"]]
-    print_table(("check", "status", "s", "result"), rows, title=result["environment"]["gpu"]["name"])
+    print_table(("check", "status", "s", "result"), rows, title=result["environment"]["gpu"].get("name", "no GPU"))
 
 
 if __name__ == "__main__":

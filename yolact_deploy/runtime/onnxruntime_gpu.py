@@ -236,11 +236,28 @@ def _profile(prefix: str, metadata: Metadata) -> dict[str, object]:
 # -- requirements ---------------------------------------------------------------------------------------------------
 
 
+def require_provider(provider: str, device: int = 0) -> None:
+    """Check what a provider needs, before anything is exported for it.
+
+    Raises:
+        MissingDependencyError: a package or a library is missing.
+        BackendError: no such GPU, or the provider does not support it.
+    """
+    gpu = require_gpu(device)
+    ort = import_optional("onnxruntime", "gpu", "Running an ONNX file on a GPU")
+    if provider == "rtx":
+        _rtx_device(ort, gpu)
+    else:
+        _require_libraries(ort, provider)
+
+
 def _require_libraries(ort: Any, provider: str) -> None:
-    """Raise :class:`BackendError` with the first missing library of a built-in provider."""
+    """Raise :class:`MissingDependencyError` with the first missing library of a built-in provider."""
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
-        raise BackendError(f"this onnxruntime package ({ort.__version__}) has no {name}. Install one: {_GPU_PACKAGE}")
+        raise MissingDependencyError(
+            f"this onnxruntime package ({ort.__version__}) has no {name}. Install one: {_GPU_PACKAGE}"
+        )
     if hasattr(ort, "preload_dlls"):  # since 1.21: loads CUDA and cuDNN installed by pip
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls()
@@ -253,7 +270,8 @@ def _require_libraries(ort: Any, provider: str) -> None:
         # Symbols that ONNX Runtime itself provides are always missing here; only a missing file is a problem.
         missing, is_file, _ = str(error).partition(": cannot open shared object file")
         if is_file:
-            raise BackendError(f"{name} cannot start: {missing} is missing. {_libraries_cure(ort, provider)}") from None
+            cure = _libraries_cure(ort, provider)
+            raise MissingDependencyError(f"{name} cannot start: {missing} is missing. {cure}") from None
 
 
 def _libraries_cure(ort: Any, provider: str) -> str:
@@ -272,7 +290,7 @@ def _libraries_cure(ort: Any, provider: str) -> str:
 def _rtx_device(ort: Any, gpu: Gpu) -> Any:
     """The handle of a GPU in the TensorRT-RTX provider, after registering the plugin."""
     if not hasattr(ort, "register_execution_provider_library"):
-        raise BackendError(
+        raise MissingDependencyError(
             f"provider rtx requires onnxruntime 1.24 or later, got {ort.__version__}: "
             "python -m pip install -U onnxruntime"
         )

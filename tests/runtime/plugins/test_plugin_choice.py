@@ -157,6 +157,26 @@ def test_ahead_of_time(trt: Any, quick: Any, mode: str) -> None:
     assert {stage.arch for stage in quick.registered[4:]} == {"89"}
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("mode", ["v3", "aot"])
+def test_mask_scores_follow_the_plugins(trt: Any, quick: Any, mode: str, half: bool) -> None:
+    """The mask-IoU network of a YOLACT++ reads the masks of the plugin; its layers are left to the engine."""
+    model = tail_model(half=half, batch=(2, 2, 2))
+    masks = "masks_32" if half else "masks"
+    model.graph.node.append(helper.make_node("ReduceMax", [masks], ["mask_scores"], "iou_net", keepdims=0))
+    model.graph.output.append(helper.make_tensor_value_info("mask_scores", 1, []))
+    onnx.checker.check_model(model, full_check=True)
+    choice = plugins.prepare(model, trt, "tensorrt", mode)
+    assert choice.kind == mode
+    made = {name: node for node in choice.model.graph.node for name in node.output}
+    assert [output.name for output in choice.model.graph.output] == [output.name for output in model.graph.output]
+    assert f"yolact::{made[masks].op_type}" in choice.names
+    assert made["mask_scores"].input[0] == masks
+    given = {value.name for value in choice.model.graph.input}
+    assert {name for node in choice.model.graph.node for name in node.input} <= given | set(made)
+    onnx.checker.check_model(choice.model)
+
+
 def test_python_although_there_is_better(trt: Any, quick: Any) -> None:
     assert plugins.prepare(tail_model(), trt, "tensorrt", "v3").kind == "v3"
 

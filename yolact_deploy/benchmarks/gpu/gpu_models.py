@@ -6,10 +6,13 @@ with a frame hook, unpacked for PyTorch with the original method.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +21,45 @@ from numpy.typing import NDArray
 
 from yolact_deploy.benchmarks.latency import measure_interleaved
 from yolact_deploy.detections import Detections
+from yolact_deploy.errors import MissingDependencyError, import_optional
 from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.loading import load
+from yolact_deploy.machine.nvidia import require_gpu, tensorrt_flavours
+from yolact_deploy.runtime.onnxruntime_gpu import require_provider
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import stage_with
+from yolact_deploy.runtime.tensorrt_api import import_tensorrt, quick_plugins
+from yolact_deploy.vocabulary import FLAVOURS
 
 Frames = Sequence[NDArray[np.uint8]]
 
 BATCHES = (1, 8, 32)
 #: least share of the eager model's detections that must be matched, by precision
-LEAST_MATCHED = {"fp32": 0.99, "tf32": 0.97, "fp16": 0.95, "bf16": 0.90}
+LEAST_MATCHED = {"fp32": 0.99, "tf32": 0.97, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
+#: batches of compiled PyTorch, which compiles for each of them
+COMPILED_BATCHES = (BATCHES[0], BATCHES[-1])
 _WARM_UP = 5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to run the network; ``prepare`` builds its files and gives the argument of :func:`yolact_deploy.load`."""
+    """One way to run the network.
+
+    Attributes:
+        prepare: builds its files and gives the argument of :func:`yolact_deploy.load`
+        require: checks what it needs, before anything is built; raises :class:`MissingDependencyError` or others
+        batches: for which the throughput is measured
+    """
 
     name: str
     precision: str
     prepare: Callable[[], str]
+    require: Callable[[], object]
+    batches: tuple[int, ...] = BATCHES
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.precision}"
 
 
 class Workshop:
@@ -52,15 +74,19 @@ class Workshop:
         """The exported file; needs torch and onnx."""
         path = self.folder / f"{precision}_{tail}.onnx"
         if not path.exists():
+            require_exporter()
             from yolact_deploy.artifact import atomic_write, sha256_file
             from yolact_deploy.export.onnx import export_onnx
             from yolact_deploy.export.spec import ExportSpec
             from yolact_deploy.model.checkpoint import load_model
 
-            model = load_model(self.weights)
+            model, sha256 = load_model(self.weights), sha256_file(self.weights)
             with atomic_write(path) as temporary:
-                spec = ExportSpec(precision=precision, tail=tail, batch=self.batch)
-                export_onnx(model, temporary, spec, weights_sha256=sha256_file(self.weights))
+                if precision == "int8":
+                    _export_int8(model, temporary, tail, self.batch, sha256)
+                else:
+                    spec = ExportSpec(precision=precision, tail=tail, batch=self.batch)
+                    export_onnx(model, temporary, spec, weights_sha256=sha256)
         return path
 
     def engine(self, flavour: str, precision: str, tail: str, plugin: str = "off") -> Path:
@@ -69,52 +95,110 @@ class Workshop:
         if not path.exists():
             from yolact_deploy.export.build_options import BuildOptions
             from yolact_deploy.export.engine import build_engine
-            from yolact_deploy.runtime.tensorrt_api import import_tensorrt
 
-            import_tensorrt(flavour)  # before the export, which takes longer
             build_engine(self.onnx(precision, tail), path, flavour=flavour, options=BuildOptions(plugin=plugin))
         return path
 
 
+def _export_int8(model: Any, path: Path, tail: str, batch: tuple[int, int, int], sha256: str) -> None:
+    """An INT8 file with the ranges of the sample pictures; its AP is not checked, only its agreement, later."""
+    from yolact_deploy.export.calibration import calibrate
+    from yolact_deploy.export.onnx import trace, write_onnx
+    from yolact_deploy.export.quantize import quantize_trunk
+    from yolact_deploy.export.spec import ExportSpec
+    from yolact_deploy.samples import sample_images
+
+    spec = ExportSpec(precision="int8", tail=tail, batch=batch, calibration=sample_images())
+    metadata = spec.metadata(model.config, weights_sha256=sha256)
+    graph = trace(model, metadata)
+    calibration = calibrate(graph, sample_images())
+    quantize_trunk(graph, calibration)
+    quantization = {"target": spec.form, "method": calibration.method, "images": len(sample_images())}
+    write_onnx(graph, dataclasses.replace(metadata, quantization=quantization), path)
+
+
 def candidates(shop: Workshop, device: int) -> Iterator[Candidate]:
-    """All candidates; the first is the reference (eager FP32, the original method)."""
+    """All candidates; the first is the reference (eager FP32, the original method).
+
+    What needs PyTorch alone comes first, then what takes least time to prepare.
+    """
     weights, cuda = shop.weights, f"device=cuda:{device}"
 
     def torch(precision: str, options: str = "") -> Callable[[], str]:
         return lambda: f"{weights}@torch-{precision}:{cuda}{options}"
 
-    for precision in ("fp32", "tf32", "fp16"):
-        yield Candidate("PyTorch eager", precision, torch(precision))
+    def onnxruntime(provider: str, precision: str) -> Callable[[], str]:
+        return lambda: f"{shop.onnx(precision, 'heads')}@onnxruntime:provider={provider},{cuda}"
+
+    def engine(flavour: str, precision: str, tail: str, plugin: str = "off") -> Callable[[], str]:
+        return lambda: f"{shop.engine(flavour, precision, tail, plugin)}@tensorrt:{cuda}"
+
+    for precision in ("fp32", "fp16", "tf32"):
+        yield Candidate("PyTorch eager", precision, torch(precision), require_torch)
     for precision in ("fp16", "bf16"):
-        yield Candidate("PyTorch compiled", precision, torch(precision, ",compile=yes"))
+        compiled = torch(precision, ",compile=yes")
+        yield Candidate("PyTorch compiled", precision, compiled, require_torch_compiler, COMPILED_BATCHES)
+    for flavour, title in FLAVOURS.items():
+        require = partial(require_tensorrt, flavour, device)
+        for precision in ("fp16", "fp32", "int8", "bf16"):
+            yield Candidate(f"{title}, our kernels", precision, engine(flavour, precision, "heads"), require)
+        yield Candidate(f"{title}, functions", "fp16", engine(flavour, "fp16", "functions"), require)
+    for plugin in ("aot", "v3"):
+        require = partial(require_tensorrt, "tensorrt", device, plugin)
+        yield Candidate(f"TensorRT, {plugin} plugins", "fp16", engine("tensorrt", "fp16", "functions", plugin), require)
     for provider in ("cuda", "tensorrt", "rtx"):
-        for precision in ("fp32", "fp16"):
-            yield Candidate(f"ONNX Runtime {provider}", precision, _onnxruntime(shop, provider, precision, cuda))
-    for flavour, title in (("tensorrt", "TensorRT"), ("rtx", "TensorRT for RTX")):
-        for precision in ("fp32", "fp16", "bf16"):
-            engine = _engine(shop, flavour, precision, "heads", "off", cuda)
-            yield Candidate(f"{title}, our kernels", precision, engine)
-        yield Candidate(f"{title}, functions", "fp16", _engine(shop, flavour, "fp16", "functions", "off", cuda))
-    for plugin in ("v3", "aot"):
-        engine = _engine(shop, "tensorrt", "fp16", "functions", plugin, cuda)
-        yield Candidate(f"TensorRT, {plugin} plugins", "fp16", engine)
+        for precision in ("fp16", "fp32"):
+            title = f"ONNX Runtime {provider}"
+            require = partial(require_provider, provider, device)
+            yield Candidate(title, precision, onnxruntime(provider, precision), require)
 
 
-def _onnxruntime(shop: Workshop, provider: str, precision: str, cuda: str) -> Callable[[], str]:
-    return lambda: f"{shop.onnx(precision, 'heads')}@onnxruntime:provider={provider},{cuda}"
+def require_torch() -> Any:
+    """torch with a GPU; raises :class:`MissingDependencyError`."""
+    torch = import_optional("torch", "train", "Running PyTorch")
+    if not torch.cuda.is_available():
+        raise MissingDependencyError(f"torch {torch.__version__} cannot use this GPU: see yolact-deploy doctor")
+    return torch
 
 
-def _engine(shop: Workshop, flavour: str, precision: str, tail: str, plugin: str, cuda: str) -> Callable[[], str]:
-    return lambda: f"{shop.engine(flavour, precision, tail, plugin)}@tensorrt:{cuda}"
+def require_torch_compiler() -> None:
+    """What ``torch.compile`` needs on a GPU."""
+    require_torch()
+    import_optional("triton", "train", "torch.compile on a GPU")
+    if not any(map(shutil.which, ("cc", "gcc", "clang", "cl"))):
+        raise MissingDependencyError("torch.compile requires a C compiler: install gcc")
+
+
+def require_exporter() -> None:
+    """What an export needs."""
+    for module in ("torch", "onnx", "onnxscript"):
+        import_optional(module, "export", "Exporting to ONNX")
+
+
+def require_tensorrt(flavour: str, device: int, plugin: str = "off") -> None:
+    """A TensorRT that supports this GPU, with the plugins."""
+    trt = import_tensorrt(flavour)
+    gpu = require_gpu(device)
+    if flavour not in tensorrt_flavours(gpu.capability):
+        raise MissingDependencyError(f"{FLAVOURS[flavour]} does not support {gpu}")
+    if plugin == "aot" and quick_plugins(trt, flavour) is None:
+        raise MissingDependencyError(f"{FLAVOURS[flavour]} {trt.__version__} has no ahead-of-time plugins")
 
 
 def open_candidate(candidate: Candidate) -> Predictor:
     """The loaded model, all detections kept, masks pasted inside the call."""
+    candidate.require()
     return load(candidate.prepare(), score_threshold=0.0, lazy_masks=False)
 
 
 def measure_model(
-    predictor: Predictor, frames: Frames, reference: Sequence[Detections] | None, *, calls: int, gmac: float | None
+    predictor: Predictor,
+    frames: Frames,
+    reference: Sequence[Detections] | None,
+    *,
+    calls: int,
+    gmac: float | None,
+    batches: tuple[int, ...] = BATCHES,
 ) -> tuple[dict[str, Any], list[Detections]]:
     """Agreement with the reference's detections, latency and throughput of one model, and its detections."""
     detections = [predictor(frame) for frame in frames]
@@ -127,7 +211,7 @@ def measure_model(
     report["latency"] = _latency(predictor, frames, calls)
     report["throughput"] = {
         str(batch): _throughput(predictor, frames, batch, max(calls // batch, 8))
-        for batch in BATCHES
+        for batch in batches
         if batch <= predictor.backend.max_batch
     }
     report["stream_images_per_s"] = _stream(predictor, frames, calls)
@@ -146,7 +230,7 @@ def _latency(predictor: Predictor, frames: Frames, calls: int) -> dict[str, Any]
 
 
 def _throughput(predictor: Predictor, frames: Frames, batch: int, calls: int) -> dict[str, Any]:
-    """Lists of ``batch`` images of one size, one list per call."""
+    """Images of one size in batches: all in one list, whose batches overlap, and one batch per call for the stages."""
     images = [frames[0]] * batch
     for _ in range(_WARM_UP):
         predictor(images)
@@ -155,9 +239,18 @@ def _throughput(predictor: Predictor, frames: Frames, batch: int, calls: int) ->
     for _ in range(calls):
         predictor(images)
         stages.append(predictor.timings)
-    seconds = time.perf_counter() - start
+    serial = time.perf_counter() - start
+    most = predictor.backend.max_batch
+    try:
+        predictor.backend.max_batch = batch  # of which a predictor makes its batches
+        start = time.perf_counter()
+        predictor(images * calls)
+        piped = time.perf_counter() - start
+    finally:
+        predictor.backend.max_batch = most
     return {
-        "images_per_s": calls * batch / seconds,
+        "images_per_s": calls * batch / piped,
+        "serial_images_per_s": calls * batch / serial,
         "calls": calls,
         "stages_mean_ms": {name: statistics.fmean(stage[name] for stage in stages) for name in stages[0]},
     }

@@ -315,7 +315,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def run_network(net: TorchNetwork, batch: int) -> None:
         assert pending == [], "the network ran before its weights were converted"
-        run(net, batch)
+        if Graph.recording is not None:
+            Graph.recording.steps.append(lambda: run(net, batch))
+        else:
+            run(net, batch)
 
     monkeypatch.setattr(TorchNetwork, "_make_tensors", make_tensors)
     monkeypatch.setattr(TorchNetwork, "_run", run_network)
@@ -331,8 +334,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         assert stream is side
         assert capture_error_mode == "thread_local"
         Graph.recording = graph
-        yield
-        Graph.recording = None
+        try:
+            yield
+        finally:
+            Graph.recording = None
 
     monkeypatch.setattr(network, "place", lambda index: "cpu")
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: ("external", handle, device))
@@ -373,15 +378,52 @@ def test_network_between_fixed_tensors(on_cpu: list[Any], model: Any, images: An
     stream = Notes()
     net.enqueue(stream, 2)  # type: ignore[arg-type]
     assert on_cpu == [("external", 0xABC, "cpu")]
-    assert stream == []  # nothing waits
+    assert stream == ["synchronize"]  # once, before recording
     for tensor, wanted in zip(net.outputs.values(), expected, strict=True):
         np.testing.assert_array_equal(view(tensor)[:2], wanted.numpy())
         assert not view(tensor)[2:].any()
     assert pointers == {name: tensor.pointer for name, tensor in net.outputs.items()}
-    assert net.describe()["cuda_graphs"] == []
+    assert net.describe()["cuda_graphs"] == [2]
+    net.enqueue(stream, 3)  # type: ignore[arg-type]  # no power of two: operation by operation, without padding
+    net.enqueue(stream, 2)  # type: ignore[arg-type]
+    assert (stream, net.describe()["cuda_graphs"]) == (["synchronize"], [2])
     for batch in (0, 5):
         with pytest.raises(InputError, match=f"batch of {batch}: this network takes 1 to 4"):
             net.enqueue(stream, batch)  # type: ignore[arg-type]
+    net.close()
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_network_that_cannot_be_recorded(
+    on_cpu: list[Any], model: Any, images: Any, monkeypatch: pytest.MonkeyPatch, compile: bool
+) -> None:
+    """It runs operation by operation, unless it is compiled for that very purpose."""
+
+    def fail(net: TorchNetwork, batch: int) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(TorchNetwork, "_record", fail)
+    net = TorchNetwork(model, Device(), precision="fp32", compile=compile, max_batch=2)  # type: ignore[arg-type]
+    view(net.input)[:2] = images
+    stream = Notes()
+    if compile:
+        with pytest.raises(BackendError, match="PyTorch failed: operation not permitted"):
+            net.enqueue(stream, 2)  # type: ignore[arg-type]
+        return
+    for _ in range(3):
+        net.enqueue(stream, 2)  # type: ignore[arg-type]
+    assert (stream, net.describe()["cuda_graphs"]) == (["synchronize"], [])
+    for tensor, wanted in zip(net.outputs.values(), eager(model, images), strict=True):
+        np.testing.assert_allclose(view(tensor)[:2], wanted.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "float32"), ("tf32", "float32")])
+def test_prototypes_in_half_precision(on_cpu: list[Any], model: Any, precision: str, dtype: str) -> None:
+    """Of a trunk in FP16; our kernels read no BF16."""
+    net = TorchNetwork(model, Device(), precision=precision, max_batch=1)  # type: ignore[arg-type]
+    assert {name: tensor.dtype.name for name, tensor in net.outputs.items()} == {
+        "boxes": "float32", "scores": "float32", "coeff": "float32", "proto": dtype,
+    }  # fmt: skip
     net.close()
 
 

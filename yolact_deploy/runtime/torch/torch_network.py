@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +32,8 @@ from yolact_deploy.vocabulary import HEAD_OUTPUTS
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.driver import Device, Stream
+
+_LOG = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH, GPU_MAX_BATCH = 16, 32
@@ -145,11 +148,14 @@ def _line(error: BaseException) -> str:
 class TorchNetwork(DeviceNetwork):
     """A YOLACT model in PyTorch on a GPU, with input and output tensors that never move.
 
+    It is replayed as a CUDA graph, of which there is one for each batch that is a power of two. Prototypes stay in half
+    precision if the trunk computes in FP16.
+
     Args:
         model: moved to the GPU and converted in place; fuse its batch normalization first
         device: where it runs
         precision: "fp32", "tf32", "fp16" or "bf16"
-        compile: compile it, and replay it as a CUDA graph; there is one for each batch that is a power of two
+        compile: compile it; other batches are padded to the next that has a graph
         channels_last: as for :class:`HeadsModule`
         max_batch: largest batch
         input_dtype: "uint8" or "float32"
@@ -193,6 +199,7 @@ class TorchNetwork(DeviceNetwork):
             # Weights are converted and tensors filled on torch's stream, for which ours does not wait.
             torch.cuda.synchronize(self._place)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._records = True
         self._streams: dict[int, torch.cuda.Stream] = {}
 
     def _make_tensors(self) -> None:
@@ -201,7 +208,9 @@ class TorchNetwork(DeviceNetwork):
         priors, k = config.num_priors, config.num_prototypes
         shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (h, h, k))
         self._images = self._zeros((config.image_size, config.image_size, 3), getattr(torch, self.metadata.input_dtype))
-        self._results = [self._zeros(shape, torch.float32) for shape in shapes]
+        proto = torch.float16 if self.precision == "fp16" else torch.float32
+        dtypes = (torch.float32, torch.float32, torch.float32, proto)
+        self._results = [self._zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
         self.input = _device_tensor(self._images)
         self.outputs = {name: _device_tensor(t) for name, t in zip(HEAD_OUTPUTS, self._results, strict=True)}
 
@@ -212,15 +221,26 @@ class TorchNetwork(DeviceNetwork):
         if not 1 <= batch <= self.max_batch:
             raise InputError(f"batch of {batch}: this network takes 1 to {self.max_batch}")
         size = self._graph_size(batch)
-        if self._compile and size not in self._graphs:
+        in_graph = self._compile or (self._records and size == batch)
+        if in_graph and size not in self._graphs:
             stream.synchronize()  # the input must not be overwritten while the graph is recorded
-            with translated():
-                self._graphs[size] = self._record(size)
+            self._try_to_record(size)
         with torch.inference_mode(), translated(), self._on(stream.handle):
-            if self._compile:
+            if in_graph and size in self._graphs:
                 self._graphs[size].replay()
             else:
                 self._run(batch)
+
+    def _try_to_record(self, batch: int) -> None:
+        """Record this batch; without ``compile``, a network that cannot be recorded runs operation by operation."""
+        try:
+            with translated():
+                self._graphs[batch] = self._record(batch)
+        except BackendError as error:
+            if self._compile:
+                raise
+            self._records = False
+            _LOG.warning("PyTorch runs without a CUDA graph: %s", error)
 
     def _graph_size(self, batch: int) -> int:
         """Batch of the graph that serves ``batch``; powers of two, since the compiler gives up after a few shapes."""

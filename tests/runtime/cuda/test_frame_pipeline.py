@@ -267,6 +267,19 @@ def test_frames_of_new_sizes_share_a_graph(device: Device) -> None:
         assert control.calls("cuLaunchKernel") == 6, "a resize each"
 
 
+def test_frames_of_one_size_are_resized_in_one_launch(device: Device) -> None:
+    control = fake.control()
+    launches = []
+    with make(device, graphs=False, max_batch=3) as model:
+        for sizes in ((48,), (48, 48, 48), (48, 30, 30)):
+            control.reset_calls()
+            detections = model([picture(number, height) for number, height in enumerate(sizes)])
+            launches.append(control.calls("cuLaunchKernel"))
+            for number, height in enumerate(sizes):
+                assert_same(detections[number], reference()(picture(number, height)))
+    assert launches == [launches[0], launches[0], launches[0] + 1]
+
+
 def test_describe(device: Device) -> None:
     def graphs(**options: Any) -> Any:
         with make(device, **options) as model:

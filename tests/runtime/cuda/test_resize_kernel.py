@@ -15,6 +15,7 @@ import pytest
 from cuda_emu import emulate
 
 from yolact_deploy.errors import InputError
+from yolact_deploy.runtime.cuda.frame_work import Frame, equal_frames
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, Offset, joined
 from yolact_deploy.runtime.cuda.plans.plan_resize import resize
 
@@ -161,6 +162,38 @@ def test_images_of_a_batch(dtype: str) -> None:
     assert (images[[1, 4]] == GARBAGE).all()
     for index in (0, 2, 3):
         np.testing.assert_array_equal(images[index], run_resize(frames[index], 35, dtype))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(("gap", "count"), [(0, 3), (37, 2), (256, 1)])
+def test_frames_of_one_size_in_one_launch(dtype: str, gap: int, count: int) -> None:
+    frames = [picture(20, 31, seed=i) for i in range(count)]
+    stride = frames[0].size + gap
+    memory = np.zeros(stride * count, np.uint8)
+    for index, frame in enumerate(frames):
+        memory[index * stride :][: frame.size] = frame.reshape(-1)
+    images = np.full((count + 2, 35, 35, 3), GARBAGE, dtype)
+    plan = resize(20, 31, 93, 35, output_dtype=dtype, image_index=1, count=count, stride=stride)
+    assert len(plan.launches) == 1
+    assert plan.bytes_moved == count * resize(20, 31, 93, 35, output_dtype=dtype).bytes_moved
+    emulate.run_plan(plan, {"frame": memory, "images": images})
+    assert (images[[0, -1]] == GARBAGE).all()
+    for image, frame in zip(images[1:], frames, strict=False):
+        np.testing.assert_array_equal(image, run_resize(frame, 35, dtype))
+
+
+@pytest.mark.parametrize(
+    ("frames", "runs"),
+    [
+        ([(0, 4, 6, 18)], [(0, 1, 0)]),
+        ([(0, 4, 6, 18), (256, 4, 6, 18), (512, 4, 6, 18)], [(0, 3, 256)]),
+        ([(512, 4, 6, 18), (256, 4, 6, 18), (0, 4, 6, 18)], [(0, 3, -256)]),
+        ([(0, 4, 6, 18), (256, 4, 6, 18), (768, 4, 6, 18), (1280, 4, 6, 18)], [(0, 2, 256), (2, 2, 512)]),
+        ([(0, 4, 6, 18), (256, 4, 6, 20), (512, 4, 6, 20), (768, 5, 6, 20)], [(0, 1, 0), (1, 2, 256), (3, 1, 0)]),
+    ],
+)
+def test_runs_of_equal_frames(frames: list[tuple[int, int, int, int]], runs: list[tuple[int, int, int]]) -> None:
+    assert list(equal_frames([Frame(*frame) for frame in frames])) == runs
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])

@@ -30,7 +30,7 @@ from yolact_deploy.preprocess import resize_image
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste, plan_resize
-from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, joined
+from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
 
 HEIGHT, WIDTH = 480, 640
 #: what sets of buffers must exceed so that no cache holds them: several times the L2 cache, and some megabytes
@@ -213,7 +213,7 @@ def _resize_case(config: YolactConfig, batch: int, image_size: tuple[int, int]) 
     height, width = image_size
     side = config.image_size
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    plan = joined(plan_resize.resize(height, width, 3 * width, side, image_index=i) for i in range(batch))
+    plan = plan_resize.resize(height, width, 3 * width, side, count=batch)
     expected = resize_image(frame, side)
 
     def check(outputs: Arrays) -> str:

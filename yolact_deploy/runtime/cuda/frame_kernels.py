@@ -39,14 +39,19 @@ class FrameKernels:
         # Shared by all slots, which take turns on one stream. Outgrown buffers stay for graphs that use them.
         self._scratch: list[tuple[str, DeviceBuffer]] = []
 
-    def resize(self, index: int, pointer: int, height: int, width: int, pitch: int) -> BoundPlan:
-        """From a frame at ``pointer``, with rows ``pitch`` bytes apart, to image ``index`` of the network's input."""
+    def resize(
+        self, index: int, count: int, stride: int, pointer: int, height: int, width: int, pitch: int
+    ) -> BoundPlan:
+        """From ``count`` frames to the images of the network's input from ``index`` on.
+
+        The first frame is at ``pointer``, the others follow ``stride`` bytes apart, and their rows ``pitch`` bytes.
+        """
 
         def plan() -> LaunchPlan:
             size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
-            return resize(height, width, pitch, size, output_dtype=dtype, image_index=index)
+            return resize(height, width, pitch, size, output_dtype=dtype, image_index=index, count=count, stride=stride)
 
-        key = ("resize", index, pointer, height, width, pitch)
+        key = ("resize", index, count, stride, pointer, height, width, pitch)
         return self._bind(key, plan, {"frame": pointer, "images": self._network.input.pointer})
 
     def nms(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:

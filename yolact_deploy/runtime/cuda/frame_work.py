@@ -12,7 +12,8 @@ Legend: N images, H x W a frame, S input side.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,20 @@ class FrameJob(NamedTuple):
     batch: int  #: frames
     settings: DetectSettings
     for_device: bool  #: leave the masks whole and on the device
+
+
+def equal_frames(frames: Sequence[Frame]) -> Iterator[tuple[int, int, int]]:
+    """Runs of frames of one size that are equally far apart: index of the first, number, and bytes between two."""
+    index = 0
+    while index < len(frames):
+        count, stride = 1, 0
+        for before, frame in itertools.pairwise(frames[index:]):
+            step = frame.pointer - before.pointer
+            if frame[1:] != before[1:] or (count > 1 and step != stride):
+                break
+            count, stride = count + 1, step
+        yield index, count, stride
+        index += count
 
 
 class FrameWork:
@@ -116,8 +131,8 @@ class FrameWork:
         if slot.needs_upload:
             self.stream.upload(*slot.upload(upload))
         record(slot.marks["upload"])
-        for index, frame in enumerate(frames):
-            self._kernels.resize(index, *frame).enqueue(self.stream)
+        for index, count, stride in equal_frames(frames):
+            self._kernels.resize(index, count, stride, *frames[index]).enqueue(self.stream)
         record(slot.marks["preprocess"])
 
     def _network(self, slot: Slot, job: FrameJob) -> None:

@@ -1,4 +1,5 @@
-// Resize: one frame, uint8 BGR of any size and pitch, to one image of the network's input, bilinear, not antialiased.
+// Resize: frames, uint8 BGR of any size and pitch, to images of the network's input, bilinear, not antialiased. Frames
+// of one launch have one size and are equally far apart in memory.
 //
 // Legend: H x W the frame, S the side of the image.
 //
@@ -77,11 +78,14 @@ __device__ __forceinline__ Value blend(const unsigned char* upper, const unsigne
 #endif
 }
 
-// frame [H,W,3], rows `pitch` bytes apart -> image [S,S,3]. Blocks of TILE_WIDTH x any number of threads.
-// Grid: (ceil(S / TILE_WIDTH), ceil(S / TILE_HEIGHT)).
+// frames [H,W,3], `frame_stride` bytes apart, rows `pitch` bytes apart -> images [S,S,3]. Blocks of TILE_WIDTH x any
+// number of threads. Grid: (ceil(S / TILE_WIDTH), ceil(S / TILE_HEIGHT), frames).
 extern "C" __global__ void resize(const unsigned char* __restrict__ frame, int height, int width, int pitch, int size,
-                                  double column_scale, double row_scale, Value* __restrict__ image) {
+                                  double column_scale, double row_scale, long long frame_stride,
+                                  Value* __restrict__ image) {
     __shared__ Tap columns[TILE_WIDTH], rows[TILE_HEIGHT];
+    frame += blockIdx.z * frame_stride;
+    image += (size_t)blockIdx.z * size * size * 3;
     const int left = blockIdx.x * TILE_WIDTH, top = blockIdx.y * TILE_HEIGHT;
     const int threads = blockDim.x * blockDim.y, thread = threadIdx.y * blockDim.x + threadIdx.x;
     for (int at = thread; at < TILE_WIDTH + TILE_HEIGHT; at += threads) {

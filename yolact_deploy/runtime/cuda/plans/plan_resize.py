@@ -1,9 +1,9 @@
-"""Launch plan for resizing a frame to the network's input (kernels/resize.cu).
+"""Launch plan for resizing frames to the network's input (kernels/resize.cu).
 
 Legend: N images, H x W the frame, S input side.
 
-Buffers of the kernel ``resize``: frame uint8 BGR [H,W,3], rows ``pitch`` bytes apart -> images [N,S,S,3], 0..255, of
-which one is written.
+Buffers of the kernel ``resize``: frame uint8 BGR [H,W,3], rows ``pitch`` bytes apart, the first of ``count`` frames
+that are ``stride`` bytes apart -> images [N,S,S,3], 0..255, of which ``count`` are written.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ def resize(
     *,
     output_dtype: str = "uint8",
     image_index: int = 0,
+    count: int = 1,
+    stride: int = 0,
 ) -> LaunchPlan:
-    """The launch that computes image ``image_index`` of a batch.
+    """The launch that computes the images of a batch from ``image_index`` on, one for each frame.
 
     Args:
+        count: number of frames
+        stride: bytes from one frame to the next
         output_dtype: "uint8" rounds to gray levels, "float32" keeps the fractions
 
     Raises:
@@ -50,10 +54,11 @@ def resize(
         raise ValueError(f"output_dtype: expected one of {', '.join(_BYTES)}, got {output_dtype!r}")
     nbytes = 3 * size * size * _BYTES[output_dtype]
     scalars: tuple[Argument, ...] = (*int32s(height, width, pitch, size), _scale(width, size), _scale(height, size))
+    scalars = (*scalars, np.int64(stride))
     launch = Launch(
         source=SOURCE,
         kernel="resize",
-        grid=(ceil_div(size, TILE_WIDTH), ceil_div(size, TILE_HEIGHT), 1),
+        grid=(ceil_div(size, TILE_WIDTH), ceil_div(size, TILE_HEIGHT), count),
         block=(TILE_WIDTH, BLOCK_ROWS, 1),
         shared_bytes=0,
         arguments=("frame", *scalars, Offset("images", image_index * nbytes)),
@@ -62,8 +67,8 @@ def resize(
     return LaunchPlan(
         launches=(launch,),
         scratch={},
-        bytes_moved=_bytes_read(height, width, size) + nbytes,
-        operations=_OPERATIONS * 3 * size * size,
+        bytes_moved=count * (_bytes_read(height, width, size) + nbytes),
+        operations=count * _OPERATIONS * 3 * size * size,
     )
 
 

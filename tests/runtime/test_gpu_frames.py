@@ -121,6 +121,8 @@ def torch_on_cpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Iterator[No
     from yolact_deploy.runtime.torch.torch_network import TorchNetwork
 
     monkeypatch.setattr(network, "place", lambda index: "cpu")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(TorchNetwork, "_try_to_record", lambda self, stream, batch: None)
     monkeypatch.setattr(TorchNetwork, "_on", lambda self, handle: contextlib.nullcontext())
     buffers = []
 

@@ -223,16 +223,16 @@ class TorchNetwork(DeviceNetwork):
         size = self._graph_size(batch)
         in_graph = self._compile or (self._records and size == batch)
         if in_graph and size not in self._graphs:
-            stream.synchronize()  # the input must not be overwritten while the graph is recorded
-            self._try_to_record(size)
+            self._try_to_record(stream, size)
         with torch.inference_mode(), translated(), self._on(stream.handle):
             if in_graph and size in self._graphs:
                 self._graphs[size].replay()
             else:
                 self._run(batch)
 
-    def _try_to_record(self, batch: int) -> None:
+    def _try_to_record(self, stream: Stream, batch: int) -> None:
         """Record this batch; without ``compile``, a network that cannot be recorded runs operation by operation."""
+        stream.synchronize()  # the input must not be overwritten in the meantime
         try:
             with translated():
                 self._graphs[batch] = self._record(batch)

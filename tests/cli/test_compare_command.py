@@ -187,7 +187,7 @@ def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture)
             ["--bisect", "--calibration", "."],
             "--bisect in fp16 does not use --calibration: leave it out",
         ),
-        (["--bisect", "--target-ap-drop", "1"], "--target-ap-drop requires --annotations FILE"),
+        (["--bisect", "--target-ap-drop", "1"], "--target-ap-drop requires a dataset as --data"),
         (["--bisect", "int8", "--calibration", "none"], "--calibration: expected a folder with pictures"),
         (["--bisect", "int8", "--calibration", ".", "--calibration-images", "0"], "--calibration-images: expected 1"),
         (

@@ -109,6 +109,24 @@ def test_an_annotations_file_alone_finds_its_pictures(layout: str, tmp_path: Pat
     assert open_dataset(folder / file).split("val").images == folder / images
 
 
+@pytest.mark.parametrize("source", ["annotations/instances_val.json", ".", "set.yaml"])
+def test_pictures_named_apart(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--images-dir has one meaning in every command."""
+    folder = write(tmp_path / "set", "one folder")
+    (folder / "set.yaml").write_text("val: {annotations: annotations/instances_val.json, images: .}\n")
+    if source == ".":
+        (folder / "set.yaml").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "images").rename(elsewhere)
+    assert main(["data", "check", str(folder / source)]) == 2
+    assert "missing image" in capsys.readouterr().err
+    assert main(["data", "check", str(folder / source), "--images-dir", str(elsewhere)]) == 0
+    assert split_of(open_images(coco=folder / source, images_dir=elsewhere).paths) == {"val"}
+    assert open_dataset(folder / source, images_dir=elsewhere).split("val").images == elsewhere
+    with pytest.raises(DatasetError, match="--images-dir: expected a folder, there is none"):
+        open_dataset(folder / source, images_dir=tmp_path / "absent")
+
+
 def test_only_a_held_out_split(tmp_path: Path) -> None:
     folder = write(tmp_path, "named like the splits")
     (folder / "annotations" / "instances_train.json").unlink()

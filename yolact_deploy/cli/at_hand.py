@@ -152,7 +152,7 @@ def pictures_at_hand(args: argparse.Namespace, config: YolactConfig, limit: int 
     for source in filter(None, ("coco", os.environ.get(DATASET_VARIABLE))):
         if source == "coco" and not (Path(source).is_dir() and has_annotations(source)):
             continue
-        images = open_images(coco=source, limit=count)
+        images = open_images(coco=source, limit=count, lenient=getattr(args, "lenient", False))
         if _knows(config, images):
             yield images
             return

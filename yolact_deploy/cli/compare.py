@@ -41,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", required=True, metavar="MODEL", help="the model taken as correct")
     parser.add_argument("--engine", required=True, metavar="SPEC", help="the model to check against it")
     parser.add_argument(
-        "--images", required=True, nargs="+", metavar="DIR_OR_FILE", help="pictures, or folders of pictures"
-    )
+        "--data", "--images", dest="images", required=True, nargs="+", metavar="DATA",
+        help="pictures, folders of pictures, or one dataset: YAML file, COCO folder or annotations file",
+    )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument(
         "--score-threshold", "--score", dest="score", type=float, default=0.15, metavar="X",
@@ -114,12 +115,11 @@ def run(args: argparse.Namespace) -> int:
 
     from yolact_deploy.artifact import write_json
     from yolact_deploy.console import print_json
-    from yolact_deploy.datasets.image_sets import plain_images
     from yolact_deploy.evaluation.comparison import compare_models, write_pairs
     from yolact_deploy.evaluation.engines import EngineSource
 
     target = _check(args)
-    images = _annotated(args) if args.annotations else plain_images(args.images, args.limit)
+    images = _images(args)
     sources = [EngineSource.from_spec(m, threads=args.threads) for m in (args.reference, args.engine)]
     bisected = None
     with sources[0].load() as a, sources[1].load() as b:
@@ -172,7 +172,10 @@ def _check(args: argparse.Namespace) -> Target | None:
         ),
         (has_target and not args.bisect, f"{named} requires --bisect"),
         (args.keep_list and not has_target, f"--keep-list requires --bisect with a target: {named}"),
-        (args.target_ap_drop is not None and not args.annotations, "--target-ap-drop requires --annotations FILE"),
+        (
+            args.target_ap_drop is not None and not (args.annotations or _is_dataset(args)),
+            "--target-ap-drop requires a dataset as --data, or --annotations FILE",
+        ),
         (args.calibration and args.bisect not in ("int8", "engine"), "--calibration requires --bisect int8"),
         (
             args.bisect == "int8" and not args.calibration,
@@ -180,7 +183,7 @@ def _check(args: argparse.Namespace) -> Target | None:
         ),
         (
             args.annotations and len(args.images) != 1,
-            "--annotations requires all pictures in one folder: give only that folder as --images",
+            "--annotations requires all pictures in one folder: give only that folder as --data",
         ),
     ):
         if wrong:
@@ -188,10 +191,24 @@ def _check(args: argparse.Namespace) -> Target | None:
     return Target(*targets) if has_target else None
 
 
-def _annotated(args: argparse.Namespace) -> CocoImages:
-    from yolact_deploy.datasets.image_sets import open_images
+def _is_dataset(args: argparse.Namespace) -> bool:
+    from pathlib import Path
 
-    return open_images(annotations=args.annotations, images_dir=args.images[0], limit=args.limit)
+    from yolact_deploy.datasets.resolve import has_annotations
+
+    source = Path(args.images[0])
+    may_be = source.is_dir() or source.suffix.lower() in (".json", ".yaml", ".yml")
+    return len(args.images) == 1 and may_be and has_annotations(source)
+
+
+def _images(args: argparse.Namespace) -> CocoImages:
+    from yolact_deploy.datasets.image_sets import open_images, plain_images
+
+    if args.annotations:
+        return open_images(annotations=args.annotations, images_dir=args.images[0], limit=args.limit)
+    if _is_dataset(args):
+        return open_images(coco=args.images[0], limit=args.limit)
+    return plain_images(args.images, args.limit)
 
 
 def _check_gate(args: argparse.Namespace, result: CompareResult) -> None:

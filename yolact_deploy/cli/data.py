@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = commands.add_parser("check", help="report the problems of a dataset and how to fix them")
     check.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    check.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     check.add_argument("--deep", action="store_true", help="also read every picture")
     shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations")
     shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
@@ -59,7 +60,7 @@ def _check(args: argparse.Namespace) -> int:
     from yolact_deploy.datasets.dataset_file import open_dataset
 
     report = check_dataset(
-        open_dataset(args.data),
+        open_dataset(args.data, images_dir=args.images_dir),
         deep=args.deep,
         progress=args.progress,
     )

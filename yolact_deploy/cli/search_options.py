@@ -29,7 +29,10 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help="share (0..1) of detections on which INT8 and FP32 must agree: same class, IoU of box and mask at least "
         "0.9",
     )
-    group.add_argument("--coco", metavar="DIR", help="images to judge by: folder with (annotations/)instances_*.json")
+    group.add_argument(
+        "--data", "--coco", dest="coco", metavar="DATA",
+        help="images to judge by: dataset (YAML file, COCO folder or annotations file), or folder of pictures",
+    )  # fmt: skip
     group.add_argument("--annotations", metavar="FILE", help="COCO instances file, with --images-dir or --coco")
     group.add_argument(
         "--images-dir",

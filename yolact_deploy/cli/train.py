@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' shows all recipes")
     parser.add_argument("--data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    parser.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
     parser.add_argument(
         "--weights",
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         resume=args.resume,
         device=args.device,
         workers=args.workers,
+        images_dir=args.images_dir,
         lenient=args.lenient,
         progress=args.progress,
     )

@@ -60,20 +60,23 @@ class DatasetSpec:
         return config.with_classes(self.names, self.category_ids)
 
 
-def open_dataset(path: str | os.PathLike[str], *, lenient: bool = False) -> DatasetSpec:
+def open_dataset(
+    path: str | os.PathLike[str], *, images_dir: str | os.PathLike[str] | None = None, lenient: bool = False
+) -> DatasetSpec:
     """Find the splits and classes of a dataset. A single annotations file of another name is the training split.
 
     Args:
         path: dataset file (YAML), folder or annotations file, see `resolve`
+        images_dir: folder of the pictures of all splits; by default it is searched
         lenient: leave out records that are not sound where the annotations are read
 
     Raises:
         DatasetError: no such file, or a description with an error.
     """
     dataset = resolve_dataset(path)
-    files = {name: split for name in SPLITS if (split := dataset.find(name))}
+    files = {name: split.with_pictures(images_dir) for name in SPLITS if (split := dataset.find(name))}
     if not files and len(dataset.splits) == 1:
-        files = {"train": dataset.splits[0]}
+        files = {"train": dataset.splits[0].with_pictures(images_dir)}
     if not files:
         for file in [] if dataset.splits else yaml_files(dataset.path):
             resolve_dataset(file)  # raises what is wrong with it

@@ -152,14 +152,12 @@ def open_images(
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"--limit: expected 1 or more, got {limit}")
-    pictures = None if images_dir is None else _folder(images_dir, "--images-dir")
     dataset, files = _split_files(coco, annotations)
-    if files is None and coco is None and pictures is None:
+    if files is None and coco is None and images_dir is None:
         raise DatasetError("no images named: give --data DIR, or --annotations FILE with --images-dir DIR")
     if files is None:
-        return plain_images([pictures or dataset.path], limit)
-    if pictures is not None:
-        files = SplitFiles(files.name, files.annotations, shared=(pictures,))
+        return plain_images(SplitFiles("", Path()).with_pictures(images_dir).folders or [dataset.path], limit)
+    files = files.with_pictures(images_dir)
     content = read_coco(files.annotations)
     folder = files.locate(content["images"]).images
     content = check_records(content, files.annotations, folder, lenient=lenient)
@@ -269,14 +267,6 @@ def fingerprint(images: CocoImages) -> str:
     for image in images.images:
         digest.update(f"{image.image_id}\t{image.path.name}\t{image.path.stat().st_size}\n".encode())
     return digest.hexdigest()
-
-
-def _folder(path: str | os.PathLike[str], option: str) -> Path:
-    folder = Path(path)
-    if not folder.is_dir():
-        hint = "it is a file" if folder.exists() else "there is none"
-        raise DatasetError(f"{option}: expected a folder, {hint}: {folder}")
-    return folder
 
 
 def _some(values: Sequence[object]) -> str:

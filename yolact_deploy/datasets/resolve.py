@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,20 @@ class SplitFiles:
             if count == len(names):
                 break
         return Split(self.name, self.annotations, best or self.annotations.parent)
+
+    def with_pictures(self, folder: str | os.PathLike[str] | None) -> SplitFiles:
+        """The same split with its pictures in a folder that ``--images-dir`` names; None changes nothing.
+
+        Raises:
+            DatasetError: no such folder.
+        """
+        if folder is None:
+            return self
+        path = Path(folder)
+        if not exists(path) or not path.is_dir():
+            hint = "it is a file" if exists(path) else "there is none"
+            raise DatasetError(f"--images-dir: expected a folder, {hint}: {folder}")
+        return replace(self, own=(), shared=(path,))
 
     def __str__(self) -> str:
         """The annotations file by the part of its path that sets it apart."""

@@ -72,6 +72,7 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     workers: int | None = None,
+    images_dir: str | os.PathLike[str] | None = None,
     lenient: bool = False,
     progress: Progress = SILENT,
 ) -> FitResult:
@@ -86,6 +87,7 @@ def fit(
         resume: continue from the last saved state of the folder, or start if there is none
         device: "auto", "cpu", "cuda" or "cuda:N"
         workers: processes that prepare images, per training process
+        images_dir: folder of the pictures; by default it is searched
         lenient: leave out records of the dataset that are not sound
         progress: shows losses, speed and evaluations
 
@@ -95,7 +97,7 @@ def fit(
     started, folder = time.perf_counter(), Path(output)
     with processes(device) as world, _settings(recipe):
         _check_folder(folder, resume)
-        dataset = open_dataset(data, lenient=lenient)
+        dataset = open_dataset(data, images_dir=images_dir, lenient=lenient)
         trainer = _prepare(recipe, dataset, folder, world, weights, resume, workers, progress)
         with closing(trainer.monitors):
             outcome = trainer.run()

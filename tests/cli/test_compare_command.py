@@ -12,10 +12,12 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from scripted import write_coco
 from small_net import CONFIG, LAYERS, SIDE, make_model, write_blobs, write_model, write_truth
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.cli.main import main
+from yolact_deploy.cli import compare as compare_command
+from yolact_deploy.cli.main import command_parser, main
 from yolact_deploy.datasets.image_sets import plain_images
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list
@@ -121,6 +123,28 @@ def test_bisect(folder: Path, tmp_path: Path, capsys: Capture) -> None:
 def test_a_target_that_is_met_already(folder: Path, capsys: Capture) -> None:
     assert compare(folder, "--bisect", "bf16", "--target-sqnr", "5", "--layer-images", "1", engine="full.onnx") == 0
     assert "5 dB in each output: met without keeping a layer in FP32" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "annotated"),
+    [
+        (["coco"], {}, True),
+        (["coco/annotations/instances_val2017.json"], {}, True),
+        (["coco/images"], {}, False),
+        (["coco/images/000001.png", "coco/images"], {}, False),
+        (["coco/images"], {"annotations": "coco/annotations/instances_val2017.json"}, True),
+    ],
+)
+def test_data_is_a_dataset_or_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: list[str], more: dict[str, str], annotated: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_coco(Path("coco"))
+    args = command_parser("compare").parse_args(["--reference", "a", "--engine", "b", "--data", *data])
+    vars(args).update(more)
+    images = compare_command._images(args)
+    assert len(images) >= 3
+    assert (images.content is not None) == annotated
 
 
 def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -174,8 +174,8 @@ def _check_pointer(array: DeviceArray, device: Device, kind: str) -> int:
             f"the array is on cuda:{ordinal} and the model on cuda:{device.index}: move the array "
             f"(tensor.to('cuda:{device.index}')), or load the model with device=cuda:{ordinal}"
         )
-    error, context = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_CONTEXT, array.pointer)
-    if not error and int(context) not in (0, int(device.context)):
+    code, context = bindings.cuPointerGetAttribute(kinds.CU_POINTER_ATTRIBUTE_CONTEXT, array.pointer)
+    if not code and int(context) not in (0, int(device.context)):
         raise InputError(
             f"{kind} belongs to a CUDA context of its own, whose memory the model cannot read: with pycuda, use "
             "'import pycuda.autoprimaryctx' instead of 'import pycuda.autoinit'"

@@ -108,6 +108,28 @@ def test_lenient_needs_something_that_is_left(change: Change) -> None:
         checked(change, lenient=True)
 
 
+def test_every_command_is_lenient_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from yolact_deploy.training.data import CocoDataset, open_dataset
+
+    data = content()
+    data["annotations"][1]["iscrowd"] = "0"
+    data["images"].append({"id": 9, "file_name": "absent.png", "height": 48, "width": 64})
+    file = str(write_set(tmp_path, data))
+    with pytest.raises(DatasetError, match=r"1 x missing image.*1 x malformed annotation"):
+        CocoDataset.of_split(open_dataset(file), "train")
+    dataset = CocoDataset.of_split(open_dataset(file, lenient=True), "train")
+    assert len(dataset) == 3
+    assert sum(len(dataset.objects(index)) for index in range(3)) == 3
+    assert len(open_images(coco=file, lenient=True)) == 3
+    (tmp_path / "r.json").write_text(json.dumps([]))
+    arguments = ["eval", "--results", str(tmp_path / "r.json"), "--data", file]
+    assert main(arguments) == 2
+    assert "annotation 2: iscrowd is '0', expected 0 or 1" in capsys.readouterr().err
+    assert main([*arguments, "--lenient"]) == 0
+    assert "left out 1 records: 1 x malformed annotation" in capsys.readouterr().err
+
+
 def test_lists_of_problems_are_bounded() -> None:
     data = content()
     for number in range(10_000):

@@ -19,6 +19,7 @@ from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, is_file, resolve_dataset
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class CocoImages:
         if image_ids is None:
             return self
         if unknown := sorted(set(image_ids) - set(self.image_ids)):
-            raise DatasetError(f"{self.annotations} has no image {unknown[0]}: score only images of that file")
+            raise DatasetError(f"{self.annotations} has no image {shown(unknown[0])}: score only images of that file")
         return replace(self, images=tuple(image for image in self.images if image.image_id in set(image_ids)))
 
     def of_classes(self, category_ids: Collection[int]) -> CocoImages:

@@ -18,7 +18,7 @@ from typing import Any
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.coco_results import Result, check_results, results_file
 from yolact_deploy.errors import DatasetError, YolactDeployError
-from yolact_deploy.untrusted import read_json
+from yolact_deploy.untrusted import read_json, shown
 
 
 def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Result], list[int]]:
@@ -43,8 +43,8 @@ def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Re
         ]
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"{source} is not a dump of YOLACT's detections for these classes ({type(error).__name__}: {error}): give "
-            "a file that eval.py --web_det_path wrote, and annotations of the same classes"
+            f"{source} is not a dump of YOLACT's detections for these classes ({type(error).__name__}: "
+            f"{shown(str(error))}): give a file that eval.py --web_det_path wrote, and annotations of the same classes"
         ) from error
     if not images:
         raise DatasetError(

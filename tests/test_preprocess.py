@@ -294,7 +294,18 @@ def test_a_limit_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff\xd8", b"\xff\xd8\xff", b"II*\0", b"RIFF\0\0\0\0WEBP", b"BM", b"text", b"P6"]
+    "data",
+    [
+        b"",
+        b"\xff\xd8",
+        b"\xff\xd8\xff",
+        b"II*\0",
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,
+        b"RIFF\0\0\0\0WEBP",
+        b"BM",
+        b"text",
+        b"P6",
+    ],
 )
 def test_headers_that_are_cut_have_no_size(data: bytes) -> None:
     assert header_size(io.BytesIO(data)) is None

@@ -112,7 +112,7 @@ def header_size(file: io.BufferedIOBase) -> tuple[int, int] | None:
                 return (first, second) if mark == b"\0\0\0\x0cjP" else (second, first)
         if head[8:12] == b"WEBP":
             return _webp_size(head)
-    except (struct.error, OSError):
+    except (struct.error, OSError, OverflowError):  # OverflowError: a place beyond any file
         return None
     if match := _TEXT_SIZE.search(head):
         y, x, width, height, pam_width, pam_height = (int(number or 0) for number in match.groups())

@@ -145,8 +145,8 @@ class YolactConfig:
         blocks = self.deformable_blocks
         counts = isinstance(blocks, tuple) and len(blocks) == 4 and all(whole(count, 0, 1000) for count in blocks)
         check_field(counts, "deformable_blocks", "four numbers from 0 to 1000", blocks)
-        low, iou = self.nms_score_threshold, self.iou_threshold
-        check_field(_real(low) and 0 <= low < 1, "nms_score_threshold", "0 <= value < 1", low)
+        score, iou = self.nms_score_threshold, self.iou_threshold
+        check_field(_real(score) and 0 <= score < 1, "nms_score_threshold", "0 <= value < 1", score)
         check_field(_real(iou) and 0 < iou <= 1, "iou_threshold", "0 < value <= 1", iou)
 
     def _check_names(self) -> None:
@@ -268,8 +268,9 @@ def whole(value: object, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
-def _real(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and -1e300 < value < 1e300
+def _real(value: Any) -> bool:
+    number = value  # of unknown type after the check as well, since Real cannot be compared
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(-1e300 < number < 1e300)
 
 
 def _text(value: object) -> bool:

@@ -294,7 +294,7 @@ def test_output_in_any_encoding(install: Install, monkeypatch: pytest.MonkeyPatc
     assert cli.main(["doctor"]) == 2
     for stream in streams:
         stream.flush()
-    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)  # type: ignore[attr-defined]
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
     cat = "猫" if encoding == "utf-8" else "\\u732b"
     assert out.count(cat) == 2
     assert f"error: no {cat}" in err

@@ -18,6 +18,7 @@ from tiny_int8 import Graph, network
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ArtifactError
 from yolact_deploy.graph import onnx_int8
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
@@ -288,6 +289,17 @@ def loaded_types(path: Path, **options: Any) -> set[Any]:
     graph = load_graph(path, "auto", **options)
     assert graph.metadata.precision == "int8"
     return {kind for kind, _ in zero_points(onnx.load_model_from_string(graph.data)).values()}
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+def test_scales_that_are_not_positive_and_finite(file: Path, value: float) -> None:
+    model = onnx.load(str(file))
+    name = next(node for node in model.graph.node if node.op_type == "QuantizeLinear").input[1]
+    (scale,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.full(tuple(scale.dims), value, np.float32), name))
+    onnx.save(model, str(file))
+    with pytest.raises(ArtifactError, match=r"int8\.onnx: the scale .* is not positive and finite"):
+        load_graph(file, "graph")
 
 
 def test_only_what_asks_for_it_gets_it(file: Path) -> None:

@@ -104,8 +104,25 @@ def onnx_metadata(model: Any, path: str | os.PathLike[str]) -> Metadata:
     """Our metadata in a ``ModelProto``; raises :class:`ArtifactError` if there is none."""
     for entry in model.metadata_props:
         if entry.key == METADATA_KEY:
-            return Metadata.from_json(entry.value, str(path))
+            metadata = Metadata.from_json(entry.value, str(path))
+            if metadata.precision == "int8":
+                _check_scales(model, path)
+            return metadata
     raise ArtifactError(f"{path} was not exported by yolact-deploy (no {METADATA_KEY!r} metadata): {_EXPORT_AGAIN}")
+
+
+def _check_scales(model: Any, path: str | os.PathLike[str]) -> None:
+    """Raise :class:`ArtifactError` if a scale is not positive and finite: then all would be zero, without an error."""
+    numpy_helper = import_optional("onnx.numpy_helper", "onnx", "Reading an ONNX file")
+    quantizers = [node for node in _nodes(model.graph) if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    scales = {node.input[1] for node in quantizers if len(node.input) > 1}
+    for tensor in model.graph.initializer:
+        if tensor.name in scales:
+            values = numpy_helper.to_array(tensor).astype(np.float64)
+            if not (np.isfinite(values) & (values > 0)).all():
+                raise ArtifactError(
+                    f"{path}: the scale {tensor.name} is not positive and finite: {_EXPORT_AGAIN} --int8"
+                )
 
 
 def cut_tail(model: Any) -> None:

@@ -111,7 +111,7 @@ def run_child(command: Sequence[str], work: Path, stop_at: tuple[Lines, int] | N
 def _peak_mib(usage: Any) -> float:
     """Peak memory in a result of :func:`resource.getrusage`."""
     scale = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on Linux
-    return usage.ru_maxrss * scale / 2**20
+    return float(usage.ru_maxrss * scale / 2**20)
 
 
 def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:

@@ -35,10 +35,10 @@ _log = logging.getLogger(__name__)
 _EPILOG = """\
 examples:
   yolact-deploy bench --engine yolact.trt
-  yolact-deploy bench --weights yolact_base_54_800000.pth --engine yolact_base.onnx --coco coco/ --images 100
-  yolact-deploy bench --weights w.pth --engine m.onnx --engine m.onnx@openvino-bf16 --coco coco/ --report bench.html
+  yolact-deploy bench --weights yolact_base_54_800000.pth --engine yolact_base.onnx --data coco/ --limit 100
+  yolact-deploy bench --weights w.pth --engine m.onnx --engine m.onnx@openvino-bf16 --data coco/ --report bench.html
   yolact-deploy bench --engine m.onnx --images-dir pictures/ --json                 speed only, as JSON
-  yolact-deploy bench --weights w.pth --engine m.onnx --coco coco/ --max-ap-drop 0.5 --min-agreement 0.98 \\
+  yolact-deploy bench --weights w.pth --engine m.onnx --data coco/ --max-ap-drop 0.5 --min-agreement 0.98 \\
     --baseline last.json --tolerance 0.05 --junit bench.xml --output now.json     in CI
   yolact-deploy bench diff last.json now.json
   yolact-deploy bench diff now.json:eager now.json:m.onnx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -212,7 +213,7 @@ def test_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check.add(gpu_check.Check(name, "passed", "", 70.0, {}))
 
     monkeypatch.setattr(gpu_check, "run_part", part)
-    monkeypatch.setattr(gpu_check.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     weights, target = tmp_path / "w.pth", tmp_path / "gpu.json"
     weights.touch()
     assert gpu_check.main(["--weights", str(weights), "--budget", "200", "-o", str(target), "--quiet", "--json"]) == 0

@@ -35,11 +35,12 @@ def model_of(*, plus: bool, earlier: bool, cross_class: bool = False) -> Any:
         earlier: with the functions as earlier versions wrote them
     """
     proto = "features" if plus else "proto_in"
+    attributes: dict[str, Any] = ops.FAST_NMS.attribute_values({"cross_class": int(cross_class)})
+    detections = ["num_detections", "boxes", "scores", "labels", "kept"]
     nodes = [
-        helper.make_node("FastNMS", ["b", "s", "c"], ["num_detections", "boxes", "scores", "labels", "kept"],
-                         "nms", domain=ops.DOMAIN, **ops.FAST_NMS.attribute_values({"cross_class": int(cross_class)})),
+        helper.make_node("FastNMS", ["b", "s", "c"], detections, "nms", domain=ops.DOMAIN, **attributes),
         helper.make_node("MaskAssembly", [proto, "kept", "boxes"], ["masks"], "m", domain=ops.DOMAIN, padding=1.0),
-    ]  # fmt: skip
+    ]
     bodies = [functions.fast_nms_function(cross_class=cross_class), functions.mask_assembly_function()]
     if plus:
         for source, target in (("between", "features"), ("proto_in", "between")):

@@ -324,9 +324,9 @@ def test_every_method_that_the_bindings_call(trt: Any, index: int) -> None:
     """A missing one ends the engine; the base classes have none of them."""
     creator = v3.creators(trt)[index]
     plugin = creator.create_plugin("one", creator.field_names, "build")
-    core, building = ("get_capability_interface", "clone"), ("get_output_data_types", "get_output_shapes")
-    building += ("supports_format_combination", "configure_plugin", "get_workspace_size")
-    running = ("set_tactic", "on_shape_change", "attach_to_context", "get_fields_to_serialize", "enqueue")
+    core = ["get_capability_interface", "clone"]
+    building = ["get_output_data_types", "get_output_shapes", "supports_format_combination", "configure_plugin"]
+    running = ["set_tactic", "on_shape_change", "attach_to_context", "get_fields_to_serialize", "enqueue"]
     for each in (plugin, plugin.clone(), plugin.attach_to_context(None)):
         assert [name for name in (*core, *building, *running) if not callable(getattr(each, name, None))] == []
         each.set_tactic(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import mmap
 import random
 import struct
 from pathlib import Path
@@ -185,9 +186,13 @@ def test_files_that_cannot_be_used(tmp_path: Path, data: bytes, message: str) ->
 def test_the_search_in_an_engine_of_another_program_is_bounded(
     tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
-    decode = engine_file._object_at
-    monkeypatch.setattr(engine_file, "_object_at", lambda data, start: (tried.append(start), decode(data, start))[1])
+    tried, decode = list[int](), engine_file._object_at
+
+    def noted(data: mmap.mmap, start: int) -> str | None:
+        tried.append(start)
+        return decode(data, start)
+
+    monkeypatch.setattr(engine_file, "_object_at", noted)
     with pytest.raises(ArtifactError, match="was built by another program"):
         read_engine_metadata(write(tmp_path / "a.trt", engine(body)))
     assert len(tried) <= 200

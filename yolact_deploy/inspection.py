@@ -175,13 +175,13 @@ def _describe_safetensors(path: Path, layers: bool) -> Facts:
 
 
 def _is_tensor_entry(entry: Any) -> bool:
-    def sizes(value: Any) -> bool:
-        return isinstance(value, list) and all(whole(size, 0, 2**63 - 1) for size in value)
+    def sizes(value: Any, count: int | None = None) -> bool:
+        fits = isinstance(value, list) and count in (None, len(value))
+        return fits and all(whole(size, 0, 2**63 - 1) for size in value)
 
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
-    shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    return sizes(shape) and sizes(offsets) and len(offsets) == 2
+    return sizes(entry.get("shape")) and sizes(entry.get("data_offsets"), 2)
 
 
 def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:

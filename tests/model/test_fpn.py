@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,7 +11,7 @@ torch = pytest.importorskip("torch")
 from yolact_deploy.model.fpn import FeaturePyramid
 
 
-def gradients(sides: tuple[int, int, int], autocast: bool) -> tuple[list[object], list[object]]:
+def gradients(sides: tuple[int, int, int], autocast: bool) -> tuple[list[Any], list[Any]]:
     """Dtypes of P3..P7, and the gradients of the two strided layers for the same features."""
     torch.manual_seed(0)
     pyramid = FeaturePyramid((4, 4, 4), 8).to(memory_format=torch.channels_last)

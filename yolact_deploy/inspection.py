@@ -176,8 +176,9 @@ def _describe_safetensors(path: Path, layers: bool) -> Facts:
 
 def _is_tensor_entry(entry: Any) -> bool:
     def sizes(value: Any, count: int | None = None) -> bool:
-        fits = isinstance(value, list) and count in (None, len(value))
-        return fits and all(whole(size, 0, 2**63 - 1) for size in value)
+        if not isinstance(value, list) or count not in (None, len(value)):
+            return False
+        return all(whole(size, 0, 2**63 - 1) for size in value)
 
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False

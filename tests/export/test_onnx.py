@@ -365,7 +365,7 @@ def test_shared_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights, structure and the dtype of the masks decide; outside the context, and after it, nothing is kept."""
     traced: list[str] = []
 
-    def trace(pipeline: Any, metadata: Metadata) -> onnx.ModelProto:
+    def trace(pipeline: Any, metadata: Metadata) -> Any:
         traced.append(metadata.precision)
         return onnx.helper.make_model(onnx.helper.make_graph([], f"trace {len(traced)}", [], []))
 

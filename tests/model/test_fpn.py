@@ -29,7 +29,8 @@ def test_single_cells_are_in_fp32(sides: tuple[int, int, int], single: int) -> N
     dtypes, lowered = gradients(sides, autocast=True)
     assert dtypes == [torch.bfloat16] * single + [torch.float32] * (5 - single)
     again = gradients(sides, autocast=True)[1]
-    exact = gradients(sides, autocast=False)[1]
+    exact: list[Any] = gradients(sides, autocast=False)[1]
+    value: Any
     for value, repeated, reference in zip(lowered, again, exact, strict=True):
         assert torch.equal(value, repeated)
         assert torch.linalg.norm(value - reference) <= 0.05 * torch.linalg.norm(reference)

@@ -234,7 +234,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         from yolact_deploy.samples.pretrained import resolve_weights
 
         weights = str(resolve_weights(args.weights))
-        eager = EngineSource.from_spec(
+        eager: EngineSource | None = EngineSource.from_spec(
             weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
         )
     else:

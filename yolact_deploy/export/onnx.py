@@ -155,7 +155,8 @@ def _shared_trace(pipeline: _Pipeline, metadata: Metadata, shared: dict[str, onn
     key = digest.hexdigest()
     if key not in shared:
         shared[key] = _trace(pipeline, metadata)
-    return copy_model(shared[key])
+    copy: onnx.ModelProto = copy_model(shared[key])
+    return copy
 
 
 def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:

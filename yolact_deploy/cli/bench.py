@@ -229,6 +229,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         if getattr(args, name) is not None and not args.weights:
             raise InputError(f"--{name} applies to the eager model: give --weights too")
     sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in _engines(args)]
+    eager: EngineSource | None = None
     if args.weights:
         import_optional("torch", "train", "The eager model")
         from yolact_deploy.samples.pretrained import resolve_weights
@@ -237,8 +238,8 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         eager: EngineSource | None = EngineSource.from_spec(
             weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
         )
-    else:
-        eager = None if names_dataset(args) else _eager_of(args, sources[0])
+    elif not names_dataset(args):
+        eager = _eager_of(args, sources[0])
     return [eager, *sources] if eager else sources
 
 

@@ -235,7 +235,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         from yolact_deploy.samples.pretrained import resolve_weights
 
         weights = str(resolve_weights(args.weights))
-        eager: EngineSource | None = EngineSource.from_spec(
+        eager = EngineSource.from_spec(
             weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
         )
     elif not names_dataset(args):

@@ -40,6 +40,11 @@ NAME, SMALL = "yolact_edge_mobilenetv2", 138
 KEPT = ("backbone", "fpn", "proto_net")
 FLOAT, HALF, BF16 = 1, 10, 16
 SPEC = ExportSpec(precision="bf16")
+TAILS = [
+    ("functions", (1, 1, 1)),
+    pytest.param("functions", (1, 2, 4), marks=pytest.mark.slow),
+    ("heads", (1, 2, 4)),
+]
 
 
 def has_bf16() -> bool:
@@ -67,7 +72,7 @@ def heads(path: Path, images: Any, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("keep", [(), KEPT])
-@pytest.mark.parametrize(("tail", "batch"), [("functions", (1, 1, 1)), ("functions", (1, 2, 4)), ("heads", (1, 2, 4))])
+@pytest.mark.parametrize(("tail", "batch"), TAILS)
 def test_what_is_in_it(export: Export, keep: tuple[str, ...], tail: str, batch: tuple[int, int, int]) -> None:
     path = export(NAME, SMALL, precision="bf16", tail=tail, batch=batch, keep_fp32=keep)
     model = read_onnx(path)
@@ -265,7 +270,7 @@ def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path
 
 
 @pytest.mark.parametrize("keep", [(), KEPT])
-@pytest.mark.parametrize(("tail", "batch"), [("functions", (1, 1, 1)), ("functions", (1, 2, 4)), ("heads", (1, 2, 4))])
+@pytest.mark.parametrize(("tail", "batch"), TAILS)
 def test_engines(export: Export, tmp_path: Path, tail: str, batch: tuple[int, int, int], keep: tuple[str, ...]) -> None:
     try:
         import_tensorrt("rtx")

@@ -292,7 +292,7 @@ def test_fixed_batch(export: Export) -> None:
         run(path, images[:1])
 
 
-@pytest.mark.parametrize("size", [97, 200])
+@pytest.mark.parametrize("size", [97, pytest.param(200, marks=pytest.mark.slow)])
 def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[..., Any], size: int) -> None:
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
@@ -308,7 +308,7 @@ def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[
     np.testing.assert_allclose(found["boxes"], eager.boxes, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("classes", "cross_class"), [(1, False), (3, True)])
+@pytest.mark.parametrize(("classes", "cross_class"), [pytest.param(1, False, marks=pytest.mark.slow), (3, True)])
 def test_few_classes(tmp_path: Path, classes: int, cross_class: bool) -> None:
     torch.manual_seed(classes)
     config = YolactConfig(

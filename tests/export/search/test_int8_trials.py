@@ -37,6 +37,7 @@ def make_trials(path: Path, images: CocoImages) -> Trials:
     return Trials(model, onnx_metadata(model, path), images, change, threads=2)
 
 
+@pytest.mark.slow
 def test_yolact_plus(export: Export, images: CocoImages) -> None:
     """A layer whose convolution is deformable costs nothing alone: INT8 leaves it as it is."""
     path = export("yolact_plus_resnet50", SIZE)

@@ -121,6 +121,7 @@ def test_small_values_are_quoted_as_they_are(value: object) -> None:
         (os.fsdecode(b"\xff.png") if sys.platform != "win32" else "\udcff.png", r"\udcff.png"),
         ("Zürich\t猫 🐈\n", "Zürich\t猫 🐈\n"),
     ],
+    ids=ascii,
 )
 def test_what_steers_a_terminal_is_escaped(text: str, expected: str) -> None:
     assert printable(text) == expected

@@ -227,7 +227,7 @@ def test_warnings_go_to_stderr(
     assert logging.getLogger("yolact_deploy").handlers == []
 
 
-@pytest.mark.parametrize("name", ["\x1b]0;title\x07", "a\rb", "\x9b31m", "\udcff.png", "\u202egnp.exe"])
+@pytest.mark.parametrize("name", ["\x1b]0;title\x07", "a\rb", "\x9b31m", "\udcff.png", "\u202egnp.exe"], ids=ascii)
 def test_control_characters_of_names_never_reach_the_terminal(
     install: Install, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

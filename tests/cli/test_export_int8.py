@@ -129,8 +129,8 @@ def test_interrupted(
     def interrupt(path: Path) -> Any:
         if path.parent == pictures:  # not the check images
             calls.append(path)
-        if len(calls) == 9:
-            raise KeyboardInterrupt
+            if len(calls) == 9:
+                raise KeyboardInterrupt
         return read_image(path)
 
     monkeypatch.setattr(tensor_probe, "read_image", interrupt)

@@ -43,8 +43,9 @@ def convert(dump: Any, content: Mapping[str, Any], source: str) -> tuple[list[Re
         ]
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"{source} is not a dump of YOLACT's detections for these classes ({type(error).__name__}: "
-            f"{shown(str(error))}): give a file that eval.py --web_det_path wrote, and annotations of the same classes"
+            f"{source} is not a dump of YOLACT's detections for these classes "
+            f"({type(error).__name__}: {shown(error.args[0])}): "
+            "give a file that eval.py --web_det_path wrote, and annotations of the same classes"
         ) from error
     if not images:
         raise DatasetError(

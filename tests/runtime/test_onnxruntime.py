@@ -163,7 +163,8 @@ def test_a_file_that_the_runtime_refuses(files: dict[str, Path], tmp_path: Path)
     import onnx
 
     model = onnx.load(str(files["dynamic"]))
-    model.graph.node[0].op_type = "Sorcery"
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Sorcery", "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(ArtifactError, match=r"^ONNX Runtime rejects .*m\.onnx: .*Sorcery") as caught:
         yolact_deploy.load(tmp_path / "m.onnx")

@@ -203,7 +203,8 @@ def test_a_file_that_the_runtime_refuses(file: Path, tmp_path: Path) -> None:
     import onnx
 
     model = onnx.load(str(file))
-    model.graph.node[0].op_type = "Sorcery"
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Sorcery", "com.example"
+    model.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
     onnx.save(model, str(tmp_path / "m.onnx"))
     with pytest.raises(ArtifactError, match=r"^OpenVINO rejects .*m\.onnx: ") as caught:
         yolact_deploy.load(f"{tmp_path / 'm.onnx'}@openvino")

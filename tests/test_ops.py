@@ -87,5 +87,5 @@ def test_functions_agree(cross_class: bool) -> None:
     for op, function in zip(ops.OPS, made, strict=True):
         assert (function.domain, function.name) == (ops.DOMAIN, op.name)
         assert list(function.attribute) == op.exported_attributes
-        assert list(function.input) == [tensor.name for tensor in op.inputs]
+        assert list(function.input) == [f"{op.name}_{tensor.name}" for tensor in op.inputs]
         assert len(function.output) == len(op.outputs)

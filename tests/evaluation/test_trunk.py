@@ -29,7 +29,6 @@ from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import onnx_metadata
 from yolact_deploy.graph.trunk_graph import trunk_nodes
-from yolact_deploy.machine.cpu import is_x86, multiplies_bytes
 from yolact_deploy.runtime.openvino import shared_core
 
 HEAD = "prediction_layers.0"
@@ -225,8 +224,6 @@ def test_meter() -> None:
 def test_int8(small: Path, tmp_path: Path, runtime: str) -> None:
     """Through Q/DQ, each layer is found and has the error of 8 bits."""
     pytest.importorskip(runtime)
-    if runtime == "openvino" and is_x86() and not multiplies_bytes():
-        pytest.skip("OpenVINO's 8-bit kernels overflow on x86 without VNNI")
     model = make_model()
     pictures_of_it = sorted(write_blobs(tmp_path / "pictures").iterdir())
     quantize_trunk(model, calibrate(model, pictures_of_it, method="minmax"))

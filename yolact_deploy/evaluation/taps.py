@@ -30,7 +30,7 @@ from yolact_deploy.graph.trunk_graph import CONVERTING, TrunkNode, trunk_nodes
 from yolact_deploy.loading import ModelSpec
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
-from yolact_deploy.runtime.openvino import HINTS, OpenVinoBackend, shared_core
+from yolact_deploy.runtime.openvino import HINTS, OpenVinoBackend, cpu_properties, shared_core
 
 #: name of the input of the first layer: normalized images
 INPUT = "input"
@@ -111,9 +111,7 @@ class OnnxTap(Tap):
 
     def _openvino(self, data: bytes, tensors: Sequence[str]) -> Callable[[NDArray[Any]], list[NDArray[Any]]]:
         core = shared_core()
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": HINTS[self._precision]}
-        if self._threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = self._threads
+        properties = cpu_properties(HINTS[self._precision], self._threads)
         try:
             request = core.compile_model(core.read_model(data), "CPU", properties).create_infer_request()
         except Exception as error:  # RuntimeError and classes of its own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from yolact_deploy.errors import ArtifactError, import_optional
-from yolact_deploy.machine.cpu import is_x86, multiplies_bytes
+from yolact_deploy.machine.cpu import overflows_bytes
 
 
 def open_cpu_session(data: bytes, threads: int | None, source: str, *, arena: bool = True) -> Any:
@@ -23,8 +23,7 @@ def open_cpu_session(data: bytes, threads: int | None, source: str, *, arena: bo
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = arena
-    if is_x86() and not multiplies_bytes():
-        # Kernels for bytes would add products in 16 bits, which overflow: compute in FP32 between Q and DQ.
+    if overflows_bytes():
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads is not None:
         options.intra_op_num_threads = threads

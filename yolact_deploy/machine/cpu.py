@@ -36,5 +36,10 @@ def multiplies_bytes() -> bool:
     return not _VNNI.isdisjoint(cpu_info()[1])
 
 
+def overflows_bytes() -> bool:
+    """Whether this CPU's kernels for bytes overflow, so that INT8 files have to compute in FP32 between Q and DQ."""
+    return is_x86() and not multiplies_bytes()
+
+
 def is_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.machine.cpu import overflows_bytes
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
@@ -58,9 +59,7 @@ class OpenVinoBackend(Backend):
             self.precision = precision or ("bf16" if keeps_bf16 and self.metadata.precision == "bf16" else "fp32")
         # The hint applies to what is FP32 in the file; its BF16 is computed in BF16 in any case.
         hint = HINTS[precision or "fp32"]
-        properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            properties["INFERENCE_NUM_THREADS"] = threads
+        properties = {**cpu_properties(hint, threads), "PERFORMANCE_HINT": "LATENCY"}
         try:
             self._compiled = core.compile_model(core.read_model(graph.data), "CPU", properties)
         except Exception as error:  # RuntimeError and its own kinds
@@ -85,6 +84,16 @@ class OpenVinoBackend(Backend):
 
     def close(self) -> None:
         del self._request, self._compiled
+
+
+def cpu_properties(hint: str, threads: int | None) -> dict[str, Any]:
+    """What OpenVINO's CPU plugin is to compute in, a value of :data:`HINTS`, with how many threads."""
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    if overflows_bytes():
+        properties["LP_TRANSFORMS_MODE"] = False
+    return properties
 
 
 @lru_cache

@@ -50,7 +50,7 @@ def available_flavour() -> str | None:
             import_tensorrt(flavour)
         except MissingDependencyError:
             continue
-        installed.append(flavour)
+        installed += [flavour]
     # TensorRT builds for the GPU it runs on, TensorRT for RTX without any.
     return next(iter(installed if has_gpu() else installed[::-1]), None)
 

@@ -92,7 +92,7 @@ def cpu_properties(hint: str, threads: int | None) -> dict[str, Any]:
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     if overflows_bytes():
-        properties["LP_TRANSFORMS_MODE"] = False
+        properties["LP_TRANSFORMS_MODE"] = False  # keeps Q and DQ as they are, in place of kernels for bytes
     return properties
 
 

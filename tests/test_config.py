@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 
@@ -102,6 +104,23 @@ def test_with_classes() -> None:
     assert (config.num_classes, config.class_names, config.category_ids) == (2, ("scratch", "dent"), (1, 2))
     assert get_config("yolact_resnet50").with_classes(5).num_classes == 5
     assert get_config("yolact_resnet50").with_classes(("a", "b"), (7, 9)).category_ids == (7, 9)
+
+
+def test_other_names_do_not_keep_the_old_ids() -> None:
+    coco = get_config("yolact_resnet50")
+    one = dataclasses.replace(coco, num_classes=1, class_names=("nucleus",))
+    assert one.category_ids == (1,)
+    own = coco.with_classes(("a", "b"), (7, 9))
+    stored = YolactConfig.from_dict(json.loads(json.dumps(own.to_dict())))
+    copied = pickle.loads(pickle.dumps(own))  # noqa: S301
+    for config in (own, stored, copied, copy.deepcopy(own)):
+        assert dataclasses.replace(config, image_size=320).category_ids == (7, 9)
+        assert dataclasses.replace(config, class_names=("c", "d")).category_ids == (1, 2)
+        assert dataclasses.replace(config, class_names=("c", "d"), category_ids=(7, 8)).category_ids == (7, 8)
+        kept = dataclasses.replace(config, class_names=("c", "d"), category_ids=tuple(config.category_ids))
+        assert kept.category_ids == (7, 9)
+    assert hash(own) == hash(stored)
+    assert own == stored
 
 
 @pytest.mark.parametrize("name", list_configs())

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -81,7 +82,8 @@ class YolactConfig:
     """One YOLACT network.
 
     ``YolactConfig()`` is yolact_base. Fields that depend on others (``class_names``, ``category_ids``,
-    ``prior_scales``) are filled in by default.
+    ``prior_scales``) are filled in by default. Category ids belong to the names they were given with:
+    ``replace(config, class_names=...)`` takes the default ids of the new names unless it names ids as well.
 
     Raises:
         ConfigError: a value out of range; the message names the field.
@@ -126,6 +128,8 @@ class YolactConfig:
         if not self.class_names:
             names = COCO_NAMES if self.num_classes == 80 else tuple(f"class {i + 1}" for i in range(self.num_classes))
             fill(self, "class_names", names)
+        if isinstance(self.category_ids, _IdsOf) and self.category_ids.names != self.class_names:
+            fill(self, "category_ids", ())  # `replace(config, class_names=...)` handed on the ids of other classes
         if not self.category_ids:
             coco = self.class_names == COCO_NAMES
             fill(self, "category_ids", COCO_CATEGORY_IDS if coco else tuple(range(1, self.num_classes + 1)))
@@ -133,6 +137,7 @@ class YolactConfig:
             fill(self, "prior_scales", _rescale(_BASE_SCALES, _BASE_SIZE, self.image_size))
         self._check_names()
         self._check_priors()
+        fill(self, "category_ids", _IdsOf(self.category_ids, self.class_names))
 
     def _check_numbers(self) -> None:
         """Before anything is computed from them."""
@@ -257,6 +262,17 @@ class YolactConfig:
             raise ConfigError(f"configuration: a value has the wrong type: {error}") from error
 
 
+class _IdsOf(tuple[int, ...]):
+    """Category ids that remember the names they belong to; equal to the plain tuple."""
+
+    names: tuple[str, ...] = ()
+
+    def __new__(cls, ids: Iterable[int] = (), names: tuple[str, ...] = ()) -> _IdsOf:
+        value = super().__new__(cls, ids)
+        value.names = names
+        return value
+
+
 def check_field(ok: bool, field: str, expected: str, value: object) -> None:
     """Raise :class:`ConfigError` with the name of the field unless ``ok``."""
     if not ok:
@@ -280,7 +296,7 @@ def _text(value: object) -> bool:
 
 def _tupled(value: Any) -> Any:
     """Lists as tuples, two levels deep."""
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) or isinstance(value, _IdsOf):
         return value
     return tuple(tuple(inner) if isinstance(inner, list) else inner for inner in value)
 

@@ -13,10 +13,10 @@ import pytest
 from data import data_dir
 from scripted import CONFIG, SCRIPT, coco_content, detections, write_coco
 
-from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES
+from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES, YolactConfig
 from yolact_deploy.datasets.rle import image_runs
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.evaluation.accuracy import accuracy, score_results
+from yolact_deploy.evaluation.accuracy import accuracy, score_results, scoring_limit
 from yolact_deploy.mask_forms import compress_counts
 
 IMAGES = (239627, 261712, 368212, 403385)
@@ -180,3 +180,28 @@ def test_run_lengths_of_a_text() -> None:
         assert image_runs(compress_counts(counts), 1, int(counts.sum()) + 1) is None
     assert image_runs("", 0, 0) is None
     assert image_runs("o", 1, 1) is None, "ends in the middle of a number"
+
+
+@pytest.mark.parametrize("evaluator", ["pycocotools", "faster-coco-eval"])
+def test_more_than_a_hundred_detections_count_if_the_model_reports_them(evaluator: str) -> None:
+    if evaluator != "pycocotools":
+        pytest.importorskip("faster_coco_eval")
+    objects = 150
+    boxes = [[4 * (i % 15), 4 * (i // 15), 3, 3] for i in range(objects)]
+    content = {
+        "images": [{"id": 1, "height": 64, "width": 64, "file_name": "1.png"}],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [
+            {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 9, "iscrowd": 0}
+            for i, box in enumerate(boxes)
+        ],
+    }
+    results = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 300} for i, box in enumerate(boxes)]
+    cut = accuracy(content, results, [1], evaluator)
+    whole = accuracy(content, results, [1], evaluator, max_detections=scoring_limit(YolactConfig(max_detections=300)))
+    assert cut.box is not None
+    assert whole.box is not None
+    assert cut.box.ap == pytest.approx(67 / 101), "recall ends at 100 of 150"
+    assert whole.box.ap == pytest.approx(1.0)
+    assert (cut.max_detections, whole.max_detections) == (100, 300)
+    assert scoring_limit(YolactConfig(max_detections=20)) == 100

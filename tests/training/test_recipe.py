@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from yolact_deploy.config import get_config, list_configs
+from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.model import YolactModel
 from yolact_deploy.training.data.augment import Augmentation
@@ -128,6 +128,11 @@ def test_the_order_of_settings_does_not_matter() -> None:
         ("augmentation.contrast=1", ["2 numbers"]),
         ("augmentation.size=300", ["config.image_size"]),
         ("config.num_classes=3", ["the data gives the classes"]),
+        ("config.prior_scales=((8,12),(16", ["scales of five levels"]),
+        ("config.prior_scales=((8,x),(16,2),(3,4),(5,6),(7,8))", ["scales of five levels"]),
+        ("config.prior_scales=((8,12),(16,24))", ["prior_scales: expected five levels"]),
+        ("config.prior_scales=(((8)),(1),(2),(3),(4))", ["scales of five levels"]),
+        ("config.max_detections=9999", ["max_detections", "1 to 3840"]),
         ("lr=-1", ["lr", "above 0"]),
         ("batch=0", ["batch", "1 or more"]),
         ("batch=9e18000", ["batch"]),
@@ -141,6 +146,67 @@ def test_wrong_settings(setting: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         override(get_recipe("yolact_base"), [setting])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["((8,12),(16,24),(32,48),(64,96),(128,192))", "[[8, 12], [16, 24], [32, 48], [64, 96], [128, 192]]",
+     "(8,12),(16,24),(32,48),(64,96),(128,192)", "((8, 12,), (16, 24), (32, 48), (64, 96), (128, 192),)"],
+)  # fmt: skip
+def test_several_scales_per_level(text: str) -> None:
+    recipe = override(get_recipe("yolact_base"), [f"config.prior_scales={text}"])
+    assert recipe.config.prior_scales == ((8.0, 12.0), (16.0, 24.0), (32.0, 48.0), (64.0, 96.0), (128.0, 192.0))
+
+
+def test_one_scale_per_level() -> None:
+    for text in ("8,16,32,64,128", "((8,),(16,),(32,),(64,),(128,))", "(8,16,32,64,128)", "((8),(16),(32),(64),(128))"):
+        recipe = override(get_recipe("yolact_base"), [f"config.prior_scales={text}"])
+        assert recipe.config.prior_scales == ((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)), text
+
+
+def test_every_value_of_the_network_that_the_data_does_not_give_can_be_set() -> None:
+    fields = {f"config.{field.name}" for field in dataclasses.fields(YolactConfig)}
+    assert fields - set(keys()) == {"config.num_classes", "config.class_names", "config.category_ids"}
+    for key in fields & set(keys()) - {"config.image_size"}:
+        value = getattr(get_config("yolact_base"), key.removeprefix("config."))
+        text = str(value).replace("True", "yes").replace("False", "no")
+        assert override(get_recipe("yolact_base"), [f"{key}={text}"]).config == get_config("yolact_base"), key
+
+
+def test_a_recipe_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "my_recipe.py"
+    file.write_text(
+        "import dataclasses\n"
+        "from yolact_deploy.training.recipes import get_recipe\n"
+        "from yolact_deploy.training.recipe import Recipe\n"
+        "base = get_recipe('yolact_edge_mobilenetv2')\n"
+        "config = dataclasses.replace(base.config.with_size(320), name='cells', top_k=500, max_detections=500)\n"
+        "RECIPE = dataclasses.replace(base, name='cells', config=config, lr=2e-3)\n"
+    )
+    recipe = get_recipe(str(file))
+    assert (recipe.name, recipe.lr, recipe.config.max_detections) == ("cells", 2e-3, 500)
+    assert recipe.augmentation.size == 320
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("RECIPE = 3\n", ["has a RECIPE of type int", "RECIPE = Recipe(...)"]),
+        ("x = 1\n", ["has no RECIPE"]),
+        ("x = 1\ny = 1 / 0\n", ["line 2", "ZeroDivisionError"]),
+        ("x = (\n", ["line 1", "SyntaxError"]),
+        ("raise SystemExit(3)\n", ["line 1", "SystemExit"]),
+        ("from yolact_deploy.config import YolactConfig\nYolactConfig(top_k=0)\n", ["top_k: expected"]),
+    ],
+)
+def test_a_file_that_is_no_recipe(text: str, words: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "my_recipe.py"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        get_recipe(str(file))
+    assert all(word in str(caught.value) for word in [str(file), *words]), str(caught.value)
+    with pytest.raises(ConfigError, match=r"no such recipe file: .*absent\.py"):
+        get_recipe(str(tmp_path / "absent.py"))
 
 
 def test_every_simple_field_can_be_set() -> None:

@@ -33,7 +33,7 @@ from yolact_deploy.benchmarks.record import (
 from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, import_optional
-from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result, by_image
+from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result, by_image, scoring_limit
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
 from yolact_deploy.evaluation.bootstrap import Interval, PairedBootstrap
 from yolact_deploy.evaluation.diagnosis import diagnose
@@ -265,6 +265,7 @@ class _Collector:
         self._images = images
         self._reference, *self._others = names = [model.name for model in models]
         self._category_ids = models[0].predictor.config.category_ids
+        self._limit = max(scoring_limit(model.predictor.config) for model in models)
         self.score_threshold = score_threshold
         self._keep_worst = keep_worst
         self._results: dict[str, list[Result]] = {name: [] for name in names}
@@ -321,7 +322,7 @@ class _Collector:
         if self._images.content is None:
             return None
         if name not in self._scores:
-            meter = AccuracyMeter(self._images.content, self._images.image_ids)
+            meter = AccuracyMeter(self._images.content, self._images.image_ids, max_detections=self._limit)
             for image_id, results in by_image(self._results[name]).items():
                 meter.add(image_id, results)
             self._scores[name] = meter.result(), meter.matches()

@@ -1,17 +1,19 @@
-"""Check a dataset before training, or generate one."""
+"""Check a dataset before training, fit prior scales to it, or generate one."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from yolact_deploy.config import YolactConfig
     from yolact_deploy.datasets.check import DataReport
 
 _EPILOG = """\
 examples:
   yolact-deploy data check my.yaml --deep
   yolact-deploy data check coco/ --json
+  yolact-deploy data priors my.yaml --recipe yolact_edge_mobilenetv2 --size 320
   yolact-deploy data shapes -o shapes --train 4000 --val 500
 
 A dataset file:
@@ -19,7 +21,11 @@ A dataset file:
   train: {annotations: train.json, images: images}
   val: {annotations: val.json, images: images}
 
-'check' exits with 2 if the dataset has errors, which 'train' refuses as well."""
+'check' exits with 2 if the dataset has errors, which 'train' refuses as well.
+
+'priors' fits the prior scales of a recipe to the objects of the training split and prints the option of 'train' that
+sets them. The best possible recall is the share of objects that a prior overlaps with an IoU of 0.5 or more: more than
+that share a network can hardly learn to detect."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
     check.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     check.add_argument("--deep", action="store_true", help="also read every picture")
+    _add_priors(commands)
     shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations")
     shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
     shapes.add_argument(
@@ -39,13 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", default="320x240", metavar="WxH", help="size in pixels, or one number for both (default: 320x240)"
     )
     shapes.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: 0)")
-    for command in (check, shapes):
+    for command in commands.choices.values():
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
+def _add_priors(commands: Any) -> None:
+    priors = commands.add_parser("priors", help="fit prior scales to the objects of a dataset")
+    priors.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    priors.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
+    priors.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
+    priors.add_argument(
+        "--recipe",
+        default="yolact_base",
+        metavar="NAME",
+        help="recipe whose network the priors are for: a name or your own Python file (default: yolact_base)",
+    )
+    priors.add_argument("--size", type=int, metavar="S", help="input side (default: the recipe's)")
+    priors.add_argument("--scales", type=int, metavar="N", help="scales per level (default: the recipe's)")
+
+
 def run(args: argparse.Namespace) -> int:
-    return _check(args) if args.action == "check" else _shapes(args)
+    return {"check": _check, "priors": _priors, "shapes": _shapes}[args.action](args)
 
 
 # -- check ----------------------------------------------------------------------------------------------------------
@@ -88,6 +110,47 @@ def _print_report(report: DataReport) -> None:
         print("nothing wrong")
     else:
         print("nothing wrong in the annotations; --deep also reads every picture")
+
+
+# -- priors ---------------------------------------------------------------------------------------------------------
+
+
+def _priors(args: argparse.Namespace) -> int:
+    from yolact_deploy.console import print_json, print_table
+    from yolact_deploy.errors import import_optional
+
+    for module in ("torch", "pycocotools"):
+        import_optional(module, "train", "Fitting priors of a recipe")
+    from yolact_deploy.datasets.dataset_file import open_dataset
+    from yolact_deploy.datasets.prior_fit import fit_priors, object_boxes
+    from yolact_deploy.training.recipes import get_recipe
+
+    config = get_recipe(args.recipe).config
+    if args.size is not None:
+        config = config.with_size(args.size)
+    spec = open_dataset(args.data, images_dir=args.images_dir, lenient=args.lenient)
+    fit = fit_priors(object_boxes(spec), config, scales_per_level=args.scales)
+    if args.json:
+        print_json({"dataset": str(spec.path), "recipe": args.recipe, **fit.to_json()})
+        return 0
+    rows = [
+        (
+            name,
+            f"{100 * q.recall:.2f}",
+            f"{q.mean_iou:.3f}",
+            _scales(c),
+            " ".join(f"{100 * s:.0f}" for s in q.per_level),
+        )
+        for name, c, q in (("recipe", fit.before, fit.quality_before), ("fitted", fit.after, fit.quality_after))
+    ]
+    columns = ["priors", "best possible recall %", "mean IoU", "scales P3..P7", "% of objects"]
+    print_table(columns, rows, title=f"{fit.objects} objects at {config.image_size} pixels")
+    print(fit.setting)
+    return 0
+
+
+def _scales(config: YolactConfig) -> str:
+    return " ".join(",".join(f"{scale:g}" for scale in level) for level in config.prior_scales)
 
 
 # -- shapes ---------------------------------------------------------------------------------------------------------

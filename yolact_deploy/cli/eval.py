@@ -57,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scoring.add_argument("--per-class", action="store_true", help="also show the AP of each class with ground truth")
     scoring.add_argument("--image-ids", metavar="ID,...", help="with --results: score only these images")
+    scoring.add_argument(
+        "--max-detections",
+        type=int,
+        metavar="N",
+        help="with --results: detections per image and class that count (default 100, as COCO's); for a model, 100 or "
+        "its own limit if that is higher",
+    )
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
@@ -78,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--resume continues a file of detections: name it with --cache FILE")
     if args.reference and args.evaluator != "pycocotools":
         raise InputError(f"--reference does not work with --evaluator {args.evaluator}: leave --evaluator out")
+    if args.max_detections is not None and args.max_detections < 1:
+        raise InputError(f"--max-detections: expected 1 or more, got {args.max_detections}")
     if args.samples < 2:
         raise InputError(f"--samples: expected 2 or more, got {args.samples}")
     scored = _score_file(args) if args.results else _score_model(args)
@@ -103,6 +112,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.errors import InputError
     from yolact_deploy.evaluation.accuracy import accuracy
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
+    from yolact_deploy.evaluation.matches import COCO_LIMIT
 
     for option in ("images", "images_dir", "save_results", "cache"):
         if getattr(args, option) is not None:
@@ -113,11 +123,15 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     truth.require_objects()
     content, ids = truth.content, truth.image_ids
     assert content is not None  # open_truth reads it
-    scored = accuracy(content, read_results(args.results, content), ids, args.evaluator)
+    limit = COCO_LIMIT if args.max_detections is None else args.max_detections
+    results = read_results(args.results, content)
+    scored = accuracy(content, results, ids, args.evaluator, max_detections=limit)
     difference = {}
     if args.reference:
-        matches = read_matches(args.results, content, ids)
-        difference = differences(args.reference, matches, content, ids, samples=args.samples, seed=args.seed)
+        matches = read_matches(args.results, content, ids, limit)
+        difference = differences(
+            args.reference, matches, content, ids, samples=args.samples, seed=args.seed, max_detections=limit
+        )
     return _Scored(Path(args.results).name, scored, None, difference)
 
 
@@ -138,6 +152,8 @@ def _score_model(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.detection_cache import DetectionCache
     from yolact_deploy.evaluation.evaluate import cache_key, evaluate
 
+    if args.max_detections is not None:
+        raise InputError("--max-detections requires --results: a model's own limit counts for its detections")
     if args.image_ids is not None:
         raise InputError("--image-ids requires --results: limit a model's images with --limit N")
     source, choice = _source(args)
@@ -156,7 +172,13 @@ def _score_model(args: argparse.Namespace) -> _Scored:
     if args.reference:
         assert images.content is not None  # evaluate refuses images without annotations
         difference = differences(
-            args.reference, done.matches, images.content, images.image_ids, samples=args.samples, seed=args.seed
+            args.reference,
+            done.matches,
+            images.content,
+            images.image_ids,
+            samples=args.samples,
+            seed=args.seed,
+            max_detections=done.accuracy.max_detections,
         )
     return _Scored(source.name, done.accuracy, done.time, difference)
 

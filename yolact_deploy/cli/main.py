@@ -42,7 +42,7 @@ COMMANDS = {
     "doctor": "Check what runs on this machine and what to install for the rest",
     "summary": "Show the layers, parameters and multiply-adds of a network",
     "train": "Train a network on a COCO-style dataset",
-    "data": "Check a dataset, or generate one of simple shapes",
+    "data": "Check a dataset, fit priors to it, or generate one of shapes",
     "demo": "Export, measure and run the model that comes with the package",
     "fetch": "Download the official weights of a configuration",
 }

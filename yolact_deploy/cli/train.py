@@ -4,6 +4,7 @@ examples:
   yolact-deploy train --recipe yolact_resnet50 --data coco/
   yolact-deploy train --recipe yolact_resnet50 --data my.yaml --weights yolact_resnet50 --set batch=4 --set lr=5e-4
   yolact-deploy train --recipe shapes_demo --data shapes/shapes.yaml --output runs/shapes --resume
+  yolact-deploy train --recipe my_recipe.py --data my.yaml --set config.top_k=400 --set config.max_detections=400
   torchrun --nproc-per-node 4 -m yolact_deploy train --recipe yolact_base --data coco/ --set batch=32
 
 Ctrl-C, SIGTERM or the end of the session stops after the current step and saves; --resume continues exactly where it
@@ -14,6 +15,7 @@ show the choices.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", required=True, metavar="NAME", help="how to train; 'list' shows all recipes")
+    parser.add_argument(
+        "--recipe",
+        required=True,
+        metavar="NAME",
+        help="how to train: the name of a recipe ('list' shows all), or your own Python file, which is executed",
+    )
     parser.add_argument("--data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
     parser.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     result = fit(
         recipe,
         args.data,
-        args.output or f"runs/{args.recipe}",
+        args.output or f"runs/{Path(args.recipe).stem if args.recipe.endswith('.py') else args.recipe}",
         weights=args.weights,
         resume=args.resume,
         device=args.device,
@@ -122,7 +129,7 @@ def _list_settings(recipe: object) -> int:
         value = recipe
         for part in key.split("."):
             value = getattr(value, part)
-        rows.append((key, str(value)))
+        rows.append((key, str(value).replace(" ", "") if isinstance(value, tuple) else str(value)))
     print_table(["key", "value"], rows)
     return 0
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.coco_results import Result as Result
 from yolact_deploy.datasets.coco_results import read_results
 from yolact_deploy.datasets.image_sets import open_truth
 from yolact_deploy.evaluation.faster_eval import FasterMatcher
-from yolact_deploy.evaluation.matches import AREAS, IOU_THRESHOLDS, Floats, Matcher, Matches
+from yolact_deploy.evaluation.matches import AREAS, COCO_LIMIT, IOU_THRESHOLDS, Floats, Matcher, Matches
 from yolact_deploy.vocabulary import EVALUATORS, check_word
 
 #: COCO's names of the kinds, and ours
@@ -59,6 +60,7 @@ class Accuracy:
 
     Attributes:
         curves: for "box" and "mask", if there is ground truth
+        max_detections: detections per image and class that count (COCO's maxDets)
     """
 
     box: AveragePrecision | None
@@ -66,9 +68,15 @@ class Accuracy:
     images: int
     detections: int
     curves: dict[str, Curves] = field(default_factory=dict)
+    max_detections: int = COCO_LIMIT
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def scoring_limit(config: YolactConfig) -> int:
+    """How many detections per image and class count for a model: COCO's 100, or more if the model reports more."""
+    return max(COCO_LIMIT, config.max_detections)
 
 
 class AccuracyMeter:
@@ -79,6 +87,7 @@ class AccuracyMeter:
         image_ids: the images to score; images that are never added count as having no detections
         evaluator: one of :data:`EVALUATORS`
         kinds: keys of :data:`KINDS` that the results have
+        max_detections: detections per image and class that count; see :func:`scoring_limit`
 
     Raises:
         InputError: an unknown evaluator.
@@ -92,12 +101,14 @@ class AccuracyMeter:
         *,
         evaluator: str = EVALUATORS[0],
         kinds: Sequence[str] = tuple(KINDS),
+        max_detections: int = COCO_LIMIT,
     ) -> None:
         check_word("evaluator", evaluator, EVALUATORS)
         self._image_ids = frozenset(image_ids)
         self._names = _class_names(content["categories"])
         matcher: type[Matcher | FasterMatcher] = Matcher if evaluator == EVALUATORS[0] else FasterMatcher
-        self._matchers = {kind: matcher(content, self._image_ids, kind) for kind in kinds}
+        self._max_detections = max_detections
+        self._matchers = {k: matcher(content, self._image_ids, k, max_detections=max_detections) for k in kinds}
         self._waiting: dict[int, Sequence[Result]] = {}
         self._detections = 0
 
@@ -134,7 +145,8 @@ class AccuracyMeter:
             kind_curves = precision_curves(precision)
             if kind_curves:
                 curves[KINDS[kind]] = kind_curves
-        return Accuracy(figures.get("box"), figures.get("mask"), len(self._image_ids), self._detections, curves)
+        box, mask, images = figures.get("box"), figures.get("mask"), len(self._image_ids)
+        return Accuracy(box, mask, images, self._detections, curves, self._max_detections)
 
 
 def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePrecision:
@@ -178,18 +190,21 @@ def accuracy(
     image_ids: Iterable[int],
     evaluator: str = EVALUATORS[0],
     kinds: Sequence[str] | None = None,
+    max_detections: int = COCO_LIMIT,
 ) -> Accuracy:
     """Score checked results against checked annotations; see :class:`AccuracyMeter`.
 
     Args:
         results: may be empty (AP 0); those of other images are ignored
         kinds: by default those that all results have
+        max_detections: detections per image and class that count; see :func:`scoring_limit`
 
     Raises:
         DatasetError: the annotations have an unreadable segmentation.
     """
     results, ids = list(results), set(image_ids)
-    meter = AccuracyMeter(content, ids, evaluator=evaluator, kinds=result_kinds(results) if kinds is None else kinds)
+    kinds = result_kinds(results) if kinds is None else kinds
+    meter = AccuracyMeter(content, ids, evaluator=evaluator, kinds=kinds, max_detections=max_detections)
     for image_id, of_image in by_image(results).items():
         if image_id in ids:
             meter.add(image_id, of_image)
@@ -207,11 +222,13 @@ def score_results(
     results: str | os.PathLike[str],
     image_ids: Sequence[int] | None = None,
     evaluator: str = EVALUATORS[0],
+    max_detections: int = COCO_LIMIT,
 ) -> Accuracy:
     """Score a COCO results file.
 
     Args:
         image_ids: images to score; by default all annotated ones, including those without results
+        max_detections: detections per image and class that count
 
     Raises:
         DatasetError: either file is malformed, the two do not match, or there are no objects.
@@ -219,7 +236,8 @@ def score_results(
     truth = open_truth(coco=None, annotations=annotations).select(image_ids)
     truth.require_objects()
     assert truth.content is not None
-    return accuracy(truth.content, read_results(results, truth.content), truth.image_ids, evaluator)
+    scored = read_results(results, truth.content)
+    return accuracy(truth.content, scored, truth.image_ids, evaluator, max_detections=max_detections)
 
 
 def by_image(results: Iterable[Result]) -> dict[int, list[Result]]:

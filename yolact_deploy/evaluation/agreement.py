@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.accuracy import IMAGES_AT_ONCE, Result, average_precision, by_image
-from yolact_deploy.evaluation.matches import Matcher
+from yolact_deploy.evaluation.matches import COCO_LIMIT, Matcher
 from yolact_deploy.mask_forms import MaskCrops, compress_counts
 from yolact_deploy.postprocess import box_iou
 
@@ -229,8 +229,9 @@ def agreement_ap(
     categories = [{"id": c} for c in sorted({r["category_id"] for r in (*reference, *results)})]
     content = {"images": list(images.values()), "categories": categories, "annotations": truth}
     ranked = [{k: v for k, v in r.items() if k != "mask_score"} for r in results if not _is_empty(r, kind)]
-    matcher = Matcher(content, images, kind, areas=1)
     of_image = list(by_image(ranked).items())
+    most = max((len(found) for _, found in of_image), default=0)
+    matcher = Matcher(content, images, kind, areas=1, max_detections=max(COCO_LIMIT, most))
     for first in range(0, len(of_image), IMAGES_AT_ONCE):
         matcher.add(dict(of_image[first : first + IMAGES_AT_ONCE]))
     return average_precision(matcher.precision()).ap

@@ -21,7 +21,7 @@ from yolact_deploy.datasets.coco_results import read_results
 from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.evaluation.accuracy import AccuracyMeter, by_image, result_kinds
 from yolact_deploy.evaluation.detection_cache import is_detection_cache, read_detections
-from yolact_deploy.evaluation.matches import Matches
+from yolact_deploy.evaluation.matches import COCO_LIMIT, Matches
 
 SAMPLES = 1000
 _LIMITS = (2.5, 97.5)
@@ -102,24 +102,29 @@ class PairedBootstrap:
 
 
 def read_matches(
-    path: str | os.PathLike[str], content: Mapping[str, Any], image_ids: Sequence[int]
+    path: str | os.PathLike[str],
+    content: Mapping[str, Any],
+    image_ids: Sequence[int],
+    max_detections: int = COCO_LIMIT,
 ) -> dict[str, Matches]:
     """Matches of "box" and "mask" from a file of detections (``eval --cache``) or COCO results.
 
     Args:
         content: checked content of a COCO instances file
         image_ids: the images to score
+        max_detections: detections per image and class that count
 
     Raises:
         DatasetError: the file is malformed, does not match the annotations, or lacks images.
     """
     if not is_detection_cache(path):
         results = read_results(path, content)
-        meter, of_image = AccuracyMeter(content, image_ids, kinds=result_kinds(results)), by_image(results)
+        kinds, of_image = result_kinds(results), by_image(results)
+        meter = AccuracyMeter(content, image_ids, kinds=kinds, max_detections=max_detections)
         for image_id in image_ids:
             meter.add(image_id, of_image.get(image_id, []))
         return meter.matches()
-    meter, left = AccuracyMeter(content, image_ids), set(image_ids)
+    meter, left = AccuracyMeter(content, image_ids, max_detections=max_detections), set(image_ids)
     for stored in read_detections(path):
         if stored.image_id in left:
             meter.add(stored.image_id, stored.results)
@@ -137,6 +142,7 @@ def differences(
     *,
     samples: int = SAMPLES,
     seed: int = 0,
+    max_detections: int = COCO_LIMIT,
 ) -> dict[str, Interval]:
     """AP of ``matches`` minus that of a file of detections or results, for each of "box" and "mask" that both have.
 
@@ -144,7 +150,7 @@ def differences(
         DatasetError: see :func:`read_matches`.
         InputError: they have no kind in common, or too few samples.
     """
-    of_reference = read_matches(reference, content, image_ids)
+    of_reference = read_matches(reference, content, image_ids, max_detections)
     shared = [kind for kind in matches if kind in of_reference]
     if not shared:
         raise InputError(f"{reference} has neither boxes nor masks in common with the scored results")

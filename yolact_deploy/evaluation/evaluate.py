@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolact_deploy.artifact import sha256_file
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result
+from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result, scoring_limit
 from yolact_deploy.evaluation.detection_cache import DetectionCache
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.matches import Matches
+from yolact_deploy.inspection import inspect_file
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
@@ -116,22 +118,35 @@ def evaluate(
     """
     if images.content is None:
         raise DatasetError("these images have no annotations: use --coco DIR with instances_*.json, or --annotations")
-    run = _Run(AccuracyMeter(images.content, images.image_ids, evaluator=evaluator), on_results)
     stored = cache.stored if cache else 0
     start = time.perf_counter()
-    if cache and stored:
-        run.read(cache, progress)
     load_s = 0.0
-    if stored < len(images):
-        loading = time.perf_counter()
-        with model.load() if isinstance(model, EngineSource) else contextlib.nullcontext(model) as predictor:
-            load_s = time.perf_counter() - loading
+    with contextlib.ExitStack() as stack:
+        predictor = None
+        if stored < len(images):
+            predictor = stack.enter_context(model.load()) if isinstance(model, EngineSource) else model
+            load_s = time.perf_counter() - start
             images.check_classes(predictor.config)
+        limit = scoring_limit(predictor.config if predictor else _stored_config(model))
+        meter = AccuracyMeter(images.content, images.image_ids, evaluator=evaluator, max_detections=limit)
+        run = _Run(meter, on_results)
+        if cache and stored:
+            run.read(cache, progress)
+        if predictor:
             run.predict(predictor, images, stored, cache, progress)
     accuracy, matches = run.score()
     whole_s = time.perf_counter() - start - load_s
     spent = {stage: ms / 1e3 for stage, ms in run.timer.spent.items()}
     return Evaluation(accuracy, EvalTime(len(images) - stored, stored, load_s, whole_s, spent), matches)
+
+
+def _stored_config(model: Predictor | EngineSource) -> YolactConfig:
+    """The configuration of a model that need not be loaded, since all its detections are in the cache."""
+    if isinstance(model, Predictor):
+        return model.config
+    facts = inspect_file(model.path) if model.path else {}
+    stored = (facts.get("metadata") or {}).get("config") or facts.get("inferred_config")
+    return YolactConfig.from_dict(stored) if stored else YolactConfig()
 
 
 class _Run:

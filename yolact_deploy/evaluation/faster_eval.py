@@ -10,7 +10,7 @@ from typing import Any
 
 from yolact_deploy.datasets.coco_results import Result
 from yolact_deploy.errors import import_optional
-from yolact_deploy.evaluation.matches import Floats, Truth, coco_index, detection, scoring
+from yolact_deploy.evaluation.matches import COCO_LIMIT, Floats, Truth, coco_index, detection, scoring
 
 _EXTRA = "faster-eval"
 
@@ -18,9 +18,11 @@ _EXTRA = "faster-eval"
 class FasterMatcher:
     """Collects detections and scores them at the end; see :class:`~yolact_deploy.evaluation.matches.Matcher`."""
 
-    def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str) -> None:
+    def __init__(
+        self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str, *, max_detections: int = COCO_LIMIT
+    ) -> None:
         self._tools = import_optional("faster_coco_eval", _EXTRA, "The evaluator faster-coco-eval")
-        self._kind = kind
+        self._kind, self._max_detections = kind, max_detections
         self._truth = Truth(content, image_ids)
         self._detections: list[Result] = []
         self._precision: Floats | None = None
@@ -48,6 +50,7 @@ class FasterMatcher:
             )
             evaluation.params.imgIds = list(self._truth.image_ids)
             evaluation.params.catIds = list(self._truth.category_ids)
+            evaluation.params.maxDets = [1, 10, self._max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
         precision: Floats = evaluation.eval["precision"][..., -1]

@@ -29,6 +29,8 @@ AREAS = ("all", "small", "medium", "large")
 #: COCO's IoU thresholds, computed as pycocotools does
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
+#: COCO's limit of the detections per image and class that count
+COCO_LIMIT = 100
 _EVERY_THRESHOLD = (1 << len(IOU_THRESHOLDS)) - 1
 _VALUES_AT_ONCE = 1 << 20
 
@@ -59,8 +61,8 @@ class Matches:
     misses: NDArray[np.uint16]
 
     def precision(self) -> Floats:
-        """Interpolated precision [T, R, K, A], -1 without objects: ``COCOeval.eval["precision"]`` for at most 100
-        detections per image."""
+        """Interpolated precision [T, R, K, A], -1 without objects: ``COCOeval.eval["precision"]`` for the largest
+        number of detections per image."""
         shape = (len(IOU_THRESHOLDS), len(RECALLS), len(self.category_ids), len(AREAS))
         precision = np.full(shape, -1.0)
         once = np.ones((1, len(self.image_ids)), np.int32)
@@ -161,12 +163,19 @@ class Matcher:
         image_ids: all images to score
         kind: "bbox" or "segm"
         areas: how many of :data:`AREAS` to match; the others have no objects
+        max_detections: detections per image and class that count
     """
 
     def __init__(
-        self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str, *, areas: int = len(AREAS)
+        self,
+        content: Mapping[str, Any],
+        image_ids: Iterable[int],
+        kind: str,
+        *,
+        areas: int = len(AREAS),
+        max_detections: int = COCO_LIMIT,
     ) -> None:
-        self.kind, self._areas = kind, areas
+        self.kind, self._areas, self._max_detections = kind, areas, max_detections
         self._truth = Truth(content, image_ids)
         self._number = {image_id: number for number, image_id in enumerate(self._truth.image_ids)}
         shape = (len(self._truth.category_ids), len(AREAS), len(self._number))
@@ -192,6 +201,7 @@ class Matcher:
             evaluation = tools.COCOeval(*parts, self.kind)
             evaluation.params.imgIds = list(results)
             evaluation.params.catIds = list(self._truth.category_ids)
+            evaluation.params.maxDets = [self._max_detections]
             evaluation.params.areaRng = evaluation.params.areaRng[: self._areas]
             evaluation.evaluate()
         self._keep(evaluation.evalImgs, len(results))

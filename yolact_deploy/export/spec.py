@@ -139,7 +139,9 @@ class ExportSpec:
         entries = min(config.top_k, config.num_priors) * (1 if self.cross_class else config.num_classes)
         slots = config.top_k if self.cross_class else config.max_detections
         if slots > entries:
-            raise ExportError(f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries}")
+            raise ExportError(
+                f"max_detections: {slots} slots for {entries} entries of NMS; lower it to {entries} or raise top_k"
+            )
         return Metadata(
             config=config,
             precision=self.precision,

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from yolact_deploy.artifact import write_json
-from yolact_deploy.errors import DatasetError, InputError
+from yolact_deploy.config import YolactConfig
+from yolact_deploy.errors import ConfigError, DatasetError, InputError
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.initialization import InitReport, initialize
@@ -123,6 +124,7 @@ def _prepare(
     """Check and prepare everything that the first step needs."""
     dataset = _training_set(recipe, spec)
     recipe = replace(recipe, config=spec.configure(recipe.config))
+    _check_slots(recipe.config)
     set_seed(recipe.seed)
     model = YolactModel(recipe.config)
     evaluator = _evaluator(model, recipe, spec, world, progress)
@@ -141,6 +143,16 @@ def _prepare(
         trainer.monitors = _monitors(folder, trainer.done if resume else None, progress)
     _report_start(trainer, initial, len(dataset))
     return trainer
+
+
+def _check_slots(config: YolactConfig) -> None:
+    """Before hours of training, refuse what no export of the weights could fill."""
+    entries = min(config.top_k, config.num_priors) * config.num_classes
+    if config.max_detections > entries:
+        raise ConfigError(
+            f"config.max_detections: {config.max_detections} detections, but NMS keeps {config.top_k} per "
+            f"class (top_k) of {config.num_classes}: also set config.top_k={config.max_detections}"
+        )
 
 
 def _batches(dataset: CocoDataset, recipe: Recipe, world: World, workers: int | None, start: int) -> Iterable[Batch]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from yolact_deploy.training.recipe import Recipe
 # Not settable: the data sets the classes, config.image_size the sizes, and the rest documents the recipe.
 _FIXED = frozenset((
     "name", "config", "augmentation", "paper", "expected", "duration", "command", "augmentation.size",
-    "config.name", "config.num_classes", "config.class_names", "config.category_ids",
+    "config.num_classes", "config.class_names", "config.category_ids",
 ))  # fmt: skip
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -126,14 +127,31 @@ def _one_of(text: str, choices: tuple[str, ...]) -> str:
 
 
 def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
-    parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
-    if typing.get_origin(kinds[0]) is tuple:  # scales: one number per level
-        return tuple((_finite(part),) for part in parts)
+    parts = _parts(text.strip("()[]"))
+    if typing.get_origin(kinds[0]) is tuple:
+        return _levels(text)
     if kinds[-1] is Ellipsis:
         return tuple(_converted(part, kinds[0]) for part in parts)
     if len(parts) != len(kinds):
         raise ValueError
     return tuple(_converted(part, kind) for part, kind in zip(parts, kinds, strict=True))
+
+
+def _levels(text: str) -> tuple[tuple[float, ...], ...]:
+    """Scales of each level: ``((8,12),(16,24),...)``, or ``8,16,...`` with one scale per level."""
+    inner = text.strip()
+    if re.fullmatch(r"[(\[]\s*[(\[].*[)\]]\s*,?\s*[)\]]", inner):
+        inner = inner[1:-1]
+    if not re.search(r"[()\[\]]", inner.strip("()[]")):
+        return tuple((_finite(part),) for part in _parts(inner.strip("()[]")))
+    level = r"[(\[]([^()\[\]]*)[)\]]"
+    if not re.fullmatch(rf"\s*{level}(?:\s*,\s*{level})*\s*,?\s*", inner):
+        raise ValueError
+    return tuple(tuple(map(_finite, _parts(scales))) for scales in re.findall(level, inner))
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _whole(text: str) -> int:
@@ -154,9 +172,10 @@ def _name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(arguments)}"
+    if origin is tuple and isinstance(arguments[0], types.GenericAlias):
+        return "scales of five levels, such as ((8,12),(16,24),(32,48),(64,96),(128,192)) or 8,16,32,64,128"
     if origin is tuple and arguments[-1] is Ellipsis:
-        inner = arguments[0] if not isinstance(arguments[0], types.GenericAlias) else float
-        return f"{_name(inner)} or several, separated by commas"
+        return f"{_name(arguments[0])} or several, separated by commas"
     if origin is tuple:
         return f"{len(arguments)} numbers, separated by commas"
     return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "text")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yolact_deploy.datasets.dataset_file import DatasetSpec
 from yolact_deploy.datasets.image_sets import open_images
-from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy
+from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy, scoring_limit
 from yolact_deploy.model import YolactModel
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
@@ -64,7 +64,9 @@ class Evaluator:
         if not self.world.is_main:
             return None
         assert self.images.content is not None  # of_classes made it
-        return accuracy(self.images.content, [r for part in gathered for r in part], self.images.image_ids)
+        results = [r for part in gathered for r in part]
+        limit = scoring_limit(self.model.config)
+        return accuracy(self.images.content, results, self.images.image_ids, max_detections=limit)
 
     def _predictor(self, weights: Mapping[str, Tensor]) -> Predictor:
         model = with_weights(self.model, weights)

@@ -25,7 +25,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.datasets.image_sets import CocoImage, CocoImages
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import ArtifactError
-from yolact_deploy.evaluation.accuracy import AccuracyMeter
+from yolact_deploy.evaluation.accuracy import AccuracyMeter, scoring_limit
 from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, AgreementMeter
 from yolact_deploy.evaluation.bootstrap import Interval, PairedBootstrap
 from yolact_deploy.evaluation.matches import Matches
@@ -223,7 +223,8 @@ class Trials:
 
     def _accuracy_meter(self) -> AccuracyMeter | None:
         content = self.images.content
-        return None if content is None else AccuracyMeter(content, self.images.image_ids)
+        limit = scoring_limit(self._backend.metadata.config)
+        return None if content is None else AccuracyMeter(content, self.images.image_ids, max_detections=limit)
 
     @property
     def _category_ids(self) -> Sequence[int]:

@@ -39,7 +39,8 @@ TORCH_PLACES = (
 TORCH_MARKER = "needs torch"
 
 #: rooms that may need more than NumPy and OpenCV to be imported
-HEAVY_ROOMS = ("datasets", "model", "evaluation", "training", "export", "console", "benchmarks", "cli", "__main__")
+HEAVY_ROOMS = ("datasets", "model", "evaluation", "training", "export", "console", "benchmarks", "serving", "cli",
+               "__main__")  # fmt: skip
 
 OPTIONAL = ("torch", "cuda", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx",
             "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "faster_coco_eval",

@@ -73,6 +73,7 @@ _EXTRAS = {
     **dict.fromkeys(("pycocotools", "msgspec", "psutil", "pynvml"), "bench"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "openvino": "openvino",
+    **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "starlette", "prometheus_client"), "serve"),
     **dict.fromkeys(("cv2", "numpy", "rich"), ""),
 }
 

@@ -72,13 +72,24 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
         InputError: no such file, not an image that OpenCV can decode, or one of more pixels than :func:`check_pixels`
             allows; its header says so before anything is decoded.
     """
-    content = read_bytes(path, "image", InputError)
-    check_pixels(path, header_size(io.BytesIO(content)))
+    return decode_image(read_bytes(path, "image", InputError), path)
+
+
+def decode_image(content: bytes, name: str | os.PathLike[str]) -> UInt8[Pixels, "H W 3"]:
+    """The content of an image file as uint8 BGR [H, W, 3], as :func:`read_image` reads it.
+
+    Args:
+        name: what errors call it
+
+    Raises:
+        InputError: see :func:`read_image`
+    """
+    check_pixels(name, header_size(io.BytesIO(content)))
     data = np.frombuffer(content, dtype=np.uint8)
     try:
-        return _decode(data, path)
+        return _decode(data, name)
     except cv2.error as error:  # larger than OpenCV agrees to decode
-        raise InputError(f"cannot decode image {path}: {error.err}") from error
+        raise InputError(f"cannot decode image {name}: {error.err}") from error
 
 
 def check_pixels(path: object, size: tuple[int, int] | None) -> None:

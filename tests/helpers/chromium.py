@@ -83,20 +83,26 @@ class Chromium:
                 return dict(answer["result"])
             self._events.append(answer)
 
-    def open(self, path: Path, width: int, height: int = 900, *, dark: bool = False, media: str = "screen") -> Page:
-        """Load a file at a width in pixels and wait until it is rendered."""
+    def open(
+        self, page: Path | str, width: int, height: int = 900, *, dark: bool = False, media: str = "screen"
+    ) -> Page:
+        """Load a file or address at a width in pixels and wait until it is rendered."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         end = time.monotonic() + _SECONDS
         while not any(event.get("method") == "Page.loadEventFired" for event in self._events):
             assert time.monotonic() < end, "the page was not loaded in time"
             self._events.append(self._next())
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return self.events_since_open()
+
+    def events_since_open(self) -> Page:
+        """What has happened since the last call of this method or of :meth:`open`."""
         page = Page()
         for event in self._events:
             values = event.get("params", {})
@@ -106,6 +112,7 @@ class Chromium:
                 page.errors.append(values["entry"]["text"])
             elif event.get("method") in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
                 page.errors.append(json.dumps(values))
+        self._events.clear()
         return page
 
     def evaluate(self, expression: str) -> Any:

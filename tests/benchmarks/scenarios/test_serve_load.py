@@ -1,0 +1,58 @@
+"""The scenario of the service under load, in short: nothing but 4xx for what is malformed, nothing lost at the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from services import require_serving
+
+pytest.importorskip("psutil")
+
+from yolact_deploy.benchmarks.scenarios import serve_load
+
+require_serving()
+
+
+def test_short_run(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "result.json"
+    command = ["--engine", f"{demo_onnx}@onnxruntime:threads=1", "--predictors", "1", "--seconds", "1"]
+    assert serve_load.main([*command, "--malformed", "120", "-o", str(output)]) == 0, capsys.readouterr()
+    result = json.loads(output.read_text())
+    assert set(result["loads"]) == {"8", "64"}
+    assert all(set(one["statuses"]) == {"200"} for one in result["loads"].values())
+    assert "429" in result["overload"]["statuses"], "64 pictures may wait, and three times the rate was offered"
+    counts = {kind: sum(statuses.values()) for kind, statuses in result["malformed"].items()}
+    assert sum(counts.values()) == 120
+    assert min(counts.values()) > 0
+    assert result["malformed"]["60000 x 60000 PNG"].keys() == {"413"}
+    assert result["malformed"]["slow body"].keys() == {"408"}
+    assert result["end"] == {"statuses": {"200": 16}, "exit_code": 0}
+    assert "malformed" in capsys.readouterr().out
+
+
+def good_result() -> dict[str, Any]:
+    return {
+        "malformed": {"text": {415: 3}},
+        "overload": {"statuses": {200: 5, 429: 7}},
+        "end": {"statuses": {200: 2}, "exit_code": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "sentence"),
+    [
+        ("malformed", {"text": {200: 1, 415: 2}}, "text: status 200 1 times, expected 4xx"),
+        ("malformed", {"text": {0: 1}}, "text: status 0 1 times, expected 4xx"),
+        ("overload", {"statuses": {200: 1, 500: 1}}, r"overload: statuses \[500\], expected \[200, 429\]"),
+        ("end", {"statuses": {0: 1}, "exit_code": 0}, r"end: statuses \[0\]"),
+        ("end", {"statuses": {200: 1}, "exit_code": 3}, "exit code 3"),
+    ],
+)
+def test_problems_are_noticed(part: str, value: Any, sentence: str) -> None:
+    assert serve_load.problems(good_result()) == []
+    (found,) = serve_load.problems({**good_result(), part: value})
+    assert re.search(sentence, found)

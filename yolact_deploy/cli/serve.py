@@ -1,0 +1,119 @@
+"""Serve models over HTTP: pictures in, detections out.
+
+POST /v1/predict takes a JPEG, PNG or WebP picture. /v2 speaks the KServe v2 protocol. A page at / shows the masks of a
+picture that is dropped on it, /docs describes all requests, /healthz and /metrics are for machines that look after the
+service. It listens on this machine only, unless --host says otherwise, and knows no users: see docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.serving.service_settings import ServiceSettings
+
+_EXAMPLES = """examples:
+  yolact-deploy serve yolact.onnx@openvino
+  yolact-deploy serve day=yolact.trt night=other.trt --max-batch 8 --host 0.0.0.0
+  curl --data-binary @street.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/v1/predict"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="model to serve, FILE[@BACKEND...]; NAME=MODEL gives it a name"
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on, 0 for any (8000)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
+    )
+    networks = parser.add_argument_group("networks")
+    networks.add_argument(
+        "--predictors", type=int, default=0, metavar="N",
+        help="networks of each model in a process (default: one per core on the CPU, one on a GPU)",
+    )  # fmt: skip
+    networks.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads of each network")
+    networks.add_argument(
+        "--max-batch", type=int, default=0, metavar="N",
+        help="pictures of one call of the network (default: 1 on the CPU, as exported on a GPU)",
+    )  # fmt: skip
+    networks.add_argument(
+        "--max-delay-ms", type=float, default=2.0, metavar="MS", help="how long a picture waits for its batch (2)"
+    )
+    networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--queue", type=int, default=64, metavar="N", help="pictures that may wait; others are refused with 429 (64)"
+    )
+    limits.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="seconds that a request may take once it is read (30)"
+    )
+    limits.add_argument(
+        "--body-timeout", type=float, default=10.0, metavar="S", help="seconds in which a request must arrive (10)"
+    )
+    limits.add_argument(
+        "--shutdown-timeout", type=float, default=30.0, metavar="S",
+        help="seconds for accepted requests after SIGTERM (30)",
+    )  # fmt: skip
+    limits.add_argument("--max-body-mib", type=float, default=32.0, metavar="M", help="largest body (32)")
+    limits.add_argument(
+        "--max-megapixels", type=float, default=50.0, metavar="M", help="largest picture, in millions of pixels (50)"
+    )
+    limits.add_argument(
+        "--allow-urls", action="store_true", help="also fetch pictures from public addresses for clients"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.errors import import_optional
+
+    for module in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart"):
+        import_optional(module, "serve", "Serving models")
+    from yolact_deploy.console import print_json
+    from yolact_deploy.loading import ModelSpec
+    from yolact_deploy.serving.http_server import listen, serve
+
+    settings = _settings(args)
+    for spelling in settings.models.values():
+        spec = ModelSpec.parse(spelling)
+        spec.check_file()
+        spec.check_gpu()
+    listener = listen(args.host, args.port)
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    names = ", ".join(settings.models)
+
+    def ready() -> None:
+        if args.json:
+            print_json({"address": address, "models": list(settings.models)})
+        elif not args.quiet:
+            print(f"serving {names} at {address} (Ctrl-C ends)", flush=True)
+
+    # uvicorn finishes all requests, then repeats the signal that ended it.
+    with listener, contextlib.suppress(KeyboardInterrupt):
+        serve(settings, listener, ready)
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> ServiceSettings:
+    from yolact_deploy.serving.service_settings import ServiceSettings, named_models
+
+    return ServiceSettings(
+        models=named_models(args.models),
+        score_threshold=args.score_threshold,
+        predictors=args.predictors,
+        threads=args.threads,
+        max_batch=args.max_batch,
+        max_delay_ms=args.max_delay_ms,
+        queue=args.queue,
+        timeout_s=args.timeout,
+        body_timeout_s=args.body_timeout,
+        shutdown_s=args.shutdown_timeout,
+        max_body_bytes=round(args.max_body_mib * (1 << 20)),
+        max_pixels=round(args.max_megapixels * 1e6),
+        allow_urls=args.allow_urls,
+        workers=args.workers,
+    )

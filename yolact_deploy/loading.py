@@ -106,6 +106,11 @@ class ModelSpec:
         """Number of the GPU; None for the CPU and for the backend's default device."""
         return None if self.device is None else parse_device(self.device)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model runs on a GPU."""
+        return self.chosen_backend == "tensorrt" or self.gpu is not None or self.provider not in (None, "cpu")
+
     def _check_backend(self, backend: str, gpu: int | None) -> None:
         if self.precision is not None and self.precision not in _PRECISIONS[backend]:
             raise InputError(_no_precision(backend, self.precision))

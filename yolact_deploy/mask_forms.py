@@ -8,7 +8,7 @@ Legend: n masks, h x w prototype resolution, H x W the image. Run-length encodin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,9 @@ from yolact_deploy.array_types import Array, Bool, Bools, Float, Float32, Floats
 
 #: logit of prototype pixels outside the box; in float32 its sigmoid is 0 next to any other value
 OUTSIDE_LOGIT = np.float32(-80.0)
+
+#: pixels of masks that are encoded together: few enough for the processor's cache
+_PIXELS_AT_ONCE = 1 << 20
 
 
 def sigmoid(x: Float32[Floats, "*N"]) -> Float32[Floats, "*N"]:
@@ -142,30 +145,57 @@ class MaskCrops:
 
     @cached_property
     def _compressed(self) -> list[str]:
-        return compress_masks([self._counts(i) for i in range(len(self))])
+        texts: list[str] = []
+        for first, last in self._groups():
+            texts += compress_masks(*self._counts(first, last))
+        return texts
 
-    def _counts(self, index: int) -> Ints:
-        """Uncompressed COCO counts: lengths of the runs down the columns, zeros first."""
-        crop = self.crops[index]
-        x, y = (int(v) for v in self.offsets[index])
-        rows, columns = crop.shape
-        edges = np.zeros((columns, rows + 1), dtype=np.int8)
-        turned = crop.T.view(np.int8)
-        edges[:, :-1] = turned
-        edges[:, 1:] -= turned
-        base = (np.arange(columns) + x) * self.height + y
-        column, row = np.nonzero(edges == 1)
-        starts = base[column] + row
-        column, row = np.nonzero(edges == -1)
-        ends = base[column] + row
-        if len(starts):  # a run that continues at the top of the next column is one run
-            apart = starts[1:] != ends[:-1]
-            starts, ends = starts[np.r_[True, apart]], ends[np.r_[apart, True]]
-        bounds = np.empty(2 * len(starts) + 2, dtype=np.int64)
-        bounds[0], bounds[-1] = 0, self.height * self.width
-        bounds[1:-1:2], bounds[2:-1:2] = starts, ends
+    def _groups(self) -> Iterator[tuple[int, int]]:
+        """First and one past the last index of masks that are encoded together, with a bound on their pixels."""
+        first, pixels = 0, 0
+        for index, crop in enumerate(self.crops):
+            if pixels and pixels + crop.size > _PIXELS_AT_ONCE:
+                yield first, index
+                first, pixels = index, 0
+            pixels += crop.size
+        yield first, len(self.crops)
+
+    def _counts(self, first: int, last: int) -> tuple[Ints, Ints]:
+        """Uncompressed COCO counts of some masks one after the other, and how many each has.
+
+        The counts are the lengths of the runs down the columns, zeros first. In one line of all columns of all masks,
+        each column followed by a zero, every second change of value starts a run and the next one ends it.
+        """
+        crops = self.crops[first:last]
+        rows, columns = np.array([crop.shape for crop in crops], np.int64).reshape(-1, 2).T
+        sizes = columns * (rows + 1)
+        begins = np.cumsum(sizes) - sizes
+        line = np.zeros(1 + int(sizes.sum()), np.bool_)  # the first zero lets a run start at the first pixel
+        for crop, begin, size in zip(crops, (begins + 1).tolist(), sizes.tolist(), strict=True):
+            if size:
+                line[begin : begin + size].reshape(crop.shape[1], -1)[:, :-1] = crop.T
+        place = np.flatnonzero(line[1:] != line[:-1])
+        mask = np.repeat(np.arange(len(crops)), np.diff(np.searchsorted(place, np.append(begins, len(line)))))
+        column, row = np.divmod(place - begins[mask], rows[mask] + 1)
+        x, y = self.offsets[first:last].T
+        edges = (column + x[mask]) * self.height + row + y[mask]
+        # A run that continues at the top of the next column is one run.
+        whole = np.ones(len(edges), np.bool_)
+        joined = np.flatnonzero((edges[1:-1:2] == edges[2::2]) & (mask[1:-1:2] == mask[2::2]))
+        whole[1 + 2 * joined] = whole[2 + 2 * joined] = False
+        edges, mask = edges[whole], mask[whole]
+        # Each mask's edges between 0 and the number of pixels of the image; a last run of no pixels is left out.
+        found = np.bincount(mask, minlength=len(crops))
+        bounds = np.zeros(len(edges) + 2 * len(crops), np.int64)
+        ends = np.cumsum(found + 2) - 1
+        bounds[np.arange(len(edges)) + 2 * mask + 1] = edges
+        bounds[ends] = self.height * self.width
         counts = np.diff(bounds)
-        return counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
+        kept = np.ones(len(counts), np.bool_)
+        kept[ends[:-1]] = False  # from one mask to the next
+        empty = (counts[ends - 1] == 0) & (found > 0)
+        kept[ends[empty] - 1] = False
+        return counts[kept], found + 1 - empty
 
 
 def _unpickle_crops(height: int, width: int, offsets: Ints, bits: list[tuple[tuple[int, int], Any]]) -> MaskCrops:
@@ -231,16 +261,18 @@ class PackedMasks:
 
 def compress_counts(counts: Ints) -> str:
     """COCO's text form of the run lengths of a mask."""
-    return compress_masks([counts])[0]
+    return compress_masks(counts, np.array([len(counts)], np.int64))[0]
 
 
-def compress_masks(masks: Sequence[Ints]) -> list[str]:
+def compress_masks(counts: Ints, lengths: Ints) -> list[str]:
     """COCO's text form of the run lengths of each mask, of all at once.
 
     Each run is the difference to the last but one of its mask, in 5 bits per character, low first.
+
+    Args:
+        counts: run lengths of all masks, one mask after the other
+        lengths: how many runs each mask has
     """
-    lengths = np.array([len(counts) for counts in masks], dtype=np.int64)
-    counts = np.concatenate([np.zeros(0, np.int64), *masks]).astype(np.int64)
     place = np.arange(len(counts)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     values = counts.copy()
     later = np.flatnonzero(place >= 3)

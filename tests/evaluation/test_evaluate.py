@@ -19,6 +19,7 @@ from yolact_deploy.evaluation.accuracy import AccuracyMeter, accuracy
 from yolact_deploy.evaluation.detection_cache import DetectionCache, read_detections
 from yolact_deploy.evaluation.engines import EngineSource
 from yolact_deploy.evaluation.evaluate import EVAL_STAGES, Evaluation, cache_key, evaluate
+from yolact_deploy.loading import ModelSpec
 
 # One of three objects is detected as another class, so that the figures are neither 0 nor 1.
 SCRIPTED = {**SCRIPT, 2: (Instance(0, 0.8, (20, 10, 60, 50)),)}
@@ -80,6 +81,30 @@ def interrupted(images: CocoImages, path: Path, at: int) -> None:
 def resumed(images: CocoImages, path: Path, backend: ScriptedBackend) -> Evaluation:
     with DetectionCache(path, {}, images.image_ids, resume=True) as cache:
         return evaluate(source("m", backend), images, cache=cache)
+
+
+def load_scripted(*, threads: int) -> Any:
+    """At the top, so that other processes can import it."""
+    assert threads == 1
+    return predictor(ScriptedBackend(SCRIPTED))
+
+
+def test_several_workers_give_the_same(images: CocoImages, tmp_path: Path) -> None:
+    once: list[Any] = []
+    lines: list[Any] = []
+    with DetectionCache(tmp_path / "a", {}, images.image_ids) as cache:
+        alone = evaluate(predictor(ScriptedBackend(SCRIPTED)), images, cache=cache, on_results=once.extend)
+    model = EngineSource("m", load_scripted, spec=ModelSpec(tmp_path / "m.onnx"))
+    with DetectionCache(tmp_path / "b", {}, images.image_ids) as cache:
+        both = evaluate(model, images, cache=cache, on_results=lines.extend, workers=2)
+    assert both.accuracy == alone.accuracy
+    assert lines == once
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert both.time.workers == 2
+    assert set(both.time.stages_s) == set(alone.time.stages_s)
+    assert 0 < (both.time.outside_network or 0) < 1
+    with pytest.raises(InputError, match="2 workers load the model themselves"):
+        evaluate(predictor(ScriptedBackend(SCRIPTED)), images, workers=2)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])

@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, metavar="S", help="input side of --weights (default: the configuration's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="run N networks at once, each in a process with one thread or with --threads (default: for many images on "
+        "a CPU one for each core, up to 8 and as many as fit into memory; else 1)",
+    )  # fmt: skip
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")
     parser.add_argument("--resume", action="store_true", help="continue with the --cache file of an earlier run")
     parser.add_argument("--save-results", metavar="FILE", help="write the model's COCO results")
@@ -112,9 +117,9 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.errors import InputError
     from yolact_deploy.evaluation.accuracy import accuracy
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
-    from yolact_deploy.evaluation.matches import COCO_LIMIT
+    from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
-    for option in ("images", "images_dir", "save_results", "cache"):
+    for option in ("images", "images_dir", "save_results", "cache", "workers"):
         if getattr(args, option) is not None:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")
@@ -167,7 +172,15 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             cache = stack.enter_context(DetectionCache(args.cache, key, images.image_ids, resume=args.resume))
             stack.enter_context(_resume_hint(args))
         save = stack.enter_context(results_file(args.save_results)) if args.save_results else None
-        done = evaluate(source, images, evaluator=args.evaluator, cache=cache, on_results=save, progress=args.progress)
+        done = evaluate(
+            source,
+            images,
+            evaluator=args.evaluator,
+            cache=cache,
+            on_results=save,
+            workers=_workers(args, source, len(images) - (cache.stored if cache else 0)),
+            progress=args.progress,
+        )
     difference = {}
     if args.reference:
         assert images.content is not None  # evaluate refuses images without annotations
@@ -181,6 +194,17 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             max_detections=done.accuracy.max_detections,
         )
     return _Scored(source.name, done.accuracy, done.time, difference)
+
+
+def _workers(args: argparse.Namespace, source: EngineSource, images: int) -> int:
+    from yolact_deploy.errors import InputError
+
+    if args.workers is None:
+        return source.workers(images)
+    if args.workers < 1:
+        raise InputError(f"--workers: expected 1 or more, got {args.workers}")
+    workers: int = args.workers
+    return min(workers, max(1, images))
 
 
 def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
@@ -233,7 +257,7 @@ def _print(args: argparse.Namespace, scored: _Scored) -> None:
         print(_sentence(kind, args.reference, interval))
     if scored.time:
         print(_time_line(scored.time))  # no title: the table is narrow
-        print_table(("stage", "s", "%"), _time_rows(scored.time))
+        print_table(("stage", "s" if scored.time.workers == 1 else "s of all processes", "%"), _time_rows(scored.time))
         if scored.time.outside_network is not None:
             print(f"Outside {scored.time.network_stage}: {100 * scored.time.outside_network:.1f} % of the time")
 
@@ -269,9 +293,10 @@ def _time_line(time: EvalTime) -> str:
     counts = [f"{time.ran} images run"] if time.ran else []
     counts += [f"{time.stored} read"] if time.stored else []
     loading = f", after {time.load_s:.1f} s of loading" if time.ran else ""
-    return f"Time: {' and '.join(counts)} in {time.whole_s:.1f} s{loading}"
+    several = f" by {time.workers} networks at once" if time.workers > 1 else ""
+    return f"Time: {' and '.join(counts)} in {time.whole_s:.1f} s{several}{loading}"
 
 
 def _time_rows(time: EvalTime) -> Iterator[tuple[str, str, str]]:
     for stage, seconds in {**time.stages_s, "rest": time.unaccounted_s}.items():
-        yield stage, f"{seconds:.2f}", f"{100 * seconds / time.whole_s:.1f}"
+        yield stage, f"{seconds:.2f}", f"{100 * seconds / time.processes_s:.1f}"

@@ -18,8 +18,9 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.coco_results import Result as Result
 from yolact_deploy.datasets.coco_results import read_results
 from yolact_deploy.datasets.image_sets import open_truth
+from yolact_deploy.evaluation.coco_rules import AREAS, COCO_LIMIT, IOU_THRESHOLDS
 from yolact_deploy.evaluation.faster_eval import FasterMatcher
-from yolact_deploy.evaluation.matches import AREAS, COCO_LIMIT, IOU_THRESHOLDS, Floats, Matcher, Matches
+from yolact_deploy.evaluation.matches import Floats, Matcher, Matches
 from yolact_deploy.vocabulary import EVALUATORS, check_word
 
 #: COCO's names of the kinds, and ours

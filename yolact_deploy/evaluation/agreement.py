@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.evaluation.accuracy import IMAGES_AT_ONCE, Result, average_precision, by_image
-from yolact_deploy.evaluation.matches import COCO_LIMIT, Matcher
+from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
+from yolact_deploy.evaluation.matches import Matcher
 from yolact_deploy.mask_forms import MaskCrops, compress_counts
 from yolact_deploy.postprocess import box_iou
 

@@ -20,8 +20,9 @@ import numpy as np
 from yolact_deploy.datasets.coco_results import read_results
 from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.evaluation.accuracy import AccuracyMeter, by_image, result_kinds
+from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 from yolact_deploy.evaluation.detection_cache import is_detection_cache, read_detections
-from yolact_deploy.evaluation.matches import COCO_LIMIT, Matches
+from yolact_deploy.evaluation.matches import Matches
 
 SAMPLES = 1000
 _LIMITS = (2.5, 97.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
 from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.predictor_pool import worker_count
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 #: row name of the model that --weights names
@@ -27,13 +29,21 @@ class EngineSource:
         file_bytes: size of the model's file
         weights_sha256: of a checkpoint file; empty for other files, whose metadata has it
         path: the model's file
+        spec: how the file is run; None where ``load`` is made otherwise
     """
 
     name: str
-    load: Callable[[], Predictor]
+    load: Callable[..., Predictor]
     file_bytes: int = 0
     weights_sha256: str = ""
     path: Path | None = None
+    spec: ModelSpec | None = None
+
+    def workers(self, pictures: int) -> int:
+        """How many predictors of this model, each with a core, are worth their start for a number of pictures."""
+        if self.spec is None or self.spec.compile:
+            return 1
+        return worker_count(pictures, threads=self.spec.threads, on_gpu=self.spec.on_gpu, model_bytes=self.file_bytes)
 
     @classmethod
     def from_spec(
@@ -59,10 +69,11 @@ class EngineSource:
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         return cls(
             name or spec.path.name + choice,
-            lambda: load(spec, score_threshold=0.0, lazy_masks=False, config=config, image_size=image_size),
+            partial(load, spec, score_threshold=0.0, lazy_masks=False, config=config, image_size=image_size),
             spec.path.stat().st_size,
             sha256_file(spec.path) if checkpoint else "",
             spec.path,
+            spec,
         )
 
 

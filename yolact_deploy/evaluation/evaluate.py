@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
-from yolact_deploy.errors import DatasetError
+from yolact_deploy.datasets.image_sets import CocoImage, CocoImages, fingerprint
+from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.evaluation.accuracy import Accuracy, AccuracyMeter, Result, scoring_limit
 from yolact_deploy.evaluation.detection_cache import DetectionCache
 from yolact_deploy.evaluation.engines import EngineSource
@@ -23,6 +24,7 @@ from yolact_deploy.evaluation.matches import Matches
 from yolact_deploy.inspection import inspect_file
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.predictor_pool import PredictorPool
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
 from yolact_deploy.version import __version__
 from yolact_deploy.vocabulary import EVALUATORS
@@ -46,7 +48,8 @@ class EvalTime:
         stored: number of images whose detections came from the cache
         load_s: time to load the model, not part of ``whole_s``
         whole_s: time from the first image to the figures
-        stages_s: time of the predictor's stages and of :data:`EVAL_STAGES`
+        stages_s: time of the predictor's stages and of :data:`EVAL_STAGES`, added up over all processes
+        workers: predictors that ran at the same time; if several, each in a process of its own
     """
 
     ran: int
@@ -54,11 +57,17 @@ class EvalTime:
     load_s: float
     whole_s: float
     stages_s: dict[str, float]
+    workers: int = 1
+
+    @property
+    def processes_s(self) -> float:
+        """Time of all processes: those of the workers, and with several the one that matches."""
+        return self.whole_s * (self.workers + (self.workers > 1))
 
     @property
     def unaccounted_s(self) -> float:
-        """Time outside all stages."""
-        return self.whole_s - sum(self.stages_s.values())
+        """Time outside all stages, of all processes."""
+        return self.processes_s - sum(self.stages_s.values())
 
     @property
     def network_stage(self) -> str | None:
@@ -67,9 +76,9 @@ class EvalTime:
 
     @property
     def outside_network(self) -> float | None:
-        """Share of the time, 0..1, outside :attr:`network_stage`; None if no image was run."""
+        """Share of the workers' time, 0..1, outside :attr:`network_stage`; None if no image was run."""
         stage = self.network_stage
-        return 1 - self.stages_s[stage] / self.whole_s if stage and self.ran else None
+        return 1 - self.stages_s[stage] / (self.whole_s * self.workers) if stage and self.ran else None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -77,6 +86,7 @@ class EvalTime:
             "images_stored": self.stored,
             "load_s": self.load_s,
             "whole_s": self.whole_s,
+            "workers": self.workers,
             "stages_s": self.stages_s,
             "unaccounted_s": self.unaccounted_s,
             "network_stage": self.network_stage,
@@ -104,6 +114,7 @@ def evaluate(
     evaluator: str = EVALUATORS[0],
     cache: DetectionCache | None = None,
     on_results: Callable[[Sequence[Result]], None] | None = None,
+    workers: int = 1,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Run a model with score threshold 0 over annotated images, and score its detections.
@@ -112,6 +123,8 @@ def evaluate(
         model: a source is loaded only if there are images left to run, and closed afterwards
         cache: has the detections of the first images and receives those of the others
         on_results: called with the COCO results of each image
+        workers: predictors to run at the same time, each in a process with one thread, or with the threads that the
+            source names; more than one requires a source. The figures are the same
 
     Raises:
         DatasetError: the images have no annotations, or classes that the model does not have.
@@ -122,22 +135,22 @@ def evaluate(
     start = time.perf_counter()
     load_s = 0.0
     with contextlib.ExitStack() as stack:
-        predictor = None
+        running = None
         if stored < len(images):
-            predictor = stack.enter_context(model.load()) if isinstance(model, EngineSource) else model
+            running = _open(model, workers, stack)
             load_s = time.perf_counter() - start
-            images.check_classes(predictor.config)
-        limit = scoring_limit(predictor.config if predictor else _stored_config(model))
+            images.check_classes(running.config)
+        limit = scoring_limit(running.config if running else _stored_config(model))
         meter = AccuracyMeter(images.content, images.image_ids, evaluator=evaluator, max_detections=limit)
         run = _Run(meter, on_results)
         if cache and stored:
             run.read(cache, progress)
-        if predictor:
-            run.predict(predictor, images, stored, cache, progress)
+        if running:
+            run.predict(running.results, images.images[stored:], cache, progress)
     accuracy, matches = run.score()
     whole_s = time.perf_counter() - start - load_s
     spent = {stage: ms / 1e3 for stage, ms in run.timer.spent.items()}
-    return Evaluation(accuracy, EvalTime(len(images) - stored, stored, load_s, whole_s, spent), matches)
+    return Evaluation(accuracy, EvalTime(len(images) - stored, stored, load_s, whole_s, spent, workers), matches)
 
 
 def _stored_config(model: Predictor | EngineSource) -> YolactConfig:
@@ -147,6 +160,46 @@ def _stored_config(model: Predictor | EngineSource) -> YolactConfig:
     facts = inspect_file(model.path) if model.path else {}
     stored = (facts.get("metadata") or {}).get("config") or facts.get("inferred_config")
     return YolactConfig.from_dict(stored) if stored else YolactConfig()
+
+
+class ImageResults(NamedTuple):
+    """What a model detects on one image, and the milliseconds of each stage."""
+
+    results: list[Result]
+    spent_ms: dict[str, float]
+
+
+#: runs images, in their order
+_Results = Callable[[Iterable[CocoImage]], Iterator[ImageResults]]
+
+
+class _Running(NamedTuple):
+    """A loaded model."""
+
+    config: YolactConfig
+    results: _Results
+
+
+def _open(model: Predictor | EngineSource, workers: int, stack: contextlib.ExitStack) -> _Running:
+    """Load a model once, or once in each of several processes; ``stack`` closes what is opened here."""
+    if workers == 1:
+        predictor = stack.enter_context(model.load()) if isinstance(model, EngineSource) else model
+        return _Running(predictor.config, partial(map, partial(coco_results, predictor)))
+    if not isinstance(model, EngineSource) or model.spec is None:
+        raise InputError(f"{workers} workers load the model themselves: pass an EngineSource of a file")
+    threads = model.spec.threads or 1
+    pool = stack.enter_context(PredictorPool(partial(model.load, threads=threads), coco_results, workers, threads))
+    return _Running(pool.config, pool.map)
+
+
+def coco_results(predictor: Predictor, image: CocoImage) -> ImageResults:
+    """Run one image."""
+    timer = StageTimer()
+    detections = predictor(image.path)
+    timer.add(predictor.timings)
+    with timer.stage("encode"):
+        results = detections.to_coco(image.image_id, predictor.config.category_ids)
+    return ImageResults(results, timer.spent)
 
 
 class _Run:
@@ -165,19 +218,16 @@ class _Run:
             self._take(image_id, results)
 
     def predict(
-        self, predictor: Predictor, images: CocoImages, first: int, cache: DetectionCache | None, progress: Progress
+        self, results: _Results, images: Sequence[CocoImage], cache: DetectionCache | None, progress: Progress
     ) -> None:
-        """Run and score the images from index ``first`` on."""
-        ids = predictor.config.category_ids
-        for image in progress.track(images.images[first:], "evaluating"):
-            detections = predictor(image.path)
-            self.timer.add(predictor.timings)
-            with self.timer.stage("encode"):
-                results = detections.to_coco(image.image_id, ids)
+        """Run and score the images."""
+        done = progress.track(results(images), "evaluating", len(images))
+        for image, of_image in zip(images, done, strict=True):
+            self.timer.add(of_image.spent_ms)
             if cache:
                 with self.timer.stage("store"):
-                    cache.add(image.image_id, results)
-            self._take(image.image_id, results)
+                    cache.add(image.image_id, of_image.results)
+            self._take(image.image_id, of_image.results)
 
     def _take(self, image_id: int, results: Sequence[Result]) -> None:
         with self.timer.stage("match"):

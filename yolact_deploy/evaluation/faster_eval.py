@@ -10,7 +10,8 @@ from typing import Any
 
 from yolact_deploy.datasets.coco_results import Result
 from yolact_deploy.errors import import_optional
-from yolact_deploy.evaluation.matches import COCO_LIMIT, Floats, Truth, coco_index, detection, scoring
+from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
+from yolact_deploy.evaluation.matches import Floats, Truth, coco_index, detection, scoring
 
 _EXTRA = "faster-eval"
 

@@ -1,9 +1,8 @@
 """Matches of detections with objects, image by image, and the precision that follows from them.
 
-Matching is pycocotools' own (`COCOeval.evaluateImg`). It runs once per image, for a few images at a time, and keeps
-only a few bytes per detection, so that thousands of images need little memory. `Matches.precision` then equals
-`COCOeval.accumulate` bit for bit. It can also weight the images, as a bootstrap over images requires: weight 2 counts
-an image twice, weight 0 not at all.
+Matching follows pycocotools' rules (`coco_rules`). It runs once per image and keeps only a few bytes per detection, so
+that thousands of images need little memory. `Matches.precision` equals that of `COCOeval` bit for bit. It can also
+weight the images, as a bootstrap over images requires: weight 2 counts an image twice, weight 0 not at all.
 
 Legend: T IoU thresholds (10), R recall thresholds (101), K categories, A area ranges (all, small, medium, large),
 I images, n detections, S weightings.
@@ -12,26 +11,31 @@ I images, n detections, S weightings.
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.datasets.coco_results import Result, score_of
-from yolact_deploy.errors import DatasetError, import_optional
+from yolact_deploy.errors import DatasetError
+from yolact_deploy.evaluation.coco_rules import (
+    AREAS,
+    COCO_LIMIT,
+    EVERY_THRESHOLD,
+    IOU_THRESHOLDS,
+    areas_of,
+    best_first,
+    cocotools,
+    hits_and_misses,
+    ignored_in,
+    in_range,
+    outline,
+    thresholds_reached,
+)
 
-#: area ranges, in the order of their axis
-AREAS = ("all", "small", "medium", "large")
-#: COCO's IoU thresholds, computed as pycocotools does
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
-#: COCO's limit of the detections per image and class that count
-COCO_LIMIT = 100
-_EVERY_THRESHOLD = (1 << len(IOU_THRESHOLDS)) - 1
 _VALUES_AT_ONCE = 1 << 20
 
 Floats = NDArray[np.float64]
@@ -104,7 +108,7 @@ class Matches:
         part = slice(self.starts[cell], self.starts[cell + 1])
         hits, misses, images = self.hits[part], self.misses[part], self.images[part]
         interpolated = np.zeros((len(weights), len(IOU_THRESHOLDS), len(RECALLS)))
-        relevant = np.flatnonzero(misses != _EVERY_THRESHOLD)
+        relevant = np.flatnonzero(misses != EVERY_THRESHOLD)
         if not relevant.size:
             return interpolated
         hits, misses = hits[relevant], misses[relevant]
@@ -152,6 +156,8 @@ def _first_at_least(rows: Integers, wanted: Integers) -> Integers:
     return first
 
 
+#: as :data:`_KEPT`
+_Row = tuple[int, int, float, int, int]
 _KEPT = np.dtype([("cell", "i4"), ("image", "i4"), ("score", "f8"), ("hits", "u2"), ("misses", "u2")])
 
 
@@ -162,7 +168,7 @@ class Matcher:
         content: checked content of a COCO instances file; not modified
         image_ids: all images to score
         kind: "bbox" or "segm"
-        areas: how many of :data:`AREAS` to match; the others have no objects
+        areas: how many of :data:`AREAS` to match, from the first on; the others have no objects
         max_detections: detections per image and class that count
     """
 
@@ -178,6 +184,7 @@ class Matcher:
         self.kind, self._areas, self._max_detections = kind, areas, max_detections
         self._truth = Truth(content, image_ids)
         self._number = {image_id: number for number, image_id in enumerate(self._truth.image_ids)}
+        self._category = {category_id: place for place, category_id in enumerate(self._truth.category_ids)}
         shape = (len(self._truth.category_ids), len(AREAS), len(self._number))
         self._objects = np.zeros(shape, np.int32)
         self._kept: list[NDArray[Any]] = []
@@ -193,38 +200,43 @@ class Matcher:
         assert not self._added.intersection(results)
         self._added.update(results)
         self._matches = None
-        detections = [detection(result, self.kind) for of_image in results.values() for result in of_image]
-        with scoring("pycocotools"), contextlib.redirect_stdout(io.StringIO()):
-            tools = cocotools("pycocotools.cocoeval")
-            coco = cocotools("pycocotools.coco").COCO
-            parts = (coco_index(coco, part) for part in self._truth.parts(results, detections))
-            evaluation = tools.COCOeval(*parts, self.kind)
-            evaluation.params.imgIds = list(results)
-            evaluation.params.catIds = list(self._truth.category_ids)
-            evaluation.params.maxDets = [self._max_detections]
-            evaluation.params.areaRng = evaluation.params.areaRng[: self._areas]
-            evaluation.evaluate()
-        self._keep(evaluation.evalImgs, len(results))
+        rows: list[_Row] = []
+        with scoring("pycocotools"):
+            for image_id, of_image in results.items():
+                self._add_image(image_id, of_image, rows)
+        if rows:
+            self._kept.append(np.array(rows, _KEPT))
 
-    def _keep(self, evaluated: Sequence[dict[str, Any] | None], images: int) -> None:
-        """Extract hits and misses from COCOeval's records, which are in the order of category, area and image."""
-        rows, hits, ignored = [], [], []
-        for place, record in enumerate(evaluated):
-            if record is None:
+    def _add_image(self, image_id: int, results: Sequence[Result], rows: list[_Row]) -> None:
+        objects, detections = self._by_category(self._truth.of_image(image_id)), self._by_category(results)
+        number = self._number[image_id]
+        for category in sorted({*objects, *detections}):
+            truth = objects.get(category, [])
+            ignored = [ignored_in(area, truth) for area in range(self._areas)]
+            self._objects[category, : self._areas, number] = [of_area.count(False) for of_area in ignored]
+            best = best_first(detections.get(category, []), self.kind)[: self._max_detections]
+            if not best:
                 continue
-            (category, area), number = divmod(place // images, self._areas), self._number[record["image_id"]]
-            self._objects[category, area, number] = np.count_nonzero(record["gtIgnore"] == 0)
-            cell = category * len(AREAS) + area
-            rows += [(cell, number, score, 0, 0) for score in record["dtScores"]]
-            hits.append(record["dtMatches"] != 0)
-            ignored.append(record["dtIgnore"] != 0)
-        if not rows:
-            return
-        kept = np.array(rows, _KEPT)
-        hit, counted = np.concatenate(hits, axis=1), ~np.concatenate(ignored, axis=1)
-        bits = 1 << np.arange(len(IOU_THRESHOLDS))
-        kept["hits"], kept["misses"] = bits @ (hit & counted), bits @ (~hit & counted)
-        self._kept.append(kept[(kept["hits"] | kept["misses"]) != 0])
+            outlines = [outline(annotation, self.kind, self._truth.records[image_id]) for annotation in truth]
+            reached = thresholds_reached(best, outlines, truth, self.kind)
+            sizes = areas_of(best, self.kind)
+            crowd = [bool(annotation["iscrowd"]) for annotation in truth]
+            for area, of_area in enumerate(ignored):
+                outside = [not in_range(size, area) for size in sizes]
+                bits = hits_and_misses(reached, of_area, crowd, outside)
+                cell = category * len(AREAS) + area
+                for result, (hits, misses) in zip(best, bits, strict=True):
+                    if hits | misses:
+                        rows.append((cell, number, score_of(result, self.kind), hits, misses))
+
+    def _by_category(self, records: Iterable[Result]) -> dict[int, list[Result]]:
+        """Objects or detections by the place of their category; those of unknown categories are left out."""
+        grouped: dict[int, list[Result]] = {}
+        for record in records:
+            place = self._category.get(record["category_id"])
+            if place is not None:
+                grouped.setdefault(place, []).append(record)
+        return grouped
 
     def matches(self) -> Matches:
         """Matches of everything added; other images count as having no detections, but their objects count."""
@@ -260,17 +272,22 @@ class Truth:
     Attributes:
         image_ids: the images to score, in ascending order
         category_ids: of all categories, in ascending order
+        records: of the images, by id
     """
 
     def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int]) -> None:
         self.image_ids = tuple(sorted(set(image_ids)))
         self.category_ids = tuple(sorted({category["id"] for category in content["categories"]}))
         self._categories = content["categories"]
-        self._records = {image["id"]: image for image in content["images"]}
+        self.records = {image["id"]: image for image in content["images"]}
         self._annotations: dict[int, list[Result]] = {image_id: [] for image_id in self.image_ids}
         for annotation in content["annotations"]:
             if annotation["image_id"] in self._annotations:
                 self._annotations[annotation["image_id"]].append(annotation)
+
+    def of_image(self, image_id: int) -> Sequence[Result]:
+        """The annotations of one image, in the order of the file."""
+        return self._annotations[image_id]
 
     def parts(self, image_ids: Iterable[int], detections: list[Result]) -> Iterator[dict[str, Any]]:
         """Two COCO datasets of some images: the objects and the detections.
@@ -278,7 +295,7 @@ class Truth:
         New ids are assigned (to ``detections`` in place), because COCO's tools read id 0 as "not matched".
         """
         ids = list(image_ids)
-        images = [self._records[image_id] for image_id in ids if image_id in self._records]
+        images = [self.records[image_id] for image_id in ids if image_id in self.records]
         truth = [dict(annotation) for image_id in ids for annotation in self._annotations[image_id]]
         for records in (truth, detections):
             for number, record in enumerate(records, 1):
@@ -313,7 +330,3 @@ def scoring(tool: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise DatasetError(f"{tool} cannot score these annotations: a malformed segmentation ({error})") from error
-
-
-def cocotools(module: str) -> ModuleType:
-    return import_optional(module, "bench", "COCO average precision")

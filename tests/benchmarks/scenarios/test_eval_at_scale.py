@@ -54,6 +54,9 @@ def test_measure(tmp_path: Path, command: list[str]) -> None:
     assert result["same_file"]
     assert result["figures"]["box"]["ap"] == pytest.approx(1)
     assert result["time_whole"]["outside_network"] < 0.9
+    rate = result["rate"]
+    assert rate["one_network"] < rate["one_network_alone"] < 1 / 0.3
+    assert rate["share_of_network"] == pytest.approx(rate["several_networks"] / rate["one_network_alone"], abs=1e-3)
     assert result["faster_coco_eval_differs_by"] in (None, pytest.approx(0, abs=1e-9))
     assert problems({**result, "most_mib": 1e9}) == [], "the memory is at least that of the tests"
     assert problems({**result, "most_mib": 30}) != [], "NumPy alone takes more"
@@ -103,7 +106,10 @@ RIGHT: dict[str, Any] = {"peak_mib": {"whole": 500.0}, "same_figures": True, "fa
     ("changed", "sentence"),
     [
         ({"peak_mib": {"whole": 500.0, "resumed": 2100.0}}, "the process 'resumed' used 2100 MiB, 2048 are allowed"),
-        ({"same_figures": False}, "the figures after the interruption differ from those of the whole run"),
+        (
+            {"same_figures": False},
+            "the figures of the interrupted run, the whole run and the run of one network differ",
+        ),
         ({"faster_coco_eval_differs_by": 1e-3}, "faster-coco-eval differs by 0.001"),
     ],
 )
@@ -147,6 +153,6 @@ def test_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     )
     assert json.loads((tmp_path / "r.json").read_text())["model"] == "m.onnx"
     assert main(arguments) == 1
-    assert "differ from those of the whole run" in capsys.readouterr().err
+    assert "the run of one network differ" in capsys.readouterr().err
     assert main([*arguments, "--images", "1"]) == 2
     assert "cannot be interrupted at half" in capsys.readouterr().err

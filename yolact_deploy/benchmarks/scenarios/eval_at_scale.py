@@ -3,9 +3,13 @@
     python -m yolact_deploy.benchmarks.scenarios.eval_at_scale --engine yolact.onnx --images 5000 -o result.json
 
 Generates images of shapes (or uses a given set) and runs the command `eval` on them in separate processes: once until
-half of the images are done, then interrupted as by Ctrl-C; again, to resume; and once without interruption. If
-faster-coco-eval is installed, it scores the detections of the last run as well. Exit code 1 if the figures differ or a
-process used too much memory. Needs Linux or macOS.
+half of the images are done, then interrupted as by Ctrl-C; again, to resume; once without interruption; and once with
+one network that has all cores, to see what networks with one core each save. If faster-coco-eval is installed, it
+scores the detections as well. Exit code 1 if the figures differ or a process used too much memory. Needs Linux or
+macOS.
+
+"rate" has images/s of the whole evaluation with several networks and with one, that of the one network alone, and the
+share of the latter that the evaluation reaches. Other work on the machine makes all of them smaller, not the share.
 """
 
 from __future__ import annotations
@@ -127,8 +131,8 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
     except ImportError as error:
         raise BackendError("the memory of other processes can be measured on Linux and macOS only") from error
     floor = _peak_mib(resource.getrusage(resource.RUSAGE_SELF))
-    cut, whole = work / "interrupted.jsonl", work / "whole.jsonl"
-    for path in (cut, whole):
+    cut, whole, alone = (work / f"{name}.jsonl" for name in ("interrupted", "whole", "one_network"))
+    for path in (cut, whole, alone):
         path.unlink(missing_ok=True)
     # If a shell made this process ignore Ctrl-C, the children would ignore it as well.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -136,6 +140,7 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
     done = Lines(cut).update() - 1
     children["resumed"] = run_child([*command, "--cache", str(cut), "--resume"], work)
     children["whole"] = run_child([*command, "--cache", str(whole)], work)
+    children["one_network"] = run_child([*command, "--cache", str(alone), "--workers", "1"], work)
     if importlib.util.find_spec("faster_coco_eval"):
         faster = ["--cache", str(whole), "--resume", "--evaluator", "faster-coco-eval"]
         children["faster_coco_eval"] = run_child([*command, *faster], work)
@@ -143,7 +148,7 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
         "images": images,
         "interrupted_after": done,
         **_compared({name: child.printed for name, child in children.items() if child.printed}),
-        "same_file": _same(cut, whole),
+        "same_file": _same(cut, whole) and _same(alone, whole),
         "peak_mib": {name: round(child.peak_mib, 1) for name, child in children.items()},
         "peak_mib_of_this_process": round(floor, 1),
         "seconds": {name: round(child.seconds, 2) for name, child in children.items()},
@@ -152,15 +157,28 @@ def measure(command: Sequence[str], images: int, work: Path) -> dict[str, Any]:
 
 
 def _compared(printed: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    resumed, whole, faster = printed["resumed"], printed["whole"], printed.get("faster_coco_eval")
+    resumed, whole, alone = printed["resumed"], printed["whole"], printed["one_network"]
+    faster = printed.get("faster_coco_eval")
     return {
         "figures": {kind: {name: whole[kind][name] for name in _FIGURES} for kind in ("box", "mask")},
         "detections": whole["detections"],
-        "same_figures": all(resumed[key] == whole[key] for key in ("box", "mask", "images", "detections", "curves")),
+        "same_figures": all(
+            resumed[key] == whole[key] == alone[key] for key in ("box", "mask", "images", "detections", "curves")
+        ),
+        "rate": _rates(whole["time"], alone["time"]),
         "faster_coco_eval_differs_by": _difference(whole, faster) if faster else None,
         "time_whole": whole["time"],
         "time_resumed": resumed["time"],
+        "time_one_network": alone["time"],
     }
+
+
+def _rates(several: Mapping[str, Any], one: Mapping[str, Any]) -> dict[str, float]:
+    """Images per second of two evaluations, and of the one network without what is around it."""
+    network = one["images_run"] / one["stages_s"][one["network_stage"]]
+    whole, alone = (time["images_run"] / time["whole_s"] for time in (several, one))
+    rates = {"several_networks": whole, "one_network": alone, "one_network_alone": network}
+    return {**{name: round(rate, 3) for name, rate in rates.items()}, "share_of_network": round(whole / network, 4)}
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -191,7 +209,7 @@ def problems(result: Mapping[str, Any]) -> list[str]:
         if mib >= most_mib
     ]
     if not result["same_figures"]:
-        sentences.append("the figures after the interruption differ from those of the whole run")
+        sentences.append("the figures of the interrupted run, the whole run and the run of one network differ")
     differs = result["faster_coco_eval_differs_by"]
     if differs is not None and differs > TOLERANCE:
         sentences.append(f"faster-coco-eval differs by {differs:g}")
@@ -220,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.add_argument("--engine", metavar="SPEC", help="model to run: FILE[@BACKEND...]")
     model.add_argument("--weights", metavar="W", help="checkpoint to run in PyTorch")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--workers", type=int, metavar="N", help="networks at once (default: as eval chooses)")
     parser.add_argument("--images", type=int, metavar="N", help=f"number of images (generated: {IMAGES}; --coco: all)")
     parser.add_argument("--coco", metavar="DIR", help="use this COCO folder instead of generated images")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), metavar=("W", "H"), help="of generated images")
@@ -237,7 +256,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         if count < 2:
             raise InputError(f"{count} image cannot be interrupted at half: use more")
         command = [*_PROGRAM, "eval", "--coco", str(folder), "--images", str(count), "--json"]
-        for option in ("engine", "weights", "threads"):
+        for option in ("engine", "weights", "threads", "workers"):
             if (value := getattr(args, option)) is not None:
                 command += [f"--{option}", str(value)]
         if args.quiet:

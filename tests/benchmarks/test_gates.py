@@ -177,7 +177,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Record:
             ]
     (folder / "instances_val.json").write_text(json.dumps(content))
     sources = [
-        EngineSource(mistake, lambda mistake=mistake: predictor(TinyBackend(model, mistake)))  # type: ignore[misc]
+        EngineSource(mistake, lambda mistake=mistake: predictor(TinyBackend(model, mistake)))
         for mistake in ("none", "labels", "masks", "channels", "right")
     ]
     return run_bench(sources, open_images(coco=folder, lenient=True), warmup=1, find_mistakes=True).record

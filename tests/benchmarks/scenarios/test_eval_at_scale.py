@@ -27,9 +27,10 @@ _SLOW_EVAL = """\
 import sys
 sys.path[:0] = [{tests!r}, {root!r}]
 from scripted import SCRIPT, ScriptedBackend, predictor
-from yolact_deploy.evaluation import engines
+from yolact_deploy.evaluation import engines, evaluate
 from yolact_deploy.cli.main import main
 engines.load = lambda model, **options: predictor(ScriptedBackend(SCRIPT, delay=0.3))
+evaluate.inspect_file = lambda path: {{}}
 sys.exit(main(["eval", "--quiet", "--json", *sys.argv[1:]]))
 """
 

@@ -74,6 +74,8 @@ _EXTRAS = {
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "openvino": "openvino",
     **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "starlette", "prometheus_client"), "serve"),
+    "av": "video",
+    "lap": "track",
     **dict.fromkeys(("cv2", "numpy", "rich"), ""),
 }
 

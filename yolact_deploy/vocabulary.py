@@ -31,6 +31,13 @@ LOAD_TAILS = ("auto", "host", "graph")
 NMS_VARIANTS = ("fast", "cross-class", "traditional")
 MAX_THREADS = 1024
 
+# -- streams ------------------------------------------------------------------------------------------------------
+
+#: which frame of a live source is taken: the newest one, or each
+BUFFERS = ("latest", "all")
+#: libraries that decode videos
+DECODERS = ("av", "opencv")
+
 # -- exporting one --------------------------------------------------------------------------------------------------
 
 #: precision of the trunk of an exported file

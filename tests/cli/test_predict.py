@@ -23,7 +23,9 @@ from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.tails import DetectionOutputs
 from yolact_deploy.streams import video
+from yolact_deploy.streams.readers.opencv_reader import OpenCvReader
 from yolact_deploy.streams.sources import UniqueNames, image_ids
+from yolact_deploy.streams.writers import VideoWriter
 
 DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
 CONFIG = get_config("yolact_resnet50").with_size(64)
@@ -278,7 +280,7 @@ class TestRefusedBeforeLoading:
 
     def test_empty_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert predict(tmp_path) == 2
-        assert "no pictures in folder" in capsys.readouterr().err
+        assert "no pictures or videos in folder" in capsys.readouterr().err
 
     def test_output_is_a_file(self, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert predict(pictures, "-o", pictures / "a.png") == 2
@@ -301,7 +303,7 @@ class TestRefusedBeforeLoading:
 
 
 def make_video(path: Path, frames: int = 6) -> Path:
-    with video.VideoWriter(path, 12, (96, 64)) as writer:
+    with VideoWriter(path, 12, (96, 64)) as writer:
         for index in range(frames):
             writer.write(np.full((64, 96, 3), index * 20, np.uint8))
     return path
@@ -497,7 +499,7 @@ def test_a_failing_network_keeps_what_is_done(
 def test_what_a_folder_run_leaves_out_is_named(
     backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (".hidden.png", "drive.mp4", "labels.json"):
+    for name in (".hidden.png", "labels.json"):
         (pictures / name).write_bytes((pictures / "a.png").read_bytes() if name.endswith("png") else b"{}")
     (pictures / "dead.png").symlink_to(tmp_path / "nothing.png")
     for name in ("c.jfif", "d.gif", "no_suffix"):
@@ -508,7 +510,7 @@ def test_what_a_folder_run_leaves_out_is_named(
     assert cli.main(arguments) == 0
     error = capsys.readouterr().err
     assert written(out) == ["000000000139.json", "a.json", "b.json", "c.json", "d.json", "no_suffix.json"]
-    for reason in ("1 hidden files", "1 videos", "2 files that OpenCV cannot read", "1 dead links", "1 folders (--rec"):
+    for reason in ("1 hidden files", "2 files that OpenCV cannot read", "1 dead links", "1 folders (--rec"):
         assert f"left out {reason}" in error
     assert str(pictures / "labels.json") in error
     assert cli.main([*arguments, "--json"]) == 0
@@ -557,13 +559,15 @@ def test_times_of_frames_come_from_the_stream(
 ) -> None:
     clip, seconds = make_video(tmp_path / "drive.mp4", 3), iter((0.0, 0.5, 3.25))
 
-    def varying(*arguments: Any) -> Any:
-        for timed in frames(*arguments):
+    def varying(reader: OpenCvReader) -> Any:
+        for timed in frames(reader):
             yield timed._replace(seconds=next(seconds))
 
-    frames = video._frames
-    monkeypatch.setattr(video, "_frames", varying)
-    assert cli.main(["predict", "m.onnx", str(clip), "-o", str(tmp_path / "out")]) == 0
+    frames = OpenCvReader.frames
+    monkeypatch.setattr(OpenCvReader, "frames", varying)
+    monkeypatch.setattr("yolact_deploy.cli.prediction.has_av", lambda: False)
+    arguments = ["predict", "m.onnx", str(clip), "-o", str(tmp_path / "out"), "--decoder", "opencv"]
+    assert cli.main(arguments) == 0
     lines = (tmp_path / "out" / "drive.jsonl").read_text().splitlines()
     assert [json.loads(line)["time"] for line in lines] == [0.0, 0.5, 3.25]
     assert "the time between frames varies; the overlay plays at a constant 12 frames/s" in capsys.readouterr().err

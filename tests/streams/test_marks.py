@@ -10,7 +10,8 @@ import pytest
 
 from yolact_deploy.artifact import write_json
 from yolact_deploy.streams.marks import JSON_MARK, is_marked, mark_picture
-from yolact_deploy.streams.video import VideoWriter, probe_video
+from yolact_deploy.streams.video import probe_video
+from yolact_deploy.streams.writers import VideoWriter
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)
 

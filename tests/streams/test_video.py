@@ -14,8 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import InputError, OutputError
-from yolact_deploy.streams import video
-from yolact_deploy.streams.video import VideoInfo, VideoWriter, probe_video, read_ahead
+from yolact_deploy.streams import video, writers
+from yolact_deploy.streams.readers.opencv_reader import OpenCvReader
+from yolact_deploy.streams.threaded_stages import Channel
+from yolact_deploy.streams.timed_frames import VideoInfo
+from yolact_deploy.streams.video import probe_video, read_ahead
+from yolact_deploy.streams.writers import VideoWriter
 
 DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared/data"))
 Image = NDArray[np.uint8]
@@ -64,18 +68,18 @@ def test_iterable() -> None:
 
 def test_reads_ahead_but_not_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     handed, made = queue.Queue[int](), list[int]()
-    put = video._put
+    put = Channel.put
 
-    def noted(target: object, item: object, stop: threading.Event) -> bool:
+    def noted(channel: Channel[Image], item: Image) -> bool:
         handed.put(len(made))
-        return put(target, item, stop)  # type: ignore[arg-type]
+        return put(channel, item)
 
     def frames() -> Iterator[Image]:
         for index in range(100):
             made.append(index)
             yield frame(index)
 
-    monkeypatch.setattr(video, "_put", noted)
+    monkeypatch.setattr(Channel, "put", noted)
     reader = read_ahead(frames(), depth=3)
     for taken in range(1, 60):  # one taken, three in the queue, one in the thread's hand, which waits
         next(reader)
@@ -108,7 +112,7 @@ def test_stopping_early_ends_the_thread_and_closes_the_source(clip: Path) -> Non
 
     reader = read_ahead(frames())
     next(reader)
-    assert threads() == ["yolact-read-ahead"]
+    assert threads() == ["yolact-read-ahead-0"]
     reader.close()
     assert closed.is_set()
     for _ in read_ahead(clip):
@@ -136,19 +140,26 @@ def test_missing_video_folder_and_camera(tmp_path: Path) -> None:
         read_ahead(1.5)  # type: ignore[arg-type]
 
 
-def test_cut_short(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    class Capture:
-        def __init__(self) -> None:
-            self.left = 3
+class FakeCapture:
+    """Frames with these times, in milliseconds, under a header that promises ``expected`` of them."""
 
-        def read(self) -> tuple[bool, Image]:
-            self.left -= 1
-            return self.left >= 0, frame(0)
+    def __init__(self, stamps: tuple[float, ...], expected: int = 0) -> None:
+        self.stamps, self.expected, self.shown = stamps, expected, -1
 
-        def release(self) -> None:
-            pass
+    def read(self) -> tuple[bool, Image]:
+        self.shown += 1
+        return self.shown < len(self.stamps), frame(0)
 
-    assert len(list(video._frames(Capture(), "a.mp4", 10))) == 3  # type: ignore[arg-type]
+    def get(self, key: int) -> float:
+        facts = {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: self.expected}
+        return self.stamps[self.shown] if key == cv2.CAP_PROP_POS_MSEC else facts.get(key, 64)
+
+    def release(self) -> None:
+        pass
+
+
+def test_cut_short(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(list(OpenCvReader(FakeCapture((0.0, 100.0, 200.0), 10), "a.mp4").frames())) == 3
     assert "a.mp4 ended after 3 of 10 frames" in caplog.text
 
 
@@ -163,22 +174,7 @@ def test_cut_short(clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture)
     ],
 )
 def test_times_of_a_stream(stamps: tuple[float, ...], expected: list[float]) -> None:
-    class Capture:
-        def __init__(self) -> None:
-            self.shown = -1
-
-        def read(self) -> tuple[bool, Image]:
-            self.shown += 1
-            return self.shown < len(stamps), frame(0)
-
-        def get(self, key: int) -> float:
-            assert key == cv2.CAP_PROP_POS_MSEC
-            return stamps[self.shown]
-
-        def release(self) -> None:
-            pass
-
-    timed = video._frames(Capture(), "a.mp4", None, 10.0)  # type: ignore[arg-type]
+    timed = OpenCvReader(FakeCapture(stamps), "a.mp4").frames()
     assert [one.seconds for one in timed] == pytest.approx(expected)
 
 
@@ -223,7 +219,7 @@ def test_no_frame(tmp_path: Path) -> None:
 
 
 def test_lost_frames_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "probe_video", lambda path: VideoInfo(96, 64, 24.0, 1))
+    monkeypatch.setattr(writers, "probe_video", lambda path: VideoInfo(96, 64, 24.0, 1))
     writer = VideoWriter(tmp_path / "o.mp4", 24, (96, 64))
     writer.write(frame(0))
     writer.write(frame(0))
@@ -237,6 +233,9 @@ def test_unwritable_place(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         VideoWriter(tmp_path / "file" / "out.mp4", 24, (96, 64))
     with pytest.raises(OutputError, match="no mp4v encoder"):
+        VideoWriter(tmp_path / "out.xyz", 24, (96, 64), encoder="opencv")
+    pytest.importorskip("av")
+    with pytest.raises(OutputError, match=r"use \.mp4 or \.mkv"):
         VideoWriter(tmp_path / "out.xyz", 24, (96, 64))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

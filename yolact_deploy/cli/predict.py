@@ -1,4 +1,4 @@
-"""Detect objects in pictures, folders, videos or a camera stream; write overlays and JSON.
+"""Detect objects in pictures, videos, cameras and network streams; write overlays and JSON.
 
 Without MODEL, the exported model in the current folder is taken, else the only checkpoint, else the model that ships.
 Without SOURCE, pictures that come with the package.
@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, VIDEO_SUFFIXES
+from yolact_deploy.vocabulary import BACKENDS, BUFFERS, DECODERS, IMAGE_SUFFIXES, NMS_VARIANTS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from yolact_deploy.cli.prediction import Summary
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   yolact-deploy predict yolact.onnx street.jpg photos/ -o results
   yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
-  yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)"""
+  yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)
+  yolact-deploy predict yolact.onnx rtsp://camera/1 --max-frames 1000
+  ffmpeg -i a.mov -f mpegts - | yolact-deploy predict yolact.onnx -"""
 _FORMATS = ("overlay", "json", "coco")
 
 
@@ -29,7 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="ONNX file, engine or checkpoint; FILE@BACKEND selects a backend"
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="picture, folder, video file or camera number")
+    parser.add_argument(
+        "sources",
+        metavar="SOURCE",
+        nargs="*",
+        help="picture, video, folder, pattern, text file with one source a line, camera number or /dev/video0, address "
+        "(rtsp://, http://), - for standard input, gst:PIPELINE, screen:",
+    )
     parser.add_argument(
         "-o", "--output", metavar="DIR", default="predictions", help="output folder (default predictions)"
     )
@@ -57,11 +65,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace files that no earlier run of this command wrote"
     )
     parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop each video or camera after N frames")
+    _add_reading(parser)
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
     parser.add_argument("--size", type=int, metavar="S", help="input side of a checkpoint (default: as configured)")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("streams")
+    group.add_argument("--vid-stride", type=_positive, default=1, metavar="N", help="take every N-th frame")
+    group.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of videos")
+    group.add_argument("--duration", type=float, metavar="S", help="read S seconds of each stream")
+    group.add_argument(
+        "--buffer", choices=BUFFERS, help="take the newest frame or each (default: latest if live, else all)"
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="a live source without a frame for S seconds has failed; it is reconnected until then (default 10)",
+    )
+    group.add_argument("--decoder", choices=DECODERS, help="PyAV or OpenCV (default: PyAV if installed)")
+    group.add_argument("--raw-size", type=_size, metavar="WxH", help="raw BGR frames of this size on standard input")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,8 +101,18 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.errors import InputError
     from yolact_deploy.progress import SILENT
     from yolact_deploy.streams.sources import find_sources
+    from yolact_deploy.streams.timed_frames import ReadOptions
 
     with contextlib.ExitStack() as stack:
+        reading = ReadOptions(
+            stride=args.vid_stride,
+            start=args.start,
+            duration=args.duration,
+            buffer=args.buffer,
+            timeout=args.timeout,
+            decoder=args.decoder,
+            raw_size=args.raw_size,
+        )
         model_name, names = _named(args, stack)
         sources = find_sources(names, recursive=args.recursive)
         progress = SILENT if args.json else args.progress
@@ -99,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         stack.enter_context(model)
         labels = select_classes(model.config, args.classes)
         limits = {"max_frames": args.max_frames, "overwrite": args.overwrite}
-        job = PredictionJob(model, folder, args.format, labels, progress=progress, **limits)
+        job = PredictionJob(model, folder, args.format, labels, progress=progress, reading=reading, **limits)
         summary = job.run(sources)
     _print(summary, args)
     return 2 if summary.failed or summary.interrupted else 0
@@ -128,8 +166,15 @@ def _named(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, 
 
 def _is_source(text: str, *, alone: bool) -> bool:
     """Whether the first name is a picture, video, camera or, if it is the only one, a folder, and not a model."""
+    from yolact_deploy.streams.readers.kinds import is_stream_name
+    from yolact_deploy.streams.sources import LIST_SUFFIXES
+
     suffix = Path(text).suffix.lower()
-    return suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) or text.isdecimal() or (alone and Path(text).is_dir())
+    return (
+        suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES, *LIST_SUFFIXES)
+        or is_stream_name(text)
+        or (alone and Path(text).is_dir())
+    )
 
 
 def _print(summary: Summary, args: argparse.Namespace) -> None:
@@ -153,6 +198,13 @@ def _formats(text: str) -> tuple[str, ...]:
     if unknown or not names:
         raise argparse.ArgumentTypeError(f"expected a comma-separated list of {', '.join(_FORMATS)}, got {text!r}")
     return names
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 1 << 16 and 0 < int(height) < 1 << 16):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 640x480, got {text!r}")
+    return int(width), int(height)
 
 
 def _positive(text: str) -> int:

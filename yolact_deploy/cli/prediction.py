@@ -33,8 +33,11 @@ from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.streams.marks import JSON_MARK, is_marked, mark_picture
-from yolact_deploy.streams.sources import Picture, Sources, UniqueNames, image_ids
-from yolact_deploy.streams.video import DEFAULT_FPS, TimedFrame, VideoWriter, probe_video, read_timed
+from yolact_deploy.streams.readers.av_reader import has_av
+from yolact_deploy.streams.sources import NamedStream, Picture, Sources, UniqueNames, image_ids
+from yolact_deploy.streams.timed_frames import DEFAULT_FPS, ReadOptions, TimedFrame
+from yolact_deploy.streams.video import read_timed
+from yolact_deploy.streams.writers import VideoWriter
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +135,7 @@ class PredictionJob:
         progress: counts pictures and frames
         max_frames: of each video, None for all
         overwrite: replace files that no earlier run wrote
+        reading: how to read streams
     """
 
     def __init__(
@@ -144,7 +148,9 @@ class PredictionJob:
         progress: Progress = SILENT,
         max_frames: int | None = None,
         overwrite: bool = False,
+        reading: ReadOptions | None = None,
     ) -> None:
+        self.reading = reading or ReadOptions()
         self.model = model
         self.folder = folder
         self.formats = formats
@@ -165,12 +171,12 @@ class PredictionJob:
             InputError: the only source cannot be read.
             OutputError, BackendError: writing or the network failed.
         """
-        alone = len(sources.pictures) + len(sources.videos) == 1
+        alone = len(sources.pictures) + len(sources.streams) == 1
         start = time.perf_counter()
         self.summary.left_out = dict(sources.left_out)
         if sources.pictures:
             self._run_pictures(sources.pictures, alone)
-        for video in sources.videos:
+        for video in sources.streams:
             if not self.summary.interrupted:
                 with self._reported(video, alone):
                     self._run_video(video)
@@ -268,14 +274,15 @@ class PredictionJob:
 
     # -- videos -----------------------------------------------------------------------------------------------------
 
-    def _run_video(self, source: Path | int) -> None:
-        info = None if isinstance(source, int) else probe_video(source)
-        name = self._names(Path(f"camera{source}" if isinstance(source, int) else source.stem))
+    def _run_video(self, source: NamedStream) -> None:
+        name = self._names(source.folder / source.stem)
         self._require_own(*_VideoOutputs.files(name, self.formats))
-        with contextlib.closing(read_timed(source)) as frames, contextlib.ExitStack() as stack:
+        with read_timed(source.name, options=self.reading) as frames, contextlib.ExitStack() as stack:
+            info = None if frames.live else frames.info
             first = next(frames)
             fps = info.fps if info else self._camera_fps(first.image)
-            outputs = _VideoOutputs(stack, self.folder, name, self.formats, fps, first.image)
+            audio = source.name if source.is_file and self.reading.stride == 1 else None
+            outputs = _VideoOutputs(stack, self.folder, name, self.formats, fps, first.image, audio, self.reading.start)
             stopped = stack.enter_context(_interrupt_stops())
             total = min(filter(None, (info.frames if info else None, self.max_frames)), default=None)
             wanted = itertools.islice(itertools.chain([first], frames), self.max_frames)
@@ -283,7 +290,7 @@ class PredictionJob:
             if stopped.is_set() and info is not None:
                 self._interrupt(f"{source} ends after {outputs.count} frames")
         self.summary.outputs += outputs.paths
-        if outputs.varies and info is not None:
+        if outputs.varies and info is not None and not has_av():
             _log.warning(
                 "%s: the time between frames varies; the overlay plays at a constant %.4g frames/s", source, fps
             )
@@ -302,7 +309,7 @@ class PredictionJob:
                     with self._timed("draw"):
                         drawn = draw_detections(frame.image, detections)
                     with self._timed("write"):
-                        outputs.video.write(drawn)
+                        outputs.video.write(drawn, frame.seconds - self.reading.start)
                 if stopped.is_set():
                     break
         except (InputError, BackendError) as error:
@@ -332,7 +339,7 @@ class PredictionJob:
         return results
 
     @contextlib.contextmanager
-    def _reported(self, source: Path | int, alone: bool) -> Iterator[None]:
+    def _reported(self, source: Path | NamedStream, alone: bool) -> Iterator[None]:
         """Report a source that failed and continue, unless it is the only one or nothing more can be written."""
         try:
             yield
@@ -380,8 +387,9 @@ class _VideoOutputs:
     """The output files of one video; they appear under their names when ``stack`` exits without an error."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, folder: Path, name: str, formats: Sequence[str], fps: float, first: Image
-    ) -> None:
+        self, stack: contextlib.ExitStack, folder: Path, name: str, formats: Sequence[str], fps: float, first: Image,
+        audio: str | None = None, audio_start: float = 0.0,
+    ) -> None:  # fmt: skip
         self.paths = [folder / file for file in self.files(name, formats)]
         self.video: VideoWriter | None = None
         self.count = 0
@@ -390,7 +398,9 @@ class _VideoOutputs:
         self._lines: TextIO | None = None
         self._fps = fps
         if "overlay" in formats:
-            self.video = stack.enter_context(VideoWriter(self.paths[0], fps, (first.shape[1], first.shape[0])))
+            self.video = stack.enter_context(
+                VideoWriter(self.paths[0], fps, first.shape[1::-1], audio=audio, audio_start=audio_start)
+            )
         if "json" in formats:
             temporary = stack.enter_context(atomic_write(self.paths[-1]))
             self._lines = stack.enter_context(temporary.open("w", encoding="utf-8"))

@@ -313,7 +313,8 @@ class Predictor:
             overlap: yield a frame only when the next one is in flight: more frames per second, each one frame later.
                 It requires a frame hook and is the default for all sources but cameras
         """
-        from yolact_deploy.streams.video import is_camera, read_ahead
+        from yolact_deploy.streams.readers.camera import is_camera
+        from yolact_deploy.streams.video import read_ahead
 
         frames, hook = read_ahead(source), self._hook
         if hook is None or (is_camera(source) if overlap is None else not overlap):

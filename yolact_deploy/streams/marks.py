@@ -13,7 +13,11 @@ _JPEG_COMMENT = b"\xff\xfe" + struct.pack(">H", 2 + len(_NAME)) + _NAME
 JSON_MARK = {"written_by": _NAME.decode()}
 #: a box at the end of an MP4 file that players skip
 MP4_MARK = struct.pack(">I", 8 + len(_NAME)) + b"free" + _NAME
-_MARKS = (_PNG_TEXT, _JPEG_COMMENT, MP4_MARK, b'"written_by": "%s"' % _NAME)
+#: an element at the end of a Matroska file that players skip
+MKV_MARK = b"\xec" + bytes([0x80 | len(_NAME)]) + _NAME
+#: by the suffix of the file
+VIDEO_MARKS = {**dict.fromkeys((".mp4", ".mov", ".m4v"), MP4_MARK), ".mkv": MKV_MARK}
+_MARKS = (_PNG_TEXT, _JPEG_COMMENT, MP4_MARK, MKV_MARK, b'"written_by": "%s"' % _NAME)
 _ENDS = 512
 
 

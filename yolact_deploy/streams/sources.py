@@ -1,8 +1,10 @@
-"""The inputs of a prediction: pictures, videos and cameras, checked before a model is loaded."""
+"""The inputs of a prediction: pictures, videos and other streams, checked before a model is loaded."""
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +16,14 @@ from yolact_deploy.datasets.annotations import read_picture_ids
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import foreign_picture, read_image
 from yolact_deploy.streams.marks import is_marked
-from yolact_deploy.streams.video import is_camera, probe_video
+from yolact_deploy.streams.readers.kinds import KINDS, is_stream_name, kind_of
+from yolact_deploy.streams.timed_frames import without_password
+from yolact_deploy.streams.video import probe_video
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+
+#: text files with one source a line
+LIST_SUFFIXES = (".txt", ".streams")
+_MOST_LISTED = 100_000
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,48 @@ class Picture:
     image_id: int | None = None
 
 
+@dataclass(frozen=True)
+class NamedStream:
+    """A video or another stream by its name, and the folder of its outputs below the output folder.
+
+    Attributes:
+        together: the list that names it, whose streams run side by side; None for others
+    """
+
+    name: str
+    folder: Path = Path()
+    together: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return kind_of(self.name) == "video file"
+
+    @property
+    def live(self) -> bool:
+        """Whether it plays at its own pace, as far as its name shows."""
+        return KINDS[kind_of(self.name)].live
+
+    @property
+    def stem(self) -> str:
+        """For the names of outputs."""
+        kind = kind_of(self.name)
+        if kind == "video file":
+            return Path(self.name).stem
+        if kind == "camera":
+            return f"camera{self.name.removeprefix('/dev/video')}"
+        text = "stdin" if self.name == "-" else self.name
+        return re.sub(r"[^A-Za-z0-9.]+", "_", without_password(text)).strip("_.")[:80]
+
+    def __str__(self) -> str:
+        return without_password(self.name)
+
+
 @dataclass
 class Sources:
-    """Pictures and videos in the order given; an int is the number of a camera."""
+    """Pictures and streams in the order given."""
 
     pictures: list[Picture] = field(default_factory=list)
-    videos: list[Path | int] = field(default_factory=list)
+    streams: list[NamedStream] = field(default_factory=list)
     #: what the folders have besides, by the reason for which it is left out
     left_out: defaultdict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
     #: links to folders that were followed
@@ -40,11 +84,18 @@ class Sources:
 
     def check_formats(self, formats: Sequence[str]) -> None:
         """Raise :class:`InputError` if COCO results are requested for a video."""
-        if self.videos and "coco" in formats:
+        if self.streams and "coco" in formats:
             raise InputError(
-                f"--format coco requires pictures, and {self.videos[0]} is a video: use --format json, which "
+                f"--format coco requires pictures, and {self.streams[0]} is a video: use --format json, which "
                 "writes one line per frame"
             )
+
+    def groups(self) -> list[list[NamedStream]]:
+        """The streams that run side by side: live ones, and those of one list. Each other one is a group by itself."""
+        groups: dict[object, list[NamedStream]] = defaultdict(list)
+        for index, stream in enumerate(self.streams):
+            groups[stream.together or ("live" if stream.live else index)].append(stream)
+        return list(groups.values())
 
     def take_ids(self, annotations: str | os.PathLike[str]) -> None:
         """Give each picture the id of its name in a COCO file, and leave out those that the file does not list.
@@ -72,51 +123,89 @@ class Sources:
 
 
 def find_sources(names: Sequence[str], *, recursive: bool = False) -> Sources:
-    """Sort names into pictures, videos and cameras; a folder stands for its pictures in alphabetical order.
+    """Sort names into pictures and streams; a folder stands for its pictures and videos in alphabetical order.
 
     Every picture that OpenCV can read counts, whatever its suffix. Hidden files and those of other kinds are left out.
+    A pattern such as ``clips/*.mp4`` stands for what matches it, and a text file for the sources that it names, one a
+    line; ``#`` starts a comment.
 
     Args:
-        recursive: also take pictures of folders in folders, through links as well, each folder once
+        recursive: also take what is in folders in folders, through links as well, each folder once
 
     Raises:
-        InputError: no such file, a folder without pictures, or a single source that cannot be read.
+        InputError: no such file, a folder without pictures and videos, or a single source that cannot be read.
     """
     sources = Sources()
     for name in names:
-        path = Path(name)
-        if is_camera(name):
-            sources.videos.append(int(name))
-        elif path.is_dir():
-            _add_folder(sources, path, recursive)
-        elif not path.exists():
-            raise InputError(f"no such picture, folder or video: {name}")
-        elif path.suffix.lower() not in VIDEO_SUFFIXES and (_is_picture(path) or foreign_picture(path, _head(path))):
-            sources.pictures.append(Picture(path))
-        else:
-            sources.videos.append(path)
-    if len(names) == 1:  # among several sources, a damaged one is reported and skipped later
-        _check_alone(sources)
+        _add(sources, name, recursive)
+    if len(sources.pictures) + len(sources.streams) == 1 and not any(map(os.path.isdir, names)):
+        _check_alone(sources)  # among several sources, a damaged one is reported and skipped later
     return sources
+
+
+def _add(sources: Sources, name: str, recursive: bool, together: str | None = None) -> None:
+    path = Path(name)
+    if is_stream_name(name):
+        sources.streams.append(NamedStream(name, together=together))
+    elif path.is_dir():
+        _add_folder(sources, path, recursive)
+    elif not path.exists():
+        _add_matches(sources, name, recursive)
+    elif together is None and path.suffix.lower() in LIST_SUFFIXES:
+        for listed in _read_list(path):
+            try:
+                _add(sources, listed, recursive, together=name)
+            except InputError as error:
+                raise InputError(f"{path} lists sources, one a line: {error}") from error
+    elif path.suffix.lower() not in VIDEO_SUFFIXES and (_is_picture(path) or foreign_picture(path, _head(path))):
+        sources.pictures.append(Picture(path))
+    else:
+        sources.streams.append(NamedStream(name, together=together))
+
+
+def _add_matches(sources: Sources, pattern: str, recursive: bool) -> None:
+    """Add what a pattern with ``*``, ``?`` or ``[...]`` matches; ``**`` stands for any folders."""
+    matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    if not matches:
+        what = "nothing matches the pattern" if glob.has_magic(pattern) else "no such picture, folder or video:"
+        raise InputError(f"{what} {pattern}")
+    for match in matches:
+        _add(sources, match, recursive)
+
+
+def _read_list(path: Path) -> list[str]:
+    """The sources in a text file; relative names count from its folder."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list of sources {path}: {error}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    names = [line for line in lines if line and not line.startswith("#")]
+    if not names or len(names) > _MOST_LISTED:
+        raise InputError(f"{path}: expected 1 to {_MOST_LISTED} sources, one a line, got {len(names)}")
+    if "-" in names:
+        raise InputError(f"{path}: standard input, -, cannot be in a list")
+    return [name if is_stream_name(name) or os.path.isabs(name) else str(path.parent / name) for name in names]
 
 
 def _check_alone(sources: Sources) -> None:
     for picture in sources.pictures:
-        if len(sources.pictures) == 1 and not cv2.haveImageReader(os.fspath(picture.path)):
+        if not cv2.haveImageReader(os.fspath(picture.path)):
             read_image(picture.path)
-    for video in sources.videos:
-        if not isinstance(video, Path):
+    for stream in sources.streams:
+        if not stream.is_file:
             continue
         try:
-            probe_video(video)
+            probe_video(stream.name)
         except InputError as error:
-            if video.suffix.lower() in VIDEO_SUFFIXES:
+            if Path(stream.name).suffix.lower() in VIDEO_SUFFIXES:
                 raise
-            raise InputError(f"{video} is neither a picture nor a video that OpenCV can read") from error
+            raise InputError(f"{stream} is neither a picture nor a video that can be read") from error
 
 
 def _add_folder(sources: Sources, folder: Path, recursive: bool) -> None:
     pictures: list[Picture] = []
+    videos: list[NamedStream] = []
     searched: set[tuple[int, int]] = set()
     # What links name comes last, so that a folder is taken under its own name.
     waiting, linked = [folder], deque[Path]()
@@ -143,13 +232,16 @@ def _add_folder(sources: Sources, folder: Path, recursive: bool) -> None:
                 sources.left_out[reason].append(path)
             elif path.is_dir():
                 (linked if path.is_symlink() else waiting).append(path)
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
+                videos.append(NamedStream(str(path), current.relative_to(folder)))
             else:
                 pictures.append(Picture(path, current.relative_to(folder)))
-    if not pictures:
+    if not pictures and not videos:
         hint = "" if recursive else "; --recursive also searches its subfolders"
         rest = "".join(f"; {line}" for line in sources.describe_rest())
-        raise InputError(f"no pictures in folder {folder} ({', '.join(IMAGE_SUFFIXES)} ...){hint}{rest}")
+        raise InputError(f"no pictures or videos in folder {folder} ({', '.join(IMAGE_SUFFIXES)} ...){hint}{rest}")
     sources.pictures += sorted(pictures, key=lambda picture: picture.path)
+    sources.streams += sorted(videos, key=lambda video: video.name)
 
 
 def _reason_against(path: Path, recursive: bool) -> str | None:
@@ -161,7 +253,7 @@ def _reason_against(path: Path, recursive: bool) -> str | None:
     if not path.is_file():
         return "dead links" if path.is_symlink() else "files of special kinds"
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        return "videos (name them to run them)"
+        return "files of earlier runs" if path.stem.endswith("_overlay") and is_marked(path) else None
     is_picture = _is_picture(path)
     if (not is_picture or path.stem.endswith("_overlay")) and is_marked(path):
         return "files of earlier runs"

@@ -32,7 +32,11 @@ def write_clip(
     codec: str = "libx264",
     noise: int = 0,
 ) -> Path:
-    """A video of ``count`` numbered frames at 10 per second, or shown at ``seconds``, with up to ``noise`` gray levels of noise."""
+    """A video of ``count`` numbered frames at 10 per second, or shown at ``seconds``.
+
+    Args:
+        noise: gray levels of noise
+    """
     import av
 
     with av.open(str(path), "w", options=options or {}) as out:

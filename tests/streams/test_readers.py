@@ -143,14 +143,14 @@ def test_files_without_frames(tmp_path: Path) -> None:
         sound = out.add_stream("aac", rate=16000, layout="mono")
         piece = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
         piece.sample_rate = 16000
-        out.mux(sound.encode(piece))  # type: ignore[attr-defined]
-        out.mux(sound.encode(None))  # type: ignore[attr-defined]
+        out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
     with pytest.raises(InputError, match="has no video, only audio"):
         read(tmp_path / "sound.mp4")
     clip = write_clip(tmp_path / "a.mkv", 3)
     data = clip.read_bytes()
-    clip.write_bytes(data[: data.index(b"\x1f\x43\xb6\x75")])  # up to the first cluster of frames
-    with pytest.raises(InputError, match="no frame that can be decoded"):
+    clip.write_bytes(data[: data.index(b"\x1f\x43\xb6\x75") + 20])  # up to the first cluster of frames
+    with pytest.raises(InputError, match=r"no frame that can be decoded|cannot read video"):
         read(clip)
 
 
@@ -236,7 +236,8 @@ def test_standard_input(tmp_path: Path, kind: str) -> None:
     code = (
         "from yolact_deploy.streams.video import read_timed\n"
         "from yolact_deploy.streams.timed_frames import ReadOptions\n"
-        f"print([round(float(f.image[30:34, 46:50].mean()) / 20) for f in read_timed('-', options=ReadOptions({more}))])"
+        f"frames = read_timed('-', options=ReadOptions({more}))\n"
+        "print([round(float(frame.image[30:34, 46:50].mean()) / 20) for frame in frames])"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(

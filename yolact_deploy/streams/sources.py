@@ -152,11 +152,11 @@ def _add(sources: Sources, name: str, recursive: bool, together: str | None = No
     elif not path.exists():
         _add_matches(sources, name, recursive)
     elif together is None and path.suffix.lower() in LIST_SUFFIXES:
-        for listed in _read_list(path):
-            try:
+        try:
+            for listed in _read_list(path):
                 _add(sources, listed, recursive, together=name)
-            except InputError as error:
-                raise InputError(f"{path} lists sources, one a line: {error}") from error
+        except InputError as error:
+            raise InputError(f"{path} lists sources, one a line: {error}") from error
     elif path.suffix.lower() not in VIDEO_SUFFIXES and (_is_picture(path) or foreign_picture(path, _head(path))):
         sources.pictures.append(Picture(path))
     else:
@@ -165,7 +165,8 @@ def _add(sources: Sources, name: str, recursive: bool, together: str | None = No
 
 def _add_matches(sources: Sources, pattern: str, recursive: bool) -> None:
     """Add what a pattern with ``*``, ``?`` or ``[...]`` matches; ``**`` stands for any folders."""
-    matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    # Path.glob takes no absolute patterns.
+    matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []  # noqa: PTH207
     if not matches:
         what = "nothing matches the pattern" if glob.has_magic(pattern) else "no such picture, folder or video:"
         raise InputError(f"{what} {pattern}")
@@ -178,14 +179,14 @@ def _read_list(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the list of sources {path}: {error}") from error
+        raise InputError(f"it cannot be read: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
     names = [line for line in lines if line and not line.startswith("#")]
     if not names or len(names) > _MOST_LISTED:
-        raise InputError(f"{path}: expected 1 to {_MOST_LISTED} sources, one a line, got {len(names)}")
+        raise InputError(f"expected 1 to {_MOST_LISTED} sources, got {len(names)}")
     if "-" in names:
-        raise InputError(f"{path}: standard input, -, cannot be in a list")
-    return [name if is_stream_name(name) or os.path.isabs(name) else str(path.parent / name) for name in names]
+        raise InputError("standard input, -, cannot be in a list")
+    return [name if is_stream_name(name) or Path(name).is_absolute() else str(path.parent / name) for name in names]
 
 
 def _check_alone(sources: Sources) -> None:

@@ -1,4 +1,4 @@
-"""Addresses: RTSP, HTTP (MJPEG, HLS, files, single pictures) and the other protocols of FFmpeg, reconnected if they fail.
+"""Addresses: RTSP, HTTP (MJPEG, HLS, files, single pictures) and FFmpeg's other protocols, reconnected if they fail.
 
 A live source that ends has failed: an RTSP server that is killed ends the stream without an error.
 """

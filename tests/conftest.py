@@ -15,7 +15,7 @@ GOLDEN = TESTS / "golden"
 
 # The helpers of the golden files (detweights, goldencheck, lossinputs) and those of the tests (deterministic), and
 # the package itself where it is not installed.
-for folder in (TESTS, TESTS / "helpers", GOLDEN, TESTS.parent):
+for folder in (TESTS, TESTS / "helpers", GOLDEN, GOLDEN / "foreign", TESTS.parent):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

@@ -18,7 +18,7 @@ def test_names_and_types() -> None:
     types = {attribute.name: attribute.type for op in ops.OPS for attribute in op.attributes}
     assert types == {
         "score_threshold": float, "iou_threshold": float, "top_k": int, "max_detections": int, "cross_class": int,
-        "padding": float, "mask_dtype": int,
+        "second_threshold": float, "padding": float, "mask_dtype": int,
     }  # fmt: skip
     assert MASK_ASSEMBLY.exported_attributes == ["padding"]
 
@@ -27,6 +27,7 @@ def test_attribute_values() -> None:
     values = FAST_NMS.attribute_values({"top_k": 50, "iou_threshold": 1, "cross_class": True})
     assert values == {
         "score_threshold": 0.05, "iou_threshold": 1.0, "top_k": 50, "max_detections": 100, "cross_class": 1,
+        "second_threshold": -1.0,
     }  # fmt: skip
     assert type(values["iou_threshold"]) is float
     assert type(values["cross_class"]) is int

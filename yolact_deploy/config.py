@@ -43,6 +43,14 @@ PASCAL_NAMES: tuple[str, ...] = (
 
 BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2")
 
+#: how a picture is fitted into the square input: stretched, or padded right and below with the mean color
+FITS = ("stretch", "pad")
+#: fields that files have only where they differ from the default, so that earlier versions read all other files
+_OPTIONAL_FIELDS = frozenset((
+    "pyramid_relu", "extra_levels_from", "extra_levels_relu", "prototype_align_corners", "clip_boxes",
+    "second_threshold", "fit",
+))  # fmt: skip
+
 #: fields whose key in files differs from their name
 _STORED_AS = {"nms_score_threshold": "score_threshold"}
 
@@ -56,6 +64,8 @@ _WHOLE_NUMBERS = (
     ("top_k", 1, 3840, " (TensorRT's limit)"),
     ("max_detections", 1, 3840, " (TensorRT's limit)"),
 )
+_EXTRA_LEVELS = ("p5", "c5")
+_SWITCHES = ("pyramid_relu", "extra_levels_relu", "prototype_align_corners", "clip_boxes")
 _LONGEST_NAME, _LARGEST = 500, 2**63 - 1
 _LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -107,6 +117,14 @@ class YolactConfig:
     square_priors: bool = True
     num_prototypes: int = 32
     fpn_channels: int = 256
+    #: ReLU after the 3x3 convolutions of P3, P4 and P5; without it in mmdetection
+    pyramid_relu: bool = True
+    #: what P6 is computed from: "p5", or "c5", the backbone's last stage (mmdetection)
+    extra_levels_from: str = "p5"
+    #: ReLU after P6 and P7 (Yolact_minimal)
+    extra_levels_relu: bool = False
+    #: corners instead of pixels are aligned where the protonet doubles its resolution (Yolact_minimal)
+    prototype_align_corners: bool = False
     #: deformable convolutions (DCNv2): in how many of the last blocks of each stage, and in every how-many-th block
     deformable_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
     deformable_interval: int = 1
@@ -119,6 +137,12 @@ class YolactConfig:
     #: best detections per class that enter NMS
     top_k: int = 200
     max_detections: int = 100
+    #: clip boxes to the image before NMS (mmdetection, Yolact_minimal)
+    clip_boxes: bool = False
+    #: drop detections that do not score above it in their own class (mmdetection); None keeps them
+    second_threshold: float | None = None
+    #: how a picture fits into the input, one of :data:`FITS` ("pad" in Yolact_minimal)
+    fit: str = "stretch"
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
@@ -144,7 +168,7 @@ class YolactConfig:
         for field, low, high, why in _WHOLE_NUMBERS:
             value = getattr(self, field)
             check_field(whole(value, low, high), field, f"{low} to {high}{why}", value)
-        for field in ("square_priors", "mask_iou"):
+        for field in (*_SWITCHES, "square_priors", "mask_iou"):
             value = getattr(self, field)
             check_field(isinstance(value, bool), field, "True or False", value)
         blocks = self.deformable_blocks
@@ -152,6 +176,12 @@ class YolactConfig:
         check_field(counts, "deformable_blocks", "four numbers from 0 to 1000", blocks)
         score, iou = self.nms_score_threshold, self.iou_threshold
         check_field(_real(score) and 0 <= score < 1, "nms_score_threshold", "0 <= value < 1", score)
+        second = self.second_threshold
+        allowed = second is None or (_real(second) and 0 <= second < 1)
+        check_field(allowed, "second_threshold", "None or 0 <= value < 1", second)
+        for field, words in (("extra_levels_from", _EXTRA_LEVELS), ("fit", FITS)):
+            value = getattr(self, field)
+            check_field(value in words, field, f"one of {', '.join(words)}", value)
         check_field(_real(iou) and 0 < iou <= 1, "iou_threshold", "0 < value <= 1", iou)
 
     def _check_names(self) -> None:
@@ -242,7 +272,11 @@ class YolactConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; :meth:`from_dict` reads it back."""
-        return {_STORED_AS.get(key, key): _listed(value) for key, value in dataclasses.asdict(self).items()}
+        return {
+            _STORED_AS.get(field.name, field.name): _listed(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in _OPTIONAL_FIELDS or getattr(self, field.name) != field.default
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> YolactConfig:

@@ -203,14 +203,17 @@ def _safetensors_header(path: Path) -> tuple[int, dict[str, Any]]:
 
 def _describe_checkpoint(path: Path, layers: bool) -> Facts:
     import_optional("torch", "train", "describing a checkpoint")
-    from yolact_deploy.model.checkpoint import infer_config
-    from yolact_deploy.model.weights_file import read_state_dict
+    from yolact_deploy.model.checkpoint import config_of
+    from yolact_deploy.model.weights_file import read_weights
 
-    state, stored = read_state_dict(path)
+    weights = read_weights(path)
+    state = weights.state
     tensors = [(name, re.sub(r"^torch\.", "", str(tensor.dtype)), list(tensor.shape)) for name, tensor in state.items()]
     facts: Facts = {"kind": "PyTorch checkpoint", **_tensor_facts(tensors, layers)}
+    if weights.origin is not None:
+        facts["origin"] = weights.origin.name
     try:
-        return {**facts, "inferred_config": (stored or infer_config(state)).to_dict()}
+        return {**facts, "inferred_config": config_of(weights, path).to_dict()}
     except CheckpointError as error:  # initial weights of a backbone, or another network
         return {**facts, "config_error": str(error)}
 

@@ -198,6 +198,16 @@ class MaskCrops:
         return counts[kept], found + 1 - empty
 
 
+def cut_crops(masks: MaskCrops, height: int, width: int) -> MaskCrops:
+    """The part of masks inside the first ``height`` rows and ``width`` columns, as masks of that size."""
+    crops = tuple(
+        crop[: max(height - int(y), 0), : max(width - int(x), 0)]
+        for (x, y), crop in zip(masks.offsets, masks.crops, strict=True)
+    )
+    offsets = np.minimum(masks.offsets, np.array([width, height], np.int64))
+    return MaskCrops(height, width, offsets, crops)
+
+
 def _unpickle_crops(height: int, width: int, offsets: Ints, bits: list[tuple[tuple[int, int], Any]]) -> MaskCrops:
     crops = (
         np.unpackbits(packed, count=rows * columns).view(np.bool_).reshape(rows, columns)

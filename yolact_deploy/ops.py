@@ -126,6 +126,8 @@ _SCORE_THRESHOLD = Attribute("score_threshold", 0.05)
 _IOU_THRESHOLD = Attribute("iou_threshold", 0.5)
 _TOP_K = Attribute("top_k", 200)
 _MAX_DETECTIONS = Attribute("max_detections", 100)
+#: detections must score above it in their own class; scores are probabilities, so the default drops none
+_SECOND_THRESHOLD = Attribute("second_threshold", -1.0)
 _CROSS_CLASS = Attribute("cross_class", 0)
 
 _BOXES = Tensor("boxes", ("N", "P", 4))
@@ -142,7 +144,7 @@ _DETECTIONS = (
 #: slots past num_detections are zero
 FAST_NMS = Op(
     "FastNMS",
-    (_SCORE_THRESHOLD, _IOU_THRESHOLD, _TOP_K, _MAX_DETECTIONS, _CROSS_CLASS),
+    (_SCORE_THRESHOLD, _IOU_THRESHOLD, _TOP_K, _MAX_DETECTIONS, _CROSS_CLASS, _SECOND_THRESHOLD),
     (_BOXES, _SCORES, _COEFF),
     _DETECTIONS,
 )

@@ -66,6 +66,7 @@ def detect(
     max_detections: int = 100,
     nms: str = "fast",
     image_size: int = 550,
+    second_threshold: float | None = None,
 ) -> Detected:
     """Detections of one image.
 
@@ -76,19 +77,23 @@ def detect(
         score_threshold: priors take part if their best score is above it
         nms: one of :data:`~yolact_deploy.vocabulary.NMS_VARIANTS`
         image_size: used by the traditional NMS only, which works on boxes in pixels
+        second_threshold: detections must score above it in their own class
     """
     above = np.flatnonzero(scores > score_threshold) // scores.shape[1]  # few, so faster than a maximum of each row
     candidates = above[np.r_[True, above[1:] != above[:-1]]] if above.size else above
     arrays = boxes[candidates], scores[candidates].T, coeff[candidates]
     if nms == "fast":
-        return fast_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k, max_detections=max_detections)
+        limits = {"top_k": top_k, "max_detections": max_detections}
+        return fast_nms(*arrays, iou_threshold=iou_threshold, second_threshold=second_threshold, **limits)
+    second = -1.0 if second_threshold is None else second_threshold
     if nms == "cross-class":
-        return cross_class_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k)
+        kept = cross_class_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k)
+        return kept.select(kept.scores > second)
     if nms == "traditional":
         return traditional_nms(
             *arrays,
             iou_threshold=iou_threshold,
-            score_threshold=score_threshold,
+            score_threshold=max(score_threshold, second),
             max_detections=max_detections,
             image_size=image_size,
         )

@@ -241,6 +241,22 @@ def resize_image(image: UInt8[Pixels, "H W 3"], size: int, dtype: str = "uint8")
     return cv2.resize(source, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
+def fit_image(image: UInt8[Pixels, "H W 3"], config: YolactConfig, dtype: str = "uint8") -> Shaped[Array, "S S 3"]:
+    """BGR [H, W, 3] fitted into the input of a network [S, S, 3] as ``config.fit`` says.
+
+    "pad" adds the mean color on the right or below to make the picture square; with a dtype of uint8 it is rounded.
+    """
+    height, width = image.shape[:2]
+    if config.fit == "stretch" or height == width:
+        return resize_image(image, config.image_size, dtype)
+    side = max(height, width)
+    square = np.empty((side, side, 3), np.float32)
+    square[...] = config.pixel_mean
+    square[:height, :width] = image
+    resized = cv2.resize(square, (config.image_size, config.image_size), interpolation=cv2.INTER_LINEAR)
+    return resized if dtype == "float32" else np.rint(resized).astype(np.uint8)
+
+
 def normalize(images: Shaped[Array, "N S S 3"], config: YolactConfig) -> Float32[Floats, "N 3 S S"]:
     """BGR [N, S, S, 3] in 0..255 to the trunk's input: float32 RGB [N, 3, S, S]."""
     mean = np.array(config.pixel_mean, dtype=np.float32)

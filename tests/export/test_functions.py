@@ -79,6 +79,7 @@ def nms_model(
     top_k: int = 200,
     max_detections: int = 100,
     cross_class: bool = False,
+    second_threshold: float = -1.0,
 ) -> Any:
     top_k = min(top_k, priors)
     slots = top_k if cross_class else min(max_detections, top_k * classes)
@@ -91,6 +92,7 @@ def nms_model(
             "top_k": top_k,
             "max_detections": slots,
             "cross_class": int(cross_class),
+            "second_threshold": second_threshold,
         },
         [
             ("boxes", TensorProto.FLOAT, ["N", priors, 4]),
@@ -181,6 +183,25 @@ def random_heads(seed: int, images: int, priors: int = 300, classes: int = 6) ->
     scores = rng.random((images, priors, classes)) ** 6
     coeff = rng.standard_normal((images, priors, 5))
     return boxes.astype(np.float32), scores.astype(np.float32), coeff.astype(np.float32)
+
+
+@pytest.mark.parametrize("cross_class", [False, True])
+def test_second_threshold(run: Run, cross_class: bool) -> None:
+    rng = np.random.default_rng(8)
+    corner = rng.random((1, 300, 2))
+    boxes = np.concatenate([corner, corner + 0.2 * rng.random((1, 300, 2))], axis=2).astype(np.float32)
+    scores, coeff = (rng.random((1, 300, 4)) ** 4).astype(np.float32), rng.random((1, 300, 3)).astype(np.float32)
+    options = {"top_k": 100, "max_detections": 300}
+    kind = "cross-class" if cross_class else "fast"
+    counts = []
+    for second in (0.0, 0.05, 0.3):
+        outputs = nms(run, boxes, scores, coeff, cross_class=cross_class, second_threshold=second, **options)
+        want = postprocess.detect(boxes[0], scores[0], coeff[0], nms=kind, second_threshold=second, **options)
+        assert_same_set(outputs, 0, *want)
+        assert (want.scores > second).all()
+        counts.append(len(want.scores))
+    assert counts[0] > counts[2] > 0
+    assert cross_class or counts[0] > counts[1]
 
 
 @pytest.mark.parametrize("cross_class", [False, True])

@@ -181,6 +181,7 @@ def test_nodes_are_standard_but_for_our_two(export: Export) -> None:
         "top_k": 200,
         "max_detections": 100,
         "cross_class": 0,
+        "second_threshold": -1.0,
     }
 
 

@@ -55,6 +55,7 @@ def make_model(tail: str = "functions") -> Any:
             top_k=4,
             max_detections=3,
             cross_class=0,
+            second_threshold=-1.0,
         )
         masks = helper.make_node(
             "MaskAssembly", ["node_proto", "found_coeff", "boxes"], ["masks"], domain="yolact", padding=1.0

@@ -108,6 +108,7 @@ def _tail() -> list[onnx.NodeProto]:
         top_k=4,
         max_detections=3,
         cross_class=0,
+        second_threshold=-1.0,
     )
     inputs = ["node_proto", "found_coeff", "boxes"]
     return [nms, helper.make_node("MaskAssembly", inputs, ["masks"], domain="yolact", padding=1.0)]

@@ -19,7 +19,7 @@ from yolact_deploy.errors import CheckpointError, ConfigError, OutputError
 torch = pytest.importorskip("torch")
 
 from yolact_deploy.model.checkpoint import infer_config
-from yolact_deploy.model.weights_file import read_state_dict
+from yolact_deploy.model.weights_file import Weights, read_state_dict
 from yolact_deploy.training import YolactModel, load_model, save_checkpoint
 
 
@@ -424,7 +424,7 @@ def test_a_published_configuration_adopts_the_classes_of_the_weights(
     from yolact_deploy.model import checkpoint
 
     state = _meta_state("yolact_resnet50", class_names=20)
-    monkeypatch.setattr(checkpoint, "read_state_dict", lambda path: (state, None))
+    monkeypatch.setattr(checkpoint, "read_weights", lambda path: Weights(state))
     monkeypatch.setattr(checkpoint, "_fill", lambda model, state, path: None)
     with torch.device("meta"):
         loaded = load_model("w.pth", config="yolact_resnet50")

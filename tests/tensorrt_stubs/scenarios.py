@@ -135,7 +135,7 @@ def make_model(batch: tuple[int, int, int], *, half: bool = False) -> onnx.Model
     nodes.append(
         helper.make_node(
             "FastNMS", ["boxes", "scores", "coeff"], [*outputs, "kept"], domain=ops.DOMAIN, name="nms",
-            score_threshold=0.05, iou_threshold=0.5, **attributes,
+            score_threshold=0.05, iou_threshold=0.5, second_threshold=-1.0, **attributes,
         )
     )  # fmt: skip
     nodes.append(

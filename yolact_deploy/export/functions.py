@@ -97,7 +97,7 @@ _SUPPRESS = """
     flat = Constant <value_ints = [0, -1]> ()
     scores_flat = Reshape (survivor_scores, flat)
     out_scores, out_entries = TopK <axis = -1, largest = 1, sorted = 1> (scores_flat, d)
-    valid = GreaterOrEqual (out_scores, zero)
+    valid = Greater (out_scores, second)
     kept_scores = Where (valid, out_scores, zero)
     valid_int = Cast <to = 6> (valid)
     num_detections = ReduceSum <keepdims = 0> (valid_int, axis_1)
@@ -126,6 +126,7 @@ _FAST_NMS = """
 {{
     threshold = Constant <value_float: float = @score_threshold> ()
     iou_limit = Constant <value_float: float = @iou_threshold> ()
+    second = Constant <value_float: float = @second_threshold> ()
     k_scalar = Constant <value_int: int = @top_k> ()
     d_scalar = Constant <value_int: int = @max_detections> ()
     as_list = Constant <value_ints = [1]> ()

@@ -59,7 +59,7 @@ class _Pipeline(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalized = (images.float() - self.mean) / self.std
         loc, logits, coeff, proto = self.model.heads(normalized.permute(0, 3, 1, 2).flip(1))  # BGR to RGB
-        boxes = decode_boxes(loc, self.priors)
+        boxes = decode_boxes(loc, self.priors, clip=self.metadata.config.clip_boxes)
         scores = logits.softmax(dim=-1)[..., 1:]
         if self.metadata.tail == "heads":
             return boxes, scores, coeff, proto
@@ -74,6 +74,7 @@ class _Pipeline(nn.Module):
                 "top_k": min(config.top_k, config.num_priors),
                 "max_detections": config.top_k if self.metadata.cross_class else config.max_detections,
                 "cross_class": int(self.metadata.cross_class),
+                "second_threshold": -1.0 if config.second_threshold is None else config.second_threshold,
             }
         )
         counts, boxes, scores, labels, coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)

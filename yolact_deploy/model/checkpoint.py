@@ -6,6 +6,7 @@ A state dict does not contain its input size and class names; `infer_config` tak
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -18,11 +19,14 @@ from yolact_deploy.artifact import METADATA_KEY, Metadata, read_config, write_by
 from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.weights_file import StateDict, read_state_dict
+from yolact_deploy.model.origins.origin import StateDict
+from yolact_deploy.model.weights_file import Weights, read_weights
 
 _log = logging.getLogger(__name__)
 
 _HEAD = "prediction_layers.0"
+#: what neither names nor shapes of tensors show, but decides what they compute
+SWITCHES = ("pyramid_relu", "extra_levels_from", "extra_levels_relu", "prototype_align_corners")
 _BACKBONE_CONFIGS = {
     "resnet101": "yolact_base",
     "resnet50": "yolact_resnet50",
@@ -126,6 +130,44 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
     return _require_same(config, weights, "Give the configuration it was trained with (--config)")
 
 
+def config_of(weights: Weights, path: str | Path) -> YolactConfig:
+    """The configuration of a file's network: its own, or the inferred one with what its implementation has different.
+
+    Raises:
+        CheckpointError: not a YOLACT, one that resembles no published configuration, or one that cannot be expressed.
+    """
+    if weights.config is not None:
+        return weights.config
+    config, assumed = weights.adapt(infer_config(weights.state))
+    if weights.origin is not None and assumed:
+        _log.warning("%s is from %s: assumed %s", path, weights.origin.name, assumed)
+    return config
+
+
+def _with_switches(config: YolactConfig, weights: Weights) -> YolactConfig:
+    """A named configuration with the switches of the implementation that the weights are from.
+
+    A published configuration is taken as its implementation means it; another one must have the right switches.
+    """
+    if weights.origin is not None:
+        own, _ = weights.adapt(infer_config(weights.state))
+    elif weights.config is not None:
+        own = weights.config
+    else:
+        return config
+    published = {get_config(name).with_classes(80) for name in list_configs()}
+    if weights.origin is not None and config.with_classes(80) in published:
+        return own
+    wrong = [field for field in SWITCHES if getattr(config, field) != getattr(own, field)]
+    if wrong:
+        source = weights.origin.name if weights.origin else "the training that made this file"
+        values = ", ".join(f'"{field}": {json.dumps(getattr(own, field))}' for field in wrong)
+        raise CheckpointError(
+            f"the weights are from {source} and compute other values with this configuration: add {values} to it"
+        )
+    return config
+
+
 def _plus_config(weights: _Architecture) -> YolactConfig:
     for config in map(get_config, list_configs()):
         if config.is_plus and config.backbone == weights.backbone:
@@ -162,18 +204,19 @@ def load_model(
         CheckpointError: the file cannot be read, or does not fit the configuration.
         ConfigError: an unknown name, or a configuration that cannot be built.
     """
-    state, stored = read_state_dict(path)
+    weights = read_weights(path)
+    state, stored = weights.state, weights.config
     try:
         if config is not None:
             cure = "Give the configuration the weights were trained with, or omit --config to infer it"
-            weights = _Architecture.of_state(state)
+            tensors = _Architecture.of_state(state)
             if isinstance(config, str):
-                config = _with_own_classes(read_config(config), weights.num_classes, stored)
-            chosen = _require_same(config, weights, cure)
+                config = _with_own_classes(read_config(config), tensors.num_classes, stored)
+            chosen = _with_switches(_require_same(config, tensors, cure), weights)
         elif stored is not None:
             chosen = _require_same(stored, _Architecture.of_state(state), "The file is damaged: save the weights again")
         else:
-            chosen = infer_config(state)
+            chosen = config_of(weights, path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if image_size is not None:

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from yolact_deploy import samples
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
+from yolact_deploy.errors import CheckpointError, ConfigError, DownloadError, import_optional
 from yolact_deploy.model import YolactModel
-from yolact_deploy.model.checkpoint import infer_config
+from yolact_deploy.model.checkpoint import SWITCHES, config_of
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mobilenet import STAGES
+from yolact_deploy.model.origins.origin import StateDict
 from yolact_deploy.model.quantized import read_quantized
-from yolact_deploy.model.weights_file import StateDict, read_state_dict
+from yolact_deploy.model.weights_file import Weights, read_weights
 from yolact_deploy.samples.pretrained import resolve_weights
 
 _HEAD = "prediction_layers.0"
@@ -83,10 +84,10 @@ def initialize(model: YolactModel, source: str) -> InitReport:
     if Path(source).suffix == ".npz":
         report = _fill_backbone(model, read_quantized(Path(source), model.config), source)
         return replace(report, folded=True)
-    state, config = read_state_dict(_existing(source))
-    if f"{_HEAD}.conf_layer.weight" in state:
-        return _transfer(model, state, config, source)
-    return _fill_backbone(model, state, source)
+    weights = read_weights(_existing(source))
+    if f"{_HEAD}.conf_layer.weight" in weights.state:
+        return _transfer(model, weights, source)
+    return _fill_backbone(model, weights.state, source)
 
 
 def _existing(source: str) -> Path:
@@ -168,10 +169,12 @@ def _mobilenet_name(number: int, rest: str) -> str | None:
 # -- another YOLACT -------------------------------------------------------------------------------------------------
 
 
-def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None, source: str) -> InitReport:
+def _transfer(model: YolactModel, weights: Weights, source: str) -> InitReport:
     """Copy the fitting tensors of another YOLACT, and the rows of classes that both have."""
-    own = _learned(model)
-    names = _class_names(state, config)
+    own, state = _learned(model), weights.state
+    config = _config_of(weights, source)
+    _check_switches(model.config, config, weights, source)
+    names = () if config is None else config.class_names
     same = names == model.config.class_names
     by_class = () if same else tuple(k for k in own if k.startswith((f"{_HEAD}.conf_layer.", "semantic_seg_conv.")))
     fitting = _fitting(state, {key: value for key, value in own.items() if key not in by_class})
@@ -190,12 +193,29 @@ def _transfer(model: YolactModel, state: StateDict, config: YolactConfig | None,
     return InitReport(source, len(fitting), len(own), reset, tuple(partly), shared)
 
 
-def _class_names(state: StateDict, config: YolactConfig | None) -> tuple[str, ...]:
-    """Names of the checkpoint's classes; none if they are unknown."""
+def _config_of(weights: Weights, source: str) -> YolactConfig | None:
+    """The checkpoint's configuration; None if it is of another kind than the published ones."""
     try:
-        return (config or infer_config(state)).class_names
+        return config_of(weights, source)
     except CheckpointError:
-        return ()
+        if weights.origin is not None:
+            raise
+        return None
+
+
+def _check_switches(model: YolactConfig, other: YolactConfig | None, weights: Weights, source: str) -> None:
+    """Refuse weights that would fit by their shapes, but compute other values in this network.
+
+    Raises:
+        ConfigError: the message has the options of ``train`` that make the network the same.
+    """
+    wrong = [field for field in SWITCHES if other is not None and getattr(model, field) != getattr(other, field)]
+    if wrong:
+        made = f" (from {weights.origin.name})" if weights.origin else ""
+        words = {True: "yes", False: "no"}
+        values = [words.get(value, value) for value in (getattr(other, field) for field in wrong)]
+        settings = " ".join(f"--set config.{field}={value}" for field, value in zip(wrong, values, strict=True))
+        raise ConfigError(f"{source}{made} is a network that computes otherwise: add {settings}")
 
 
 def _shared(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int]]:

@@ -33,12 +33,17 @@ class TorchDetected(NamedTuple):
 # -- boxes ----------------------------------------------------------------------------------------------------------
 
 
-def decode_boxes(loc: Tensor, priors: Tensor) -> Tensor:
-    """Boxes [..., P, 4] from regression [..., P, 4] and priors [P, 4] as (cx, cy, w, h) (SSD, arXiv:1512.02325)."""
+def decode_boxes(loc: Tensor, priors: Tensor, *, clip: bool = False) -> Tensor:
+    """Boxes [..., P, 4] from regression [..., P, 4] and priors [P, 4] as (cx, cy, w, h) (SSD, arXiv:1512.02325).
+
+    Args:
+        clip: limit the corners to 0..1
+    """
     center = priors[:, :2] + loc[..., :2] * VARIANCES[0] * priors[:, 2:]
     size = priors[:, 2:] * torch.exp(loc[..., 2:] * VARIANCES[1])
     top_left = center - size / 2
-    return torch.cat([top_left, top_left + size], dim=-1)
+    boxes = torch.cat([top_left, top_left + size], dim=-1)
+    return boxes.clamp(0, 1) if clip else boxes
 
 
 def box_iou(a: Tensor, b: Tensor, *, crowd: bool = False) -> Tensor:
@@ -90,6 +95,7 @@ def detect(
     max_detections: int = 100,
     nms: str = "fast",
     image_size: int = 550,
+    second_threshold: float | None = None,
 ) -> TorchDetected:
     """Detections of one image.
 
@@ -100,6 +106,7 @@ def detect(
         score_threshold: drops priors whose best score is not above it
         nms: one of `yolact_deploy.vocabulary.NMS_VARIANTS`
         image_size: used by the traditional NMS alone, which works on boxes in pixels
+        second_threshold: drops detections that do not score above it in their own class
 
     Raises:
         ValueError: an unknown ``nms``.
@@ -107,14 +114,17 @@ def detect(
     candidates = scores.amax(dim=1) > score_threshold
     arrays = boxes[candidates], scores[candidates].T, coeff[candidates]
     if nms == "fast":
-        return fast_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k, max_detections=max_detections)
+        limits = {"top_k": top_k, "max_detections": max_detections}
+        return fast_nms(*arrays, iou_threshold=iou_threshold, second_threshold=second_threshold, **limits)
+    second = -1.0 if second_threshold is None else second_threshold
     if nms == "cross-class":
-        return cross_class_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k)
+        kept = cross_class_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k)
+        return TorchDetected(*(values[kept.scores > second] for values in kept))
     if nms == "traditional":
         return traditional_nms(
             *arrays,
             iou_threshold=iou_threshold,
-            score_threshold=score_threshold,
+            score_threshold=max(score_threshold, second),
             max_detections=max_detections,
             image_size=image_size,
         )

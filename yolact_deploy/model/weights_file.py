@@ -10,7 +10,8 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from torch import Tensor
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+from yolact_deploy.model.origins import NETWORK_NAMES, ORIGINS, find_origin
+from yolact_deploy.model.origins.origin import Origin, StateDict
 
 _log = logging.getLogger(__name__)
 
-StateDict = dict[str, Tensor]
+_HEAD = "prediction_layers.0"
 
 # Names that the original's loader drops, and the last stage of MobileNetV2, which YolactEdge stores but never uses.
 _SUPERFLUOUS = re.compile(r"backbone\.layer(?!s)|fpn\.downsample_layers\.([2-9]|\d\d)|backbone\.layers\.8\.[01]\.")
-# YolactEdge splits the pyramid into two modules.
-_RENAMED = (("fpn_phase_1.", "fpn."), ("fpn_phase_2.", "fpn."))
 #: what a tensor of every YOLACT begins with, after the names of the modules that wrap the network
-_NETWORK = re.compile(r"(.*?)prediction_layers\.0\.")
+_NETWORK = re.compile(rf"(.*?){NETWORK_NAMES}")
 #: wrappers around backbones, which have no such tensor
 _WRAPPED = re.compile(r"((module|_orig_mod|model|net|network)\.)+")
 #: moving averages of a network, by the names that training scripts give them
@@ -42,13 +43,36 @@ _MOST_WRAPPERS = 4
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The content of a weights file, with the names of the original's tensors.
+
+    Attributes:
+        state: the tensors
+        config: of the file itself, if it has one
+        origin: the implementation that the tensors are from; None for the original and for ours
+        adapt: from the configuration that ``state`` suggests to that of the network, with a text of what was assumed
+    """
+
+    state: StateDict
+    config: YolactConfig | None = None
+    origin: Origin | None = None
+    adapt: Callable[[YolactConfig], tuple[YolactConfig, str]] = lambda config: (config, "")
+
+
 def read_state_dict(path: str | Path) -> tuple[StateDict, YolactConfig | None]:
-    """Tensors of a weights file on the CPU, and its configuration if the file has one.
+    """Tensors of a weights file, and its configuration if the file has one: see :func:`read_weights`."""
+    weights = read_weights(path)
+    return weights.state, weights.config
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Tensors of a weights file on the CPU, with the names of the original, and what is known of their network.
 
     Reads safetensors, and ``.pth`` files with a state dict, plain or below other entries (``state_dict``, ``model`` and
     the like), with or without the names of wrapping modules (``module.``, ``_orig_mod.`` and the like) before those of
     the tensors. Of several networks, the first that is no moving average is taken, with a warning. Superfluous entries
-    that the original's loader drops are dropped.
+    that the original's loader drops are dropped. Those of other implementations (`origins`) are renamed and reordered.
 
     Raises:
         CheckpointError: no such file, not a weights file, one that is damaged or would run code, or values that are
@@ -61,9 +85,35 @@ def read_state_dict(path: str | Path) -> tuple[StateDict, YolactConfig | None]:
         content, config = _read_safetensors(path)
     else:
         content, config = _read_pickle(path), None
-    state = _clean(_network(content, path))
-    _check_values(state, path)
-    return state, config
+    found = _network(content, path)
+    weights = _of_origin(found, content, path) if config is None else None
+    if weights is None:
+        weights = Weights(found, config)
+    weights = replace(weights, state=_clean(weights.state))
+    _check_values(weights.state, path)
+    return weights
+
+
+def _of_origin(state: StateDict, content: Any, path: Path) -> Weights | None:
+    """The network of another implementation; None if it is not of one."""
+    unused = [(start, of) for origin in ORIGINS for start, of in origin.unused]
+    kept = {key: value for key, value in state.items() if not key.startswith(tuple(start for start, _ in unused))}
+    origin = find_origin(kept) or (find_origin(state) if len(kept) < len(state) else None)
+    if origin is None and not (len(kept) < len(state) and f"{_HEAD}.conf_layer.weight" in kept):
+        return None
+    if len(kept) < len(state):
+        parts = sorted({of for start, of in unused for key in state if key.startswith(start)})
+        _log.warning("%s: left out %d tensors of %s", path, len(state) - len(kept), ", ".join(parts))
+    if origin is None:  # the original's names, with parts of YolactEdge
+        return Weights(kept)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    configure = origin.configure
+    try:
+        converted = origin.convert(kept)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Weights(converted, None, origin, lambda config: configure(config, kept, meta))
 
 
 # -- files ----------------------------------------------------------------------------------------------------------
@@ -119,6 +169,13 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return f"{path} is a TorchScript archive, which contains code: give the state dict it was made from"
     # torch quotes the name of the function or class that the pickle refers to
     refused = re.search(r"(?:GLOBAL|Unsupported global:|class|function) ([\w.]+\.[\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and refused and refused[1].startswith(("mmengine.", "mmcv.")):
+        return (
+            f"{path} is refused: besides tensors it holds {refused[1]} of a training with mmdetection, and reading "
+            f"that could run code. If you trust it, two lines of Python make a clean file: checkpoint = "
+            f"torch.load({str(path)!r}, map_location='cpu', weights_only=False) and torch.save({{key: checkpoint[key] "
+            "for key in ('meta', 'state_dict')}, 'clean.pth')"
+        )
     if isinstance(error, pickle.UnpicklingError) and refused:
         return (
             f"{path} is refused: it holds more than tensors ({refused[1]}), and reading that could run code. "
@@ -192,8 +249,6 @@ def _networks(place: str, tensors: StateDict) -> Iterator[tuple[str, StateDict, 
 
 
 def _clean(state: StateDict) -> StateDict:
-    for old, new in _RENAMED:
-        state = {new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in state.items()}
     return {key: value for key, value in state.items() if not _SUPERFLUOUS.match(key)}
 
 

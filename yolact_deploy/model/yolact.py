@@ -65,9 +65,15 @@ class YolactModel(nn.Module):
         self.config = config
         self.backbone = _make_backbone(config)
         channels = config.fpn_channels
-        self.proto_net = make_protonet(channels, config.num_prototypes)
+        self.proto_net = make_protonet(channels, config.num_prototypes, align_corners=config.prototype_align_corners)
         self.maskiou_net = MaskIouNet(config.num_classes) if config.mask_iou else None
-        self.fpn = FeaturePyramid(self.backbone.out_channels, channels)
+        self.fpn = FeaturePyramid(
+            self.backbone.out_channels,
+            channels,
+            relu=config.pyramid_relu,
+            from_c5=config.extra_levels_from == "c5",
+            extra_relu=config.extra_levels_relu,
+        )
         head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
@@ -195,13 +201,14 @@ class YolactModel(nn.Module):
         outputs: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
         for loc, logits, coeff, proto in zip(*raw, strict=True):
             detected = ops.detect(
-                ops.decode_boxes(loc, self.priors),
+                ops.decode_boxes(loc, self.priors, clip=config.clip_boxes),
                 logits.softmax(dim=-1)[:, 1:],
                 coeff,
                 score_threshold=config.nms_score_threshold,
                 iou_threshold=config.iou_threshold,
                 top_k=config.top_k,
                 max_detections=config.max_detections,
+                second_threshold=config.second_threshold,
             )
             outputs["boxes"].append(detected.boxes)
             masks = ops.assemble_masks(proto, detected.coeff, detected.boxes)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.mask_forms import MaskWindows
-from yolact_deploy.preprocess import check_image, read_image, resize_image
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, cut_crops
+from yolact_deploy.preprocess import check_image, fit_image, read_image
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, ImageDetections, Outputs, require_shapes
@@ -117,6 +117,8 @@ class Predictor:
     def _hook(self) -> FrameHook | None:
         """The backend's frame hook, if it has one that serves the present settings."""
         hook = self.backend.frames
+        if self.config.fit != "stretch":  # its kernels stretch; the host pads
+            return None
         return hook if hook is not None and hook.serves(self._settings) else None
 
     @overload
@@ -265,13 +267,13 @@ class Predictor:
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
         """BGR images to the network's input [N, S, S, 3], padded with zeros if the batch is fixed."""
-        size, dtype = self.config.image_size, self.backend.metadata.input_dtype
+        config, size, dtype = self.config, self.config.image_size, self.backend.metadata.input_dtype
         if len(images) == 1 and (self.backend.max_batch == 1 or not self.backend.fixed_batch):
-            return resize_image(images[0], size, dtype)[None]
+            return fit_image(images[0], config, dtype)[None]
         count = self.backend.max_batch if self.backend.fixed_batch else len(images)
         batch = np.zeros((count, size, size, 3), dtype=dtype)
         for slot, image in zip(batch, images, strict=False):
-            slot[...] = resize_image(image, size, dtype)
+            slot[...] = fit_image(image, config, dtype)
         return batch
 
     def postprocess(
@@ -292,11 +294,24 @@ class Predictor:
         timer = timer or StageTimer()
         height, width, *_ = shape
         detected = self.backend.tail.detect(outputs, index, self._settings, timer)
+        if self.config.fit == "pad" and height != width:
+            with timer.stage("paste"):
+                return self._detections(self._cut(detected, height, width), height, width)
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
                 detected = detected._replace(masks=self.backend.tail.paste(detected.masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
+
+    def _cut(self, detected: ImageDetections, height: int, width: int) -> ImageDetections:
+        """Detections in the padded square as those in the picture at its upper left."""
+        side = max(height, width)
+        masks = detected.masks
+        if isinstance(masks, MaskWindows):
+            masks = self.backend.tail.paste(masks, side, side)
+        assert isinstance(masks, MaskCrops)  # only a frame hook packs masks, and none serves padded pictures
+        scale = np.array([side / width, side / height] * 2, np.float32)
+        return detected._replace(boxes=detected.boxes * scale, masks=cut_crops(masks, height, width))
 
     def _detections(self, detected: ImageDetections, height: int, width: int) -> Detections:
         return Detections.from_normalized(*detected, class_names=self.class_names, height=height, width=width)

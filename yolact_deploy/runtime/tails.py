@@ -143,6 +143,7 @@ class HostTail(Tail):
                 top_k=config.top_k,
                 max_detections=config.max_detections,
                 nms=settings.nms,
+                second_threshold=config.second_threshold,
                 image_size=config.image_size,
             )
             kept = kept.select(kept.scores > settings.score_threshold)

@@ -113,6 +113,8 @@ def _converted(text: str, kind: Any) -> Any:
         return _many(text, typing.get_args(kind))
     if kind is bool:
         return _one_of(text.lower(), (*_TRUE, *_FALSE)) in _TRUE
+    if origin is types.UnionType:  # a number or None
+        return None if text.lower() == "none" else _converted(text, typing.get_args(kind)[0])
     if kind is int:
         return _whole(text)
     if kind is float:
@@ -172,6 +174,8 @@ def _name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(arguments)}"
+    if origin is types.UnionType:
+        return f"{_name(arguments[0])} or none"
     if origin is tuple and isinstance(arguments[0], types.GenericAlias):
         return "scales of five levels, such as ((8,12),(16,24),(32,48),(64,96),(128,192)) or 8,16,32,64,128"
     if origin is tuple and arguments[-1] is Ellipsis:

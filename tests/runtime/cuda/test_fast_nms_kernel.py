@@ -342,6 +342,21 @@ def test_the_order_of_threads_does_not_matter(cross_class: bool) -> None:
         assert first.scratch == other.scratch
 
 
+@pytest.mark.parametrize("cross_class", [False, True])
+@pytest.mark.parametrize("second", [0.0, 0.1, 0.4])
+def test_second_threshold(second: float, cross_class: bool) -> None:
+    boxes, scores = make_inputs(4, 150, 5, size=0.15)
+    coeff = np.random.default_rng(0).random((150, 3), np.float32)
+    options: dict[str, Any] = {"score_threshold": 0.05, "top_k": 60, "max_detections": 60 if cross_class else 250}
+    result = run_image(boxes, scores, coeff, cross_class=cross_class, second_threshold=second, **options)
+    nms = "cross-class" if cross_class else "fast"
+    want = postprocess.detect(boxes, scores, coeff, nms=nms, second_threshold=second, **options)
+    assert 0 < len(want.scores) < options["max_detections"]
+    assert (want.scores > second).all()
+    for mine, other in zip(result, want, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
 def small_inputs(monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
     """Small enough for the sanitizers: blocks of 64 threads, short lists and pages, with pruning."""
     monkeypatch.setattr(plan_nms, "THREADS", 64)

@@ -362,6 +362,7 @@ def check(op: str, attributes: Any, arrays: list[Any], batch: int) -> int:
             np.testing.assert_allclose(outputs[0], want, atol=1e-3 if outputs[0].dtype == np.float16 else 1e-6)
             continue
         options = {name: attributes[name] for name in ("score_threshold", "iou_threshold", "top_k", "max_detections")}
+        options["second_threshold"] = attributes["second_threshold"]
         nms = "cross-class" if attributes["cross_class"] else "fast"
         detected = postprocess.detect(*inputs, **options, nms=nms)
         count = len(detected.scores)

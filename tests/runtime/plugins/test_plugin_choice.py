@@ -346,6 +346,7 @@ def test_fields_keep_their_arrays(trt: Any) -> None:
         ("top_k", "INT32", np.int32, [200]),
         ("max_detections", "INT32", np.int32, [100]),
         ("cross_class", "INT32", np.int32, [0]),
+        ("second_threshold", "FLOAT32", np.float32, [-1.0]),
     ]
     twin = plugin.clone()
     assert twin is not plugin

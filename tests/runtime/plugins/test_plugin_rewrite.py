@@ -92,6 +92,7 @@ def test_what_is_known_of_the_nodes() -> None:
     assert nms.op.name == "FastNMS"
     assert nms.attributes == {
         "score_threshold": 0.25, "iou_threshold": 0.5, "top_k": 30, "max_detections": SLOTS, "cross_class": 0,
+        "second_threshold": -1.0,
     }  # fmt: skip
     assert nms.shapes == ((None, PRIORS, 4), (None, PRIORS, CLASSES), (None, PRIORS, COEFFICIENTS))
     assert nms.shapes_of(3) == [(3, PRIORS, 4), (3, PRIORS, CLASSES), (3, PRIORS, COEFFICIENTS)]

@@ -71,6 +71,7 @@ class FrameKernels:
                 score_threshold=max(config.nms_score_threshold, settings.score_threshold),
                 iou_threshold=config.iou_threshold,
                 cross_class=settings.nms == "cross-class",
+                second_threshold=-1.0 if config.second_threshold is None else config.second_threshold,
             )
 
         pointers = {name: self._outputs[name] for name in ("boxes", "scores", "coeff")}

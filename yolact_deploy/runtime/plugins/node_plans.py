@@ -41,6 +41,7 @@ def plan_for(op: Op, shapes: Sequence[Sequence[int]], dtypes: Sequence[str], att
             score_threshold=attributes["score_threshold"],
             iou_threshold=attributes["iou_threshold"],
             cross_class=bool(attributes["cross_class"]),
+            second_threshold=attributes["second_threshold"],
         )
     return mask_assembly(
         size["N"],

@@ -76,6 +76,7 @@ class HeadsModule(nn.Module):
         self.channels_last = half if channels_last is None else channels_last
         self._layout = torch.channels_last if self.channels_last else torch.contiguous_format
         config = model.config
+        self._clip = config.clip_boxes
         for name, values in (("mean", config.pixel_mean), ("std", config.pixel_std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device=device), persistent=False)
         # Decoding stays in FP32, so the priors must not be rounded with the weights.
@@ -90,7 +91,8 @@ class HeadsModule(nn.Module):
         (trunk,) = self._trunk
         heads = trunk.heads(rgb.contiguous(memory_format=self._layout))
         loc, logits, coeff, proto = (output.float() for output in heads)
-        return ops.decode_boxes(loc, self.priors), logits.softmax(dim=-1)[..., 1:], coeff, proto
+        boxes = ops.decode_boxes(loc, self.priors, clip=self._clip)
+        return boxes, logits.softmax(dim=-1)[..., 1:], coeff, proto
 
 
 def rescorer(model: Trunk, device: str) -> nn.Module | None:

@@ -31,6 +31,7 @@ def detect_image(
         top_k=config.top_k,
         max_detections=config.max_detections,
         nms=settings.nms,
+        second_threshold=config.second_threshold,
         image_size=config.image_size,
     )
     above = kept.scores > settings.score_threshold

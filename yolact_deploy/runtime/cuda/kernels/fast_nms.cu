@@ -194,14 +194,15 @@ __device__ __forceinline__ void drop_overlapped(Key* keys, const float4* boxes, 
     __syncthreads();
 }
 
-// The entries of one list that no better one overlaps, best first, followed by -1 in both arrays.
+// The entries of one list above the second threshold that no better one overlaps, best first, followed by -1 in both
+// arrays. A prior is a candidate by its best class; its entry in another class may score less.
 //
 // candidates [N, words], values [N,P,lists], boxes [N,P,4] -> entry_scores, entry_priors [N,lists,L].
 // Grid: (lists, N). Dynamic shared memory: capacity keys of 8 bytes, then max(WINDOW x 4, top_k x 16) bytes.
 extern "C" __global__ void __launch_bounds__(THREADS)
     select_entries(const unsigned* __restrict__ candidates, const float* __restrict__ values,
                    const float4* __restrict__ boxes, int priors, int top_k, int kept_length, int iou_threshold_bits,
-                   int capacity, float* __restrict__ entry_scores, int* __restrict__ entry_priors) {
+                   int second_threshold_bits, int capacity, float* __restrict__ entry_scores, int* __restrict__ entry_priors) {
     DYNAMIC_SHARED(Key, keys);
     __shared__ int sums[2 * WARP];
     int* window = reinterpret_cast<int*>(keys + capacity);
@@ -220,10 +221,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     drop_overlapped(keys, top_boxes, top.count, __int_as_float(iou_threshold_bits));
 
     const size_t start = ((size_t)image * lists + list) * kept_length;
+    const float second_threshold = __int_as_float(second_threshold_bits);
     int kept = 0;
     for (int first = 0; first < top.count && kept < kept_length; first += THREADS) {
         const int at = first + threadIdx.x;
-        const Key key = at < top.count ? keys[at] : 0;
+        Key key = at < top.count ? keys[at] : 0;
+        if (key != 0 && !(key_score(key) > second_threshold)) key = 0;
         int total;
         const int slot = kept + flagged_before<THREADS>(key != 0, sums + top.turn * WARP, &total);
         top.turn ^= 1;

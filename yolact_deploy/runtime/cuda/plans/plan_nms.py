@@ -56,6 +56,7 @@ def fast_nms(
     score_threshold: float,
     iou_threshold: float,
     cross_class: bool = False,
+    second_threshold: float = -1.0,
 ) -> LaunchPlan:
     """The three launches of Fast NMS; only grid y of the first two and grid x of the last depend on the batch.
 
@@ -63,6 +64,7 @@ def fast_nms(
         top_k: entries of each list that take part, at most `MAX_KEPT`
         max_detections: slots of the outputs, D
         cross_class: use one list for all classes, in which each prior represents its best class
+        second_threshold: detections must score above it in their own class
 
     Raises:
         ConfigError: sizes that the kernels do not support.
@@ -78,7 +80,7 @@ def fast_nms(
         scratch |= {"best_scores": batch * priors * 4, "best_classes": batch * priors * 4}
     launches = (
         _prior_best(batch, priors, classes, score_threshold, defines, cross_class),
-        _select_entries(batch, priors, lists, top_k, length, iou_threshold, defines, cross_class),
+        _select_entries(batch, priors, lists, top_k, length, (iou_threshold, second_threshold), defines, cross_class),
         _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
     )
     operations = priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2
@@ -113,7 +115,7 @@ def _select_entries(
     lists: int,
     top_k: int,
     length: int,
-    iou_threshold: float,
+    thresholds: tuple[float, float],
     defines: Defines,
     cross_class: bool,
 ) -> Launch:
@@ -127,7 +129,7 @@ def _select_entries(
         arguments=(
             *("candidates", "best_scores" if cross_class else "scores", "boxes"),
             *int32s(priors, top_k, length),
-            *(float_bits(iou_threshold), *int32s(capacity)),
+            *(*map(float_bits, thresholds), *int32s(capacity)),
             *("entry_scores", "entry_priors"),
         ),
         defines=defines,

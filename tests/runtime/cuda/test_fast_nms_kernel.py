@@ -346,8 +346,9 @@ def test_the_order_of_threads_does_not_matter(cross_class: bool) -> None:
 @pytest.mark.parametrize("second", [0.0, 0.1, 0.4])
 def test_second_threshold(second: float, cross_class: bool) -> None:
     boxes, scores = make_inputs(4, 150, 5, size=0.15)
+    scores **= 4
     coeff = np.random.default_rng(0).random((150, 3), np.float32)
-    options: dict[str, Any] = {"score_threshold": 0.05, "top_k": 60, "max_detections": 60 if cross_class else 250}
+    options: dict[str, Any] = {"score_threshold": 0.05, "top_k": 150, "max_detections": 150 if cross_class else 750}
     result = run_image(boxes, scores, coeff, cross_class=cross_class, second_threshold=second, **options)
     nms = "cross-class" if cross_class else "fast"
     want = postprocess.detect(boxes, scores, coeff, nms=nms, second_threshold=second, **options)

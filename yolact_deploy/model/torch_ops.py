@@ -114,8 +114,13 @@ def detect(
     candidates = scores.amax(dim=1) > score_threshold
     arrays = boxes[candidates], scores[candidates].T, coeff[candidates]
     if nms == "fast":
-        limits = {"top_k": top_k, "max_detections": max_detections}
-        return fast_nms(*arrays, iou_threshold=iou_threshold, second_threshold=second_threshold, **limits)
+        return fast_nms(
+            *arrays,
+            iou_threshold=iou_threshold,
+            top_k=top_k,
+            max_detections=max_detections,
+            second_threshold=second_threshold,
+        )
     second = -1.0 if second_threshold is None else second_threshold
     if nms == "cross-class":
         kept = cross_class_nms(*arrays, iou_threshold=iou_threshold, top_k=top_k)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.errors import import_optional
+from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks
 from yolact_deploy.paste import paste_windows
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
     import torch
+
+_CORNERS = ("x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,8 @@ class Detections:
         mask_data: the masks in the form that the backend produced, at prototype resolution or pasted
         mask_scores: float32 [n] for a YOLACT++, else None: each score times the predicted IoU of the mask with the
             object's true mask. They rank masks; ``scores`` rank boxes and decide what is detected at all
+        track_ids: int64 [n], the same for an object in all frames of a video, from 1; -1 has no id yet. None if
+            objects are not tracked
     """
 
     boxes: NDArray[np.float32]
@@ -51,6 +56,7 @@ class Detections:
     width: int
     mask_data: MaskWindows | MaskCrops | PackedMasks
     mask_scores: NDArray[np.float32] | None = None
+    track_ids: NDArray[np.int64] | None = None
 
     @classmethod
     def from_normalized(
@@ -96,7 +102,7 @@ class Detections:
             (self.class_names, self.height, self.width) == (other.class_names, other.height, other.width)
             and all(
                 np.array_equal(getattr(self, name), getattr(other, name))
-                for name in ("boxes", "scores", "labels", "mask_scores")
+                for name in ("boxes", "scores", "labels", "mask_scores", "track_ids")
             )
             and np.array_equal(self.packed_masks(), other.packed_masks())
         )
@@ -116,6 +122,7 @@ class Detections:
             labels=self.labels[rows],
             mask_data=self.mask_data.select(rows),
             mask_scores=None if self.mask_scores is None else self.mask_scores[rows],
+            track_ids=None if self.track_ids is None else self.track_ids[rows],
         )
         if "crops" in self.__dict__:
             selection.__dict__["crops"] = self.crops.select(rows)
@@ -132,6 +139,52 @@ class Detections:
     def above(self, score: float) -> Detections:
         """Those that score above ``score``."""
         return self[self.scores > score]
+
+    def filter(
+        self,
+        *,
+        classes: Iterable[str | int] | None = None,
+        min_score: float = 0.0,
+        min_area: float = 0,
+        region: Sequence[Sequence[float]] | None = None,
+    ) -> Detections:
+        """Those that meet all conditions.
+
+        Args:
+            classes: names or indices of the classes to keep
+            min_score: least score
+            min_area: least number of mask pixels
+            region: corners (x, y) in pixels of a polygon in which the middle of the box must be
+
+        Raises:
+            InputError: a class that does not exist, or a region of fewer than three corners.
+        """
+        keep = self.scores >= min_score
+        if classes is not None:
+            keep &= np.isin(self.labels, [self._class_index(name) for name in classes])
+        if min_area > 0:
+            keep &= self.areas() >= min_area
+        if region is not None:
+            keep &= self._inside(region)
+        return self[keep]
+
+    def _class_index(self, name: str | int) -> int:
+        if isinstance(name, str) and name in self.class_names:
+            return self.class_names.index(name)
+        if isinstance(name, (int, np.integer)) and 0 <= name < len(self.class_names):
+            return int(name)
+        known = ", ".join(self.class_names)
+        raise InputError(f"classes: there is no class {name!r}. Known are {known}, or their indices from 0")
+
+    def _inside(self, region: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+        import cv2
+
+        corners = np.array(region, np.float32)
+        if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3:
+            raise InputError(f"region: expected at least three corners (x, y), got {list(corners.shape)}")
+        middles = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        inside = [cv2.pointPolygonTest(corners, (float(x), float(y)), False) >= 0 for x, y in middles]
+        return np.array(inside, np.bool_)
 
     # -- boxes and masks --------------------------------------------------------------------------------------------
 
@@ -188,6 +241,50 @@ class Detections:
             polygons.append([np.add(outline.reshape(-1, 2), (x, y)).astype(np.int32) for outline in outlines])
         return polygons
 
+    def crop(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """The part of the image inside each box, as copies uint8 [h, w, 3]; at least one pixel each.
+
+        Args:
+            image: the image of the detections, uint8 BGR [H, W, 3]
+
+        Raises:
+            InputError: an image of another size.
+        """
+        self._check_size(image)
+        return [image[window].copy() for window in self._windows()]
+
+    def cutout(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+        """Each object alone, uint8 BGRA [h, w, 4]: the part inside its box, transparent outside its mask.
+
+        Args:
+            image: the image of the detections, uint8 BGR [H, W, 3]
+
+        Raises:
+            InputError: an image of another size.
+        """
+        self._check_size(image)
+        cutouts = []
+        for window, (x, y), mask in zip(self._windows(), self.crops.offsets, self.crops.crops, strict=True):
+            alpha = np.zeros((self.height, self.width), np.uint8)
+            alpha[y : y + mask.shape[0], x : x + mask.shape[1]] = mask.view(np.uint8) * 255
+            cutouts.append(np.concatenate([image[window], alpha[window][..., None]], axis=2))
+        return cutouts
+
+    def _windows(self) -> list[tuple[slice, slice]]:
+        size = np.array([self.width, self.height])
+        first = np.minimum(np.floor(self.boxes[:, :2]), size - 1).astype(int)
+        last = np.maximum(np.minimum(np.ceil(self.boxes[:, 2:]), size), first + 1).astype(int)
+        return [np.s_[y1:y2, x1:x2] for (x1, y1), (x2, y2) in zip(first.tolist(), last.tolist(), strict=True)]
+
+    def _check_size(self, image: NDArray[np.uint8]) -> None:
+        from yolact_deploy.preprocess import check_image
+
+        if check_image(image).shape[:2] != (self.height, self.width):
+            raise InputError(
+                f"expected the image of the detections, {self.width} x {self.height}, "
+                f"got one of {image.shape[1]} x {image.shape[0]}"
+            )
+
     # -- other forms ------------------------------------------------------------------------------------------------
 
     def to_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -224,16 +321,66 @@ class Detections:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary: image size, and per detection name, label, score, box xyxy and mask RLE.
 
-        Masks with scores of their own have them as ``mask_score``.
+        Masks with scores of their own have them as ``mask_score``, and tracked objects their id as ``track``, which is
+        null until they have one.
         """
         boxes = self.boxes.astype(float).round(2).tolist()
         detections = [
-            {"name": name, "label": int(label), "score": float(score), "box": box, "mask": rle, **mask_score}
-            for name, label, score, box, rle, mask_score in zip(
-                self.names, self.labels, self.scores, boxes, self.rle(), self._mask_score_items(), strict=True
+            {"name": name, "label": int(label), "score": float(score), "box": box, "mask": rle, **mask_score, **track}
+            for name, label, score, box, rle, mask_score, track in zip(
+                self.names,
+                self.labels,
+                self.scores,
+                boxes,
+                self.rle(),
+                self._mask_score_items(),
+                self._track_items(),
+                strict=True,
             )
         ]
         return {"width": self.width, "height": self.height, "detections": detections}
+
+    def _track_items(self) -> list[dict[str, int | None]]:
+        """``{"track": id}`` of each detection; empty dictionaries if they are not tracked."""
+        if self.track_ids is None:
+            return [{} for _ in self.scores]
+        return [{"track": track if track > 0 else None} for track in self.track_ids.tolist()]
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """A flat dictionary a detection: name, label, score, corners of the box in pixels, mask pixels, track id."""
+        boxes = self.boxes.astype(float).round(2).tolist()
+        return [
+            {"name": name, "label": int(label), "score": round(float(score), 6),
+             **dict(zip(_CORNERS, box, strict=True)), "area": int(area), **mask_score, **track}
+            for name, label, score, box, area, mask_score, track in zip(
+                self.names, self.labels, self.scores, boxes, self.areas(), self._mask_score_items(),
+                self._track_items(), strict=True,
+            )
+        ]  # fmt: skip
+
+    def to_csv(self, **first: object) -> str:
+        """CSV with a header and a row a detection, as :meth:`to_records` has them.
+
+        Args:
+            first: the same values for all rows, as the first columns
+        """
+        import csv
+        import io
+
+        fields = [*first, "name", "label", "score", *_CORNERS, "area"]
+        fields += ["mask_score"] if self.mask_scores is not None else []
+        fields += ["track"] if self.track_ids is not None else []
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**first, **record} for record in self.to_records())
+        return text.getvalue()
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """:meth:`to_records` as a ``pandas.DataFrame``; requires the package pandas."""
+        pandas = import_optional("pandas", "pandas", "Detections.to_pandas()")
+        columns = ["name", "label", "score", *_CORNERS, "area"]
+        return pandas.DataFrame(self.to_records(), columns=None if len(self) else columns)
 
     def to_supervision(self) -> supervision.Detections:
         """A ``supervision.Detections``; requires the package supervision."""
@@ -246,6 +393,7 @@ class Detections:
             mask=self.masks,
             confidence=self.scores,
             class_id=self.labels,
+            tracker_id=self.track_ids,
             data=data,
         )
 

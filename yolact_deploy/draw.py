@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import colorsys
 import html
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import check_image
+from yolact_deploy.vocabulary import COLORS, HIDDEN, check_word
 
 if TYPE_CHECKING:
     from yolact_deploy.detections import Detections
@@ -26,42 +28,111 @@ Color = tuple[int, int, int]
 
 _GOLDEN = 0.618033988749895
 _CANVAS = 32
+_GRAY: Color = (160, 160, 160)
+#: blocks a side that blurring leaves of an object
+_BLOCKS = 6
 _PREVIEW_SIDE, _PREVIEW_ROWS = 640, 20
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def draw_detections(image: Image, detections: Detections, *, alpha: float = 0.45, labels: bool = True) -> Image:
+@dataclass(frozen=True, kw_only=True)
+class DrawStyle:
+    """How detections are drawn.
+
+    Attributes:
+        alpha: opacity of the masks, 0 to 1
+        hide: any of "boxes", "scores", "labels" and "masks"
+        color: what a color stands for: "instance", "class" or "track"
+        blur: make the objects unrecognizable
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    alpha: float = 0.45
+    hide: frozenset[str] = frozenset()
+    color: str = "instance"
+    blur: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha: expected 0 <= value <= 1, got {self.alpha}")
+        check_word("color", self.color, COLORS)
+        for name in self.hide:
+            check_word("hide", name, HIDDEN)
+
+
+def draw_detections(
+    image: Image,
+    detections: Detections,
+    *, alpha: float = 0.45, labels: bool = True, style: DrawStyle | None = None,
+) -> Image:  # fmt: skip
     """A copy of the image with the detections drawn on it, lower scores first.
 
     Args:
         image: uint8 BGR [H, W, 3], the one in which the objects were detected
         alpha: opacity of the masks, 0 to 1
-        labels: write class name and score at each box
+        labels: write class name, track id and score at each box
+        style: instead of ``alpha`` and ``labels``
 
     Raises:
         InputError: not a uint8 BGR image, not of the detections' size, or alpha out of range.
     """
+    style = style or DrawStyle(alpha=alpha, hide=frozenset() if labels else frozenset(("labels", "scores")))
     out: Image = check_image(image).copy()
     if out.shape[:2] != (detections.height, detections.width):
         raise InputError(
             f"expected the image of the detections, {detections.width} x {detections.height}, "
             f"got one of {out.shape[1]} x {out.shape[0]}"
         )
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha: expected 0 <= value <= 1, got {alpha}")
     scale = max(0.5, min(out.shape[:2]) / 720)  # sizes below are for 720 lines
     crops, boxes = detections.crops, detections.pixel_boxes.tolist()
     order = np.argsort(detections.scores, kind="stable")
-    for i in order:
-        _draw_mask(out, crops.crops[i], crops.offsets[i], instance_color(int(i)), alpha, scale)
+    colors = _colors(detections, style.color)
+    for i in order if style.blur else ():
+        _blur_mask(out, crops.crops[i], crops.offsets[i])
+    for i in order if "masks" not in style.hide else ():
+        _draw_mask(out, crops.crops[i], crops.offsets[i], colors[i], style.alpha, scale)
     # Boxes and names on top of all masks, or a large mask would cover the names of objects in front of it.
     for i in order:
-        color, box = instance_color(int(i)), boxes[i]
-        cv2.rectangle(out, box[:2], box[2:], color, max(1, round(1.5 * scale)))
-        if labels:
-            name = detections.class_names[detections.labels[i]]
-            _draw_label(out, f"{name} {detections.scores[i]:.2f}", box, color, scale)
+        color, box = colors[i], boxes[i]
+        if "boxes" not in style.hide:
+            cv2.rectangle(out, box[:2], box[2:], color, max(1, round(1.5 * scale)))
+        if text := _caption(detections, int(i), style.hide):
+            _draw_label(out, text, box, color, scale)
     return out
+
+
+def _colors(detections: Detections, meaning: str) -> list[Color]:
+    """The color of each detection; objects without a track id are gray."""
+    if meaning == "class":
+        return [instance_color(int(label)) for label in detections.labels]
+    if meaning == "track" and detections.track_ids is not None:
+        return [instance_color(track - 1) if track > 0 else _GRAY for track in detections.track_ids.tolist()]
+    return [instance_color(i) for i in range(len(detections))]
+
+
+def _caption(detections: Detections, index: int, hide: frozenset[str]) -> str:
+    parts = []
+    if "labels" not in hide:
+        parts.append(detections.class_names[detections.labels[index]])
+        if detections.track_ids is not None and detections.track_ids[index] > 0:
+            parts.append(f"#{detections.track_ids[index]}")
+    if "scores" not in hide:
+        parts.append(f"{detections.scores[index]:.2f}")
+    return " ".join(parts)
+
+
+def _blur_mask(out: Image, mask: NDArray[np.bool_], offset: Any) -> None:
+    """Replace the pixels of an object by a few large blocks, which cannot be undone as a light blur can."""
+    if not mask.size:
+        return
+    x, y = (int(v) for v in offset)
+    height, width = mask.shape
+    region = out[y : y + height, x : x + width]
+    blocks = max(1, min(_BLOCKS, width)), max(1, min(_BLOCKS, height))
+    coarse = cv2.resize(region, blocks, interpolation=cv2.INTER_AREA)
+    cv2.copyTo(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), mask.view(np.uint8), region)
 
 
 def preview_png(detections: Detections) -> bytes:

@@ -197,10 +197,20 @@ def _in_eight_bits(decoded: Any, deep: Any, head: bytes, path: str | os.PathLike
     if deep.dtype != np.uint16:
         return decoded if deep.dtype == np.uint8 else None
     most = int(deep.max())
-    bits = next(bits for bits in _DEPTHS if most < 1 << bits)
-    if bits == 16 or int(decoded.max()) > (most >> 8) + 1:  # OpenCV knew the depth
+    if most >= 1 << _DEPTHS[-2] or int(decoded.max()) > (most >> 8) + 1:  # OpenCV knew the depth
         return decoded
-    if most and bits not in _reported:
+    return eight_bits(deep, path)
+
+
+def eight_bits(deep: Any, path: object) -> Any:
+    """uint16 values in 8 bits, by the fewest of 8, 10, 12, 14 and 16 bits that hold the largest one, which is logged.
+
+    Args:
+        path: for the message
+    """
+    most = int(deep.max())
+    bits = next(bits for bits in _DEPTHS if most < 1 << bits)
+    if most and bits < _DEPTHS[-1] and bits not in _reported:
         _reported.add(bits)
         _log.warning(
             "%s: 16-bit values up to %d, so it is read as %d bits, like all others of this range", path, most, bits

@@ -37,6 +37,16 @@ MAX_THREADS = 1024
 BUFFERS = ("latest", "all")
 #: libraries that decode videos
 DECODERS = ("av", "opencv")
+#: what of a detection can be left undrawn
+HIDDEN = ("boxes", "scores", "labels", "masks")
+#: what a color stands for
+COLORS = ("instance", "class", "track")
+#: what the tracker compares
+OVERLAPS = ("box", "mask")
+#: what ``predict --format`` writes; all but the first three have a folder of their own
+OUTPUT_FORMATS = ("overlay", "json", "coco", "csv", "yolo", "labelme", "masks", "crops", "cutouts", "mot", "ytvis")
+#: those of objects that keep their ids
+TRACK_FORMATS = ("mot", "ytvis")
 
 # -- exporting one --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scripted_backend import ScriptedBackend, install
 
 from yolact_deploy import loading
-from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import main as cli
 from yolact_deploy.config import get_config
-from yolact_deploy.errors import BackendError
-from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.tails import DetectionOutputs
 from yolact_deploy.streams import video
@@ -31,49 +30,9 @@ DATA = Path(os.environ.get("YOLACT_DATA", Path(__file__).parents[2] / "../shared
 CONFIG = get_config("yolact_resnet50").with_size(64)
 
 
-class ScriptedBackend(Backend):
-    """Finds a person in the left half and a dog in the right one, whatever it is shown."""
-
-    name = "scripted"
-    precision = "fp32"
-
-    def __init__(self, max_batch: int = 1) -> None:
-        self.metadata = Metadata(config=CONFIG, batch=(max_batch, max_batch, max_batch))
-        self.max_batch = max_batch
-        self.calls = 0
-        self.fail = False
-
-    def run(self, images: NDArray[Any]) -> DetectionOutputs:
-        if self.fail:
-            raise BackendError("the network failed")
-        self.calls += 1
-        count = len(images)
-        names = CONFIG.class_names
-        boxes = np.tile(np.array([[0, 0.2, 0.5, 0.8], [0.5, 0.1, 1, 0.9]], np.float32), (count, 1, 1))
-        masks = np.zeros((count, 2, 16, 16), np.float32)
-        masks[:, 0, 4:12, 1:7] = 1
-        masks[:, 1, 2:14, 9:15] = 1
-        return DetectionOutputs(
-            np.full(count, 2, np.int32),
-            boxes,
-            np.tile(np.array([0.9, 0.6], np.float32), (count, 1)),
-            np.tile(np.array([names.index("person"), names.index("dog")], np.int32), (count, 1)),
-            masks,
-        )
-
-    def describe(self) -> dict[str, Any]:
-        return {}
-
-
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
-    backend = ScriptedBackend()
-
-    def load(model: str, *, score_threshold: float, nms: str | None, lazy_masks: bool, **other: Any) -> Predictor:
-        return Predictor(backend, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
-
-    monkeypatch.setattr(loading, "load", load)
-    return backend
+    return install(monkeypatch)
 
 
 @pytest.fixture
@@ -96,6 +55,14 @@ def pictures(tmp_path: Path) -> Path:
 
 def predict(*arguments: object) -> int:
     return cli.main(["predict", "model.onnx", *map(str, arguments), "--quiet"])
+
+
+def raise_and_wait(number: int) -> None:
+    """Raise a signal in this thread and wait until the main thread has handled it."""
+    handler = signal.getsignal(number)
+    signal.raise_signal(number)
+    while signal.getsignal(number) is handler:
+        time.sleep(0.001)
 
 
 def written(folder: Path) -> list[str]:
@@ -299,7 +266,7 @@ class TestRefusedBeforeLoading:
         with pytest.raises(SystemExit) as caught:
             predict(pictures, "--format", "xml")
         assert caught.value.code == 2
-        assert "expected a comma-separated list of overlay, json, coco" in capsys.readouterr().err
+        assert "expected a comma-separated list of overlay, json, coco, csv" in capsys.readouterr().err
 
 
 def make_video(path: Path, frames: int = 6) -> Path:
@@ -362,13 +329,13 @@ def test_camera_until_interrupt(backend: ScriptedBackend, tmp_path: Path, monkey
 
     def run_and_interrupt(images: NDArray[Any]) -> DetectionOutputs:
         if backend.calls == 5:
-            signal.raise_signal(signal.SIGINT)
+            raise_and_wait(signal.SIGINT)
         return run(images)
 
     monkeypatch.setattr(backend, "run", run_and_interrupt)
     assert predict("0", "-o", tmp_path / "out", "--format", "json") == 0
     lines = (tmp_path / "out" / "camera0.jsonl").read_text().splitlines()
-    assert len(lines) == 4  # 2 calls measured the speed
+    assert len(lines) == 6
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -445,7 +412,7 @@ def test_a_full_disk_ends_the_run(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     assert predict(pictures, "-o", tmp_path / "out", "--format", "json") == 2
-    assert backend.calls == 1
+    assert backend.calls <= len(written(pictures))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -458,7 +425,7 @@ def test_an_interrupt_keeps_what_is_done(
 
     def run_and_interrupt(images: NDArray[Any]) -> DetectionOutputs:
         if backend.calls == 1:
-            signal.raise_signal(number)
+            raise_and_wait(number)
         return run(images)
 
     monkeypatch.setattr(backend, "run", run_and_interrupt)

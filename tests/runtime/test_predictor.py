@@ -192,14 +192,14 @@ def test_nms_variant() -> None:
         (lambda: Predictor(FakeBackend(), score_threshold=1.0), "score_threshold: expected 0 <= value < 1, got 1.0"),
         (lambda: Predictor(FakeBackend(), score_threshold=-0.1), "score_threshold"),
         (lambda: Predictor(FakeBackend())("none.png"), "no such image: none.png"),
-        (lambda: Predictor(FakeBackend())(np.zeros((4, 4), np.uint8)), "expected an image uint8 BGR"),
+        (lambda: Predictor(FakeBackend())(np.zeros((4, 4, 2), np.uint8)), "expected an image uint8 BGR"),
         (lambda: Predictor(FakeBackend())([DARK, DARK.astype(np.float32)]), "got float32"),
         (lambda: Predictor(FakeBackend())([3]), "got int"),  # type: ignore[list-item]
         (lambda: Predictor(FakeBackend())(None), "got NoneType; cv2.imread returns None"),  # type: ignore[call-overload]
         (lambda: Predictor(FakeBackend())([DARK, None]), "got NoneType"),  # type: ignore[list-item]
         (lambda: Predictor(FakeBackend())(3.5), "got float"),  # type: ignore[call-overload]
         (lambda: Predictor(FakeBackend())({"a": DARK}), "got dict"),  # type: ignore[call-overload]
-        (lambda: Predictor(FakeBackend())(b"a.png"), "got bytes"),  # type: ignore[arg-type]
+        (lambda: Predictor(FakeBackend())(b"a.png"), "cannot decode image the bytes"),
     ],
 )
 def test_wrong_input(make: Callable[[], object], message: str) -> None:

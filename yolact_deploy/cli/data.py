@@ -46,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", default="320x240", metavar="WxH", help="size in pixels, or one number for both (default: 320x240)"
     )
     shapes.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: 0)")
+    shapes.add_argument(
+        "--videos", type=int, metavar="N", help="instead of pictures, N videos with the id of each shape (YouTube-VIS)"
+    )
+    shapes.add_argument("--frames", type=int, default=40, metavar="N", help="frames of a video (default: 40)")
     for command in commands.choices.values():
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -167,6 +171,8 @@ def _shapes(args: argparse.Namespace) -> int:
         raise InputError(f"expected one image or more, got --train {args.train} --val {args.val}")
     width, height = _size(args.size)
     folder = Path(args.output)
+    if args.videos is not None:
+        return _shape_videos(args, folder, width, height)
     counts = {"train": args.train, "val": args.val}
     images = write_shapes(folder, counts, seed=args.seed, height=height, width=width)
     for _ in args.progress.track(images, "shapes", sum(counts.values())):
@@ -176,6 +182,25 @@ def _shapes(args: argparse.Namespace) -> int:
         print_json({"dataset": str(description), **counts, "seed": args.seed, "width": width, "height": height})
     else:
         print(description)
+    return 0
+
+
+def _shape_videos(args: argparse.Namespace, folder: Any, width: int, height: int) -> int:
+    from yolact_deploy.console import print_json
+    from yolact_deploy.datasets.shape_videos import write_shape_videos
+    from yolact_deploy.errors import InputError
+
+    if not (1 <= args.videos <= 100_000 and 1 <= args.frames <= 100_000):
+        raise InputError(f"expected 1 to 100000 videos and frames, got --videos {args.videos} --frames {args.frames}")
+    size = {"height": height, "width": width}
+    videos = write_shape_videos(folder, args.videos, frames=args.frames, seed=args.seed, **size)
+    for _ in args.progress.track(videos, "shapes", args.videos, "videos"):
+        pass
+    if args.json:
+        facts = {"videos": args.videos, "frames": args.frames, "seed": args.seed, **size}
+        print_json({"annotations": str(folder / "instances.json"), **facts})
+    else:
+        print(folder / "instances.json")
     return 0
 
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_deploy.vocabulary import BACKENDS, BUFFERS, DECODERS, IMAGE_SUFFIXES, NMS_VARIANTS, VIDEO_SUFFIXES
+from yolact_deploy.cli import stream_options
+from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
     from yolact_deploy.cli.prediction import Summary
+    from yolact_deploy.progress import Progress
+    from yolact_deploy.streams.sources import Sources
 
 _EXAMPLES = """examples:
   yolact-deploy predict yolact.onnx street.jpg photos/ -o results
@@ -23,7 +28,6 @@ _EXAMPLES = """examples:
   yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)
   yolact-deploy predict yolact.onnx rtsp://camera/1 --max-frames 1000
   ffmpeg -i a.mov -f mpegts - | yolact-deploy predict yolact.onnx -"""
-_FORMATS = ("overlay", "json", "coco")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_formats,
         default=("overlay", "json"),
         help="comma-separated: overlay (pictures, MP4), json (one file per picture, one line per video frame), coco "
-        "(one results file); default overlay,json",
+        "(one results file), csv, yolo (segments as text), labelme, masks (PNG with ids), crops, cutouts (transparent "
+        "PNG), mot and ytvis (with --track); default overlay,json",
     )
     parser.add_argument(
         "--annotations", metavar="FILE", help="COCO file with the image ids for --format coco; others are left out"
@@ -64,32 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that no earlier run of this command wrote"
     )
-    parser.add_argument("--max-frames", type=_positive, metavar="N", help="stop each video or camera after N frames")
-    _add_reading(parser)
+    parser.add_argument(
+        "--max-frames", type=stream_options.positive, metavar="N", help="stop each video or camera after N frames"
+    )
+    stream_options.add_arguments(parser)
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
     parser.add_argument("--size", type=int, metavar="S", help="input side of a checkpoint (default: as configured)")
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("streams")
-    group.add_argument("--vid-stride", type=_positive, default=1, metavar="N", help="take every N-th frame")
-    group.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of videos")
-    group.add_argument("--duration", type=float, metavar="S", help="read S seconds of each stream")
-    group.add_argument(
-        "--buffer", choices=BUFFERS, help="take the newest frame or each (default: latest if live, else all)"
-    )
-    group.add_argument(
-        "--timeout",
-        type=float,
-        default=10.0,
-        metavar="S",
-        help="a live source without a frame for S seconds has failed; it is reconnected until then (default 10)",
-    )
-    group.add_argument("--decoder", choices=DECODERS, help="PyAV or OpenCV (default: PyAV if installed)")
-    group.add_argument("--raw-size", type=_size, metavar="WxH", help="raw BGR frames of this size on standard input")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -98,31 +86,13 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from yolact_deploy import loading
     from yolact_deploy.cli.prediction import PredictionJob, output_folder, select_classes
-    from yolact_deploy.errors import InputError
     from yolact_deploy.progress import SILENT
-    from yolact_deploy.streams.sources import find_sources
-    from yolact_deploy.streams.timed_frames import ReadOptions
 
     with contextlib.ExitStack() as stack:
-        reading = ReadOptions(
-            stride=args.vid_stride,
-            start=args.start,
-            duration=args.duration,
-            buffer=args.buffer,
-            timeout=args.timeout,
-            decoder=args.decoder,
-            raw_size=args.raw_size,
-        )
         model_name, names = _named(args, stack)
-        sources = find_sources(names, recursive=args.recursive)
+        reading, making = stream_options.reading(args), stream_options.making(args)
         progress = SILENT if args.json else args.progress
-        sources.check_formats(args.format)
-        if args.annotations is not None:
-            if "coco" not in args.format:
-                raise InputError("--annotations gives the image ids of --format coco: add that format")
-            sources.take_ids(args.annotations)
-        for line in sources.describe_rest():
-            progress.note(line)
+        sources = _sources(args, names, progress)
         folder = stack.enter_context(output_folder(args.output))
         model = loading.load(
             model_name,
@@ -136,11 +106,41 @@ def run(args: argparse.Namespace) -> int:
         )
         stack.enter_context(model)
         labels = select_classes(model.config, args.classes)
-        limits = {"max_frames": args.max_frames, "overwrite": args.overwrite}
-        job = PredictionJob(model, folder, args.format, labels, progress=progress, reading=reading, **limits)
+        limits = {"max_frames": args.max_frames, "overwrite": args.overwrite, "multiframe": args.video_multiframe}
+        job = PredictionJob(
+            model, folder, args.format, labels, progress=progress, reading=reading, making=making, **limits
+        )
+        stack.enter_context(_quick_switches())
         summary = job.run(sources)
     _print(summary, args)
     return 2 if summary.failed or summary.interrupted else 0
+
+
+def _sources(args: argparse.Namespace, names: list[str], progress: Progress) -> Sources:
+    """What is named, checked against the formats; what is left out is noted."""
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.streams.sources import find_sources
+
+    sources = find_sources(names, recursive=args.recursive)
+    sources.check_formats(args.format)
+    if args.annotations is not None:
+        if "coco" not in args.format:
+            raise InputError("--annotations gives the image ids of --format coco: add that format")
+        sources.take_ids(args.annotations)
+    for line in sources.describe_rest():
+        progress.note(line)
+    return sources
+
+
+@contextlib.contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Let threads wait for the interpreter for half a millisecond instead of five, while frames pass through many."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _named(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, list[str]]:
@@ -194,20 +194,9 @@ def _print(summary: Summary, args: argparse.Namespace) -> None:
 
 def _formats(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
-    unknown = [name for name in names if name not in _FORMATS]
+    unknown = [name for name in names if name not in OUTPUT_FORMATS]
     if unknown or not names:
-        raise argparse.ArgumentTypeError(f"expected a comma-separated list of {', '.join(_FORMATS)}, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a comma-separated list of {', '.join(OUTPUT_FORMATS)}, got {text!r}"
+        )
     return names
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 1 << 16 and 0 < int(height) < 1 << 16):
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 640x480, got {text!r}")
-    return int(width), int(height)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
-    return int(text)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import itertools
-import json
 import logging
 import os
 import signal
@@ -14,17 +12,18 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.artifact import atomic_write, write_bytes, write_json
+from yolact_deploy.artifact import write_bytes, write_json
+from yolact_deploy.cli.stream_job import RunningStream, StreamOptions, VideoOutputs, keep_classes, merged
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import draw_detections
@@ -32,12 +31,16 @@ from yolact_deploy.errors import BackendError, InputError, OutputError, YolactDe
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.streaming import StreamFrame, check_multiframe, detect_stages
 from yolact_deploy.streams.marks import JSON_MARK, is_marked, mark_picture
 from yolact_deploy.streams.readers.av_reader import has_av
+from yolact_deploy.streams.sinks.screens import MjpegServer, Window
+from yolact_deploy.streams.sinks.sink import Sink, SinkItem
+from yolact_deploy.streams.sinks.sink_table import SINKS
 from yolact_deploy.streams.sources import NamedStream, Picture, Sources, UniqueNames, image_ids
-from yolact_deploy.streams.timed_frames import DEFAULT_FPS, ReadOptions, TimedFrame
+from yolact_deploy.streams.threaded_stages import Pipeline, each
+from yolact_deploy.streams.timed_frames import DEFAULT_FPS, ReadOptions
 from yolact_deploy.streams.video import read_timed
-from yolact_deploy.streams.writers import VideoWriter
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class Summary:
     failed: list[dict[str, str]] = field(default_factory=list)
     #: what folders have besides pictures, by the reason for which it is left out
     left_out: dict[str, list[Path]] = field(default_factory=dict)
+    #: what happened to streams: packets damaged, frames dropped, reconnections, objects counted
+    streams: list[dict[str, Any]] = field(default_factory=list)
     #: whether Ctrl-C ended the run early
     interrupted: bool = False
 
@@ -78,6 +83,7 @@ class Summary:
             "outputs": [str(path) for path in self.outputs],
             "failed": self.failed,
             "left_out": {reason: list(map(str, paths)) for reason, paths in self.left_out.items()},
+            "streams": self.streams,
             "interrupted": self.interrupted,
         }
 
@@ -130,12 +136,14 @@ class PredictionJob:
 
     Args:
         folder: output folder
-        formats: any of "overlay", "json", "coco"
+        formats: "overlay", "json", "coco" and names of :data:`~yolact_deploy.streams.sinks.sink_table.SINKS`
         labels: class indices to keep, None for all
         progress: counts pictures and frames
         max_frames: of each video, None for all
         overwrite: replace files that no earlier run wrote
         reading: how to read streams
+        making: what is made of detections
+        multiframe: frames in one batch; None is one, one of each stream, or a fixed batch
     """
 
     def __init__(
@@ -149,8 +157,9 @@ class PredictionJob:
         max_frames: int | None = None,
         overwrite: bool = False,
         reading: ReadOptions | None = None,
+        making: StreamOptions | None = None,
+        multiframe: int | None = None,
     ) -> None:
-        self.reading = reading or ReadOptions()
         self.model = model
         self.folder = folder
         self.formats = formats
@@ -158,30 +167,56 @@ class PredictionJob:
         self.progress = progress
         self.max_frames = max_frames
         self.overwrite = overwrite
+        self.reading = reading or ReadOptions()
+        self.making = making or StreamOptions()
+        self.multiframe = check_multiframe(model, multiframe) if multiframe is not None else None
         self.summary = Summary()
         self._names = UniqueNames(_COCO if "coco" in formats else ())
+        self._sinks: list[Sink] = []
+        self._window: Window | None = None
+        self._server: MjpegServer | None = None
 
     def run(self, sources: Sources) -> Summary:
         """Process all sources.
 
         A source that cannot be read, or whose outputs cannot be written, is reported and skipped, unless it is the only
-        one. Ctrl-C and SIGTERM end the run after the picture or frame at work, and keep what is done.
+        one. Ctrl-C and SIGTERM end the run after the batch at work, and keep what is done.
 
         Raises:
             InputError: the only source cannot be read.
-            OutputError, BackendError: writing or the network failed.
+            OutputError, BackendError: writing, showing or the network failed.
         """
         alone = len(sources.pictures) + len(sources.streams) == 1
         start = time.perf_counter()
         self.summary.left_out = dict(sources.left_out)
-        if sources.pictures:
-            self._run_pictures(sources.pictures, alone)
-        for video in sources.streams:
-            if not self.summary.interrupted:
-                with self._reported(video, alone):
-                    self._run_video(video)
+        with contextlib.ExitStack() as stack:
+            self._open_outputs(stack)
+            if sources.pictures:
+                self._run_pictures(sources.pictures, alone)
+            for group in sources.groups():
+                if not self.summary.interrupted:
+                    self._run_streams(group, alone)
         self.summary.seconds = time.perf_counter() - start
         return self.summary
+
+    def _open_outputs(self, stack: contextlib.ExitStack) -> None:
+        if self.making.show:
+            self._window = Window()
+            stack.callback(self._window.close)
+        if self.making.mjpeg_port is not None:
+            self._server = MjpegServer(self.making.mjpeg_port)
+            stack.callback(self._server.close)
+            self.progress.note(f"serving drawn frames at {self._server.address}")
+        ids = self.model.config.category_ids
+        kinds = [SINKS[name] for name in self.formats if name in SINKS]
+        self._sinks = [kind(self.folder, ids, overwrite=self.overwrite) for kind in kinds]
+        stack.callback(self._finish_sinks)
+
+    def _finish_sinks(self) -> None:
+        for sink in self._sinks:
+            if sink.claimed:
+                sink.finish()
+            self.summary.outputs += sink.paths
 
     # -- pictures ---------------------------------------------------------------------------------------------------
 
@@ -204,22 +239,39 @@ class PredictionJob:
     def _run_batches(
         self, work: Sequence[_Work], coco: _CocoOutputs | None, stopped: threading.Event, alone: bool
     ) -> None:
-        batch: list[tuple[_Work, Image]] = []
-        for index, one in enumerate(self.progress.track(work, "predict"), start=1):
+        """Decoding, the network, drawing and writing overlap; this thread writes."""
+        batch = self.multiframe or self.model.backend.max_batch
+        stages = (*detect_stages(self.model, batch, stopped=stopped.is_set), each(self._draw_picture))
+        with Pipeline[StreamFrame](self._read_pictures(work, alone), *stages, name="pictures") as done:
+            for job in self.progress.track(done, "predict", len(work)):
+                one, detections = job.tag, job.detections
+                assert detections is not None
+                self._count(job, detections)
+                if coco is not None:
+                    coco.add(one, detections, self.model.config.category_ids)
+                with self._reported(one.path, alone):
+                    self._write_picture(one, job, detections)
+                self._watch(one.name, job.drawn, stopped)
+        if stopped.is_set():
+            left = len(work) - self.summary.images - len(self.summary.failed)
+            self._interrupt(f"{left} of {len(work)} pictures are left")
+
+    def _read_pictures(self, work: Iterable[_Work], alone: bool) -> Iterator[StreamFrame]:
+        for one in work:
+            image: Image | None = None
             with self._reported(one.path, alone), self._timed("decode"):
                 self._require_own(*self._picture_files(one).values())
-                batch.append((one, read_image(one.path)))
-            ends = index == len(work) or stopped.is_set()
-            if batch and (ends or len(batch) == self.model.backend.max_batch):
-                for (done, image), detections in zip(batch, self._detect([b[1] for b in batch]), strict=True):
-                    if coco is not None:
-                        coco.add(done, detections, self.model.config.category_ids)
-                    with self._reported(done.path, alone):
-                        self._write_picture(done, image, detections)
-                batch = []
-            if stopped.is_set():
-                self._interrupt(f"{len(work) - index} of {len(work)} pictures are left")
-                return
+                image = read_image(one.path)
+            if image is not None:
+                yield StreamFrame(image, one)
+
+    def _draw_picture(self, job: StreamFrame) -> StreamFrame:
+        assert job.detections is not None
+        job.detections = keep_classes(job.detections, self.labels)
+        if "overlay" in self.formats or self.making.watched:
+            with self._timed("draw"):
+                job.drawn = draw_detections(job.image, job.detections, style=self.making.style)
+        return job
 
     def _picture_files(self, work: _Work) -> dict[str, str]:
         """Names of the outputs of a picture, by format."""
@@ -227,16 +279,16 @@ class PredictionJob:
         files = {"overlay": f"{work.name}_overlay{suffix}", "json": f"{work.name}.json"}
         return {kind: name for kind, name in files.items() if kind in self.formats}
 
-    def _write_picture(self, work: _Work, image: Image, detections: Detections) -> None:
+    def _write_picture(self, work: _Work, job: StreamFrame, detections: Detections) -> None:
         names = self._picture_files(work)
-        if "overlay" in names:
-            with self._timed("draw"):
-                drawn = draw_detections(image, detections)
-            with self._timed("write"):
-                self._write_image(names["overlay"], drawn)
-        if "json" in names:
-            with self._timed("write"):
+        with self._timed("write"):
+            if "overlay" in names:
+                assert job.drawn is not None
+                self._write_image(names["overlay"], job.drawn)
+            if "json" in names:
                 self._write_json(names["json"], {"image": str(work.path), **detections.to_json()})
+            for sink in self._sinks:
+                sink.take(SinkItem(work.name, str(work.path), job.image, detections))
 
     def _require_own(self, *names: str) -> None:
         """Raise :class:`OutputError` if an output would replace a file that no run of this command wrote."""
@@ -272,71 +324,142 @@ class PredictionJob:
         write_json(target, value)
         self.summary.outputs.append(target)
 
-    # -- videos -----------------------------------------------------------------------------------------------------
+    # -- streams ----------------------------------------------------------------------------------------------------
 
-    def _run_video(self, source: NamedStream) -> None:
-        name = self._names(source.folder / source.stem)
-        self._require_own(*_VideoOutputs.files(name, self.formats))
-        with read_timed(source.name, options=self.reading) as frames, contextlib.ExitStack() as stack:
-            info = None if frames.live else frames.info
-            first = next(frames)
-            fps = info.fps if info else self._camera_fps(first.image)
-            audio = source.name if source.is_file and self.reading.stride == 1 else None
-            outputs = _VideoOutputs(stack, self.folder, name, self.formats, fps, first.image, audio, self.reading.start)
-            stopped = stack.enter_context(_interrupt_stops())
-            total = min(filter(None, (info.frames if info else None, self.max_frames)), default=None)
-            wanted = itertools.islice(itertools.chain([first], frames), self.max_frames)
-            failure = self._run_frames(self.progress.track(wanted, "predict", total, "frames"), outputs, stopped)
-            if stopped.is_set() and info is not None:
-                self._interrupt(f"{source} ends after {outputs.count} frames")
-        self.summary.outputs += outputs.paths
-        if outputs.varies and info is not None and not has_av():
-            _log.warning(
-                "%s: the time between frames varies; the overlay plays at a constant %.4g frames/s", source, fps
-            )
-        if failure is not None:
-            raise failure
+    def _run_streams(self, group: Sequence[NamedStream], alone: bool) -> None:
+        """Run the streams of a group side by side, in one batch."""
+        with contextlib.ExitStack() as opened:
+            streams: list[RunningStream] = []
+            for stream in group:
+                with self._reported(stream, alone):
+                    name = self._names(stream.folder / stream.stem)
+                    self._require_own(*VideoOutputs.files(name, self.formats, self.making.suffix).values())
+                    frames = opened.enter_context(read_timed(stream.name, options=self.reading))
+                    streams.append(RunningStream(stream, frames, name, self.making))
+            if not streams:
+                return
+            failure = self._run_frames(streams, opened)
+            for one in streams:
+                with self._reported(one.stream, alone):
+                    self._conclude(one)
+            if failure is not None:
+                raise failure
 
-    def _run_frames(
-        self, frames: Iterable[TimedFrame], outputs: _VideoOutputs, stopped: threading.Event
-    ) -> YolactDeployError | None:
+    def _run_frames(self, streams: list[RunningStream], opened: contextlib.ExitStack) -> YolactDeployError | None:
         """Detect and write until the end or a request to stop; the error that ended it after some frames."""
-        try:
-            for frame in frames:
-                (detections,) = self._detect([frame.image])
-                outputs.write_line(frame.seconds, detections)
-                if outputs.video is not None:
-                    with self._timed("draw"):
-                        drawn = draw_detections(frame.image, detections)
-                    with self._timed("write"):
-                        outputs.video.write(drawn, frame.seconds - self.reading.start)
-                if stopped.is_set():
-                    break
-        except (InputError, BackendError) as error:
-            if not outputs.count:
-                raise
-            return error  # what is done is kept
+
+        def stop_reading() -> None:
+            for one in streams:
+                one.frames.stop()
+
+        stopped = opened.enter_context(_interrupt_stops(stop_reading))
+        live = any(one.frames.live for one in streams)
+        most = self.model.backend.max_batch
+        batch = self.multiframe or check_multiframe(self.model, None if len(streams) == 1 else min(most, len(streams)))
+        source = streams[0].jobs() if len(streams) == 1 else merged(streams)
+        stages = (*detect_stages(self.model, batch, wait=not live, stopped=stopped.is_set), each(self._follow))
+        frames = [one.frames.info.frames for one in streams]
+        total = None if None in frames else sum(min(n, self.max_frames or n) for n in frames if n)
+        # What waits between stages is late by then, so live sources let little wait.
+        pipeline: Pipeline[StreamFrame] = Pipeline(source, *stages, depth=1 if live else 4, name="frames")
+        with contextlib.ExitStack() as written, pipeline as done:
+            written.callback(stop_reading)
+            try:
+                for job in self.progress.track(done, "predict", total, "frames"):
+                    self._take_frame(job, written, stopped)
+                    if all(self._is_full(one) for one in streams):
+                        break
+            except (InputError, BackendError) as error:
+                if not any(one.outputs for one in streams):
+                    raise
+                return error  # what is done is kept
+        if stopped.is_set() and not live:
+            ends = ", ".join(f"{one.stream} ends after {one.outputs.count if one.outputs else 0}" for one in streams)
+            self._interrupt(f"{ends} frames")
         return None
 
-    def _camera_fps(self, frame: Image) -> float:
-        """The frame rate that the model reaches, so that the recording plays at about the right speed."""
-        self.model([frame])
+    def _is_full(self, one: RunningStream) -> bool:
+        return self.max_frames is not None and one.outputs is not None and one.outputs.count >= self.max_frames
+
+    def _follow(self, job: StreamFrame) -> StreamFrame:
+        assert job.detections is not None
+        stream: RunningStream = job.tag.stream
+        with self._timed("track" if self.making.track else "detect"):
+            job.detections = stream.followed(keep_classes(job.detections, self.labels))
+        if "overlay" in self.formats or self.making.watched:
+            with self._timed("draw"):
+                job.drawn = stream.drawn(job)
+        return job
+
+    def _take_frame(self, job: StreamFrame, written: contextlib.ExitStack, stopped: threading.Event) -> None:
+        """Write a frame and its detections, and show it."""
+        one: RunningStream = job.tag.stream
+        detections = job.detections
+        assert detections is not None
+        if self._is_full(one):
+            return
+        if one.outputs is None:
+            files = VideoOutputs.files(one.name, self.formats, self.making.suffix)
+            keeps_audio = one.stream.is_file and self.reading.stride == 1
+            one.outputs = VideoOutputs(
+                written,
+                {kind: self.folder / name for kind, name in files.items()},
+                job.image,
+                self._rate_of(one, job.image),
+                audio=one.stream.name if keeps_audio else None,
+                start=self.reading.start,
+            )
+        self._count(job, detections)
+        with self._timed("write"):
+            number = one.outputs.count
+            one.outputs.write(job.tag.seconds, detections, job.drawn)
+            for sink in self._sinks:
+                sink.take(SinkItem(one.name, str(one.stream), job.image, detections, number, job.tag.seconds))
+        self._watch(one.name, job.drawn, stopped)
+
+    def _rate_of(self, one: RunningStream, frame: Image) -> float:
+        """The frame rate of the video; of a live one without times, what the model reaches."""
+        if not one.frames.live or "overlay" not in self.formats or has_av():
+            return one.frames.info.fps
         start = time.perf_counter()
         draw_detections(frame, self.model([frame])[0])
         return min(DEFAULT_FPS, 1 / (time.perf_counter() - start))
 
+    def _watch(self, name: str, drawn: Image | None, stopped: threading.Event) -> None:
+        if drawn is not None and self._server is not None:
+            self._server.show(drawn)
+        if drawn is not None and self._window is not None and not self._window.show(name, drawn):
+            stopped.set()
+
+    def _conclude(self, one: RunningStream) -> None:
+        """Note what a stream came to, and raise the error that ended it."""
+        if one.outputs is not None:
+            self.summary.outputs += one.outputs.paths
+            if one.outputs.varies and not one.frames.live and one.outputs.video is not None and not has_av():
+                _log.warning(
+                    "%s: the time between frames varies; the overlay plays at a constant %.4g frames/s",
+                    one.stream, one.frames.info.fps,
+                )  # fmt: skip
+        counts, facts = one.frames.counts, {}
+        for kind in ("damaged", "dropped", "reconnects"):
+            if number := getattr(counts, kind):
+                facts[kind] = number
+        counted = [counter.to_dict() for counter in one.counters]
+        if facts or counted:
+            self.summary.streams.append(
+                {"source": str(one.stream), **facts, **({"counts": counted} if counted else {})}
+            )
+        if one.error is not None:
+            raise one.error
+
     # -- both -------------------------------------------------------------------------------------------------------
 
-    def _detect(self, images: list[Image]) -> list[Detections]:
-        results = self.model(images)
-        for stage, spent in self.model.timings.items():
+    def _count(self, job: StreamFrame, detections: Detections) -> None:
+        for stage, spent in job.spent.items():
             if stage != "decode":  # done before and timed there
                 self.summary.spent_ms[stage] += spent
-        if self.labels is not None:
-            results = [result[np.isin(result.labels, list(self.labels))] for result in results]
-        self.summary.images += len(images)
-        self.summary.detections += sum(map(len, results))
-        return results
+        self.summary.images += 1
+        self.summary.detections += len(detections)
 
     @contextlib.contextmanager
     def _reported(self, source: Path | NamedStream, alone: bool) -> Iterator[None]:
@@ -383,48 +506,14 @@ class _CocoOutputs:
         self.images.append({"id": work.image_id, "file_name": str(work.path), **size})
 
 
-class _VideoOutputs:
-    """The output files of one video; they appear under their names when ``stack`` exits without an error."""
-
-    def __init__(
-        self, stack: contextlib.ExitStack, folder: Path, name: str, formats: Sequence[str], fps: float, first: Image,
-        audio: str | None = None, audio_start: float = 0.0,
-    ) -> None:  # fmt: skip
-        self.paths = [folder / file for file in self.files(name, formats)]
-        self.video: VideoWriter | None = None
-        self.count = 0
-        #: whether frames are shown more than a frame's time off those of the overlay
-        self.varies = False
-        self._lines: TextIO | None = None
-        self._fps = fps
-        if "overlay" in formats:
-            self.video = stack.enter_context(
-                VideoWriter(self.paths[0], fps, first.shape[1::-1], audio=audio, audio_start=audio_start)
-            )
-        if "json" in formats:
-            temporary = stack.enter_context(atomic_write(self.paths[-1]))
-            self._lines = stack.enter_context(temporary.open("w", encoding="utf-8"))
-
-    @staticmethod
-    def files(name: str, formats: Sequence[str]) -> list[str]:
-        """Names of the files for the formats."""
-        files = {"overlay": f"{name}_overlay.mp4", "json": f"{name}.jsonl"}
-        return [file for kind, file in files.items() if kind in formats]
-
-    def write_line(self, seconds: float, detections: Detections) -> None:
-        """Write one line of JSON per frame; ``time`` is in seconds from the start of the video."""
-        if self._lines is not None:
-            line = {**JSON_MARK, "frame": self.count, "time": round(seconds, 4), **detections.to_json()}
-            self._lines.write(json.dumps(line) + "\n")
-        self.varies |= self.video is not None and abs(seconds - self.count / self._fps) > 1.5 / self._fps
-        self.count += 1
-
-
 @contextlib.contextmanager
-def _interrupt_stops() -> Iterator[threading.Event]:
+def _interrupt_stops(stop_also: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, as a request to end and keep what is done.
 
     The second one interrupts as usual.
+
+    Args:
+        stop_also: called by the handler after the event is set
     """
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -432,8 +521,9 @@ def _interrupt_stops() -> Iterator[threading.Event]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        restore()
         stopped.set()
+        stop_also()
+        restore()
 
     def restore() -> None:
         for number, handler in previous.items():

@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,19 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, cut_crops
-from yolact_deploy.preprocess import check_image, fit_image, read_image
+from yolact_deploy.preprocess import check_image, fit_image
+from yolact_deploy.runtime.any_image import as_image, is_single
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.streaming import StreamFrame, ahead, check_multiframe, detect_stages, in_lists, through_hook
 from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, ImageDetections, Outputs, require_shapes
+from yolact_deploy.streams.threaded_stages import Pipeline
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.results import DeviceDetections
+    from yolact_deploy.streams.byte_track import TrackOptions
+    from yolact_deploy.streams.timed_frames import ReadOptions
 
 Image = NDArray[np.uint8]
 
@@ -48,11 +53,15 @@ class CudaArray(Protocol):
     def __cuda_array_interface__(self) -> Any: ...
 
 
-#: a BGR image, the path of an image file, or an image in device memory if the backend takes it
-Source = Image | str | os.PathLike[str] | DlpackArray | CudaArray
+#: a BGR image, the path or bytes of an image file, an image of PIL or torch, or one in device memory if the backend
+#: takes it
+Source = Image | str | os.PathLike[str] | bytes | DlpackArray | CudaArray | Any
 
-_Item = TypeVar("_Item")
-_Started = TypeVar("_Started")
+
+class Closeable(Protocol):
+    """Something with ``close()``."""
+
+    def close(self) -> None: ...
 
 
 class Predictor:
@@ -133,7 +142,9 @@ class Predictor:
         long list overlap there: the host prepares one while the GPU works on the one before.
 
         Args:
-            images: uint8 BGR arrays [H, W, 3] or paths of image files
+            images: uint8 BGR arrays [H, W, 3], paths of image files, or what else
+                :func:`~yolact_deploy.runtime.any_image.as_image` takes: bytes of a file, addresses, PIL images, gray
+                and BGRA arrays, 16 bits, torch tensors on the CPU
 
         Raises:
             InputError: an image that cannot be read or has another shape or dtype.
@@ -145,12 +156,12 @@ class Predictor:
 
     def _sources(self, images: Source | Sequence[Source]) -> tuple[list[Source], bool]:
         """The images as a list, and whether a single image was given."""
-        if isinstance(images, (str, os.PathLike, np.ndarray)):
-            return [images], True
         hook = self.backend.frames
         if hook is not None and hook.is_device_array(images):
             return [cast("Source", images)], True
-        if not isinstance(images, Iterable) or isinstance(images, (bytes, Mapping)):
+        if is_single(images):
+            return [cast("Source", images)], True
+        if not isinstance(images, Iterable) or isinstance(images, Mapping):
             return [check_image(images)], True  # raises
         return list(images), False
 
@@ -161,7 +172,7 @@ class Predictor:
         if hook is None:
             results = [image for batch in batches for image in self._run(batch, timer)]
         else:
-            tickets = _ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
+            tickets = ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
             results = [image for ticket in tickets for image in self._collect(ticket, timer)]
         self.timings = timer.spent
         return results
@@ -172,14 +183,23 @@ class Predictor:
             images = [self._host_image(source) for source in sources]
         with timer.stage("preprocess"):
             inputs = self.preprocess(images)
-        with self._lock:
-            self._check_open()
-            outputs = self.backend.run_timed(inputs, timer)
-        self._require_finite(outputs)
+        outputs = self.run_prepared(inputs, timer)
         return [
             self.postprocess(outputs, index, image.shape, timer, lazy_masks=self.lazy_masks)
             for index, image in enumerate(images)
         ]
+
+    def run_prepared(self, inputs: NDArray[Any], timer: StageTimer) -> Outputs:
+        """The network's outputs for what :meth:`preprocess` returned.
+
+        Raises:
+            BackendError: the runtime failed, or the outputs are not finite.
+        """
+        with self._lock:
+            self._check_open()
+            outputs = self.backend.run_timed(inputs, timer)
+        self._require_finite(outputs)
+        return outputs
 
     def _host_image(self, source: Source) -> Image:
         if self.backend.frames is not None and self.backend.frames.is_device_array(source):
@@ -317,35 +337,84 @@ class Predictor:
         return Detections.from_normalized(*detected, class_names=self.class_names, height=height, width=width)
 
     def stream(
-        self, source: str | os.PathLike[str] | int | Iterable[Image], *, overlap: bool | None = None
+        self,
+        source: str | os.PathLike[str] | int | Iterable[Image],
+        *,
+        overlap: bool | None = None,
+        multiframe: int | None = None,
+        options: ReadOptions | None = None,
     ) -> Iterator[tuple[Image, Detections]]:
-        """Yield (frame, detections) of a video file, a camera or an iterable of BGR frames.
+        """Yield (frame, detections) of a video file, a camera, an address or an iterable of BGR frames, in order.
 
-        A thread decodes a few frames ahead while the network works.
+        Decoding, preparing, the network and the pasting of masks overlap in threads. The caller owns each frame:
+        nothing here writes to it again. Leaving the loop ends the threads.
 
         Args:
-            source: path of a video, number of a camera, or frames
-            overlap: yield a frame only when the next one is in flight: more frames per second, each one frame later.
-                It requires a frame hook and is the default for all sources but cameras
+            source: path of a video, number of a camera, an address such as ``rtsp://camera/1``, or frames
+            overlap: yield a frame only when later ones are in flight: more frames per second, each some frames later.
+                The default for all sources but live ones
+            multiframe: frames in one batch; None is one, or as many as a fixed batch has
+            options: how the source is read
+
+        Raises:
+            InputError: the source cannot be read, or the model takes no such batches.
         """
-        from yolact_deploy.streams.readers.camera import is_camera
-        from yolact_deploy.streams.video import read_ahead
+        from yolact_deploy.streams.video import FrameStream, read_ahead, read_timed
 
-        frames, hook = read_ahead(source), self._hook
-        if hook is None or (is_camera(source) if overlap is None else not overlap):
-            for frame in frames:
-                yield frame, self(frame)
-            return
+        batch = check_multiframe(self, multiframe)
+        stream = read_timed(source, options=options) if isinstance(source, (str, os.PathLike, int)) else None
+        frames: FrameStream | Generator[Image, None, None] = stream or read_ahead(source)
+        images = (frame.image for frame in stream) if stream is not None else frames
+        overlap = not (stream is not None and stream.live) if overlap is None else overlap
+        return self._streamed(frames, cast("Iterable[Image]", images), overlap, batch)
 
-        def start(frame: Image) -> tuple[Image, FrameTicket, StageTimer]:
-            timer = StageTimer(self.stages)
-            return frame, self._submit(hook, [frame], timer), timer
+    def _streamed(
+        self, source: Closeable, images: Iterable[Image], overlap: bool, batch: int
+    ) -> Iterator[tuple[Image, Detections]]:
+        with contextlib.closing(source):
+            if not overlap:
+                for frame in images:
+                    yield frame, self(frame)
+            elif self._hook is not None:
+                for job in through_hook(self, self._hook, in_lists((StreamFrame(image) for image in images), batch)):
+                    self.timings = job.spent or self.timings
+                    assert job.detections is not None
+                    yield job.image, job.detections
+            else:
+                jobs = (StreamFrame(image) for image in images)
+                with Pipeline[StreamFrame](jobs, *detect_stages(self, batch), name="stream") as done:
+                    for job in done:
+                        self.timings = job.spent or self.timings
+                        assert job.detections is not None
+                        yield job.image, job.detections
 
-        with contextlib.closing(frames):
-            for frame, ticket, timer in _ahead(frames, start, hook.depth):
-                (detections,) = self._collect(ticket, timer)
-                self.timings = timer.spent
-                yield frame, detections
+    def track(
+        self,
+        source: str | os.PathLike[str] | int | Iterable[Image],
+        *,
+        tracking: TrackOptions | None = None,
+        fps: float | None = None,
+        **reading: Any,
+    ) -> Iterator[tuple[Image, Detections]]:
+        """:meth:`stream`, with ``track_ids`` in the detections: objects keep their ids from frame to frame.
+
+        Args:
+            tracking: how objects are tracked
+            fps: frames per second, for how long lost objects are remembered; None is that of a video file, else 30
+            reading: as for :meth:`stream`
+
+        Raises:
+            InputError: as :meth:`stream`.
+            MissingDependencyError: lap is not installed.
+        """
+        from yolact_deploy.streams.byte_track import ByteTracker
+        from yolact_deploy.streams.video import probe_video
+
+        is_file = isinstance(source, (str, os.PathLike)) and Path(source).is_file()
+        if fps is None and is_file:
+            fps = probe_video(cast("str", source)).fps
+        tracker = ByteTracker(tracking, fps=fps or 30.0)
+        return ((frame, tracker.track(found)) for frame, found in self.stream(source, **reading))
 
     def warm_up(self, times: int = 1) -> None:
         """Run an empty image, so that start-up work does not slow down the first real one."""
@@ -369,15 +438,5 @@ class Predictor:
         self.close()
 
 
-def _ahead(items: Iterable[_Item], start: Callable[[_Item], _Started], depth: int) -> Iterator[_Started]:
-    """The results of ``start`` in order, each yielded once ``depth`` items are in flight or the last one is."""
-    in_flight: deque[_Started] = deque()
-    for item in items:
-        in_flight.append(start(item))
-        if len(in_flight) == depth:
-            yield in_flight.popleft()
-    yield from in_flight
-
-
 def _image(source: Source) -> Image:
-    return read_image(source) if isinstance(source, (str, os.PathLike)) else check_image(source)
+    return as_image(source)

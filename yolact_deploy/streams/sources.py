@@ -19,7 +19,7 @@ from yolact_deploy.streams.marks import is_marked
 from yolact_deploy.streams.readers.kinds import KINDS, is_stream_name, kind_of
 from yolact_deploy.streams.timed_frames import without_password
 from yolact_deploy.streams.video import probe_video
-from yolact_deploy.vocabulary import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES, TRACK_FORMATS, VIDEO_SUFFIXES
 
 #: text files with one source a line
 LIST_SUFFIXES = (".txt", ".streams")
@@ -83,7 +83,12 @@ class Sources:
     followed: list[Path] = field(default_factory=list)
 
     def check_formats(self, formats: Sequence[str]) -> None:
-        """Raise :class:`InputError` if COCO results are requested for a video."""
+        """Raise :class:`InputError` if COCO results are requested for a video, or tracks for pictures."""
+        tracks = [name for name in formats if name in TRACK_FORMATS]
+        if self.pictures and tracks:
+            raise InputError(
+                f"--format {tracks[0]} is for videos, and {self.pictures[0].path} is a picture: run the videos alone"
+            )
         if self.streams and "coco" in formats:
             raise InputError(
                 f"--format coco requires pictures, and {self.streams[0]} is a video: use --format json, which "

@@ -155,14 +155,18 @@ class Pipeline(Generic[T]):
             for thread in self._threads:
                 thread.start()
 
+    def stop(self) -> None:
+        """Let all threads end, without waiting for them."""
+        for channel in self._channels:
+            channel.close()
+
     def close(self) -> bool:
         """End all threads; what has not been taken is lost. Closing again does nothing.
 
         Returns:
             whether all have ended; one that waits for its source may take longer
         """
-        for channel in self._channels:
-            channel.close()
+        self.stop()
         if self._started:
             for thread in self._threads:
                 thread.join(_PATIENCE)

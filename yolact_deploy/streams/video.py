@@ -72,9 +72,14 @@ class FrameStream:
     def __next__(self) -> TimedFrame:
         return next(self._pipe)
 
+    def stop(self) -> None:
+        """Let the stream end now; another thread may be waiting for a frame."""
+        self.reader.interrupt()
+        self._pipe.stop()
+
     def close(self) -> None:
         """End the thread and free the source."""
-        self.reader.interrupt()
+        self.stop()
         if self._pipe.close():
             self.reader.close()
 

@@ -70,10 +70,9 @@ class VideoWriter:
         self._resources = contextlib.ExitStack()
         self._temporary = self._resources.enter_context(atomic_write(self.path, suffix=self.path.suffix or ".mp4"))
         try:
-            if (encoder or ("av" if has_av() else "opencv")) == "av":
-                self._encoder: _Encoder = _AvEncoder(self._temporary, self.path, fps, size, audio, audio_start)
-            else:
-                self._encoder = _OpenCvEncoder(self._temporary, self.path, fps, size)
+            self._encoder = open_encoder(
+                self._temporary, self.path, fps, size, encoder=encoder, audio=audio, audio_start=audio_start
+            )
         except OutputError as error:
             self._discard(error)
             raise
@@ -170,15 +169,39 @@ class VideoWriter:
             self._resources.__exit__(type(error), error, error.__traceback__)
 
 
-class _Encoder(abc.ABC):
-    @abc.abstractmethod
-    def encode(self, frame: Image, seconds: float | None) -> None: ...
+class Encoder(abc.ABC):
+    """Writes frames into a file; made by :func:`open_encoder`."""
 
     @abc.abstractmethod
-    def close(self) -> None: ...
+    def encode(self, frame: Image, seconds: float | None) -> None:
+        """Encode a frame, shown at ``seconds`` or after the one before."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Finish the file."""
 
 
-class _AvEncoder(_Encoder):
+def open_encoder(
+    file: Path,
+    path: Path,
+    fps: float,
+    size: tuple[int, int],
+    *,
+    encoder: str | None = None,
+    audio: str | os.PathLike[str] | None = None,
+    audio_start: float = 0.0,
+) -> Encoder:
+    """An encoder that writes ``file``; the arguments are those of :class:`VideoWriter`, ``path`` is for messages.
+
+    Raises:
+        OutputError: the file cannot be written, or there is no encoder for it.
+    """
+    if (encoder or ("av" if has_av() else "opencv")) == "av":
+        return _AvEncoder(file, path, fps, size, audio, audio_start)
+    return _OpenCvEncoder(file, path, fps, size)
+
+
+class _AvEncoder(Encoder):
     """H.264 by libx264, with the time of each frame and a copy of the audio."""
 
     def __init__(
@@ -231,7 +254,7 @@ class _AvEncoder(_Encoder):
             self._container.close()
 
 
-class _OpenCvEncoder(_Encoder):
+class _OpenCvEncoder(Encoder):
     """MPEG-4 Part 2 at a constant rate."""
 
     def __init__(self, file: Path, path: Path, fps: float, size: tuple[int, int]) -> None:

@@ -75,23 +75,28 @@ class AvReader(Reader):
         self._stream = self._container.streams.video[0]
         # Several frames at once delay the first one by five packets, which a live source should not wait for.
         self._stream.thread_type = "SLICE" if network else "AUTO"
-        context = self._stream.codec_context
-        try:
-            check_pixels(name, (context.height, context.width))
-        except InputError:
-            self.close()
-            raise
+        self._check_size()
         length = self._container.duration
         # A picture has no length either; formats of pictures end in _pipe.
         is_picture = self._container.format.name.endswith("_pipe") or self._container.format.name == "image2"
         self.endless = network and not is_picture and not (length is not None and length > 0)
         self._start = options.start
         self._stamp = form == "mpjpeg" or self._container.format.name == "mpjpeg"
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        frames = self._stream.frames
-        self.info = VideoInfo(
-            context.width, context.height, float(rate) if rate and 0 < rate < 1000 else DEFAULT_FPS, frames or None
-        )
+        self.info = self._header()
+
+    def _check_size(self) -> None:
+        context = self._stream.codec_context
+        try:
+            check_pixels(self.name, (context.height, context.width))
+        except InputError:
+            self.close()
+            raise
+
+    def _header(self) -> VideoInfo:
+        stream, context = self._stream, self._stream.codec_context
+        rate = stream.average_rate or stream.guessed_rate
+        fps = float(rate) if rate and 0 < rate < 1000 else DEFAULT_FPS
+        return VideoInfo(context.width, context.height, fps, stream.frames or None)
 
     @property
     def container_name(self) -> str:

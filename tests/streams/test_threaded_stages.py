@@ -112,7 +112,7 @@ def test_the_newest_item_wins() -> None:
 
 def test_a_bounded_channel_blocks_until_something_is_taken() -> None:
     channel: Channel[int] = Channel(2)
-    passed = []
+    passed: list[bool] = []
 
     def fill() -> None:
         passed.extend(channel.put(number) for number in range(6))

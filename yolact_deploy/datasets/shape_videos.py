@@ -97,7 +97,8 @@ def write_shape_videos(
     }
     for index in range(count):
         name = f"video_{index:04d}"
-        files, seen = [], {}
+        files: list[str] = []
+        seen: dict[int, tuple[int, dict[int, NDArray[np.bool_]]]] = {}
         for number, made in enumerate(render_video(index, frames=frames, seed=seed, height=height, width=width)):
             files.append(f"{name}/{number:05d}.jpg")
             ok, data = cv2.imencode(".jpg", made.image, [int(cv2.IMWRITE_JPEG_QUALITY), 95])

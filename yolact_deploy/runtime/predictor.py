@@ -46,6 +46,14 @@ class DlpackArray(Protocol):
     def __dlpack__(self, *, stream: Any = None) -> Any: ...
 
 
+class PilImage(Protocol):
+    """An image of PIL."""
+
+    mode: str
+
+    def getexif(self) -> Any: ...
+
+
 class CudaArray(Protocol):
     """An array on an NVIDIA GPU of pycuda, Numba and others."""
 
@@ -55,7 +63,7 @@ class CudaArray(Protocol):
 
 #: a BGR image, the path or bytes of an image file, an image of PIL or torch, or one in device memory if the backend
 #: takes it
-Source = Image | str | os.PathLike[str] | bytes | DlpackArray | CudaArray | Any
+Source = Image | str | os.PathLike[str] | bytes | PilImage | DlpackArray | CudaArray
 
 
 class Closeable(Protocol):

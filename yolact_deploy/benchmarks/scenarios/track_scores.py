@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,7 +58,9 @@ def run(engine: str | None, videos: int, frames: int, overlap: str) -> list[dict
 
 def overlaps(truth: NDArray[np.bool_], tracked: NDArray[np.bool_]) -> NDArray[np.float64]:
     """IoU [n, m] of masks [n, H, W] and [m, H, W]."""
-    first, second = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (truth, tracked))
+    first, second = (
+        masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.float32) for masks in (truth, tracked)
+    )
     both = first @ second.T
     union = first.sum(axis=1)[:, None] + second.sum(axis=1)[None] - both
     return np.asarray(both / np.maximum(union, 1), np.float64)

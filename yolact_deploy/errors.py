@@ -76,6 +76,7 @@ _EXTRAS = {
     **dict.fromkeys(("fastapi", "fastapi_offline", "uvicorn", "starlette", "prometheus_client"), "serve"),
     "av": "video",
     "lap": "track",
+    "tritonclient": "triton",
     **dict.fromkeys(("cv2", "numpy", "rich"), ""),
 }
 

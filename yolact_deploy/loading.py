@@ -8,6 +8,7 @@ yolact.trt@tensorrt:device=cuda:1         TensorRT on the second GPU
 yolact_base_54_800000.pth                 the eager PyTorch model
 weights.pth@torch-fp16:device=cuda,compile=yes
                                           PyTorch on a GPU in half precision, compiled, replayed as a CUDA graph
+http://localhost:8000/yolact              the network of a model that a server has; grpc:// for Triton's other port
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from yolact_deploy.errors import ArtifactError, BackendError, InputError, import
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.remote_names import remote_url
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import (
     BACKENDS,
@@ -45,12 +47,14 @@ _OPTIONS = {
     "openvino": ("threads", "tail", "device"),
     "torch": ("threads", "tail", "device", "compile"),
     "tensorrt": ("device",),
+    "remote": (),
 }
 _PRECISIONS = {
     "onnxruntime": ("fp32", "tf32"),
     "openvino": ("fp32", "bf16"),
     "torch": ("fp32", "tf32", "fp16", "bf16"),
     "tensorrt": ("fp32",),
+    "remote": (),
 }
 _DEFAULT_BACKENDS = {
     **dict.fromkeys(ONNX_SUFFIXES, "onnxruntime"),
@@ -83,7 +87,12 @@ class ModelSpec:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        words = (("backend", BACKENDS), ("precision", PRECISIONS), ("tail", LOAD_TAILS), ("provider", PROVIDERS))
+        words = (
+            ("backend", (*BACKENDS, "remote") if self.url else BACKENDS),
+            ("precision", PRECISIONS),
+            ("tail", LOAD_TAILS),
+            ("provider", PROVIDERS),
+        )
         for name, known in words:
             if (value := getattr(self, name)) is not None:
                 check_word(name, value, known)
@@ -99,7 +108,15 @@ class ModelSpec:
     @property
     def chosen_backend(self) -> str | None:
         """The backend, by default that of the file's suffix; None for an unknown one."""
+        if self.url:
+            return self.backend or "remote"
         return self.backend or _DEFAULT_BACKENDS.get(self.path.suffix.lower())
+
+    @property
+    def url(self) -> str | None:
+        """The address of a model on a server; None for a file."""
+        url = remote_url(self.path.as_posix())
+        return None if url is None else f"{url.protocol}://{url.host}/{url.model}"
 
     @property
     def gpu(self) -> int | None:
@@ -112,6 +129,8 @@ class ModelSpec:
         return self.chosen_backend == "tensorrt" or self.gpu is not None or self.provider not in (None, "cpu")
 
     def _check_backend(self, backend: str, gpu: int | None) -> None:
+        if self.url and (backend != "remote" or self.precision or any(self._options().values())):
+            raise InputError(f"{self.url}: backend, precision and options are chosen by the server: leave them out")
         if self.precision is not None and self.precision not in _PRECISIONS[backend]:
             raise InputError(_no_precision(backend, self.precision))
         for name, value in self._options().items():
@@ -158,6 +177,8 @@ class ModelSpec:
 
     def check_file(self) -> None:
         """Raise :class:`InputError` if the file does not exist, with what is beside it."""
+        if self.url:
+            return
         if self.path.is_dir():
             raise InputError(f"{self.path} is a folder: name the model file in it")
         if self.path.is_file():
@@ -196,7 +217,8 @@ class ModelSpec:
         options = ",".join(f"{name}={value}" for name, value in self._options().items() if value is not None)
         backend = self.chosen_backend if options or self.precision else self.backend
         engine = "-".join(filter(None, (backend, self.precision))) + (f":{options}" if options else "")
-        return f"{self.path}@{engine}" if engine else str(self.path)
+        name = self.url or str(self.path)
+        return f"{name}@{engine}" if engine else name
 
     def __str__(self) -> str:
         engine = "-".join(filter(None, (self.backend, self.precision)))
@@ -243,10 +265,11 @@ def load(
     nms: str | None = None,
     lazy_masks: bool = True,
 ) -> Predictor:
-    """Load an ONNX file, an engine or a checkpoint.
+    """Load an ONNX file, an engine or a checkpoint, or open the network of a model that a server has.
 
     Args:
-        model: path or ``FILE@BACKEND`` (see :mod:`yolact_deploy.loading`); arguments win over the spelling
+        model: path, ``FILE@BACKEND``, ``http://HOST:PORT/NAME`` or ``grpc://HOST:PORT/NAME`` (see
+            :mod:`yolact_deploy.loading`); arguments win over the spelling
         backend: "onnxruntime", "openvino", "torch" or "tensorrt"; inferred from the file's suffix by default
         precision: if the backend offers a choice: "fp32" or "bf16" (OpenVINO; the default is the file's precision, if
             the CPU supports it), "fp32", "tf32" (on a GPU), "fp16" or "bf16" (PyTorch), "tf32" (ONNX Runtime with
@@ -303,6 +326,10 @@ def _check_choices(network: Backend, path: Path, score_threshold: float, nms: st
 
 def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int | None) -> Backend:
     backend = spec.chosen_backend
+    if spec.url:
+        from yolact_deploy.runtime.remote import RemoteBackend
+
+        return RemoteBackend(spec.url)
     if backend == "onnxruntime":
         return _open_onnxruntime(spec)
     if backend == "openvino":

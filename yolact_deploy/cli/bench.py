@@ -267,7 +267,9 @@ def _eager_of(args: argparse.Namespace, engine: EngineSource) -> EngineSource | 
     from yolact_deploy.evaluation.engines import EAGER, EngineSource
     from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
-    assert engine.path is not None  # from a specification
+    if engine.path is None:
+        args.progress.note(f"note: {engine.name} is on a server: the eager model is left out. Name it with --weights")
+        return None
     if engine.path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return None
     metadata = read_metadata(engine.path)

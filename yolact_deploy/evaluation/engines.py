@@ -41,7 +41,7 @@ class EngineSource:
 
     def workers(self, pictures: int) -> int:
         """How many predictors of this model, each with a core, are worth their start for a number of pictures."""
-        if self.spec is None or self.spec.compile:
+        if self.spec is None or self.spec.compile or self.spec.url:
             return 1
         return worker_count(pictures, threads=self.spec.threads, on_gpu=self.spec.on_gpu, model_bytes=self.file_bytes)
 
@@ -70,9 +70,9 @@ class EngineSource:
         return cls(
             name or spec.path.name + choice,
             partial(load, spec, score_threshold=0.0, lazy_masks=False, config=config, image_size=image_size),
-            spec.path.stat().st_size,
+            0 if spec.url else spec.path.stat().st_size,
             sha256_file(spec.path) if checkpoint else "",
-            spec.path,
+            None if spec.url else spec.path,
             spec,
         )
 

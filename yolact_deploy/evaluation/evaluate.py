@@ -248,7 +248,8 @@ def cache_key(source: EngineSource, choice: Mapping[str, Any], images: CocoImage
     Args:
         choice: how the file is run: backend and options
     """
-    assert source.path is not None
+    if source.path is None:
+        raise InputError(f"{source.name} is no file and may change while it is evaluated: leave out --cache")
     return {
         "yolact_deploy": __version__,
         "model_sha256": sha256_file(source.path),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import NamedTuple
 
 from yolact_deploy.artifact import Metadata
 
@@ -10,6 +12,27 @@ from yolact_deploy.artifact import Metadata
 NETWORK_KEY = "yolact_deploy_network"
 #: of the name of the network's model
 NETWORK_SUFFIX = "_network"
+
+_URL = re.compile(r"(http|https|grpc|grpcs):/{1,2}([^/@]+)/([A-Za-z0-9_.-]+)/?")
+
+
+class RemoteUrl(NamedTuple):
+    """Where a model on a server is."""
+
+    protocol: str  #: http, https, grpc or grpcs
+    host: str  #: with the port
+    model: str
+
+
+def remote_url(text: str) -> RemoteUrl | None:
+    """The parts of ``http://HOST:PORT/NAME``; None for a path.
+
+    >>> remote_url("http://localhost:8000/yolact")
+    RemoteUrl(protocol='http', host='localhost:8000', model='yolact')
+    >>> remote_url("http.onnx")
+    """
+    match = _URL.fullmatch(text)  # one slash is what a path leaves of two
+    return None if match is None else RemoteUrl(*match.groups())
 
 
 def network_metadata(metadata: Metadata, tail: str) -> Metadata:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 PARTS = (
     "decode",  # image file to pixels
     "copy",  # frames into pinned memory
+    "transfer",  # resized images to a server, and the network's outputs back
     "upload",  # frames or resized images to the GPU
     "preprocess",  # to the network's input
     "network",

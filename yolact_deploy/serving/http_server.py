@@ -87,6 +87,7 @@ def _options(settings: ServiceSettings) -> dict[str, Any]:
         "ws": "none",
         "lifespan": "on",
         "log_config": None,
+        "log_level": "error",  # a client could fill the log with warnings
         "access_log": False,
         "server_header": False,
         "limit_concurrency": _MOST_CONNECTIONS,

@@ -13,9 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter, Request
-from numpy.typing import NDArray
 from starlette.responses import JSONResponse, Response
 
 from yolact_deploy.artifact import METADATA_KEY
@@ -23,6 +21,7 @@ from yolact_deploy.detections import Detections
 from yolact_deploy.runtime.remote_names import NETWORK_KEY, NETWORK_SUFFIX, network_metadata
 from yolact_deploy.serving.answers import MASK_FORMS, AnswerForm, describe
 from yolact_deploy.serving.body_reader import read_body
+from yolact_deploy.serving.detection_tensors import detection_tensors
 from yolact_deploy.serving.kserve_tensors import (
     InferRequest,
     Tensor,
@@ -35,7 +34,7 @@ from yolact_deploy.serving.model_pool import Job, ModelPool
 from yolact_deploy.serving.pictures_in import picture_decoder
 from yolact_deploy.serving.predict_routes import checked_threshold
 from yolact_deploy.serving.served_models import ServedModels, models_of
-from yolact_deploy.serving.service_errors import RequestError, bad_request
+from yolact_deploy.serving.service_errors import bad_request
 from yolact_deploy.untrusted import shown
 from yolact_deploy.version import __version__
 
@@ -188,14 +187,9 @@ async def _run_pictures(
     deadline, most = models.deadline(), models.settings.max_pixels
     jobs = [Job(deadline, picture_decoder(content, most, f"image {i}"), encode) for i, content in enumerate(pictures)]
     answers = await models.answers(request, model.pool, jobs)
-    detected = [detections for _, detections in answers]
-    most_detections = max(map(len, detected))
     outputs: dict[str, Tensor] = {
         "detections": [text for text, _ in answers],
-        "num_detections": np.array([len(one) for one in detected], np.int32),
-        "boxes": _padded([one.boxes for one in detected], most_detections, np.dtype(np.float32)),
-        "scores": _padded([one.scores for one in detected], most_detections, np.dtype(np.float32)),
-        "labels": _padded([one.labels for one in detected], most_detections, np.dtype(np.int32)),
+        **detection_tensors([detections for _, detections in answers]),
     }
     return outputs, {}
 
@@ -209,13 +203,6 @@ def _form(message: InferRequest, models: ServedModels) -> AnswerForm:
     if threshold is not None and not (type(threshold) in (int, float) and 0 <= threshold < 1):
         raise bad_request(f"score_threshold: expected 0 <= value < 1, got {shown(threshold)}")
     return AnswerForm(masks=masks, score_threshold=checked_threshold(threshold, models.settings.score_threshold))
-
-
-def _padded(rows: Sequence[NDArray[Any]], length: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    out = np.zeros((len(rows), length, *rows[0].shape[1:]), dtype)
-    for slot, row in zip(out, rows, strict=True):
-        slot[: len(row)] = row
-    return out
 
 
 async def _run_network(
@@ -238,6 +225,3 @@ async def _run_network(
 
 def _described(value: Tensor) -> str:
     return "BYTES" if isinstance(value, list) else f"{value.dtype} {list(value.shape)}"
-
-
-__all__ = ["DETECTIONS", "PICTURES", "RequestError", "router"]

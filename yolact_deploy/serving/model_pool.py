@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import threading
 import time
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, YolactDeployError
 from yolact_deploy.loading import ModelSpec, load
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.tails import Outputs
@@ -271,11 +271,6 @@ class ModelPool:
         with self._lock:
             self._waiting -= 1
             self._idle.notify_all()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on_gpu(predictor: Predictor) -> bool:

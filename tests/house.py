@@ -20,7 +20,8 @@ ROOMS = (
     "version", "errors", "untrusted", "vocabulary", "moved", "ops", "progress", "config", "artifact", "cache",
     "pretrained", "engine_file", "samples", "array_types", "priors", "mask_iou", "preprocess",
     "mask_forms", "postprocess", "paste", "draw", "detections", "machine", "graph", "datasets", "model", "streams",
-    "runtime", "loading", "inspection", "evaluation", "training", "export", "console", "benchmarks", "serving", "cli",
+    "runtime", "loading", "inspection", "evaluation", "training", "export", "console", "benchmarks", "serving",
+    "scale", "cli",
     "__init__", "__main__",
 )  # fmt: skip
 

@@ -44,8 +44,8 @@ HEAVY_ROOMS = ("datasets", "model", "evaluation", "training", "export", "console
 
 OPTIONAL = ("torch", "cuda", "torchvision", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx",
             "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "pycocotools", "faster_coco_eval",
-            "jsonschema", "av", "lap", "pandas", "msgspec", "mlperf_loadgen", "pynvml", "rich",
-            "jaxtyping", "beartype")  # fmt: skip
+            "jsonschema", "ray", "pyarrow", "tritonclient", "av", "lap", "pandas", "msgspec", "mlperf_loadgen",
+            "pynvml", "rich", "jaxtyping", "beartype")  # fmt: skip
 
 
 def test_every_module_has_a_room() -> None:

@@ -77,6 +77,7 @@ _EXTRAS = {
     "av": "video",
     "lap": "track",
     "tritonclient": "triton",
+    **dict.fromkeys(("ray", "pyarrow"), "ray"),
     **dict.fromkeys(("cv2", "numpy", "rich"), ""),
 }
 

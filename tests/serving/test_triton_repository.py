@@ -71,7 +71,7 @@ def test_batches() -> None:
     assert "max_batch_size: 0\n" in text
     assert "  dims: [4, 550, 550, 3]\n" in text
     assert "dynamic_batching" not in text
-    assert 'input_data_file: "picture"' in pictures_config("m", metadata, settings(), 2)
+    assert "  count: 3\n  kind: KIND_CPU\n" in pictures_config("m", metadata, settings(), 3)
 
 
 def test_files(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_files(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {str(Path(file).relative_to(tmp_path)) for file in result["files"]} == files
     assert files == {
-        "model_analyzer.yaml", "demo/config.pbtxt", "demo/labels.txt", "demo/1/model.py", "demo/warmup/picture",
+        "model_analyzer.yaml", "demo/config.pbtxt", "demo/labels.txt", "demo/1/model.py",
         "demo_network/config.pbtxt", "demo_network/labels.txt", "demo_network/1/model.onnx",
     }  # fmt: skip
     assert (tmp_path / "demo_network/1/model.onnx").read_bytes() == demo_onnx.read_bytes()

@@ -19,7 +19,7 @@ import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from yolact_deploy.cli.dataset_options import add_dataset_arguments, names_dataset, open_dataset
+from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, names_dataset, open_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

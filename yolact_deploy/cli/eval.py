@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from yolact_deploy.cli.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
 from yolact_deploy.vocabulary import EVALUATORS
 
 if TYPE_CHECKING:
+    from yolact_deploy.datasets.image_sets import CocoImages
     from yolact_deploy.evaluation.accuracy import Accuracy
     from yolact_deploy.evaluation.bootstrap import Interval
     from yolact_deploy.evaluation.engines import EngineSource
@@ -45,11 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=int, metavar="S", help="input side of --weights (default: the configuration's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument(
-        "--workers", type=int, metavar="N",
-        help="run N networks at once, each in a process with one thread or with --threads (default: for many images on "
-        "a CPU one for each core, up to 8 and as many as fit into memory; else 1)",
-    )  # fmt: skip
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")
     parser.add_argument("--resume", action="store_true", help="continue with the --cache file of an earlier run")
     parser.add_argument("--save-results", metavar="FILE", help="write the model's COCO results")
@@ -72,7 +68,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    _add_parts(parser)
     add_dataset_arguments(parser)
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("many images")
+    group.add_argument(
+        "--workers", type=int, metavar="N",
+        help="run N networks at once, each in a process with one thread or with --threads (default: for many images on "
+        "a CPU one for each core, up to 8 and as many as fit into memory; else 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--ray", metavar="ADDRESS", nargs="?", const="",
+        help="run the images of --engine on a Ray cluster, by default one on this machine",
+    )  # fmt: skip
+    group.add_argument(
+        "--shards",
+        metavar="I/N",
+        help="run only part I of N of the images; 'merge' puts the --save-results together",
+    )
 
 
 class _Scored(NamedTuple):
@@ -119,7 +134,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
     from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
-    for option in ("images", "images_dir", "save_results", "cache", "workers"):
+    for option in ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray"):
         if getattr(args, option) is not None:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")
@@ -152,17 +167,15 @@ def _image_ids(text: str | None) -> list[int] | None:
 
 def _score_model(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.datasets.coco_results import results_file
-    from yolact_deploy.errors import InputError
     from yolact_deploy.evaluation.bootstrap import differences
     from yolact_deploy.evaluation.detection_cache import DetectionCache
     from yolact_deploy.evaluation.evaluate import cache_key, evaluate
 
-    if args.max_detections is not None:
-        raise InputError("--max-detections requires --results: a model's own limit counts for its detections")
-    if args.image_ids is not None:
-        raise InputError("--image-ids requires --results: limit a model's images with --limit N")
+    _check_model_options(args)
     source, choice = _source(args)
-    images = open_dataset(args)
+    images = _shard(args, open_dataset(args))
+    if args.ray is not None:
+        return _score_on_ray(args, source, images)
     if not args.save_results:
         images.require_objects()
     with contextlib.ExitStack() as stack:
@@ -194,6 +207,48 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             max_detections=done.accuracy.max_detections,
         )
     return _Scored(source.name, done.accuracy, done.time, difference)
+
+
+def _check_model_options(args: argparse.Namespace) -> None:
+    from yolact_deploy.errors import InputError
+
+    if args.max_detections is not None:
+        raise InputError("--max-detections requires --results: a model's own limit counts for its detections")
+    if args.image_ids is not None:
+        raise InputError("--image-ids requires --results: limit a model's images with --limit N")
+
+
+def _score_on_ray(args: argparse.Namespace, source: EngineSource, images: CocoImages) -> _Scored:
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.scale.evaluation_ray import accuracy_on_ray
+
+    for option in ("cache", "reference", "save_results", "weights", "shards"):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')} does not work with --ray: leave it out")
+    images.require_objects()
+    options = {"threads": args.threads, "score_threshold": 0.0, "lazy_masks": False}
+    figures = accuracy_on_ray(
+        args.ray or None, args.engine, options, images, evaluator=args.evaluator, workers=args.workers,
+        progress=args.progress,
+    )  # fmt: skip
+    return _Scored(source.name, figures, None, {})
+
+
+def _shard(args: argparse.Namespace, images: CocoImages) -> CocoImages:
+    """The images of --shards."""
+    import dataclasses
+
+    from yolact_deploy.datasets.shard import Shard
+    from yolact_deploy.errors import InputError
+
+    if args.shards is None:
+        return images
+    if not args.save_results or args.reference:
+        raise InputError("--shards requires --save-results and excludes --reference: score what 'merge' writes")
+    part = Shard.parse(args.shards).of(images.images)
+    if not part:
+        raise InputError(f"--shards {args.shards}: there are only {len(images)} images: use fewer shards")
+    return dataclasses.replace(images, images=tuple(part))
 
 
 def _workers(args: argparse.Namespace, source: EngineSource, images: int) -> int:

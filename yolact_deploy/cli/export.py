@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
-from yolact_deploy.cli.search_options import add_search_arguments, judged_images, search_limits
+from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:

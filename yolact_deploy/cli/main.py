@@ -40,6 +40,7 @@ COMMANDS = {
     "predict": "Detect objects in pictures, folders, videos or a camera stream",
     "serve": "Serve models over HTTP, with a page to try them",
     "triton": "Write a model repository for NVIDIA's Triton Inference Server",
+    "merge": "Merge the results of jobs that ran a shard of the pictures each",
     "inspect": "Show what is inside a model file",
     "doctor": "Check what runs on this machine and what to install for the rest",
     "summary": "Show the layers, parameters and multiply-adds of a network",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli import stream_options
+from yolact_deploy.cli.options import part_options
 from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-frames", type=stream_options.positive, metavar="N", help="stop each video or camera after N frames"
     )
     stream_options.add_arguments(parser)
+    part_options.add_arguments(parser)
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
@@ -84,34 +87,24 @@ def run(args: argparse.Namespace) -> int:
     # Damaged videos are reported by this command, once. OpenCV reads these on first use.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    from yolact_deploy import loading
-    from yolact_deploy.cli.prediction import PredictionJob, output_folder, select_classes
+    from yolact_deploy.cli.prediction import output_folder
     from yolact_deploy.progress import SILENT
 
     with contextlib.ExitStack() as stack:
-        model_name, names = _named(args, stack)
+        model, names = _named(args, stack)
         reading, making = stream_options.reading(args), stream_options.making(args)
         progress = SILENT if args.json else args.progress
         sources = _sources(args, names, progress)
+        shard = part_options.checked_shard(args, sources)
+        if args.ray is not None:
+            return _run_on_ray(args, model, sources, progress)
         folder = stack.enter_context(output_folder(args.output))
-        model = loading.load(
-            model_name,
-            backend=args.backend,
-            threads=args.threads,
-            config=args.config,
-            image_size=args.size,
-            score_threshold=args.score_threshold,
-            nms=args.nms,
-            lazy_masks=False,  # the timings include pasting
-        )
-        stack.enter_context(model)
-        labels = select_classes(model.config, args.classes)
-        limits = {"max_frames": args.max_frames, "overwrite": args.overwrite, "multiframe": args.video_multiframe}
-        job = PredictionJob(
-            model, folder, args.format, labels, progress=progress, reading=reading, making=making, **limits
-        )
-        stack.enter_context(_quick_switches())
-        summary = job.run(sources)
+        limits = {"overwrite": args.overwrite, "progress": progress, "making": making}
+        if (args.workers or 1) > 1 and len(sources.pictures) > 1:
+            summary = _run_in_processes(args, model, sources, folder, limits)
+        else:
+            job = {"reading": reading, "shard": shard, **limits}
+            summary = _run_here(args, model, sources, folder, job)
     _print(summary, args)
     return 2 if summary.failed or summary.interrupted else 0
 
@@ -141,6 +134,71 @@ def _quick_switches() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+def _load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of :func:`~yolact_deploy.load`."""
+    return {
+        "backend": args.backend,
+        "threads": args.threads,
+        "config": args.config,
+        "image_size": args.size,
+        "score_threshold": args.score_threshold,
+        "nms": args.nms,
+    }
+
+
+def _run_here(args: argparse.Namespace, name: str, sources: Sources, folder: Path, options: dict[str, Any]) -> Summary:
+    from yolact_deploy import loading
+    from yolact_deploy.cli.prediction import PredictionJob, select_classes
+
+    with loading.load(name, **_load_options(args), lazy_masks=False) as model:  # the timings include pasting
+        labels = select_classes(model.config, args.classes)
+        limits = {"max_frames": args.max_frames, "multiframe": args.video_multiframe}
+        with _quick_switches():
+            return PredictionJob(model, folder, args.format, labels, **limits, **options).run(sources)
+
+
+def _run_in_processes(
+    args: argparse.Namespace, name: str, sources: Sources, folder: Path, limits: dict[str, Any]
+) -> Summary:
+    from yolact_deploy import loading
+    from yolact_deploy.cli.prediction_workers import predict_in_processes
+
+    load, options = functools.partial(loading.load, name), {**_load_options(args), "lazy_masks": False}
+    return predict_in_processes(
+        load, options, sources, folder, args.format, args.classes, workers=args.workers, **limits
+    )
+
+
+def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress: Progress) -> int:
+    from yolact_deploy.console import print_json
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.scale.prediction_ray import predict_on_ray
+
+    if sources.streams or args.annotations or args.classes or args.shards or args.format != ("overlay", "json"):
+        raise InputError(
+            "--ray runs pictures and writes Parquet files of all classes: leave out streams, --annotations, --class, "
+            "--shards and --format"
+        )
+    pictures = [picture.path for picture in sources.pictures]
+    facts = predict_on_ray(
+        args.ray or None,
+        model,
+        _load_options(args),
+        pictures,
+        Path(args.output),
+        workers=args.workers,
+        progress=progress,
+    )
+    if args.json:
+        print_json(facts)
+    elif not args.quiet:
+        print(
+            f"{facts['images']} images, {len(facts['failed'])} failed, {facts['detections']} detections; "
+            f"{facts['skipped']} were done before; {facts['seconds']:.1f} s; wrote {facts['output']}"
+        )
+    return 2 if facts["failed"] else 0
 
 
 def _named(args: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[str, list[str]]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import write_bytes, write_json
 from yolact_deploy.cli.stream_job import RunningStream, StreamOptions, VideoOutputs, keep_classes, merged
 from yolact_deploy.config import YolactConfig
+from yolact_deploy.datasets.shard import Shard
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import draw_detections
 from yolact_deploy.errors import BackendError, InputError, OutputError, YolactDeployError
@@ -49,7 +50,7 @@ Image = NDArray[np.uint8]
 #: lossless formats; overlays of such pictures are written lossless as well
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 #: names of the COCO files
-_COCO = ("detections.coco.json", "detections.images.json")
+COCO_FILES = ("detections.coco.json", "detections.images.json")
 #: errors of the system after which no other output can be written either
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -144,6 +145,7 @@ class PredictionJob:
         reading: how to read streams
         making: what is made of detections
         multiframe: frames in one batch; None is one, one of each stream, or a fixed batch
+        shard: run only this part of the pictures, with the names and ids that they have among all
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class PredictionJob:
         reading: ReadOptions | None = None,
         making: StreamOptions | None = None,
         multiframe: int | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.model = model
         self.folder = folder
@@ -167,11 +170,12 @@ class PredictionJob:
         self.progress = progress
         self.max_frames = max_frames
         self.overwrite = overwrite
+        self.shard = shard
         self.reading = reading or ReadOptions()
         self.making = making or StreamOptions()
         self.multiframe = check_multiframe(model, multiframe) if multiframe is not None else None
         self.summary = Summary()
-        self._names = UniqueNames(_COCO if "coco" in formats else ())
+        self._names = UniqueNames(COCO_FILES if "coco" in formats else ())
         self._sinks: list[Sink] = []
         self._window: Window | None = None
         self._server: MjpegServer | None = None
@@ -222,19 +226,22 @@ class PredictionJob:
 
     def _run_pictures(self, pictures: Sequence[Picture], alone: bool) -> None:
         coco = _CocoOutputs() if "coco" in self.formats else None
+        results, listed = (name if self.shard is None else f"{self.shard.name(name[:-5])}.json" for name in COCO_FILES)
         if coco is not None:
-            self._require_own(*_COCO)
+            self._require_own(results, listed)
         made_up = image_ids([picture.path for picture in pictures])
         ids = [made if p.image_id is None else p.image_id for p, made in zip(pictures, made_up, strict=True)]
         names = [self._names(picture.folder / picture.path.stem) for picture in pictures]
-        work = list(map(_Work, pictures, ids, names))
+        work: Sequence[_Work] = list(map(_Work, pictures, ids, names))
+        if self.shard is not None:
+            work = self.shard.of(work)
         try:
-            with _interrupt_stops() as stopped:
+            with interrupt_stops() as stopped:
                 self._run_batches(work, coco, stopped, alone)
         finally:  # also of an interrupted or failed run
             if coco is not None and (coco.images or not alone):
-                self._write_json("detections.images.json", {"images": coco.images})
-                self._write(self.folder / "detections.coco.json", coco.results)
+                self._write_json(listed, {"images": coco.images})
+                self._write(self.folder / results, coco.results)
 
     def _run_batches(
         self, work: Sequence[_Work], coco: _CocoOutputs | None, stopped: threading.Event, alone: bool
@@ -291,17 +298,7 @@ class PredictionJob:
                 sink.take(SinkItem(work.name, str(work.path), job.image, detections))
 
     def _require_own(self, *names: str) -> None:
-        """Raise :class:`OutputError` if an output would replace a file that no run of this command wrote."""
-        # COCO results are a list of detections and nothing else: the file beside them has the mark.
-        marked = {_COCO[0]: _COCO[1]}
-        for name in names:
-            target = self.folder / name
-            if self.overwrite or not os.path.lexists(target) or is_marked(self.folder / marked.get(name, name)):
-                continue
-            raise OutputError(
-                f"{target} exists, and no earlier run wrote it: choose another folder with -o, or replace it with "
-                "--overwrite"
-            )
+        require_own(self.folder, names, overwrite=self.overwrite)
 
     def _interrupt(self, rest: str) -> None:
         self.summary.interrupted = True
@@ -352,7 +349,7 @@ class PredictionJob:
             for one in streams:
                 one.frames.stop()
 
-        stopped = opened.enter_context(_interrupt_stops(stop_reading))
+        stopped = opened.enter_context(interrupt_stops(stop_reading))
         live = any(one.frames.live for one in streams)
         most = self.model.backend.max_batch
         batch = self.multiframe or check_multiframe(self.model, None if len(streams) == 1 else min(most, len(streams)))
@@ -479,6 +476,20 @@ class PredictionJob:
         self.summary.spent_ms[stage] += (time.perf_counter() - start) * 1e3
 
 
+def require_own(folder: Path, names: Iterable[str], *, overwrite: bool) -> None:
+    """Raise :class:`OutputError` if an output would replace a file that no run of this command wrote."""
+    for name in names:
+        target = folder / name
+        # COCO results are a list of detections and nothing else: the file beside them has the mark.
+        marked = name.replace("detections.coco", "detections.images")
+        if overwrite or not os.path.lexists(target) or is_marked(folder / marked):
+            continue
+        raise OutputError(
+            f"{target} exists, and no earlier run wrote it: choose another folder with -o, or replace it with "
+            "--overwrite"
+        )
+
+
 class _Work(NamedTuple):
     """A picture to run."""
 
@@ -507,7 +518,7 @@ class _CocoOutputs:
 
 
 @contextlib.contextmanager
-def _interrupt_stops(stop_also: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
+def interrupt_stops(stop_also: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets, as a request to end and keep what is done.
 
     The second one interrupts as usual.

@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-delay-ms", type=float, default=2.0, metavar="MS", help="how long a picture waits for its batch (2)"
     )
     networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    _add_limits(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--queue", type=int, default=64, metavar="N", help="pictures that may wait; others are refused with 429 (64)"

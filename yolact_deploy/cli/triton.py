@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolact_deploy.serving.triton_config import TritonSettings
+    from yolact_deploy.serving.triton_repository import Repository
 
 _BACKENDS = ("onnxruntime", "openvino", "tensorrt", "python")
 _EXAMPLES = """examples:
@@ -45,26 +50,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from yolact_deploy.console import print_json, print_table
     from yolact_deploy.errors import InputError
     from yolact_deploy.loading import ModelSpec
     from yolact_deploy.machine.cpu_state import usable_cores
-    from yolact_deploy.serving.triton_config import TritonSettings
-    from yolact_deploy.serving.triton_repository import choose_backend, start_commands, write_repository
+    from yolact_deploy.serving.triton_repository import write_repository
 
     spec = ModelSpec.parse(args.model)
     if spec.backend or spec.url:
         raise InputError(f"{args.model}: name a file, and choose Triton's backend with --backend")
     spec.check_file()
+    repository = write_repository(
+        spec.path,
+        Path(args.output),
+        args.name or spec.path.stem,
+        _settings(args, spec.path),
+        steps=args.steps or usable_cores(),
+        overwrite=args.overwrite,
+    )
+    _print(args, repository)
+    return 0
+
+
+def _settings(args: argparse.Namespace, path: Path) -> TritonSettings:
+    from yolact_deploy.errors import InputError
+    from yolact_deploy.machine.cpu_state import usable_cores
+    from yolact_deploy.serving.triton_config import TritonSettings
+    from yolact_deploy.serving.triton_repository import choose_backend
+
     if not 0 <= args.score_threshold < 1:
         raise InputError(f"--score-threshold: expected 0 <= value < 1, got {args.score_threshold}")
     if not 0 <= args.max_delay_us <= 10_000_000:
         raise InputError(f"--max-delay-us: expected 0 to 10000000, got {args.max_delay_us}")
-    backend = choose_backend(spec.path, args.backend)
+    backend = choose_backend(path, args.backend)
     gpu = args.device == "gpu" if args.device else backend == "tensorrt"
     if (backend, gpu) in (("tensorrt", False), ("openvino", True)):
         raise InputError(f"--device {args.device}: Triton's backend {backend} does not run there")
-    settings = TritonSettings(
+    return TritonSettings(
         backend=backend,
         gpu=gpu,
         instances=args.instances or (1 if gpu else usable_cores()),
@@ -72,24 +93,22 @@ def run(args: argparse.Namespace) -> int:
         queue=args.queue,
         score_threshold=args.score_threshold,
     )
-    repository = write_repository(
-        spec.path,
-        Path(args.output),
-        args.name or spec.path.stem,
-        settings,
-        steps=args.steps or usable_cores(),
-        overwrite=args.overwrite,
-    )
-    commands = start_commands(repository)
+
+
+def _print(args: argparse.Namespace, repository: Repository) -> None:
+    from yolact_deploy.console import print_json, print_table
+    from yolact_deploy.serving.triton_repository import start_commands
+
+    commands, folder = start_commands(repository), repository.folder
     if args.json:
-        files = [str(repository.folder / file) for file in repository.files]
+        files = [str(folder / file) for file in repository.files]
+        backend = repository.settings.backend
         print_json({"models": list(repository.models), "backend": backend, "files": files, "start": commands})
     elif not args.quiet:
-        rows = [(str(file), f"{(repository.folder / file).stat().st_size:,}") for file in repository.files]
-        print_table([f"in {repository.folder}", "bytes"], rows)
+        rows = [(str(file), f"{(folder / file).stat().st_size:,}") for file in repository.files]
+        print_table([f"in {folder}", "bytes"], rows)
         print("start, in an image of Triton with yolact-deploy installed:\n  " + commands[0])
         print("or, with Triton on this machine:\n  " + commands[1])
-    return 0
 
 
 def _positive(text: str) -> int:

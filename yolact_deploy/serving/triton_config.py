@@ -133,11 +133,12 @@ def output_shapes(metadata: Metadata) -> list[tuple[str, str, list[int]]]:
 
 
 def pictures_config(name: str, metadata: Metadata, settings: TritonSettings, instances: int) -> str:
-    """The file of the model that takes encoded pictures: a Python step that calls the network."""
+    """The file of the model that takes encoded pictures: a Python step that calls the network.
+
+    It has no warm-up: Triton loads models side by side and does not know that this one needs the other.
+    """
     outputs = (("detections", "STRING", [-1]), ("num_detections", "INT32", [-1]), ("boxes", "FP32", [-1, -1, 4]),
                ("scores", "FP32", [-1, -1]), ("labels", "INT32", [-1, -1]))  # fmt: skip
-    warm = [("key", "image"), ("value", [("data_type", Word("TYPE_STRING")), ("dims", [1]),
-                                         ("input_data_file", "picture")])]  # fmt: skip
     fields: list[tuple[str, Any]] = [
         ("name", name),
         ("backend", "python"),
@@ -148,7 +149,6 @@ def pictures_config(name: str, metadata: Metadata, settings: TritonSettings, ins
             for output, kind, dims in outputs
         ),
         ("instance_group", _instances(instances, gpu=False)),
-        ("model_warmup", [("name", "gray"), ("batch_size", 1), ("inputs", warm)]),
     ]
     parameters = {
         NETWORK_KEY: name + NETWORK_SUFFIX,

@@ -12,14 +12,10 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
@@ -196,10 +192,6 @@ def _write_pictures(folder: Path, name: str, metadata: Metadata, settings: Trito
     step = _STEP.format(purpose="Pictures in, detections out.", variable=PATH_VARIABLE, model="PicturesModel")
     (folder / "1" / "model.py").write_text(step)
     (folder / "config.pbtxt").write_text(pictures_config(name, metadata, settings, steps), encoding="utf-8")
-    side = metadata.config.image_size
-    gray = cv2.imencode(".png", np.full((side, side, 3), 114, np.uint8))[1].tobytes()
-    (folder / "warmup").mkdir()
-    (folder / "warmup" / "picture").write_bytes(struct.pack("<I", len(gray)) + gray)
 
 
 def start_commands(repository: Repository) -> list[str]:

@@ -1,0 +1,157 @@
+"""Many pictures on Ray: rows, Parquet folders, and the commands on a cluster of this machine.
+
+Ray listens on all interfaces. Its part runs in a network namespace that has only loopback, in the Python that
+``YOLACT_RAY_PYTHON`` names, or in this one if it has Ray.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+import yolact_deploy
+from yolact_deploy.cli.main import main
+from yolact_deploy.datasets.shapes import render, write_shapes
+from yolact_deploy.errors import MissingDependencyError
+from yolact_deploy.scale.ray_rows import Predict, coco_results, made_with
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = os.environ.get("YOLACT_RAY_PYTHON") or (sys.executable if importlib.util.find_spec("ray") else "")
+_ALONE = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--net",
+    "--kill-child",
+    "sh",
+    "-c",
+    'ip link set lo up && exec "$@"',
+    "sh",
+)
+
+
+def can_be_alone() -> bool:
+    """Whether a process can have a network of its own here."""
+    if shutil.which("unshare") is None or shutil.which("ip") is None:
+        return False
+    return subprocess.run([*_ALONE, "true"], capture_output=True, check=False).returncode == 0
+
+
+needs_ray = pytest.mark.skipif(not PYTHON or not can_be_alone(), reason="no Ray, or no network namespace, here")
+
+
+def test_the_extra_is_named(demo_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingDependencyError, match=r"yolact-deploy\[ray\]"):
+        Predict(str(demo_onnx))({"path": ["x.png"]})
+
+
+def test_what_a_folder_was_made_with(demo_onnx: Path, tmp_path: Path) -> None:
+    first = made_with(str(demo_onnx), {"score_threshold": 0.15, "threads": 1, "nms": None})
+    copied = shutil.copy(demo_onnx, tmp_path / "other.onnx")
+    assert made_with(str(copied), {"score_threshold": 0.15, "threads": 8}) == first, "the same content, elsewhere"
+    assert made_with(str(demo_onnx), {"score_threshold": 0.5}) != first
+    assert made_with(f"{demo_onnx}@openvino", {"score_threshold": 0.15}) != first
+
+
+def test_coco_results_of_a_row(demo_onnx: Path) -> None:
+    with yolact_deploy.load(f"{demo_onnx}@onnxruntime:threads=1") as model:
+        detections = model(render(3).image)
+        ids = model.config.category_ids
+    from yolact_deploy.scale.ray_rows import _row
+
+    row = json.loads(json.dumps(_row(detections)))
+    assert coco_results(row, 7, ids) == detections.to_coco(7, ids)
+    assert len(detections) >= 2
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(20):
+        cv2.imwrite(str(folder / f"{i:02}.png"), render(i).image)
+    (folder / "broken.png").write_bytes((folder / "03.png").read_bytes()[:5000])
+    return folder
+
+
+def on_ray(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """A command in a network of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*_ALONE, PYTHON, *map(str, arguments)],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@needs_ray
+def test_predict(demo_onnx: Path, pictures: Path, tmp_path: Path) -> None:
+    """Rows like the JSON files of one process; the second run skips what is done, a third one notices another model."""
+    assert (
+        main(
+            [
+                "predict",
+                str(demo_onnx),
+                str(pictures),
+                "-o",
+                str(tmp_path / "one"),
+                "--format",
+                "json",
+                "--threads",
+                "1",
+                "--quiet",
+            ]
+        )
+        == 2
+    )
+    script = ROOT / "tests" / "helpers" / "ray_child.py"
+    done = on_ray(script, demo_onnx, pictures, tmp_path / "rows")
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    first, second, third = result["runs"]
+    assert (first["images"], len(first["failed"]), first["skipped"]) == (20, 1, 0)
+    assert (second["images"], len(second["failed"]), second["skipped"]) == (20, 1, 21)
+    assert "has results of another score_threshold" in third
+    rows = {Path(row["path"]).stem: row for row in result["rows"]}
+    assert len(rows) == len(result["rows"]) == 21, "no picture twice"
+    assert "broken.png" in rows.pop("broken")["error"]
+    for stem, row in rows.items():
+        expected = json.loads((tmp_path / "one" / f"{stem}.json").read_text())
+        assert row["error"] is None
+        assert (row["width"], row["height"]) == (expected["width"], expected["height"])
+        items = expected["detections"]
+        assert row["masks"] == [item["mask"]["counts"] for item in items]
+        assert row["scores"] == [item["score"] for item in items]
+        assert row["labels"] == [item["label"] for item in items]
+
+
+@needs_ray
+def test_an_actor_that_dies_loses_nothing(demo_onnx: Path, pictures: Path, tmp_path: Path) -> None:
+    script = ROOT / "tests" / "helpers" / "ray_child.py"
+    done = on_ray(script, demo_onnx, pictures, tmp_path / "rows", "--die")
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["deaths"] == 1
+    assert sorted(Path(row["path"]).name for row in result["rows"]) == sorted(path.name for path in pictures.iterdir())
+
+
+@needs_ray
+def test_eval(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pycocotools")
+    list(write_shapes(tmp_path / "set", {"val": 12}, seed=3))
+    command = ["eval", "--engine", str(demo_onnx), "--threads", "1", "--data", str(tmp_path / "set"), "--json"]
+    assert main([*command, "--workers", "1"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    done = on_ray("-m", "yolact_deploy", *command, "--ray")
+    assert done.returncode == 0, done.stderr[-4000:]
+    values: dict[str, Any] = json.loads(done.stdout)
+    assert {key: values[key] for key in ("box", "mask")} == {key: expected[key] for key in ("box", "mask")}
+    assert values["mask"]["ap"] > 0

@@ -24,6 +24,7 @@ from yolact_deploy.cli.prediction import (
 from yolact_deploy.cli.stream_job import StreamOptions
 from yolact_deploy.datasets.merge_results import merge_results
 from yolact_deploy.datasets.shard import Block
+from yolact_deploy.draw import DrawStyle
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.progress import Progress
@@ -66,7 +67,7 @@ def predict_in_processes(
         raise InputError("--workers shows nothing while it runs: leave out --show and its like")
     if "coco" in formats:
         require_own(folder, COCO_FILES, overwrite=overwrite)
-    work = functools.partial(run_block, sources, folder, tuple(formats), classes, overwrite, making)
+    work = functools.partial(run_block, sources, folder, tuple(formats), classes, overwrite, making.style)
     summary = Summary(left_out=dict(sources.left_out))
     with PredictorPool(functools.partial(load, **{**options, "threads": threads}), work, workers, threads) as pool:
         done = _run_blocks(pool, blocks, len(pictures), summary, progress)
@@ -100,14 +101,16 @@ def run_block(
     formats: tuple[str, ...],
     classes: Sequence[str] | None,
     overwrite: bool,
-    making: StreamOptions,
+    style: DrawStyle,
     predictor: Predictor,
     block: Block,
 ) -> Summary:
     """In a process: the pictures of a block."""
     logging.getLogger("yolact_deploy.cli.prediction").disabled = True  # the parent reports failures
     labels = select_classes(predictor.config, classes)
-    job = PredictionJob(predictor, folder, formats, labels, overwrite=overwrite, making=making, shard=block)
+    job = PredictionJob(
+        predictor, folder, formats, labels, overwrite=overwrite, making=StreamOptions(style=style), shard=block
+    )
     return job.run(sources)
 
 

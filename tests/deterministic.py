@@ -13,6 +13,12 @@ from yolact_deploy.config import get_config
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def golden_networks() -> list[str]:
+    """The configurations with golden outputs of whole images; files of other inputs have tests of their own."""
+    names = (path.stem.removeprefix("net_") for path in GOLDEN.glob("net_*.npz"))
+    return sorted(name for name in names if not name.startswith("nonsquare_"))
+
+
 def deterministic_state(config_name: str) -> dict[str, Any]:
     """State dict of torch tensors for a named configuration, the same on every machine.
 

@@ -129,7 +129,7 @@ class HostNetwork(DeviceNetwork):
         self.closed = 0
         self._buffers: list[DeviceBuffer] = []
         self._device = device
-        self.input = self._tensor((SIZE, SIZE, 3), "uint8", True)
+        self.input = self._tensor((*config.input_shape, 3), "uint8", True)
         dtypes = {"masks": mask_dtype, "proto": mask_dtype, "labels": "int32"}
         self.outputs = {
             name: self._tensor(value.shape, dtypes.get(name, value.dtype.name), not bindable)

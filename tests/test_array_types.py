@@ -24,7 +24,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "last dimension": lambda: priors.decode_boxes(np.zeros((3, 5), F32), np.zeros((3, 5), F32)),
     "same letter": lambda: priors.decode_boxes(np.zeros((2, 4), F32), np.zeros((3, 4), F32)),
     "dtype": lambda: preprocess.resize_image(np.zeros((2, 2, 3), F32), 4),
-    "square": lambda: preprocess.normalize(np.zeros((1, 2, 3, 3), U8), CONFIG),
+    "one image": lambda: preprocess.normalize(np.zeros((2, 3, 3), U8), CONFIG),
     "channels": lambda: preprocess.normalize(np.zeros((1, 2, 2, 4), U8), CONFIG),
 }
 

@@ -6,10 +6,20 @@ import copy
 import dataclasses
 import json
 import pickle
+from typing import Any
 
 import pytest
 
-from yolact_deploy.config import COCO_CATEGORY_IDS, COCO_NAMES, PASCAL_NAMES, YolactConfig, get_config, list_configs
+from yolact_deploy.config import (
+    COCO_CATEGORY_IDS,
+    COCO_NAMES,
+    PASCAL_NAMES,
+    YolactConfig,
+    get_config,
+    list_configs,
+    read_size,
+    size_text,
+)
 from yolact_deploy.errors import ConfigError
 
 
@@ -247,3 +257,66 @@ def test_unknown_name_suggests() -> None:
         get_config("yolact_resnet")
     with pytest.raises(ConfigError, match="expected one of yolact_base"):
         get_config("zzz")
+
+
+# -- inputs of any shape ------------------------------------------------------------------------------------------
+
+
+def test_another_shape() -> None:
+    config = get_config("yolact_resnet50").with_size((352, 480))
+    assert (config.input_shape, config.prior_shape) == ((352, 480), (550, 550))
+    assert config.level_shapes == ((44, 60), (22, 30), (11, 15), (6, 8), (3, 4))
+    assert config.prototype_shape == (88, 120)
+    assert config.num_priors == 10575
+    assert config.with_size(550) == get_config("yolact_resnet50"), "and back"
+    assert config == YolactConfig(name="yolact_resnet50", backbone="resnet50", image_size=(352, 480))
+    with pytest.raises(ConfigError, match="expected a square, got 352 x 480"):
+        _ = config.level_sizes
+
+
+def test_priors_in_pixels() -> None:
+    base = get_config("yolact_base")
+    for size in (400, (352, 480)):
+        config = base.with_size(size, priors="pixels")
+        assert (config.prior_scales, config.prior_size) == (base.prior_scales, None)
+    wide = base.with_size((352, 480), priors="pixels").with_size((176, 240))
+    assert (wide.prior_shape, wide.prior_scales) == ((352, 480), base.prior_scales)
+    with pytest.raises(ConfigError, match="priors: expected an image_size that they are for"):
+        base.with_input(priors="pixels")
+
+
+def test_a_square_is_one_number() -> None:
+    assert YolactConfig(image_size=(400, 400)) == YolactConfig(image_size=400)
+    assert YolactConfig(image_size=550, prior_size=550).prior_size is None
+
+
+def test_files_of_squares_do_not_mention_shapes() -> None:
+    for name in list_configs():
+        assert not {"fit", "prior_size"} & set(get_config(name).to_dict())
+    config = get_config("yolact_base").with_input((352, 480), fit="pad")
+    values = json.loads(json.dumps(config.to_dict()))
+    assert (values["image_size"], values["fit"], values["prior_size"]) == ([352, 480], "pad", 550)
+    assert YolactConfig.from_dict(values) == config
+
+
+@pytest.mark.parametrize("text", ["", "550x", "x550", "550 x 550", "-1", "12", "5000x5000", "1e3", "64x64x3"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="size: expected"):
+        read_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("550", 550), ("544x960", (544, 960)), ("960X544", (960, 544)), ("64x64", 64)]
+)
+def test_sizes(text: str, size: Any) -> None:
+    assert read_size(text) == size
+    assert read_size(size_text(size)) == size
+
+
+@pytest.mark.parametrize("value", [(64,), (64, 64, 64), (64, 32), (64, 64.0), "64x64", (True, 64), (64, None), {}])
+def test_shapes_that_are_none(value: Any) -> None:
+    for field in ("image_size", "prior_size"):
+        with pytest.raises(ConfigError, match=field):
+            YolactConfig(**{field: value})
+    with pytest.raises(ConfigError, match="fit: expected one of stretch, letterbox, pad"):
+        YolactConfig(fit=value)

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from deterministic import GOLDEN, deterministic_state
+from deterministic import GOLDEN, deterministic_state, golden_networks
 from goldencheck import check_sample, match_detections
 
 from yolact_deploy.config import YolactConfig, get_config
@@ -78,12 +78,12 @@ class Net:
 def _preprocess(image: int, config: YolactConfig) -> Any:
     bgr = cv2.imread(str(GOLDEN / f"input{image}.png"))
     x = torch.from_numpy(bgr).permute(2, 0, 1)[None].float()
-    x = interpolate(x, (config.image_size, config.image_size), mode="bilinear", align_corners=False)
+    x = interpolate(x, config.input_shape, mode="bilinear", align_corners=False)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (config.pixel_mean, config.pixel_std))
     return ((x - mean) / std).flip(1)
 
 
-@pytest.fixture(scope="module", params=_names("net", ".npz"))
+@pytest.fixture(scope="module", params=golden_networks())
 def net(request: pytest.FixtureRequest) -> Net:
     name = request.param
     config = get_config(name)

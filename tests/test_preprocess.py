@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from deterministic import golden_networks
 
 from yolact_deploy import preprocess
 from yolact_deploy.config import get_config
@@ -19,7 +20,7 @@ from yolact_deploy.preprocess import check_image, header_size, normalize, read_i
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
-NETWORKS = sorted(path.stem.removeprefix("net_") for path in GOLDEN.glob("net_*.npz"))
+NETWORKS = golden_networks()
 
 
 @pytest.mark.golden

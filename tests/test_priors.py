@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deterministic import golden_networks
 
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.priors import decode_boxes, make_priors
 
 GOLDEN = Path(__file__).parent / "golden"
-NETWORKS = sorted(path.stem.removeprefix("net_") for path in GOLDEN.glob("net_*.npz"))
+NETWORKS = golden_networks()
 
 
 @pytest.mark.golden

@@ -60,6 +60,8 @@ def test_signature_of_load() -> None:
         "compile": None,
         "config": None,
         "image_size": None,
+        "fit": None,
+        "priors": None,
         "score_threshold": 0.15,
         "nms": None,
         "lazy_masks": True,

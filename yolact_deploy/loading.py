@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, import_optional
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
@@ -260,7 +261,9 @@ def load(
     provider: str | None = None,
     compile: bool | None = None,
     config: YolactConfig | str | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
+    fit: str | None = None,
+    priors: str | None = None,
     score_threshold: float = 0.15,
     nms: str | None = None,
     lazy_masks: bool = True,
@@ -281,7 +284,10 @@ def load(
         provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt" or "rtx"; "cuda" with device "cuda"
         compile: compile the PyTorch model
         config: for checkpoints whose configuration cannot be inferred from the tensors (input size, Pascal priors)
-        image_size: for checkpoints, an input size other than the configuration's
+        image_size: for checkpoints, an input other than the configuration's: the side of a square, or (height, width)
+        fit: for checkpoints, how pictures of another shape get there: "stretch", "letterbox" or "pad"
+        priors: for checkpoints, what prior boxes keep at ``image_size``: "original" or "pixels", see
+            :meth:`~yolact_deploy.config.YolactConfig.with_size`
         score_threshold: drops detections below
         nms: "fast", "cross-class" or "traditional", if the tail runs on the host
         lazy_masks: paste masks on first access
@@ -296,13 +302,14 @@ def load(
         compile=compile,
     )  # fmt: skip
     spec.check_file()
-    if spec.chosen_backend != "torch" and not (config is None and image_size is None):
-        what = "config" if image_size is None else "image_size"
+    given = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
+    given = {name: value for name, value in given.items() if value is not None}
+    if spec.chosen_backend != "torch" and given:
         raise InputError(
-            f"{what} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or export "
-            "the checkpoint again"
+            f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "
+            "export the checkpoint again"
         )
-    network = _open(spec, config=config, image_size=image_size)
+    network = _open(spec, given)
     try:
         _check_choices(network, spec.path, score_threshold, nms)
     except InputError:
@@ -324,7 +331,7 @@ def _check_choices(network: Backend, path: Path, score_threshold: float, nms: st
         _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
 
 
-def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int | None) -> Backend:
+def _open(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     backend = spec.chosen_backend
     if spec.url:
         from yolact_deploy.runtime.remote import RemoteBackend
@@ -337,7 +344,7 @@ def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int
 
         return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail)
     if backend == "torch":
-        return _open_torch(spec, config, image_size)
+        return _open_torch(spec, of_checkpoint)
     if backend == "tensorrt":
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
@@ -370,7 +377,7 @@ def _open_onnxruntime(spec: ModelSpec) -> Backend:
     return CudaBackend(OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32), device)
 
 
-def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: int | None) -> Backend:
+def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     precision, gpu = spec.precision or "fp32", spec.gpu
     if gpu is not None:
         require_gpu(gpu)  # the first thing to report if there is none
@@ -380,7 +387,7 @@ def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: 
     from yolact_deploy.model.fuse import fuse_batch_norm
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
-    model = load_model(spec.path, config=config, image_size=image_size)
+    model = load_model(spec.path, **of_checkpoint)
     plain = precision in ("fp32", "tf32") and not spec.compile
     if not plain:
         model = fuse_batch_norm(model)

@@ -30,6 +30,11 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 LOAD_TAILS = ("auto", "host", "graph")
 NMS_VARIANTS = ("fast", "cross-class", "traditional")
 MAX_THREADS = 1024
+#: how a picture of another shape gets into the network's input: stretched, or at its own ratio with padding around it
+#: or right and below
+FITS = ("stretch", "letterbox", "pad")
+#: what priors keep at another input size: their share of the width and height, or their pixels
+PRIOR_SIZES = ("original", "pixels")
 
 # -- streams ------------------------------------------------------------------------------------------------------
 

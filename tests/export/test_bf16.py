@@ -60,7 +60,7 @@ def decibels(expected: Any, found: Any) -> float:
 
 @pytest.fixture(scope="module")
 def images(export: Export) -> Any:
-    return GraphInput.of(read_onnx(export(NAME, SMALL)).graph).read(sample_images()[:1])
+    return GraphInput.of(read_onnx(export(NAME, SMALL))).read(sample_images()[:1])
 
 
 def heads(path: Path, images: Any, **options: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from deterministic import GOLDEN
+from deterministic import GOLDEN, golden_networks
 from goldencheck import check_sample, match_detections
 
 from yolact_deploy.config import get_config
@@ -29,7 +29,7 @@ from yolact_deploy.runtime.tails import DetectSettings, HeadOutputs, ImageDetect
 
 pytestmark = pytest.mark.golden
 
-NAMES = sorted(path.stem.removeprefix("net_") for path in GOLDEN.glob("net_*.npz"))
+NAMES = golden_networks()
 BACKENDS = ("onnxruntime", "openvino")
 IMAGES = (0, 1)
 #: name in the golden files, NMS variant, where the tail runs

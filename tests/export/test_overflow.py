@@ -203,7 +203,7 @@ def test_values_are_those_of_the_tensors(plain: dict[str, Path]) -> None:
     from yolact_deploy.graph.tensor_probe import GraphInput
 
     tap = OnnxTap(plain["fp32"], runtime="onnxruntime")
-    images = GraphInput.of(read_onnx(plain["fp32"]).graph).read(PICTURES[:1])
+    images = GraphInput.of(read_onnx(plain["fp32"])).read(PICTURES[:1])
     with tap.open(list(tap.sizes)) as read:
         largest = {k: float(np.abs(v).max()) for k, v in read(images).items()}
     report = ranges_of(plain["fp32"])

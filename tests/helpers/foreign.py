@@ -53,7 +53,7 @@ def golden_input(name: str, image: int, config: YolactConfig) -> Any:
         from torch.nn.functional import interpolate
 
         planes = torch.from_numpy(bgr).permute(2, 0, 1)[None].float()
-        resized = interpolate(planes, (config.image_size,) * 2, mode="bilinear", align_corners=False)
+        resized = interpolate(planes, config.input_shape, mode="bilinear", align_corners=False)
         return resized[0].permute(1, 2, 0).numpy()[None]
     dtype = "uint8" if family(name) == "mmdet" else "float32"
     return fit_image(bgr, config, dtype)[None].astype(np.float32)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.machine import nvidia
 from yolact_deploy.machine.nvidia import Gpu
-from yolact_deploy.preprocess import normalize, read_image, resize_image
+from yolact_deploy.preprocess import fit_image, normalize, read_image, resize_image
 from yolact_deploy.priors import make_priors
 from yolact_deploy.runtime.cuda.device_network import DeviceTensor
 from yolact_deploy.runtime.predictor import Predictor
@@ -213,11 +214,21 @@ def test_frames_agree_with_the_stages(model: Any, monkeypatch: pytest.MonkeyPatc
         assert (detections.masks ^ expected.masks).sum(axis=(1, 2)).max() <= 5
 
 
+@pytest.mark.parametrize("fit", ["letterbox", "pad"])
+def test_resize_pads(fit: str) -> None:
+    picture, config = read_image(sample_images()[0]), YolactConfig(image_size=(96, 160), fit=fit)
+    ours = frames.resize(torch.from_numpy(picture), config, rounded=False).numpy()
+    np.testing.assert_allclose(ours, fit_image(picture, config, "float32"), atol=0.02)
+    rounded = frames.resize(torch.from_numpy(picture), config, rounded=True).numpy()
+    assert np.abs(rounded - fit_image(picture, config)).max() <= 1
+
+
 def test_resize_is_opencvs() -> None:
     picture = read_image(sample_images()[0])
-    ours = frames.resize(torch.from_numpy(picture), SIZE, rounded=False).numpy()
+    config = YolactConfig(image_size=SIZE)
+    ours = frames.resize(torch.from_numpy(picture), config, rounded=False).numpy()
     np.testing.assert_allclose(ours, resize_image(picture, SIZE, "float32"), atol=0.02)
-    rounded = frames.resize(torch.from_numpy(picture), SIZE, rounded=True).numpy()
+    rounded = frames.resize(torch.from_numpy(picture), config, rounded=True).numpy()
     assert np.abs(rounded - resize_image(picture, SIZE)).max() <= 1
     assert (rounded == rounded.round()).all()
 

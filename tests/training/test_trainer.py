@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -400,3 +401,19 @@ def test_torchrun_is_told_to_stop(shapes: Path, tmp_path: Path) -> None:
         child.kill()
     (state,) = tmp_path.glob("state_*.pt")
     assert f"state_{len(curve(tmp_path)):08d}.pt" == state.name
+
+
+# -- inputs of any shape ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fit_words", ["letterbox", "stretch"])
+def test_a_network_of_another_shape_trains(shapes: Path, tmp_path: Path, fit_words: str) -> None:
+    """Training, evaluation and the checkpoint, whose input is what it was trained with."""
+    recipe = tiny.tiny_recipe("config.image_size=64x96", f"config.fit={fit_words}", "iterations=2", "eval_interval=2")
+    result = train(recipe, shapes, tmp_path / "run")
+    assert result.outcome.finished
+    losses = [values for _, values, _, _ in curve(result.folder)]
+    assert all(map(math.isfinite, losses[-1].values()))
+    config = load_model(result.folder / "last.safetensors").config
+    assert (config.input_shape, config.fit) == ((64, 96), fit_words)
+    assert config == recipe.config.with_classes(config.class_names, config.category_ids)

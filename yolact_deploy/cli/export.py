@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
+from yolact_deploy.cli.options.size_options import add_size_arguments
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint (.pth, .safetensors) or the name of official weights (default: the one at hand)",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
-    parser.add_argument("--size", type=int, metavar="S", help="side of the input image (default: as configured)")
+    add_size_arguments(parser)
     _add_precision_arguments(parser)
     _add_int8_arguments(parser)
     add_search_arguments(parser)
@@ -148,6 +149,8 @@ def export_spec(args: argparse.Namespace) -> ExportSpec:
         cross_class=args.cross_class,
         config=args.config,
         size=args.size,
+        fit=args.fit,
+        priors=args.priors,
         keep_fp32=read_keep_list(args.keep_fp32) if args.keep_fp32 else (),
         overflow_check=not args.no_overflow_check,
         calibration=args.calibration,
@@ -176,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
     spec = export_spec(args)
     flavour = _flavour(args)
     weights = resolve_weights(args.weights) if args.weights else checkpoint_at_hand(args)
-    model = load_model(weights, config=spec.config, image_size=spec.size)
+    model = load_model(weights, **spec.of_checkpoint)
     onnx_path = _onnx_path(args.output, model.config.name if args.weights else STEM)
     say(args, f"exporting {model.config.name} ({spec.precision}) to {onnx_path} ...")
     start = time.perf_counter()

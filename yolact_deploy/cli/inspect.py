@@ -76,13 +76,19 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     elif facts["kind"] in ("ONNX", "safetensors"):
         rows.append(("metadata", "none: not made by yolact-deploy"))
     if config:
-        size = config["image_size"]
         rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {config['num_classes']} classes"))
-        rows.insert(2, ("input size", f"{size} x {size}"))
+        rows.insert(2, ("input size", _input_size(config)))
     rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
     if "opsets" in facts:
         rows.append(("opsets", ", ".join(f"{k} {v}" for k, v in facts["opsets"].items())))
     return rows
+
+
+def _input_size(config: dict[str, Any]) -> str:
+    """Height, width, and how pictures of another shape get there unless they are stretched."""
+    size, fit = config["image_size"], config.get("fit")
+    height, width = size if isinstance(size, list) else (size, size)
+    return f"{height} x {width}" + (f", {fit}" if fit else "")
 
 
 def _kept(metadata: dict[str, Any]) -> list[str]:

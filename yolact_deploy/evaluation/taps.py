@@ -162,9 +162,8 @@ class TorchTap(Tap):
         self._layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
         self._module = HeadsModule(model, precision=precision)
         self.sizes = {}
-        side = model.config.image_size
         with self._hooked(lambda name, value: self.sizes.setdefault(name, 4 * value.numel())):
-            self._run(np.zeros((1, side, side, 3), np.float32))
+            self._run(np.zeros((1, *model.config.input_shape, 3), np.float32))
         self.kinds = ("Conv",) * len(self.sizes)
 
     @contextlib.contextmanager

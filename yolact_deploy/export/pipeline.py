@@ -109,7 +109,7 @@ def export_model(
     """
     if not isinstance(model, YolactModel):
         weights = resolve_weights(os.fspath(model))
-        model = load_model(weights, config=spec.config, image_size=spec.size)
+        model = load_model(weights, **spec.of_checkpoint)
     compared = check_images or sample_images()
     pictures = _calibration_pictures(spec, progress)
     with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work

@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.vocabulary import (
     CALIBRATION_METHODS,
@@ -40,7 +40,9 @@ class ExportSpec:
         input_dtype: "uint8", or "float32" in 0..255 for images resized without rounding to gray levels
         cross_class: one Fast NMS over all classes
         config: configuration of weights given as a file or name; by default inferred from the tensors
-        size: side of the input image; by default that of the configuration
+        size: of the input: the side of a square, or (height, width); by default that of the configuration
+        fit: how pictures of another shape get there; by default as the configuration says
+        priors: what priors keep at ``size``, see :meth:`~yolact_deploy.config.YolactConfig.with_size`
         keep_fp32: layers (``proto_net.10``) or modules (``proto_net``) that stay in FP32 in a lower precision
         overflow_check: in FP16, detect the layers whose values FP16 cannot hold and keep them in FP32
         calibration: folder of pictures, COCO folder or list of pictures. INT8 chooses its ranges on them; FP16 checks
@@ -63,7 +65,9 @@ class ExportSpec:
     input_dtype: str = "uint8"
     cross_class: bool = False
     config: str | None = None
-    size: int | None = None
+    size: Size | None = None
+    fit: str | None = None
+    priors: str | None = None
     keep_fp32: tuple[str, ...] = ()
     overflow_check: bool = True
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None
@@ -112,6 +116,11 @@ class ExportSpec:
         ):
             if given is not None and not fits:
                 raise ExportError(f"{option} require{'' if ' and ' in option else 's'} {requires}")
+
+    @property
+    def of_checkpoint(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`yolact_deploy.model.checkpoint.load_model`."""
+        return {"config": self.config, "image_size": self.size, "fit": self.fit, "priors": self.priors}
 
     @property
     def method(self) -> str:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.mask_forms import MaskCrops, MaskWindows, cut_crops
+from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, fit_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.any_image import as_image, is_single
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -134,8 +135,6 @@ class Predictor:
     def _hook(self) -> FrameHook | None:
         """The backend's frame hook, if it has one that serves the present settings."""
         hook = self.backend.frames
-        if self.config.fit != "stretch":  # its kernels stretch; the host pads
-            return None
         return hook if hook is not None and hook.serves(self._settings) else None
 
     @overload
@@ -232,11 +231,11 @@ class Predictor:
         self._proven = self._proven or any(len(image.scores) for image in images)
         if not self._proven:
             # Values that are not finite end in no detections, without an error.
-            size, metadata = self.config.image_size, self.backend.metadata
+            metadata = self.backend.metadata
             count = self.backend.max_batch if self.backend.fixed_batch else 1
             with self._lock:
                 self._check_open()
-                outputs = self.backend.run(np.zeros((count, size, size, 3), metadata.input_dtype))
+                outputs = self.backend.run(np.zeros((count, *self.config.input_shape, 3), metadata.input_dtype))
             self._require_finite(outputs)
             self._proven = True
         with timer.stage("detect"):
@@ -294,12 +293,12 @@ class Predictor:
         return results[0] if single else results
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """BGR images to the network's input [N, S, S, 3], padded with zeros if the batch is fixed."""
-        config, size, dtype = self.config, self.config.image_size, self.backend.metadata.input_dtype
+        """BGR images to the network's input [N, h, w, 3]; a fixed batch is filled up with zeros."""
+        config, dtype = self.config, self.backend.metadata.input_dtype
         if len(images) == 1 and (self.backend.max_batch == 1 or not self.backend.fixed_batch):
             return fit_image(images[0], config, dtype)[None]
         count = self.backend.max_batch if self.backend.fixed_batch else len(images)
-        batch = np.zeros((count, size, size, 3), dtype=dtype)
+        batch = np.zeros((count, *config.input_shape, 3), dtype=dtype)
         for slot, image in zip(batch, images, strict=False):
             slot[...] = fit_image(image, config, dtype)
         return batch
@@ -322,27 +321,21 @@ class Predictor:
         timer = timer or StageTimer()
         height, width, *_ = shape
         detected = self.backend.tail.detect(outputs, index, self._settings, timer)
-        if self.config.fit == "pad" and height != width:
-            with timer.stage("paste"):
-                return self._detections(self._cut(detected, height, width), height, width)
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
-                detected = detected._replace(masks=self.backend.tail.paste(detected.masks, height, width))
+                masks = detected.masks.placed(place(height, width, self.config))
+                detected = detected._replace(masks=self.backend.tail.paste(masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
 
-    def _cut(self, detected: ImageDetections, height: int, width: int) -> ImageDetections:
-        """Detections in the padded square as those in the picture at its upper left."""
-        side = max(height, width)
-        masks = detected.masks
-        if isinstance(masks, MaskWindows):
-            masks = self.backend.tail.paste(masks, side, side)
-        assert isinstance(masks, MaskCrops)  # only a frame hook packs masks, and none serves padded pictures
-        scale = np.array([side / width, side / height] * 2, np.float32)
-        return detected._replace(boxes=detected.boxes * scale, masks=cut_crops(masks, height, width))
-
     def _detections(self, detected: ImageDetections, height: int, width: int) -> Detections:
-        return Detections.from_normalized(*detected, class_names=self.class_names, height=height, width=width)
+        return Detections.from_normalized(
+            *detected,
+            class_names=self.class_names,
+            height=height,
+            width=width,
+            placement=place(height, width, self.config),
+        )
 
     def stream(
         self,
@@ -426,9 +419,8 @@ class Predictor:
 
     def warm_up(self, times: int = 1) -> None:
         """Run an empty image, so that start-up work does not slow down the first real one."""
-        size = self.config.image_size
         for _ in range(times):
-            self(np.zeros((size, size, 3), np.uint8))
+            self(np.zeros((*self.config.input_shape, 3), np.uint8))
 
     def close(self) -> None:
         """Free the network; the predictor cannot be used afterwards."""

@@ -29,6 +29,7 @@ from plain_values import check_another_process, check_plain_value, outlive
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import MaskWindows, PackedMasks
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda import frame_pipeline as pipeline_module
 from yolact_deploy.runtime.cuda.arrays import SharedArray
 from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
@@ -37,6 +38,7 @@ from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings
+from yolact_deploy.vocabulary import FITS
 
 __all__ = ["emulated"]
 
@@ -110,6 +112,22 @@ def test_frames_of_several_sizes(device: Device, tail: str, options: Any) -> Non
             for number, size in enumerate(SIZES):
                 frame = picture(number + round_, *size)
                 assert_same(model(frame), expected(frame))
+
+
+@pytest.mark.parametrize("tail", ["heads", "functions"])
+@pytest.mark.parametrize("fit", FITS)
+def test_inputs_of_another_shape(device: Device, tail: str, fit: str) -> None:
+    """Frames of several ratios in one batch, each placed in the input by its fit."""
+    config = CONFIG.with_input((64, 96), fit=fit)
+    expected = Predictor(CpuBackend(tail, config=config), score_threshold=0.05 if tail == "heads" else 0.15)
+    frames = [picture(i + 3, *size) for i, size in enumerate(SIZES)]
+    with make(device, tail, max_batch=len(frames), config=config) as model:
+        for _ in range(3):
+            for ours, frame in zip(model(frames), frames, strict=True):
+                assert_same(ours, expected(frame))
+        one = model.on_device(frames[0])
+        assert (one.height, one.width) == frames[0].shape[:2]
+        assert one.placement == place(frames[0].shape[0], frames[0].shape[1], config)
 
 
 @pytest.mark.parametrize("tail", ["heads", "functions"])

@@ -17,6 +17,7 @@ import pytest
 from cuda_emu import emulate
 
 from yolact_deploy.errors import BackendError
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.driver import CudaError, Device, DeviceBuffer, Stream
 from yolact_deploy.runtime.cuda.library import KernelLibrary
@@ -110,7 +111,7 @@ def paste_inputs() -> dict[str, Any]:
         "masks": rng.random((1, 5, 9, 9), np.float32),
         "boxes": np.sort(rng.random((1, 5, 4), np.float32).reshape(1, 5, 2, 2), axis=2).reshape(1, 5, 4),
         "num_detections": np.array([5], np.int32),
-        "image_sizes": np.array([[60, 70]], np.int32),
+        "placements": np.array([Placement.whole(60, 70)], np.int32),
         "windows": np.zeros((1, 5, 6), np.int32),
         "words_needed": np.zeros(1, np.int32),
         "bits": np.zeros((1, 900), np.uint32),

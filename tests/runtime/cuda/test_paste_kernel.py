@@ -19,6 +19,7 @@ from yolact_deploy.errors import BackendError, ConfigError
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, sigmoid
 from yolact_deploy.paste import paste_windows
 from yolact_deploy.postprocess import assemble_masks, crop_windows, detect
+from yolact_deploy.priors import Placement, place_in
 from yolact_deploy.runtime.cuda.plans import plan_paste
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
@@ -46,7 +47,15 @@ class Pasted(NamedTuple):
 
 
 def run_paste(
-    masks: Any, boxes: Any, num: Any, sizes: Any, *, capacity: int = 0, padding: float = 1.0, **run: Any
+    masks: Any,
+    boxes: Any,
+    num: Any,
+    sizes: Any,
+    *,
+    where: list[Placement] | None = None,
+    capacity: int = 0,
+    padding: float = 1.0,
+    **run: Any,
 ) -> Pasted:
     """Masks [N,D,h,w], boxes [N,D,4], num [N] and sizes [N,2] through the kernels; by default everything fits."""
     (batch, slots, height, width), sizes = masks.shape, np.asarray(sizes, np.int32)
@@ -57,8 +66,9 @@ def run_paste(
     for array in pasted:
         array.view(np.uint8)[...] = GARBAGE
     dtype = masks.dtype.name
+    placements = np.array(where or [Placement.whole(*size) for size in sizes.tolist()], np.int32)
     plan = plan_paste.paste(batch, slots, height, width, mask_dtype=dtype, capacity_words=capacity, padding=padding)
-    inputs = {"masks": masks, "boxes": boxes, "num_detections": np.asarray(num, np.int32), "image_sizes": sizes}
+    inputs = {"masks": masks, "boxes": boxes, "num_detections": np.asarray(num, np.int32), "placements": placements}
     emulate.run_plan(plan, {**inputs, **pasted._asdict()}, **run)
     return pasted
 
@@ -423,7 +433,7 @@ def test_a_missing_barrier_is_caught(line: str, without: str, monkeypatch: pytes
 def test_the_plan() -> None:
     plan = plan_paste.paste(4, 100, 138, 138, mask_dtype="float16", capacity_words=70000)
     assert plan.buffers == (
-        "boxes", "num_detections", "image_sizes", "windows", "words_needed", "masks", "bits"
+        "boxes", "num_detections", "placements", "windows", "words_needed", "masks", "bits"
     )  # fmt: skip
     assert plan.scratch == {"paste_offsets": 4 * 101 * 4}
     assert plan.bytes_moved == 4 * (100 * (2 * 138 * 138 + 16 + 24) + 4 * 70000)
@@ -448,3 +458,21 @@ def test_what_the_kernels_cannot_take(change: dict[str, Any], message: str) -> N
     sizes = {"batch": 1, "detections": 10, "mask_height": 8, "mask_width": 8, "capacity_words": 100} | change
     with pytest.raises(ConfigError, match=message):
         plan_paste.paste(**sizes)
+
+
+# -- images that are a part of the canvas -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("fit", ["letterbox", "pad"])
+@pytest.mark.parametrize("size", [(60, 300), (300, 60), (97, 131), (1, 200), (200, 1), (333, 500)], ids=str)
+def test_images_on_a_canvas(size: tuple[int, int], fit: str, dtype: str) -> None:
+    """Bit for bit as paste.py, which the whole canvas confirms."""
+    masks, boxes = random_masks(3, 20, 40, 24).astype(dtype), random_boxes(4, 20)
+    where = place_in(*size, (160, 96), fit)
+    pasted = run_paste(masks[None], boxes[None], [20], [size], where=[where]).crops(0, 20, size).full()
+    windows = MaskWindows.from_dense(cropped(masks, boxes).astype(np.float32))
+    np.testing.assert_array_equal(pasted, paste_windows(windows.placed(where), *size).full())
+    canvas = paste_windows(windows, where.canvas_height, where.canvas_width).full()
+    bottom, right = where.top + where.height, where.left + where.width
+    np.testing.assert_array_equal(pasted, canvas[:, where.top : bottom, where.left : right])

@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 from cuda_emu import emulate
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import InputError
+from yolact_deploy.preprocess import fit_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda.frame_work import Frame, equal_frames
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan, Offset, joined
 from yolact_deploy.runtime.cuda.plans.plan_resize import resize
+from yolact_deploy.vocabulary import FITS
 
 pytestmark = pytest.mark.skipif(not emulate.available(), reason="needs g++ with C++20")
 
@@ -252,3 +256,28 @@ def test_what_the_kernel_cannot_take(arguments: tuple[int, int, int, int], messa
 def test_unknown_dtype() -> None:
     with pytest.raises(ValueError, match="expected one of uint8, float32, got 'float16'"):
         resize(480, 640, 1920, 550, output_dtype="float16")
+
+
+# -- other shapes than a square, with and without padding ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(80, 144), (144, 80)], ids=str)
+@pytest.mark.parametrize("shape", [(37, 53), (53, 37), (20, 300), (300, 20), (1, 90), (64, 64), (80, 144)], ids=str)
+def test_fits(shape: tuple[int, int], size: tuple[int, int], fit: str, dtype: str) -> None:
+    """The same images as on the CPU."""
+    config = YolactConfig(image_size=(64, 64)).with_input(size, fit=fit)
+    frame = picture(*shape)
+    images = np.empty((1, *config.input_shape, 3), dtype)
+    images.view(np.uint8)[...] = GARBAGE
+    plan = resize(
+        *shape, 3 * shape[1], config.image_size, output_dtype=dtype, placement=place(*shape, config),
+        color=config.padding_color,
+    )  # fmt: skip
+    emulate.run_plan(plan, {"frame": frame, "images": images})
+    expected = fit_image(frame, config, dtype)
+    if dtype == "uint8":
+        assert np.abs(images[0].astype(int) - expected).max() <= (0 if X86 else 1)
+    else:
+        np.testing.assert_allclose(images[0], expected, rtol=0, atol=2e-3)

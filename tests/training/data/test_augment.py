@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.datasets.shapes import render
 from yolact_deploy.errors import ConfigError
-from yolact_deploy.preprocess import resize_image
+from yolact_deploy.preprocess import fit_image, resize_image
 from yolact_deploy.training.data.augment import Augmentation, Colors, make_target
 from yolact_deploy.training.data.geometry import View
+from yolact_deploy.vocabulary import FITS
 
 SIZE = 96
 NO_COLORS: dict[str, Any] = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0.0}
@@ -308,3 +310,43 @@ def test_generated_images_take_part() -> None:
     )  # fmt: skip
     whole = make_target(objects, View.whole(240, 320))
     np.testing.assert_array_equal(whole["masks"], np.stack([s.mask for s in made.shapes]))
+
+
+# -- inputs of any shape ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [96, (64, 112), (112, 64)], ids=str)
+def test_boxes_and_masks_follow_the_picture(size: Any, fit: str, mirrored: bool) -> None:
+    """A rectangle, wherever the view puts it."""
+    image = np.zeros((60, 150, 3), np.uint8)
+    image[12:36, 30:90] = 255
+    box = np.array([[30, 12, 90, 36]], np.float32)
+    ring = np.array([[30, 12], [90, 12], [90, 36], [30, 36]], np.float32)
+    objects = Objects(
+        60, 150, box, np.zeros(1, np.int64), np.full(1, 1440, np.float32), np.zeros(1, bool), ((ring,),), (b"",)
+    )
+    settings = Augmentation.plain(size, fit=fit)
+    view = replace(View.whole(60, 150), mirrored=mirrored).fitted(settings.shape, fit)
+    shown, target = settings.show(image, Colors(), view), settings.target(objects, view)
+    assert shown.shape == (*settings.shape, 3)
+    white = shown.min(axis=2) > 127
+    rows, columns = np.flatnonzero(white.any(axis=1)), np.flatnonzero(white.any(axis=0))
+    (x1, y1, x2, y2), (mask,) = target["boxes"][0].tolist(), target["masks"].numpy()
+    np.testing.assert_allclose((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), (x1, y1, x2, y2), atol=1)
+    assert (mask.astype(bool) ^ white).sum() <= 2 * (sum(mask.shape))
+    if fit != "stretch":
+        assert (x2 - x1) / (y2 - y1) == pytest.approx(60 / 24, rel=0.03)
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [96, (64, 112)], ids=str)
+def test_a_plain_view_is_what_inference_sees(size: Any, fit: str) -> None:
+    image, objects = scene()
+    config = YolactConfig(image_size=size, fit=fit)
+    settings = Augmentation.plain(size, fit=fit)
+    shown, _ = settings(image, objects, np.random.default_rng(0))
+    difference = np.abs(shown.astype(int) - fit_image(image, config))
+    assert difference.max() <= 8  # warping has positions of 1/32 pixel
+    assert difference.mean() < 0.6

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.benchmarks.gpu.gpu_kernels import Arrays, KernelCase, nms_shapes, paste_shapes
 from yolact_deploy.mask_forms import PackedMasks
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste
 from yolact_deploy.runtime.cuda.plans.launch import joined
 
@@ -115,7 +116,7 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
         "coeff": case["coef"][keep][None],
         "boxes": case["boxes"][keep][None],
         "num_detections": np.array([count], np.int32),
-        "image_sizes": np.array([[height, width]], np.int32),
+        "placements": np.array([Placement.whole(height, width)], np.int32),
     }
     shapes = {"masks": ((1, count, h, w), np.float32), **paste_shapes(1, count, words)}
     return KernelCase(f"masks and paste, {name}", plan, inputs, shapes, check)

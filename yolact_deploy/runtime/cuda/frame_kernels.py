@@ -1,6 +1,6 @@
 """Our kernels around a network, bound to the memory of a slot: resize before it; NMS, masks and paste after it.
 
-Legend: N images, D detection slots, H x W a frame, S input side, K coefficients, h x w prototypes.
+Legend: N images, D detection slots, H x W a frame, K coefficients, h x w prototypes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
@@ -48,8 +49,19 @@ class FrameKernels:
         """
 
         def plan() -> LaunchPlan:
-            size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
-            return resize(height, width, pitch, size, output_dtype=dtype, image_index=index, count=count, stride=stride)
+            config, dtype = self._network.metadata.config, self._network.metadata.input_dtype
+            return resize(
+                height,
+                width,
+                pitch,
+                config.image_size,
+                output_dtype=dtype,
+                image_index=index,
+                count=count,
+                stride=stride,
+                placement=place(height, width, config),
+                color=config.padding_color,
+            )
 
         key = ("resize", index, count, stride, pointer, height, width, pitch)
         return self._bind(key, plan, {"frame": pointer, "images": self._network.input.pointer})

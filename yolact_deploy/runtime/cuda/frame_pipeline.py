@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.preprocess import check_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.backend import FrameHook, FrameTicket
 from yolact_deploy.runtime.cuda.arrays import DeviceArray, SharedArray, is_device_array
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
@@ -84,7 +85,8 @@ class FramePipeline(FrameHook):
             copy_ms = (time.perf_counter() - start) * 1e3
             with self._lock, self.device:
                 placed = self._place(frames, images, pointers)
-                slot.set_sizes([(frame.height, frame.width) for frame in placed])
+                config = self.network.metadata.config
+                slot.set_placements([place(frame.height, frame.width, config) for frame in placed])
                 self._reserve(slot, detection_slots(self.network, settings.nms))
                 if not for_device:
                     self._reserve_bits(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
@@ -99,7 +101,7 @@ class FramePipeline(FrameHook):
         return ticket
 
     def infer(self, images: NDArray[Any], timer: StageTimer | None = None) -> dict[str, NDArray[Any]]:
-        """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`.
+        """Outputs of the network alone for images [N, h, w, 3]; see :meth:`FrameWork.infer`.
 
         Args:
             timer: receives the time of each of :attr:`infer_stages`
@@ -269,4 +271,5 @@ class Ticket(FrameTicket):
 
         names = ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores")
         shared = {name: share(name) for name in names if name in slot.arrays}
-        return DeviceDetections(**shared, height=frame.height, width=frame.width)
+        where = place(frame.height, frame.width, pipeline.network.metadata.config)
+        return DeviceDetections(**shared, height=frame.height, width=frame.width, placement=where)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.layout import Arrays, Layout, aligned
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.frame_pipeline import Ticket
 
 _LEAST_CAPACITY = 4096
+_PLACEMENT_BYTES = 4 * len(Placement._fields)
 
 
 class Slot:
@@ -31,7 +33,7 @@ class Slot:
             [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], wanted int32 [N] (detections
             above the user's threshold) and masks [N, D, h, w]; coeff [N, D, K] if the network ends in heads;
             mask_scores float32 [N, D] for a YOLACT++ that ends in detections
-        pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
+        pointers: device addresses of these, of placements int32 [N, 6], and of bits uint32 [N, capacity], which is
             pinned host memory
         host: the arrays that are downloaded: all up to wanted, and mask_scores
         detections: D
@@ -53,7 +55,7 @@ class Slot:
         self._device, self._network, self._batch = device, network, network.max_batch
         self.pointers: dict[str, int] = {}
         self.make_results(detection_slots(network, "fast"))
-        self._header = aligned(network.max_batch * 8)
+        self._header = aligned(network.max_batch * _PLACEMENT_BYTES)
         self.make_room(())
         self.make_bits(_LEAST_CAPACITY)
 
@@ -70,7 +72,7 @@ class Slot:
         for event in (*self.marks.values(), self.done):
             event.close()
         del self.memory, self.host, self._host, self.bits, self._bits
-        del self._bytes, self._sizes, self._staging, self._frames
+        del self._bytes, self._placements, self._staging, self._frames
 
     # -- frames in --------------------------------------------------------------------------------------------------
 
@@ -88,8 +90,8 @@ class Slot:
         self._frames = self._device.allocate(total, "frames") if self.needs_upload else staging
         self._staging = staging
         self._bytes: NDArray[np.uint8] = staging.array(np.uint8, (total,))
-        self._sizes = self._bytes[: self._batch * 8].view(np.int32).reshape(self._batch, 2)
-        self.pointers["image_sizes"] = self._frames.pointer
+        self._placements = self._bytes[: self._batch * _PLACEMENT_BYTES].view(np.int32).reshape(self._batch, -1)
+        self.pointers["placements"] = self._frames.pointer
 
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[int], int]:
         """Copy frames from host memory into pinned memory.
@@ -104,9 +106,9 @@ class Slot:
             offset += aligned(frame.size)
         return pointers, offset
 
-    def set_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Set height and width of each frame; they are uploaded ahead of the frames."""
-        self._sizes[: len(sizes)] = sizes
+    def set_placements(self, placements: Sequence[Placement]) -> None:
+        """Set where each frame lies in the network's input; they are uploaded ahead of the frames."""
+        self._placements[: len(placements)] = placements
 
     def upload(self, nbytes: int) -> tuple[int, int, int]:
         """Target, source and bytes of the upload."""

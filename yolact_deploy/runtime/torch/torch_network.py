@@ -206,10 +206,10 @@ class TorchNetwork(DeviceNetwork):
 
     def _make_tensors(self) -> None:
         """The input and the outputs, at the largest batch."""
-        config, h = self.metadata.config, self.metadata.config.prototype_size
+        config = self.metadata.config
         priors, k = config.num_priors, config.num_prototypes
-        shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (h, h, k))
-        self._images = self._zeros((config.image_size, config.image_size, 3), getattr(torch, self.metadata.input_dtype))
+        shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (*config.prototype_shape, k))
+        self._images = self._zeros((*config.input_shape, 3), getattr(torch, self.metadata.input_dtype))
         proto = torch.float16 if self.precision == "fp16" else torch.float32
         dtypes = (torch.float32, torch.float32, torch.float32, proto)
         self._results = [self._zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]

@@ -3,7 +3,8 @@
 Legend: N images, D detection slots, h x w prototypes, H x W image size (may differ per image).
 
 Two kernels, ``paste_windows`` and ``paste_bits``. Buffers in: masks [N,D,h,w]: probabilities, read only inside the
-padded boxes; boxes float32 [N,D,4] (xyxy, normalized); num_detections int32 [N]; image_sizes int32 [N,2] (H, W). Out:
+padded boxes; boxes float32 [N,D,4] (xyxy, normalized); num_detections int32 [N]; placements int32 [N,6], the fields of
+:class:`~yolact_deploy.priors.Placement` for each image. Out:
 
 - windows int32 [N,D,6]: x, y, width, height, row_words, first_word of each mask's part of the image; x is a multiple of
   8. The width is 0 for empty masks and slots past num_detections, and -1 for a mask that does not fit; the other five
@@ -56,7 +57,7 @@ def paste(
 ) -> LaunchPlan:
     """The two launches that compute packed masks at image size.
 
-    Image sizes and numbers of detections are read on the device, so that one plan serves all frames. ``bytes_moved``
+    Placements and numbers of detections are read on the device, so that one plan serves all frames. ``bytes_moved``
     and ``operations`` assume bits that fill the capacity.
 
     Args:
@@ -72,11 +73,11 @@ def paste(
     mask_bytes = mask_height * mask_width * dtype_bytes(_NAME, "mask_dtype", mask_dtype)
     defines, block = kernel_defines(mask_dtype), (THREADS, 1, 1)
     scalars = (*int32s(detections, mask_height, mask_width), float_bits(padding), *int32s(capacity_words))
-    sizes = ("boxes", "num_detections", "image_sizes")
+    sizes = ("boxes", "num_detections", "placements")
     made = ("windows", "words_needed", "paste_offsets")
     windows = Launch(SOURCE, "paste_windows", (batch, 1, 1), block, 0, (*sizes, *scalars, *made), defines)
     blocks = min(ceil_div(capacity_words, THREADS), ceil_div(MOST_BLOCKS, batch))
-    inputs = ("masks", "boxes", "image_sizes", "windows", "paste_offsets")
+    inputs = ("masks", "boxes", "placements", "windows", "paste_offsets")
     bits = Launch(SOURCE, "paste_bits", (blocks, batch, 1), block, 0, (*inputs, *scalars, "bits"), defines)
     return LaunchPlan(
         launches=(windows, bits),

@@ -1,0 +1,92 @@
+"""Exports at other shapes than a square agree with eager, for each fit, in FP32 and INT8, in each CPU runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from yolact_deploy.evaluation.agreement import AgreementMeter
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
+from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.loading import load
+from yolact_deploy.model.checkpoint import load_model
+from yolact_deploy.preprocess import read_image
+from yolact_deploy.samples import DEMO_MODEL, sample_images
+
+#: size and fit; all but the first two take long for what they add
+INPUTS = [((224, 352), "letterbox"), ((352, 224), "stretch")]
+MORE = [((224, 352), "stretch"), ((352, 224), "letterbox"), ((224, 352), "pad"), (320, "letterbox")]
+#: the least share of detections that agree with eager
+LEAST = {"fp32": 0.999, "int8": 0.85}
+
+
+@pytest.fixture(
+    scope="module", params=[*INPUTS, *(pytest.param(more, marks=pytest.mark.slow) for more in MORE)], ids=str
+)
+def network(request: pytest.FixtureRequest) -> Any:
+    size, fit = request.param
+    return load_model(DEMO_MODEL, image_size=size, fit=fit)
+
+
+@pytest.fixture(scope="module")
+def expected(network: Any) -> list[Any]:
+    from yolact_deploy.runtime.predictor import Predictor
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
+
+    eager = Predictor(TorchBackend(network))
+    return [eager(read_image(path)) for path in sample_images()]
+
+
+@pytest.fixture(scope="module", params=sorted(LEAST))
+def exported(request: pytest.FixtureRequest, network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file that passed the comparison of every export, before and after quantization."""
+    path = tmp_path_factory.mktemp("shapes") / f"{request.param}.onnx"
+    calibration = sample_images() if request.param == "int8" else None
+    done = export_model(network, path, ExportSpec(precision=request.param, calibration=calibration))
+    assert done.parity.failures == []
+    yield path
+    path.unlink()
+
+
+def test_metadata(network: Any, exported: Path) -> None:
+    model = read_onnx(exported)
+    assert onnx_metadata(model, exported).config == network.config
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape == [1, *network.config.input_shape, 3]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("tail", ["host", "graph"])
+def test_agreement_with_eager(exported: Path, expected: list[Any], backend: str, tail: str) -> None:
+    pytest.importorskip(backend)
+    meter = AgreementMeter()
+    with load(exported, backend=backend, tail=tail) as model:
+        for path, detections in zip(sample_images(), expected, strict=True):
+            meter.add(detections, model(read_image(path)))
+    result = meter.result()
+    assert sum(map(len, expected)) > 5, "the weights detect something at this shape"
+    assert result.agreed_share is not None
+    assert result.agreed_share >= LEAST[exported.stem]
+
+
+@pytest.mark.slow
+def test_engine(network: Any, exported: Path, tmp_path: Path) -> None:
+    """An engine of TensorRT for RTX, built without a GPU, with the same input."""
+    from yolact_deploy.engine_file import read_engine_metadata
+    from yolact_deploy.errors import MissingDependencyError
+    from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+
+    try:
+        import_tensorrt("rtx")
+    except MissingDependencyError:
+        pytest.skip("TensorRT for RTX is not installed")
+    build_engine(exported, tmp_path / "m.trt", flavour="rtx", options=BuildOptions(cache=False))
+    assert read_engine_metadata(tmp_path / "m.trt").config == network.config

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import enum
 import importlib.machinery
+import json
 import struct
 import sys
 import types
@@ -59,6 +60,19 @@ class ExecutionContextAllocationStrategy(enum.Enum):
     USER_MANAGED = 2
 
 
+class LayerInformationFormat(enum.Enum):
+    ONELINE = 0
+    JSON = 1
+
+
+class IProfiler:
+    def __init__(self) -> None:
+        pass
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
+
+
 class ILogger:
     class Severity(enum.IntEnum):
         INTERNAL_ERROR = 0
@@ -81,19 +95,21 @@ def write_engine(
     capability: str = "",
     profiles: tuple[tuple[int, int, int], ...] = (),
     metadata: str | None = None,
+    details: bool = False,
 ) -> Path:
     """An engine file with the metadata of the ONNX file.
 
     Args:
         capability: of the only GPU on which the engine runs
         profiles: batch ranges; by default the exported one
+        details: whether it knows the tactics and tensors of its layers
     """
     from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
     model = read_onnx(onnx_path)
     text = onnx_metadata(model, onnx_path).to_json() if metadata is None else metadata
     del model.metadata_props[:]  # an engine only has them as its name
-    settings = f"{capability};{';'.join(','.join(map(str, profile)) for profile in profiles)}"
+    settings = f"{capability};{'details' * details};{';'.join(','.join(map(str, profile)) for profile in profiles)}"
     body = text.encode() + b"\0" + settings.encode() + _MARK + model.SerializeToString()
     numbers = version or (RTX_VERSION if rtx else VERSION)
     header = struct.pack("<IQQ4B", 0, 2, 32 + len(body), *numbers)
@@ -115,12 +131,12 @@ class Runtime:
         if compiled_for != expected:
             self._refuse(f"The engine was made by another version, expecting {expected} got {compiled_for}")
             return None
-        capability, *profiles = data.partition(_MARK)[0].rpartition(b"\0")[2].decode().split(";")
+        capability, details, *profiles = data.partition(_MARK)[0].rpartition(b"\0")[2].decode().split(";")
         if capability not in ("", _current_capability()):
             self._refuse(f"The engine was built for compute capability {capability}, not for this device")
             return None
         shapes = [tuple(map(int, profile.split(","))) for profile in profiles if profile]
-        return Engine(data.partition(_MARK)[2], shapes, self._rtx)
+        return Engine(data.partition(_MARK)[2], shapes, self._rtx, bool(details))
 
     def _refuse(self, text: str) -> None:
         self.logger.log(ILogger.Severity.ERROR, text)
@@ -154,8 +170,13 @@ def _current_capability() -> str:
 
 
 class Engine:
-    def __init__(self, onnx_bytes: bytes, profiles: list[Any], rtx: bool) -> None:
+    def __init__(self, onnx_bytes: bytes, profiles: list[Any], rtx: bool, details: bool) -> None:
+        import onnx
         import onnxruntime
+
+        nodes = onnx.load_model_from_string(onnx_bytes).graph.node
+        self.layers = [(f"{node.op_type}_{index}", node.op_type) for index, node in enumerate(nodes)]
+        self.details = details
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -197,6 +218,9 @@ class Engine:
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         return int(SCRATCH * self.profiles[index][2])
 
+    def create_engine_inspector(self) -> Inspector:
+        return Inspector(self)
+
     def create_runtime_config(self) -> RuntimeConfig:
         assert self._rtx
         return RuntimeConfig()
@@ -208,6 +232,26 @@ class Engine:
             how = how.strategy
         self.contexts.append(Context(self, how))
         return self.contexts[-1]
+
+
+class Inspector:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def get_engine_information(self, form: LayerInformationFormat) -> str:
+        assert form is LayerInformationFormat.JSON
+        tensor = {
+            "Name": "x",
+            "Dimensions": [1, 8],
+            "Format/Datatype": "Channel major FP16 format where channel % 8 == 0",
+        }
+        layers: list[Any] = [name for name, _ in self._engine.layers]
+        if self._engine.details:
+            layers = [
+                {"Name": name, "LayerType": kind, "Inputs": [tensor, tensor], "Outputs": [tensor], "TacticName": "t0"}
+                for name, kind in self._engine.layers
+            ]
+        return json.dumps({"Layers": layers, "Bindings": list(self._engine.tensors)})
 
 
 class RuntimeConfig:
@@ -248,6 +292,7 @@ class Context:
         self._profile = -1 if len(engine.contexts) else 0
         self._batch = 0 if engine.dynamic else engine.profiles[0][0]
         self._ran = self._captured = False
+        self.profiler: IProfiler | None = None
 
     def _change(self) -> None:
         assert not self._captured, "TensorRT: a context must not be changed after it was captured"
@@ -285,7 +330,19 @@ class Context:
         self._ran, self._captured = True, self._captured or capturing
         engine, addresses, batch = self.engine, dict(self._addresses), self._batch
         fake_cuda.control().host_function(stream, lambda: engine.run(addresses, batch))
+        if self.profiler is not None:
+            self._report(stream)
         return True
+
+    def _report(self, stream: int) -> None:
+        """As TensorRT does: a run with a profiler waits for the GPU, and then reports."""
+        from cuda.bindings import driver
+
+        assert not _is_capturing(stream)
+        driver.cuStreamSynchronize(stream)
+        assert self.profiler is not None
+        for index, (name, _) in enumerate(self.engine.layers):
+            self.profiler.report_layer_time(name, 0.001 * (index + 1))
 
 
 def _is_capturing(stream: int) -> bool:
@@ -310,7 +367,7 @@ def _module(name: str, rtx: bool) -> types.ModuleType:
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     for item in (
         DataType, TensorIOMode, ExecutionContextAllocationStrategy, ILogger, EngineValidity,
-        EngineInvalidityDiagnostics,
+        EngineInvalidityDiagnostics, LayerInformationFormat, IProfiler,
     ):  # fmt: skip
         setattr(module, item.__name__, item)
     module.__version__ = ".".join(map(str, RTX_VERSION if rtx else VERSION))  # type: ignore[attr-defined]

@@ -31,6 +31,8 @@ from yolact_deploy.vocabulary import (
     BACKENDS,
     CHECKPOINT_SUFFIXES,
     ENGINE_SUFFIXES,
+    FRAME_MODES,
+    JPEG_DECODERS,
     LOAD_TAILS,
     MAX_THREADS,
     MODEL_SUFFIXES,
@@ -44,10 +46,10 @@ _log = logging.getLogger(__name__)
 
 #: what may be chosen for each backend
 _OPTIONS = {
-    "onnxruntime": ("threads", "tail", "device", "provider"),
+    "onnxruntime": ("threads", "tail", "device", "provider", "frames", "decode"),
     "openvino": ("threads", "tail", "device"),
-    "torch": ("threads", "tail", "device", "compile"),
-    "tensorrt": ("device",),
+    "torch": ("threads", "tail", "device", "compile", "frames", "decode"),
+    "tensorrt": ("device", "frames", "decode"),
     "remote": (),
 }
 _PRECISIONS = {
@@ -63,7 +65,8 @@ _DEFAULT_BACKENDS = {
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "torch"),
 }
 _KNOWN_OPTIONS = (
-    f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)} and compile=yes|no"
+    f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)}, compile=yes|no, "
+    f"frames={'|'.join(FRAME_MODES)} and decode={'|'.join(JPEG_DECODERS)}"
 )
 _YES_NO = {"yes": True, "no": False}
 
@@ -72,7 +75,8 @@ _YES_NO = {"yes": True, "no": False}
 class ModelSpec:
     """A model file and how to run it: ``FILE[@BACKEND[-PRECISION][:OPTION[,OPTION...]]]``, or the same by keyword.
 
-    Options are threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx, compile=yes|no.
+    Options are threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx, compile=yes|no,
+    frames=auto|in-place|upload, decode=cpu|gpu.
 
     Raises:
         InputError: a value out of range, or one that the backend does not have.
@@ -86,6 +90,8 @@ class ModelSpec:
     device: str | None = None
     provider: str | None = None
     compile: bool = False
+    frames: str = "auto"
+    decode: str = "cpu"
 
     def __post_init__(self) -> None:
         words = (
@@ -93,6 +99,8 @@ class ModelSpec:
             ("precision", PRECISIONS),
             ("tail", LOAD_TAILS),
             ("provider", PROVIDERS),
+            ("frames", FRAME_MODES),
+            ("decode", JPEG_DECODERS),
         )
         for name, known in words:
             if (value := getattr(self, name)) is not None:
@@ -211,7 +219,14 @@ class ModelSpec:
             "device": self.device,
             "provider": self.provider,
             "compile": "yes" if self.compile else None,
+            "frames": None if self.frames == "auto" else self.frames,
+            "decode": None if self.decode == "cpu" else self.decode,
         }
+
+    @property
+    def in_place(self) -> bool | None:
+        """Whether the GPU reads frames where they are in host memory; None leaves it to the kind of GPU."""
+        return {"in-place": True, "upload": False}.get(self.frames)
 
     def spelling(self) -> str:
         """The text that :meth:`parse` reads back as this value."""
@@ -235,7 +250,7 @@ def _parse_options(text: str) -> dict[str, Any]:
             options[name] = int(value) if value.isdecimal() and len(value) < 10 else value
         elif name == "compile":
             options[name] = _YES_NO.get(value, value)
-        elif name in ("tail", "device", "provider"):
+        elif name in ("tail", "device", "provider", "frames", "decode"):
             options[name] = value
         else:
             raise InputError(f"unknown option {option!r}; known are {_KNOWN_OPTIONS}")
@@ -260,6 +275,8 @@ def load(
     device: str | None = None,
     provider: str | None = None,
     compile: bool | None = None,
+    frames: str | None = None,
+    decode: str | None = None,
     config: YolactConfig | str | None = None,
     image_size: Size | None = None,
     fit: str | None = None,
@@ -283,6 +300,10 @@ def load(
         device: "cpu", "cuda" or "cuda:1"; engines run on "cuda" by default
         provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt" or "rtx"; "cuda" with device "cuda"
         compile: compile the PyTorch model
+        frames: how frames in host memory come to the GPU: "upload" copies them, "in-place" lets the kernels read pinned
+            memory, and "auto" does that where CPU and GPU share their memory (Jetson)
+        decode: "gpu" decodes JPEG files with nvImageCodec on the GPU, on the CUDA frame path; what it cannot decode is
+            left to OpenCV, with a warning
         config: for checkpoints whose configuration cannot be inferred from the tensors (input size, Pascal priors)
         image_size: for checkpoints, an input other than the configuration's: the side of a square, or (height, width)
         fit: for checkpoints, how pictures of another shape get there: "stretch", "letterbox" or "pad"
@@ -299,7 +320,7 @@ def load(
     spec = model if isinstance(model, ModelSpec) else ModelSpec.parse(model)
     spec = spec.updated(
         backend=backend, precision=precision, threads=threads, tail=tail, device=device, provider=provider,
-        compile=compile,
+        compile=compile, frames=frames, decode=decode,
     )  # fmt: skip
     spec.check_file()
     given = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
@@ -349,7 +370,7 @@ def _open(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
         try:
-            return TensorRtBackend(spec.path, device=spec.gpu or 0)
+            return TensorRtBackend(spec.path, device=spec.gpu or 0, **_frame_options(spec))
         except BackendError:
             spec.check_gpu()
             raise
@@ -374,7 +395,16 @@ def _open_onnxruntime(spec: ModelSpec) -> Backend:
     from yolact_deploy.runtime.onnxruntime_network import OnnxRuntimeNetwork
 
     device = Device.open(gpu)
-    return CudaBackend(OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32), device)
+    network = OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32)
+    return CudaBackend(network, device, **_frame_options(spec))
+
+
+def _frame_options(spec: ModelSpec) -> dict[str, Any]:
+    """How the CUDA frame path takes frames and files."""
+    from yolact_deploy.runtime.cuda.jpeg import open_decoder
+
+    jpeg = open_decoder(spec.gpu or 0) if spec.decode == "gpu" else None
+    return {"in_place": spec.in_place, "jpeg": jpeg}
 
 
 def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
@@ -402,4 +432,5 @@ def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     from yolact_deploy.runtime.torch.torch_network import TorchNetwork
 
     device = Device.open(gpu)
-    return CudaBackend(TorchNetwork(model, device, precision=precision, compile=spec.compile), device)
+    network = TorchNetwork(model, device, precision=precision, compile=spec.compile)
+    return CudaBackend(network, device, **_frame_options(spec))

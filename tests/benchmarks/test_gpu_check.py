@@ -17,7 +17,7 @@ import pytest
 from host_network import emulated
 
 from yolact_deploy.benchmarks import gpu_check, machine_limits
-from yolact_deploy.benchmarks.gpu import gpu_golden, gpu_kernels, gpu_models
+from yolact_deploy.benchmarks.gpu import gpu_frames, gpu_golden, gpu_kernels, gpu_models
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda.driver import Device
@@ -139,12 +139,23 @@ def test_the_command_writes_its_result(
     monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: small)
     monkeypatch.setattr(gpu_check, "run_part", in_process)
+    of_config = gpu_frames.frame_cases
+    monkeypatch.setattr(
+        gpu_frames, "frame_cases", lambda device, config, calls: of_config(device, CONFIG, calls=2, sizes=[IMAGE_SIZE])
+    )
     target = tmp_path / "gpu.json"
     code = gpu_check.main(["--quick", "-o", str(target), "--work", str(tmp_path / "work")])
     result = json.loads(target.read_text())
     by_name = {check["name"]: check for check in result["checks"]}
     assert by_name["networks"]["status"] == "skipped"
     assert by_name["kernel fast_nms, batch 1"]["status"] == "passed"
+    frames = {name: check for name, check in by_name.items() if name.startswith("frames 72x40")}
+    assert {check["status"] for check in frames.values()} == {"passed"}
+    assert len(frames) == 6
+    assert frames["frames 72x40, read in place"]["data"]["runtime"]["frames"] == "in place"
+    assert frames["frames 72x40, uploaded"]["data"]["runtime"]["frames"] == "uploaded"
+    assert "assembly" in frames["frames 72x40, with times of stages"]["data"]["stages_mean_ms"]
+    assert frames["frames 72x40, uploaded"]["data"]["detections"] > 0
     assert code == (1 if any(check["status"] == "failed" for check in result["checks"]) else 0)
     assert result["environment"]["gpu"]["name"]
     assert result["schema"] == gpu_check.SCHEMA_VERSION
@@ -156,6 +167,7 @@ def test_a_wrong_kernel_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: wrong)
     monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     monkeypatch.setattr(gpu_check, "run_part", in_process)
+    monkeypatch.setattr(gpu_frames, "frame_cases", lambda device, config, calls: ())
     assert gpu_check.main(["--quick", "--quiet"]) == 1
 
 
@@ -224,7 +236,7 @@ def test_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [check["name"] for check in checks]
     assert len(names) == len(set(names)) > 25
     assert names[:5] == [
-        "device", "machine limits", "kernels, batch 1", "kernels against the original", gpu_check.REFERENCE
+        "device", "machine limits", "kernels, batch 1", "kernels against the original", "frame path"
     ]  # fmt: skip
 
 

@@ -241,6 +241,8 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
             ["--weights", "W", "--no-overflow-check"],
             "--no-overflow-check requires --fp16: no other precision",
         ),
+        (["--weights", "W", "--fp16", "--fp32"], "--fp16 cannot be combined with --fp32: choose one"),
+        (["--weights", "W", "--fp16", "--bf16"], "--fp16 cannot be combined with --bf16: choose one"),
         (["--weights", "W", "--bf16", "--no-overflow-check"], "--no-overflow-check requires --fp16"),
         (["--weights", "W", "--fp16", "--keep-fp32", "none.json"], "no such list of layers: none.json"),
     ],
@@ -269,8 +271,6 @@ def test_mistakes_are_found_before_the_work(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--weights", "w.pth", "--fp16", "--fp32"],
-        ["--weights", "w.pth", "--fp16", "--bf16"],
         ["--weights", "w.pth", "--bf16", "--fp32"],
         ["--weights", "w.pth", "--batch", "0"],
         ["--weights", "w.pth", "--batch", "4:2:1"],

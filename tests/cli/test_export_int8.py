@@ -89,6 +89,22 @@ def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.Capt
     assert Path("m.onnx").stat().st_size < 0.35 * 7.6e6
 
 
+def test_the_rest_in_fp16(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", "--int8", "--fp16", *DEMO, "--calibration", str(pictures), "--images", "6"]
+    assert cli.main([*arguments, "--engine", "none", "-o", "m"]) == 0
+    out, err = capsys.readouterr()
+    assert "exporting shapes_demo (int8, the rest in fp16) to m.onnx ..." in out
+    assert "checking for overflow: 9/9 images" in err
+    assert "no layer overflows in 9 images" in out
+    assert "calibrated on 6 images (percentile)" in out
+    assert "FAILED" not in out
+    metadata = metadata_of("m.onnx")
+    assert (metadata.precision, metadata.half) == ("int8", "fp16")
+    assert cli.main(["inspect", "m.onnx"]) == 0
+    assert "the rest in FP16" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["predict", "m.onnx", str(sample_images()[0]), "--json"]) == 0
+
+
 def test_few_pictures_are_told(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--calibration", str(pictures), "--images", "5", "--engine", "none", "--tail", "heads"]
     assert cli.main(["export", "--int8", *DEMO, *arguments, "-o", "m", "--batch", "1:2:4"]) == 0

@@ -19,6 +19,7 @@ pytest.importorskip("onnxruntime")
 
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
@@ -39,12 +40,17 @@ def have_rtx() -> bool:
 needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
 
 
-def quantized(source: Path, target: Path, *, form: str = "symmetric", keep_fp32: tuple[str, ...] = ()) -> Path:
+def quantized(
+    source: Path, target: Path, *, form: str = "symmetric", keep_fp32: tuple[str, ...] = (), rest: str = "fp32"
+) -> Path:
     """The INT8 file of one in FP32, with ranges from the sample pictures."""
     model = read_onnx(source)
     found = calibrate(model, sample_images())
     quantize_trunk(model, found, target=form, keep_fp32=keep_fp32)
     how = {"target": form, "method": found.method, "images": found.images, "images_sha256": found.images_sha256}
+    if rest != "fp32":
+        lower_trunk(model, keep_fp32, precision=rest)
+        how["rest"] = rest
     metadata = dataclasses.replace(
         onnx_metadata(model, source), precision="int8", quantization=how, keep_fp32=tuple(keep_fp32)
     )
@@ -86,6 +92,16 @@ def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
     kept = ("proto_net.10", "fpn.lat_layers.1", "backbone.layers.3")
     some = quantized(single, tmp_path / "some.onnx", keep_fp32=kept)
     fp32, mixed = check_pair(single, some, tmp_path)
+    assert mixed < 0.6 * fp32
+
+
+@needs_rtx
+@pytest.mark.parametrize("kept", [(), ("proto_net.10", "backbone.layers.3")], ids=["all", "kept"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_fp16_beside_int8(export: Export, tmp_path: Path, batch: str, kept: tuple[str, ...]) -> None:
+    single = export(EDGE, SMALL, batch=BATCHES[batch])
+    half = quantized(single, tmp_path / "half.onnx", rest="fp16", keep_fp32=kept)
+    fp32, mixed = check_pair(single, half, tmp_path)
     assert mixed < 0.6 * fp32
 
 

@@ -287,13 +287,17 @@ def test_frames_that_cannot_be_used(model: Any) -> None:
 # -- TorchNetwork ---------------------------------------------------------------------------------------------------
 
 
-class Notes(list[str]):
+class Notes(list[Any]):
     """What was done to a stream."""
 
     handle = 0xABC
+    capturing = False
 
     def synchronize(self) -> None:
         self.append("synchronize")
+
+    def embed(self, graph: int) -> None:
+        self.append(("embed", graph))
 
 
 class Graph:
@@ -301,10 +305,19 @@ class Graph:
 
     recording: Graph | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, keep_graph: bool = False) -> None:
         self.steps: list[Any] = []
+        self._kept, self._ready = keep_graph, not keep_graph
+
+    def raw_cuda_graph(self) -> int:
+        assert self._kept, "PyTorch destroys it otherwise"
+        return id(self)
+
+    def instantiate(self) -> None:
+        self._ready = True
 
     def replay(self) -> None:
+        assert self._ready
         for step in self.steps:
             step()
 
@@ -341,8 +354,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         yield
 
     @contextlib.contextmanager
-    def graph(graph: Graph, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        assert stream is side
+    def graph(graph: Graph, *, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        assert (pool, stream) == ("pool", side)
         assert capture_error_mode == "thread_local"
         Graph.recording = graph
         try:
@@ -356,6 +369,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch, "compile", lambda module, dynamic: module)
     return current
 
@@ -383,7 +397,7 @@ def test_network_between_fixed_tensors(on_cpu: list[Any], model: Any, images: An
         "proto": (4, config.prototype_size, config.prototype_size, 32),
     }
     assert (net.metadata.tail, net.metadata.batch, net.max_batch, net.fixed_batch) == ("heads", (1, 1, 4), 4, False)
-    assert not net.capturable
+    assert net.capturable
     pointers = {name: tensor.pointer for name, tensor in net.outputs.items()}
     view(net.input)[:2] = images
     stream = Notes()
@@ -421,23 +435,42 @@ def test_a_network_that_cannot_be_recorded(
     for _ in range(2):
         net.enqueue(stream, 2)  # type: ignore[arg-type]
     assert (stream, net.describe()["cuda_graphs"]) == (["synchronize"], [])
+    assert not net.capturable, "so the frame path puts its graphs around it"
     for tensor, wanted in zip(net.outputs.values(), eager(model, images), strict=True):
         np.testing.assert_allclose(view(tensor)[:2], wanted.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize(("compile", "direct"), [(False, [3, 5]), (True, [])])
+@pytest.mark.parametrize(("compile", "recorded"), [(False, [1, 2, 3, 4, 5, 6]), (True, [1, 2, 4, 6])])
 def test_which_batches_are_recorded(
-    on_cpu: list[Any], model: Any, monkeypatch: pytest.MonkeyPatch, compile: bool, direct: list[int]
+    on_cpu: list[Any], model: Any, monkeypatch: pytest.MonkeyPatch, compile: bool, recorded: list[int]
 ) -> None:
-    """Powers of two and the largest; others are padded when compiled, and run operation by operation otherwise."""
+    """Each by itself; compiled, powers of two and the largest, to which others are padded."""
     runs: list[int] = []
     monkeypatch.setattr(TorchNetwork, "_record", lambda net, batch: Graph())
     monkeypatch.setattr(TorchNetwork, "_run", lambda net, batch: runs.append(batch))
     net = TorchNetwork(model, Device(), precision="fp32", compile=compile, max_batch=6)  # type: ignore[arg-type]
     for batch in (1, 2, 3, 4, 5, 6):
         net.enqueue(Notes(), batch)  # type: ignore[arg-type]
-    assert net.describe()["cuda_graphs"] == [1, 2, 4, 6]
-    assert runs == direct
+    assert net.describe()["cuda_graphs"] == recorded
+    assert runs == [], "none runs operation by operation"
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_graph_of_a_frame_holds_that_of_the_network(on_cpu: list[Any], model: Any, compile: bool) -> None:
+    net = TorchNetwork(model, Device(), precision="fp32", compile=compile, max_batch=4)  # type: ignore[arg-type]
+    stream = Notes()
+    stream.capturing = True
+    with pytest.raises(BackendError, match="not recorded this batch yet"):
+        net.enqueue(stream, 3)  # type: ignore[arg-type]
+    stream.capturing = False
+    net.enqueue(stream, 3)  # type: ignore[arg-type]
+    stream.capturing = True
+    before = list(on_cpu)
+    net.enqueue(stream, 3)  # type: ignore[arg-type]
+    graph = net._graphs[4 if compile else 3]
+    assert stream == ["synchronize", ("embed", id(graph))]
+    assert on_cpu == before, "nothing is launched"
+    net.close()
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "float32"), ("tf32", "float32")])

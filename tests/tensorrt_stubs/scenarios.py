@@ -181,6 +181,7 @@ def builds(stage: Stage) -> None:
         workspace_mib=64,
         optimization_level=5,
         tf32=True,
+        layer_details=True,
         targets=targets,
         profiles=((1, 1, 1), (2, 4, 8)),
         cache=True,
@@ -343,6 +344,9 @@ class FakeDevice:
     def allocate(self, nbytes: int, label: str) -> SimpleNamespace:
         return SimpleNamespace(pointer=1 << 40, nbytes=nbytes, free=lambda: None)
 
+    def stream(self) -> SimpleNamespace:
+        return SimpleNamespace(handle=1 << 20, synchronize=lambda: None, close=lambda: None)
+
 
 def write_engine(stage: Stage, tail: str, versions: dict[str, str], version: tuple[int, ...] = ()) -> Path:
     """An engine file as far as it is read without TensorRT; by default of this version."""
@@ -422,7 +426,7 @@ def run_backend(stage: Stage) -> None:
 
     ran: list[Any] = []
 
-    def make(self: Any, network: Any, device: Any, *, graphs: bool) -> None:
+    def make(self: Any, network: Any, device: Any, *, graphs: bool, in_place: bool | None, jpeg: Any) -> None:
         self.network, self.max_batch, self.fixed_batch = network, network.max_batch, network.fixed_batch
         self.frames = SimpleNamespace(infer=ran.append, close=lambda: None)
 
@@ -432,4 +436,28 @@ def run_backend(stage: Stage) -> None:
     assert [images.shape for images in ran] == [(1, SIDE, SIDE, 3)]
 
 
-SCENARIOS: tuple[Callable[[Stage], None], ...] = (builds, failing_builds, builds_with_plugins, loads, runs)
+def profiles(stage: Stage) -> None:
+    """Layers by the inspector, times by a profiler that the context calls."""
+    from yolact_deploy.runtime import tensorrt, tensorrt_profile
+    from yolact_deploy.runtime.cuda.driver import calls
+
+    def run(double: Any, **arguments: Any) -> bool:
+        for layer, milliseconds in (("conv", 0.5), ("nms", 0.25)):
+            double.state["profiler"].report_layer_time(layer, milliseconds)
+        return True
+
+    stage.patch.setattr(tensorrt, "Device", SimpleNamespace(open=lambda index: FakeDevice()))
+    stage.patch.setattr(calls, "driver_version", lambda: (12, 8))
+    stage.answers[("IExecutionContext", "execute_async_v3")] = run
+    described = '{"Layers": [{"Name": "conv", "LayerType": "Convolution", "TacticName": "t"}, "other"]}'
+    stage.answers[("EngineInspector", "get_engine_information")] = described
+    answer_as_engine(stage, "heads", -1)
+    profile = tensorrt_profile.profile_engine(write_engine(stage, "heads", {}), runs=2)
+    assert [(layer.name, layer.mean_ms) for layer in profile.layers] == [("conv", 0.5), ("other", None), ("nms", 0.25)]
+    stage.answers[("EngineInspector", "get_engine_information")] = "conv\nnms"
+    with pytest.raises(BackendError, match="describes the layers in another form"):
+        tensorrt_profile.profile_engine(write_engine(stage, "heads", {}), runs=2)
+    del stage.answers[("IExecutionContext", "execute_async_v3")]
+
+
+SCENARIOS: tuple[Callable[[Stage], None], ...] = (builds, failing_builds, builds_with_plugins, loads, runs, profiles)

@@ -119,13 +119,28 @@ class Predictor:
 
         They are decode, preprocess, network, nms, assembly, detect and paste for a network whose tail runs on the host.
         Work that cannot be separated is one stage with all its names, such as network+nms+assembly for a graph that
-        ends in detections. A GPU adds copy, upload and download. There paste writes packed masks straight into host
-        memory, so only boxes, scores and labels are left to download.
+        ends in detections. A GPU adds copy, upload and download. On the CUDA frame path, paste writes all results
+        straight into host memory; its stages are timed if :attr:`stage_times` is set, otherwise those of the host.
         """
         hook = self._hook
         if hook is not None:
             return ("decode", *hook.stages, "detect")
         return ("decode", "preprocess", *self.backend.run_stages, *self.backend.tail.stages, "detect", "paste")
+
+    @property
+    def stage_times(self) -> bool:
+        """Whether :attr:`timings` has the stages on the GPU, by marks in its stream; set it to switch them on or off.
+
+        Off by default on the CUDA frame path: the marks take time on the GPU, and batches that overlap have no stages
+        of their own. :attr:`timings` then has the times of the host, "launch" and "wait" among them.
+        """
+        return self.backend.frames is None or self.backend.frames.stage_times
+
+    @stage_times.setter
+    def stage_times(self, on: bool) -> None:
+        if self.backend.frames is not None:
+            self.backend.frames.stage_times = on
+            self.timings = dict.fromkeys(self.stages, 0.0)
 
     @property
     def _settings(self) -> DetectSettings:
@@ -221,7 +236,7 @@ class Predictor:
     ) -> FrameTicket:
         """Start one batch."""
         with timer.stage("decode"):
-            frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
+            frames = [_frame(source, hook) for source in sources]
         self._check_open()
         return hook.submit(frames, self._settings, for_device=for_device)
 
@@ -436,6 +451,15 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _frame(source: Source, hook: FrameHook) -> Any:
+    """An image in host memory or on the device."""
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        frame = hook.read(source)
+        if frame is not None:
+            return frame
+    return source if hook.is_device_array(source) else _image(source)
 
 
 def _image(source: Source) -> Image:

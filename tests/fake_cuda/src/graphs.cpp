@@ -69,7 +69,7 @@ API CUresult cuStreamEndCapture(void* handle, void** graph) {
     if (capture->mode != CAPTURE_RELAXED && capture->owner != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
     leave(capture);
     if (capture->invalid) return CAPTURE_INVALIDATED;
-    if (!joined(*capture)) return CAPTURE_UNJOINED;
+    if (!joined(*capture) || capture->loose) return CAPTURE_UNJOINED;
     auto made = std::make_shared<Graph>();
     made->nodes = std::move(capture->nodes);
     *graph = graphs.add(made);
@@ -83,6 +83,60 @@ API CUresult cuStreamIsCapturing(void* handle, int* status) {  // 0 no, 1 yes, 2
     if (!stream) return INVALID_HANDLE;
     *status = !stream->capture ? 0 : stream->capture->invalid ? 2 : 1;
     return SUCCESS;
+}
+
+// The graph of a capture is its address; a node is the address of a byte that is never freed.
+static CUresult capture_info(void* handle, int* status, uint64_t* id, void** graph, void*** dependencies, size_t* count) {
+    ENTER_CONTEXT("cuStreamGetCaptureInfo");
+    std::lock_guard<std::mutex> guard(lock);
+    auto stream = find_stream(handle);
+    if (!stream) return INVALID_HANDLE;
+    *status = !stream->capture ? 0 : stream->capture->invalid ? 2 : 1;
+    if (id) *id = 1;
+    if (graph) *graph = stream->capture.get();
+    if (dependencies) *dependencies = nullptr;
+    if (count) *count = 0;
+    return SUCCESS;
+}
+
+API CUresult cuStreamGetCaptureInfo_v2(void* stream, int* status, uint64_t* id, void** graph, void*** dependencies,
+                                       size_t* count) {
+    return capture_info(stream, status, id, graph, dependencies, count);
+}
+
+API CUresult cuStreamGetCaptureInfo_v3(void* stream, int* status, uint64_t* id, void** graph, void*** dependencies,
+                                       void** edges, size_t* count) {
+    if (edges) *edges = nullptr;
+    return capture_info(stream, status, id, graph, dependencies, count);
+}
+
+API CUresult cuGraphAddChildGraphNode(void** node, void* graph, void*, size_t, void* child) {
+    ENTER("cuGraphAddChildGraphNode");
+    std::lock_guard<std::mutex> guard(lock);
+    auto inner = graphs.find(child);
+    auto capture = std::find_if(ongoing.begin(), ongoing.end(), [&](auto& each) { return each.get() == graph; });
+    if (!inner || capture == ongoing.end()) return INVALID_VALUE;
+    (*capture)->nodes.push_back({[nodes = inner->nodes] { for (auto& each : nodes) each.run(); }, {}, false, nullptr});
+    *node = (*capture)->loose = new char;
+    return SUCCESS;
+}
+
+static CUresult follow(void* handle, void** nodes, size_t count, unsigned flags) {
+    ENTER_CONTEXT("cuStreamUpdateCaptureDependencies");
+    std::lock_guard<std::mutex> guard(lock);
+    auto stream = find_stream(handle);
+    if (!stream || !stream->capture) return INVALID_VALUE;
+    if (count != 1 || flags != 1 || nodes[0] != stream->capture->loose) return INVALID_VALUE;
+    stream->capture->loose = nullptr;
+    return SUCCESS;
+}
+
+API CUresult cuStreamUpdateCaptureDependencies(void* stream, void** nodes, size_t count, unsigned flags) {
+    return follow(stream, nodes, count, flags);
+}
+
+API CUresult cuStreamUpdateCaptureDependencies_v2(void* stream, void** nodes, void*, size_t count, unsigned flags) {
+    return follow(stream, nodes, count, flags);
 }
 
 API CUresult cuGraphGetNodes(void* handle, void** nodes, size_t* count) {

@@ -33,6 +33,7 @@ static std::vector<Place> implicit_order(const Stream& stream) {
 CUresult enqueue(std::unique_lock<std::mutex>& guard, const std::shared_ptr<Stream>& stream, Work work) {
     if (Capture* capture = stream->capture.get()) {
         if (capture->invalid) return CAPTURE_INVALIDATED;
+        if (capture->loose) return CAPTURE_UNJOINED;
         ++capture->count[stream.get()];
         if (!work.marker) capture->nodes.push_back(std::move(work));
         return SUCCESS;

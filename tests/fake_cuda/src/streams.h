@@ -32,6 +32,7 @@ struct Capture {
     int mode;
     std::thread::id owner;
     bool invalid = false;
+    void* loose = nullptr;  // a node added by hand, which no stream follows yet
     Known count;
     std::map<Stream*, Known> known;
 };

@@ -1,10 +1,16 @@
-"""Milliseconds of Python per frame on the GPU path, with a fake driver whose GPU takes no time.
+"""What a frame costs on the GPU path besides the GPU: calls of the driver, and milliseconds of Python.
+
+The driver is the fake one of the tests, whose GPU takes no time.
 
     python tests/runtime/cuda/measure_overhead.py [--frames 2000] [--size 640x480] [--json FILE]
 
 Everything but the driver and the network is real: frames are copied into pinned memory, graphs are launched, waited for
-and timed through cuda.bindings, and detections are created from the results of a real frame. Copying the frame is
-reported separately, because it depends on the size of the frame and on the memory, not on Python.
+and timed through cuda.bindings, and detections are created from the results of a real frame. "python" leaves out
+copying the frame into pinned memory and the packed masks out of it, which depend on their sizes and on the memory. On a
+machine where other programs run, the minimum says more than the median.
+
+The counts are those of one frame in the steady state: nodes of the graphs that it launches, calls of the driver, and,
+without graphs, the launches, copies and marks that the graphs hold. The network is one node.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 TESTS = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TESTS), str(TESTS.parent)]
@@ -47,12 +54,16 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
             detections = model(frame)
         fake_cuda.control().null()
         results = {
-            "call": timed(lambda: model(frame), frames, lambda: model.timings["copy"]),
+            "call": timed(lambda: model(frame), frames, lambda: copies(model)),
             "on_device": timed(lambda: model.on_device(frame), frames, lambda: 0.0),
         }
         results["stream"] = timed_stream(model, frame, frames)
         fake_cuda.control().null(False)
     return {
+        "counts": {
+            "one by one": counted(device, config, frame, overlap=False),
+            "overlapping": counted(device, config, frame, overlap=True),
+        },
         "frames": frames,
         "frame": f"{size[1]}x{size[0]}",
         "detections": len(detections),
@@ -62,6 +73,45 @@ def measure(frames: int, size: tuple[int, int]) -> dict[str, Any]:
         "cuda_bindings": cuda.bindings.__version__,
         "machine": machine(),
     }
+
+
+#: calls of the driver by what they are, with the names of the fake driver
+CALLS = {
+    "graph launches": ("cuGraphLaunch",),
+    "kernel launches": ("cuLaunchKernel",),
+    "copies": ("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync"),
+    "records of events": ("cuEventRecord", "cuEventRecordWithFlags"),
+    "waits of streams": ("cuStreamWaitEvent",),
+    "waits of the host": ("cuEventSynchronize", "cuStreamSynchronize"),
+}
+
+
+def counted(device: Any, config: Any, frame: Any, *, overlap: bool, frames: int = 20) -> dict[str, dict[str, float]]:
+    """Nodes and calls of one frame, with graphs and without."""
+    from host_network import HostNetwork
+
+    from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
+    from yolact_deploy.runtime.cuda.driver import Graph
+    from yolact_deploy.runtime.predictor import Predictor
+
+    counts, control, launch = {}, fake_cuda.control(), Graph.launch
+    for graphs in (True, False):
+        nodes = 0
+
+        def noted(graph: Any, stream: Any) -> None:
+            nonlocal nodes
+            nodes += graph.nodes
+            launch(graph, stream)
+
+        with Predictor(CudaBackend(HostNetwork(device, config=config), device, graphs=graphs)) as model:
+            run = (lambda n: model([frame] * n)) if overlap else (lambda n: [model(frame) for _ in range(n)])
+            run(8)
+            control.reset_calls()
+            with mock.patch.object(Graph, "launch", noted):
+                run(frames)
+            calls = {name: sum(map(control.calls, names)) / frames for name, names in CALLS.items()}
+        counts["with graphs" if graphs else "without graphs"] = {"nodes of graphs": nodes / frames, **calls}
+    return counts
 
 
 def timed(way: Callable[[], Any], frames: int, copy: Callable[[], float]) -> dict[str, float]:
@@ -83,14 +133,20 @@ def timed_stream(model: Any, frame: Any, frames: int) -> dict[str, float]:
     for _ in model.stream(frame for _ in range(frames)):
         now = time.perf_counter()
         spent.append((now - start) * 1e3)
-        python.append(spent[-1] - model.timings["copy"])
+        python.append(spent[-1] - copies(model))
         start = now
     return {**percentiles("all", spent), **percentiles("python", python)}
 
 
+def copies(model: Any) -> float:
+    """Milliseconds that the last call spent on copying pixels and masks."""
+    return float(model.timings["copy"] + model.timings.get("read", 0.0))
+
+
 def percentiles(name: str, values: list[float]) -> dict[str, float]:
     cuts = statistics.quantiles(values, n=100)
-    return {f"{name}_p50": round(cuts[49], 4), f"{name}_p99": round(cuts[98], 4)}
+    ends = {f"{name}_min": round(min(values), 4), f"{name}_p50": round(cuts[49], 4)}
+    return {**ends, f"{name}_p99": round(cuts[98], 4)}
 
 
 def machine() -> str:

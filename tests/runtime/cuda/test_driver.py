@@ -473,6 +473,58 @@ def test_parts_of_a_graph_are_measured(device: Device) -> None:
     assert end.elapsed_since(start) >= 0
 
 
+def record_raw(stream: Stream, work: Any) -> Any:
+    """A graph that another library has recorded, as a CUgraph."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    driver.cuStreamBeginCapture(stream.raw, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+    work()
+    error, graph = driver.cuStreamEndCapture(stream.raw)
+    assert not error
+    return graph
+
+
+def test_a_graph_of_another_library_in_ours(device: Device, fake_cuda: fake.Control) -> None:
+    """It is one node, and what comes after it in the stream waits for it."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    stream, theirs, order = device.stream(), device.stream(), list[str]()
+
+    def note(what: str, where: Stream) -> None:
+        fake_cuda.host_function(where.handle, lambda: order.append(what))
+
+    def both() -> None:
+        note("first of theirs", theirs)
+        note("second of theirs", theirs)
+
+    raw = record_raw(theirs, both)
+    with stream.capture() as graph:
+        note("before", stream)
+        stream.embed(int(raw))
+        note("after", stream)
+    assert graph.nodes == 3
+    driver.cuGraphDestroy(raw)  # ours has a copy
+    for _ in range(2):
+        graph.launch(stream)
+    stream.synchronize()
+    assert order == ["before", "first of theirs", "second of theirs", "after"] * 2
+    graph.close()
+
+
+def test_a_node_that_nothing_follows_is_no_end(device: Device, fake_cuda: fake.Control) -> None:
+    """As the fake driver is to see: a node added by hand is not part of the stream until it is told so."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    stream = device.stream()
+    raw = record_raw(stream, lambda: fake_cuda.host_function(stream.handle, lambda: None))
+
+    def capture() -> None:
+        with stream.capture():
+            parent = driver.cuStreamGetCaptureInfo(stream.raw)[3]
+            assert not driver.cuGraphAddChildGraphNode(parent, [], 0, raw)[0]
+
+    with pytest.raises(CudaError, match="CAPTURE_UNJOINED"):
+        capture()
+    driver.cuGraphDestroy(raw)
+
+
 def test_an_allocation_invalidates_a_capture(device: Device) -> None:
     stream = device.stream()
     with pytest.raises(CudaError, match=r"CAPTURE_UNSUPPORTED.*Run it once before capturing"), stream.capture():

@@ -33,7 +33,7 @@ from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda import frame_pipeline as pipeline_module
 from yolact_deploy.runtime.cuda.arrays import SharedArray
 from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
-from yolact_deploy.runtime.cuda.driver import Device
+from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.cuda.frame_kernels import FrameKernels
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -271,6 +271,23 @@ def test_one_launch_and_one_wait_a_frame(device: Device) -> None:
             assert control.calls(never) == 0, never
 
 
+@pytest.mark.parametrize("tail", ["heads", "functions"])
+def test_marks_are_recorded_only_for_times_of_stages(device: Device, tail: str) -> None:
+    """A frame is an upload, a resize, the network, NMS and masks (4), and paste (2): all else would be overhead."""
+    control = fake.control()
+    control.reset_calls()
+    with make(device, tail) as model:
+        for number in range(6):
+            model(picture(number))
+        plain = model.backend.describe()["graph_nodes"]
+        assert plain == (9 if tail == "heads" else 5)
+        assert control.calls("cuEventRecordWithFlags") == 0
+        model.stage_times = True
+        for number in range(6):
+            model(picture(number))
+        assert model.backend.describe()["graph_nodes"] == plain + len(model.stages) - 3, "a mark each, and the start"
+
+
 def test_frames_of_new_sizes_share_a_graph(device: Device) -> None:
     """The work after the resize is one graph for all sizes: pictures of a dataset are not captured one by one."""
     control = fake.control()
@@ -321,9 +338,15 @@ def test_describe(device: Device) -> None:
 def test_timings(device: Device) -> None:
     for tail, network in (("heads", ("network", "nms", "assembly")), ("functions", ("network+nms+assembly",))):
         with make(device, tail) as model:
-            assert model.stages == (
-                "decode", "copy", "upload", "preprocess", *network, "paste", "download", "detect",
-            )  # fmt: skip
+            assert not model.stage_times
+            assert model.stages == ("decode", "copy", "launch", "wait", "read", "detect")
+            for number in range(4):
+                model(picture(number))
+            assert tuple(model.timings) == model.stages
+            assert all(model.timings[stage] > 0 for stage in ("copy", "launch", "wait", "read", "detect"))
+            model.stage_times = True
+            assert model.stages == ("decode", "copy", "upload", "preprocess", *network, "paste", "read", "detect")
+            assert tuple(model.timings) == model.stages
             for number in range(4):
                 model(picture(number))
             assert tuple(model.timings) == model.stages
@@ -373,6 +396,7 @@ def test_a_slow_kernel_shows_in_its_stage(
     stages: dict[bool, list[dict[str, float]]] = {False: [], True: []}
     wholes: dict[bool, list[float]] = {False: [], True: []}
     with make(device, graphs=graphs) as usual, make(device, graphs=graphs) as slowed:
+        usual.stage_times = slowed.stage_times = True
         for _ in range(11):  # in each slot directly, captured, and from the graph
             for slow, model in ((False, usual), (True, slowed)):
                 start = time.perf_counter()
@@ -403,6 +427,86 @@ def test_stream(device: Device) -> None:
         for (frame, ours), given in zip(results, frames, strict=True):
             assert frame is given
             assert_same(ours, expected(frame))
+
+
+def test_an_upload_does_not_wait_for_the_network_before(device: Device) -> None:
+    settings = DetectSettings(0.05, "fast")
+    with make(device) as model:
+        hook, network = model.backend.frames, model.backend.network  # type: ignore[attr-defined]
+        assert hook is not None
+        for number in range(2):
+            model(picture(number))  # which makes room in both slots
+        network.seen.clear()
+        tickets = [hook.submit([picture(i)], settings) for i in (1, 2)]
+        hook._work.uploads.synchronize()  # type: ignore[attr-defined]
+        assert network.seen == [], "nothing else had to run for it"
+        slot = hook._slots[1]  # type: ignore[attr-defined]
+        pixels = at(slot._frames.pointer + slot._header, (48, 64, 3), np.uint8)
+        np.testing.assert_array_equal(pixels, picture(2))
+        for number, ticket in zip((1, 2), tickets, strict=True):
+            np.testing.assert_array_equal(ticket.result()[0].scores, reference()(picture(number)).scores)
+
+
+@pytest.mark.parametrize("tail", ["heads", "functions"])
+def test_the_network_does_not_wait_for_the_results_before(device: Device, tail: str) -> None:
+    settings = DetectSettings(0.05 if tail == "heads" else 0.15, "fast")
+    with make(device, tail) as model:
+        hook, network = model.backend.frames, model.backend.network  # type: ignore[attr-defined]
+        assert hook is not None
+        tickets = [hook.submit([picture(i)], settings) for i in (1, 2)]
+        tickets[0].result()
+        tickets.append(hook.submit([picture(3)], settings))
+        with device:
+            hook.stream.synchronize()  # type: ignore[attr-defined]
+        assert len(network.seen) == 3
+        second = hook._slots[1]  # type: ignore[attr-defined]
+        assert second.host["wanted"].tolist() == [-1], "the second batch is not pasted yet"
+        for number, ticket in zip((1, 2, 3), tickets, strict=True):
+            np.testing.assert_array_equal(ticket.result()[0].scores, reference(tail)(picture(number)).scores)
+
+
+def test_without_its_events_the_streams_would_not_be_in_order(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other tests of overlap can fail."""
+    frames = [picture(i) for i in range(4)]
+    expected = [reference()(frame).scores.tolist() for frame in frames]
+
+    def scores() -> list[Any]:
+        with make(device) as model:
+            return [found.scores.tolist() for found in model(frames)]
+
+    assert scores() == expected
+    monkeypatch.setattr(Stream, "wait", lambda self, event: None)
+    assert scores() != expected
+
+
+def test_stages_are_timed_one_batch_after_another(device: Device) -> None:
+    expected = reference()
+    with make(device) as model:
+        model.stage_times = True
+        for number, (_, found) in enumerate(model.stream([picture(i) for i in range(6)])):
+            assert_same(found, expected(picture(number)))
+            assert tuple(model.timings) == model.stages
+            assert all(model.timings[stage] > 0 for stage in ("preprocess", "network", "nms", "assembly", "paste"))
+
+
+@pytest.mark.parametrize("call", ["cuMemcpyHtoDAsync", "cuStreamWaitEvent", "cuLaunchKernel"])
+def test_a_failure_in_the_middle_of_overlapping_batches(device: Device, call: str) -> None:
+    """What was enqueued of the batch that failed is waited for; the others are not harmed."""
+    settings, control = DetectSettings(0.05, "fast"), fake.control()
+    with make(device, graphs=False) as model:
+        hook = model.backend.frames
+        assert hook is not None
+        model(picture(0))
+        first = hook.submit([picture(1)], settings)
+        control.fail(call, 999)
+        try:
+            with pytest.raises(BackendError, match=f"{call} failed with CUDA_ERROR_UNKNOWN"):
+                hook.submit([picture(2)], settings)
+        finally:
+            control.fail(call, 999, 0)
+        for number in (3, 4, 5):
+            assert_same(model(picture(number)), reference()(picture(number)))
+        np.testing.assert_array_equal(first.result()[0].scores, reference()(picture(1)).scores)
 
 
 def test_results_are_available_at_any_time(device: Device) -> None:
@@ -745,6 +849,19 @@ def test_where_cpu_and_gpu_share_memory_nothing_is_uploaded(device: Device) -> N
             assert_same(model(picture(number)), expected(picture(number)))
         assert control.calls("cuMemcpyHtoDAsync") == 0
         assert "frames" not in device.usage()
+        assert model.backend.describe()["frames"] == "in place"
+
+
+@pytest.mark.fake_cuda(integrated=True, memory=64 * 2**20)
+def test_where_pinned_memory_is_not_cached_frames_can_be_uploaded(device: Device) -> None:
+    expected, control = reference(), fake.control()
+    with Predictor(CudaBackend(HostNetwork(device), device, in_place=False), score_threshold=0.05) as model:
+        control.reset_calls()
+        for number in range(2):
+            assert_same(model(picture(number)), expected(picture(number)))
+        assert control.calls("cuMemcpyHtoDAsync") == 2
+        assert device.usage()["frames"] > 0
+        assert model.backend.describe()["frames"] == "uploaded"
 
 
 @pytest.mark.fake_cuda(devices=2, memory=64 * 2**20)

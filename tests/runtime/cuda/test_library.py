@@ -114,6 +114,13 @@ def paste_inputs() -> dict[str, Any]:
         "placements": np.array([Placement.whole(60, 70)], np.int32),
         "windows": np.zeros((1, 5, 6), np.int32),
         "words_needed": np.zeros(1, np.int32),
+        "scores": np.ones((1, 5), np.float32),
+        "labels": np.arange(5, dtype=np.int32)[None],
+        "wanted": np.zeros(1, np.int32),
+        "found_windows": np.zeros((1, 5, 6), np.int32),
+        "found_boxes": np.zeros((1, 5, 4), np.float32),
+        "found_scores": np.zeros((1, 5), np.float32),
+        "found_labels": np.zeros((1, 5), np.int32),
         "bits": np.zeros((1, 900), np.uint32),
     }
 

@@ -18,7 +18,6 @@ from yolact_deploy.cache import cache_folder
 from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.runtime.cuda import nvrtc
 from yolact_deploy.runtime.cuda.plans.launch import Launch, LaunchPlan, Offset
-from yolact_deploy.runtime.cuda.plans.plan_count import count_above
 from yolact_deploy.runtime.cuda.plans.plan_masks import mask_assembly
 from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 from yolact_deploy.runtime.cuda.plans.plan_paste import paste
@@ -67,7 +66,7 @@ USUAL = {
     "mask_assembly": masks("float16", "float16", zero_outside=False),
     "paste": paste(1, 100, 138, 138, mask_dtype="float16", capacity_words=70000),
     "resize": resize(480, 640, 1920, 550),
-    "count_above": count_above(1, 100, score_threshold=0.3),
+    "paste with mask scores": paste(1, 100, 138, 138, capacity_words=70000, rescored=True),
 }
 PLANS = USUAL | {
     "fast_nms of 21 classes": nms(21),

@@ -59,6 +59,7 @@ def run_paste(
 ) -> Pasted:
     """Masks [N,D,h,w], boxes [N,D,4], num [N] and sizes [N,2] through the kernels; by default everything fits."""
     (batch, slots, height, width), sizes = masks.shape, np.asarray(sizes, np.int32)
+    scores = np.ones((batch, slots), np.float32)
     capacity = capacity or slots * max(h * -(-w // 32) for h, w in sizes.tolist())
     pasted = Pasted(
         np.empty((batch, slots, 6), np.int32), np.empty(batch, np.int32), np.empty((batch, capacity), np.uint32)
@@ -69,8 +70,22 @@ def run_paste(
     placements = np.array(where or [Placement.whole(*size) for size in sizes.tolist()], np.int32)
     plan = plan_paste.paste(batch, slots, height, width, mask_dtype=dtype, capacity_words=capacity, padding=padding)
     inputs = {"masks": masks, "boxes": boxes, "num_detections": np.asarray(num, np.int32), "placements": placements}
-    emulate.run_plan(plan, {**inputs, **pasted._asdict()}, **run)
+    inputs |= {"scores": scores, "labels": np.zeros((batch, slots), np.int32)}
+    emulate.run_plan(plan, {**inputs, **pasted._asdict(), **found_arrays(batch, slots)}, **run)
     return pasted
+
+
+def found_arrays(batch: int, slots: int) -> dict[str, Any]:
+    """What the host gets besides the bits, filled with garbage."""
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "wanted": ((batch,), np.int32),
+        "found_windows": ((batch, slots, 6), np.int32),
+        "found_boxes": ((batch, slots, 4), np.float32),
+        "found_scores": ((batch, slots), np.float32),
+        "found_labels": ((batch, slots), np.int32),
+        "found_mask_scores": ((batch, slots), np.float32),
+    }
+    return {name: np.full(shape, -5, dtype) for name, (shape, dtype) in shapes.items()}
 
 
 def paste_image(masks: Any, boxes: Any, size: tuple[int, int], **options: Any) -> MaskCrops:
@@ -433,10 +448,11 @@ def test_a_missing_barrier_is_caught(line: str, without: str, monkeypatch: pytes
 def test_the_plan() -> None:
     plan = plan_paste.paste(4, 100, 138, 138, mask_dtype="float16", capacity_words=70000)
     assert plan.buffers == (
-        "boxes", "num_detections", "placements", "windows", "words_needed", "masks", "bits"
+        "boxes", "scores", "labels", "num_detections", "placements", "windows", "words_needed", "wanted",
+        "found_windows", "found_boxes", "found_scores", "found_labels", "masks", "bits",
     )  # fmt: skip
     assert plan.scratch == {"paste_offsets": 4 * 101 * 4}
-    assert plan.bytes_moved == 4 * (100 * (2 * 138 * 138 + 16 + 24) + 4 * 70000)
+    assert plan.bytes_moved == 4 * (100 * (2 * 138 * 138 + 2 * 48) + 4 * 70000)
     assert plan.operations > 0
     assert plan.launches[1].grid == (256, 4, 1)
     assert plan_paste.paste(1, 100, 138, 138, capacity_words=300).launches[1].grid == (2, 1, 1)
@@ -476,3 +492,56 @@ def test_images_on_a_canvas(size: tuple[int, int], fit: str, dtype: str) -> None
     canvas = paste_windows(windows, where.canvas_height, where.canvas_width).full()
     bottom, right = where.top + where.height, where.left + where.width
     np.testing.assert_array_equal(pasted, canvas[:, where.top : bottom, where.left : right])
+
+
+# -- what is worth pasting --------------------------------------------------------------------------------------------
+
+
+def select(scores: Any, num: Any, threshold: float, *, rescored: bool = False, **run: Any) -> dict[str, Any]:
+    """Outputs for scores [N,D] above a threshold, on masks of ones at boxes of any kind."""
+    batch, slots = scores.shape
+    capacity = slots * 60 * 3
+    plan = plan_paste.paste(batch, slots, 6, 6, capacity_words=capacity, score_threshold=threshold, rescored=rescored)
+    arrays = {
+        "masks": np.ones((batch, slots, 6, 6), np.float32),
+        "boxes": np.stack([random_boxes(seed, slots) for seed in range(batch)]),
+        "scores": scores,
+        "labels": np.arange(batch * slots, dtype=np.int32).reshape(batch, slots),
+        "num_detections": np.asarray(num, np.int32),
+        "placements": np.tile(np.array(Placement.whole(60, 70), np.int32), (batch, 1)),
+        "windows": np.full((batch, slots, 6), -5, np.int32),
+        "words_needed": np.full(batch, -5, np.int32),
+        "bits": np.full((batch, capacity), 0, np.uint32),
+        **found_arrays(batch, slots),
+    }
+    if rescored:
+        arrays["mask_scores"] = np.random.default_rng(1).random((batch, slots), np.float32)
+    emulate.run_plan(plan, arrays, **run)
+    return arrays
+
+
+@pytest.mark.parametrize("rescored", [False, True])
+@pytest.mark.parametrize(("batch", "slots"), [(1, 1), (1, 100), (3, 255), (2, 256), (2, 257), (2, 600)])
+def test_what_scores_too_low_is_left_out(batch: int, slots: int, rescored: bool) -> None:
+    rng = np.random.default_rng(slots)
+    scores = -np.sort(-rng.random((batch, slots), np.float32), axis=1)
+    num = rng.integers(0, slots + 1, batch)
+    for threshold in (0.0, 0.3, 1.0):
+        arrays = select(scores, num, threshold, rescored=rescored, seed=slots)
+        expected = [int((row[:n] > np.float32(threshold)).sum()) for row, n in zip(scores, num, strict=True)]
+        assert arrays["wanted"].tolist() == expected
+        copied = ("windows", "boxes", "scores", "labels", *(("mask_scores",) if rescored else ()))
+        for image, wanted in enumerate(expected):
+            assert not arrays["windows"][image, wanted:].any(), "nothing is pasted for them"
+            assert arrays["windows"][image, :wanted, 4].any() or wanted < 5
+            for name in copied:
+                np.testing.assert_array_equal(arrays[f"found_{name}"][image, :wanted], arrays[name][image, :wanted])
+                assert (arrays[f"found_{name}"][image, wanted:] == -5).all(), "the host reads nothing there"
+
+
+def test_edges_of_the_threshold() -> None:
+    scores = np.array([[0.5, 0.5, np.nan, 0.25]], np.float32)
+    assert select(scores, [4], 0.5)["wanted"] == [0], "the threshold itself is not above it"
+    assert select(scores, [4], 0.25)["wanted"] == [2]
+    assert select(scores, [0], 0.0)["wanted"] == [0]
+    assert select(scores, [99], 0.0)["wanted"] == [3], "a count beyond the slots reads no further"

@@ -101,7 +101,7 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
     plan = joined(
         [
             plan_masks.mask_assembly(1, count, h, w, k, zero_outside=False),
-            plan_paste.paste(1, count, h, w, capacity_words=words),
+            plan_paste.paste(1, count, h, w, capacity_words=words, score_threshold=-1.0),
         ]
     )
 
@@ -115,6 +115,8 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
         "proto": case["proto"][None],
         "coeff": case["coef"][keep][None],
         "boxes": case["boxes"][keep][None],
+        "scores": case["scores"][keep][None],
+        "labels": np.zeros((1, count), np.int32),
         "num_detections": np.array([count], np.int32),
         "placements": np.array([Placement.whole(height, width)], np.int32),
     }

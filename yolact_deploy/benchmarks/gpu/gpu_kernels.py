@@ -184,10 +184,13 @@ def _padded(detected: list[Detected], config: YolactConfig) -> dict[str, NDArray
     slots = config.max_detections
     boxes = np.zeros((len(detected), slots, 4), np.float32)
     coeff = np.zeros((len(detected), slots, config.num_prototypes), np.float32)
+    scores, labels = np.zeros((len(detected), slots), np.float32), np.zeros((len(detected), slots), np.int32)
     for i, one in enumerate(detected):
         boxes[i, : len(one.boxes)] = one.boxes
         coeff[i, : len(one.coeff)] = one.coeff
-    return {"num_detections": np.array([len(one.boxes) for one in detected], np.int32), "boxes": boxes, "coeff": coeff}
+        scores[i, : len(one.scores)], labels[i, : len(one.labels)] = one.scores, one.labels
+    counts = np.array([len(one.boxes) for one in detected], np.int32)
+    return {"num_detections": counts, "boxes": boxes, "scores": scores, "labels": labels, "coeff": coeff}
 
 
 def nms_shapes(count: int, slots: int, coefficients: int) -> Shapes:
@@ -206,6 +209,11 @@ def paste_shapes(count: int, slots: int, words: int) -> Shapes:
     return {
         "windows": ((count, slots, 6), np.int32),
         "words_needed": ((count,), np.int32),
+        "wanted": ((count,), np.int32),
+        "found_windows": ((count, slots, 6), np.int32),
+        "found_boxes": ((count, slots, 4), np.float32),
+        "found_scores": ((count, slots), np.float32),
+        "found_labels": ((count, slots), np.int32),
         "bits": ((count, words), np.uint32),
     }
 
@@ -311,8 +319,7 @@ def _paste_case(
     plan = plan_paste.paste(count, slots, h, w, mask_dtype=dtype, capacity_words=words)
     inputs = {
         "masks": dense,
-        "boxes": padded["boxes"],
-        "num_detections": padded["num_detections"],
+        **{name: padded[name] for name in ("boxes", "scores", "labels", "num_detections")},
         "placements": np.tile(np.array(where, np.int32), (count, 1)),
     }
 

@@ -17,7 +17,7 @@
 // option fuses. It is computed only in cells between four prototype pixels of which some are inside and some outside.
 // Masks are read only inside the padded boxes; outside they count as 0, whatever is in memory there.
 //
-// Defines: THREADS per block, MASK_HALF = 0 or 1.
+// Defines: THREADS per block, MASK_HALF = 0 or 1, RESCORED = 1 if there are mask scores.
 #include <cuda_fp16.h>
 
 #include "common.cuh"
@@ -27,6 +27,10 @@
 #endif
 #ifndef MASK_HALF
 #define MASK_HALF 0
+#endif
+
+#ifndef RESCORED
+#define RESCORED 0
 #endif
 
 #if MASK_HALF
@@ -157,20 +161,47 @@ __device__ __forceinline__ int words_before(int words, int* sums, int* total) {
     return before;
 }
 
-// boxes [N,D,4] (xyxy, normalized), num_detections [N], placements [N,6] -> windows [N,D,6], words_needed [N],
-// offsets [N,D+1]: the first word of each detection, then the number of all words that fit. One block per image.
+// The number of detections worth pasting: those above the user's score threshold, which come first. Fast NMS fills its
+// slots with everything it keeps, mostly far below any useful score; pasting all of them would take longer than the rest
+// of the tail. All threads call it.
+__device__ __forceinline__ int count_above(const float* scores, int count, float threshold) {
+    int above = 0;
+    for (int page = 0; page < count; page += THREADS) {
+        const int slot = page + threadIdx.x;
+        above += __syncthreads_count(slot < count && scores[slot] > threshold);
+    }
+    return above;
+}
+
+// boxes [N,D,4] (xyxy, normalized), scores [N,D], best first, labels [N,D], num_detections [N], placements [N,6]
+// -> windows [N,D,6], offsets [N,D+1]: the first word of each detection, then the number of all words that fit; and for
+// the host, in memory that may be its own: words_needed [N], wanted [N], the number of detections above the threshold,
+// and of these the windows, boxes, scores, labels and mask scores. One block per image.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    paste_windows(const float4* __restrict__ boxes, const int* __restrict__ num_detections,
-                  const Placement* __restrict__ placements, int detections, int mask_height, int mask_width,
-                  int padding_bits, int capacity, Window* __restrict__ windows, int* __restrict__ words_needed,
-                  int* __restrict__ offsets) {
+    paste_windows(const float4* __restrict__ boxes, const float* __restrict__ scores, const int* __restrict__ labels,
+#if RESCORED
+                  const float* __restrict__ mask_scores,
+#endif
+                  const int* __restrict__ num_detections, const Placement* __restrict__ placements, int detections,
+                  int mask_height, int mask_width, int padding_bits, int capacity, int threshold_bits,
+                  Window* __restrict__ windows, int* __restrict__ offsets, int* __restrict__ words_needed,
+                  int* __restrict__ wanted, Window* __restrict__ found_windows, float4* __restrict__ found_boxes,
+                  float* __restrict__ found_scores, int* __restrict__ found_labels
+#if RESCORED
+                  ,
+                  float* __restrict__ found_mask_scores
+#endif
+    ) {
     __shared__ int sums[2][THREADS / WARP];
     const int image = blockIdx.x;
     const Placement where = placements[image];
-    const int found = where.height > 0 && where.width > 0 ? min(num_detections[image], detections) : 0;
+    const size_t slots = (size_t)image * detections;
+    const int above =
+        count_above(scores + slots, min(num_detections[image], detections), __int_as_float(threshold_bits));
+    const int found = where.height > 0 && where.width > 0 ? above : 0;
     const Axis across = across_of(mask_width, where), down = down_of(mask_height, where);
-    boxes += (size_t)image * detections;
-    windows += (size_t)image * detections;
+    boxes += slots;
+    windows += slots;
     offsets += (size_t)image * (detections + 1);
     int first = 0;
     for (int page = 0; page < detections; page += THREADS) {
@@ -186,10 +217,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         window.first_word = words > 0 ? begin : 0;
         if (words > 0 && words > capacity - begin) window = Window{0, 0, -1, 0, 0, 0};
         windows[slot] = window;
+        if (slot >= above) continue;
+        found_windows[slots + slot] = window;
+        found_boxes[slots + slot] = boxes[slot];
+        found_scores[slots + slot] = scores[slots + slot];
+        found_labels[slots + slot] = labels[slots + slot];
+#if RESCORED
+        found_mask_scores[slots + slot] = mask_scores[slots + slot];
+#endif
     }
     if (threadIdx.x == 0) {
         offsets[detections] = min(first, capacity);
         words_needed[image] = first;
+        wanted[image] = above;
     }
 }
 

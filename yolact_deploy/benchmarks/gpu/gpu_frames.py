@@ -60,7 +60,7 @@ class ReplayNetwork(DeviceNetwork):
             outputs[name] = DeviceTensor(0, array.shape, array.dtype)
         stream.close()
         self.outputs = outputs
-        shape = (max_batch, config.image_size, config.image_size, 3)
+        shape = (max_batch, *config.input_shape, 3)
         self._held["input"] = device.allocate(int(np.prod(shape)), "network input")
         self.input = DeviceTensor(self._held["input"].pointer, shape, np.dtype(np.uint8))
 

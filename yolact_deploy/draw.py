@@ -115,9 +115,9 @@ def _colors(detections: Detections, meaning: str) -> list[Color]:
 def _caption(detections: Detections, index: int, hide: frozenset[str]) -> str:
     parts = []
     if "labels" not in hide:
-        parts.append(detections.class_names[detections.labels[index]])
         if detections.track_ids is not None and detections.track_ids[index] > 0:
-            parts.append(f"#{detections.track_ids[index]}")
+            parts.append(f"#{detections.track_ids[index]}")  # apart from the score, with which it could be confused
+        parts.append(detections.class_names[detections.labels[index]])
     if "scores" not in hide:
         parts.append(f"{detections.scores[index]:.2f}")
     return " ".join(parts)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from yolact_deploy.config import YolactConfig, size_text
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import import_optional
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.model_macs import count_model_macs
@@ -25,12 +25,12 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
     """
     torchinfo = import_optional("torchinfo", extra="train", purpose="the layer table")
     figures = summary_dict(config_or_model)
+    side = figures["image_size"]
     model = _on_meta(config_or_model)
-    height, width = model.config.input_shape
     model.forward = model.heads  # type: ignore[method-assign, assignment]  # the rest needs values, not shapes
     table = torchinfo.summary(
         model,
-        input_size=(1, 3, height, width),
+        input_size=(1, 3, side, side),
         device="meta",
         depth=depth,
         col_names=("output_size", "num_params", "mult_adds"),
@@ -38,24 +38,19 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
         mode="eval",
         verbose=0,
     )
-    levels = " ".join(map(_text, figures["level_sizes"]))
+    levels = " ".join(str(level) for level in figures["level_sizes"])
     return (
-        f"{figures['name']}: {figures['backbone']}, input {height}x{width}, {figures['classes']} classes\n"
+        f"{figures['name']}: {figures['backbone']}, input {side}x{side}, {figures['classes']} classes\n"
         f"{str(table).replace('Units.GIGABYTES', 'G')}\n"
         f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable), "
         f"convolutions {figures['gmac']:.2f} GMAC\n"
-        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {_text(figures['prototype_size'])}"
+        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {figures['prototype_size']}"
     )
-
-
-def _text(size: Any) -> str:
-    return size_text(tuple(size) if isinstance(size, list) else size)
 
 
 def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
     """The key figures, ready for JSON: ``parameters``, ``trainable``, ``gmac``, ``priors``, ``level_sizes`` and more.
 
-    A size is the side of a square, or a list of height and width.
     ``gmac`` counts the multiply-adds of the convolutions for one image in evaluation, in units of 10^9. ``parameters``
     include the semantic branch, which only training runs.
     """
@@ -64,20 +59,15 @@ def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
     return {
         "name": config.name,
         "backbone": config.backbone,
-        "image_size": _size(*config.input_shape),
+        "image_size": config.image_size,
         "classes": config.num_classes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmac": count_model_macs(config).gmac,
         "priors": config.num_priors,
-        "level_sizes": [_size(*shape) for shape in config.level_shapes],
-        "prototype_size": _size(*config.prototype_shape),
+        "level_sizes": list(config.level_sizes),
+        "prototype_size": config.prototype_size,
     }
-
-
-def _size(height: int, width: int) -> int | list[int]:
-    """The side of a square, else height and width."""
-    return height if height == width else [height, width]
 
 
 def _on_meta(config_or_model: YolactConfig | YolactModel) -> YolactModel:

@@ -11,7 +11,6 @@ Source: YOLACT (arXiv:1904.02689), sections 3 and 4; YOLACT++ (arXiv:1912.06218)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +70,7 @@ class LossSettings:
     @classmethod
     def of(cls, config: YolactConfig) -> LossSettings:
         """The original's settings for a configuration: up to 300 masks per image from 700 pixels on, 100 below."""
-        return cls(max_masks=300 if math.prod(config.input_shape) >= 700 * 700 else 100)
+        return cls(max_masks=300 if config.image_size >= 700 else 100)
 
 
 class YolactLoss(nn.Module):

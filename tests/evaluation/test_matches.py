@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,29 @@ def test_malformed_polygons(evaluator: str) -> None:
     content["annotations"][0]["segmentation"] = 5
     with pytest.raises(DatasetError, match=f"{evaluator} cannot score these annotations: a malformed segmentation"):
         accuracy(content, make_results(content), range(10, 13), evaluator)
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_every_threshold_and_the_recall_are_pycocotools_figures(evaluator: str) -> None:
+    if evaluator != EVALUATORS[0]:
+        pytest.importorskip("faster_coco_eval")
+    content = make_content(20, 3)
+    results = make_results(content)
+    ids = sorted(image["id"] for image in content["images"])
+    scored = accuracy(content, results, ids, evaluator, kinds=("bbox",)).box
+    truth = COCO()
+    truth.dataset = json.loads(json.dumps(content))
+    truth.createIndex()
+    found = truth.loadRes(json.loads(json.dumps([{k: r[k] for k in ("image_id", "category_id", "bbox", "score")}
+                                                 for r in results])))  # fmt: skip
+    expected = COCOeval(truth, found, "bbox")
+    expected.params.imgIds = ids
+    expected.evaluate()
+    expected.accumulate()
+    precision, recall = expected.eval["precision"][..., 0, -1], expected.eval["recall"][..., 0, -1]
+    assert scored is not None
+    assert list(scored.per_iou) == [f"0.{percent}" for percent in range(50, 100, 5)]
+    for place, value in enumerate(scored.per_iou.values()):
+        assert value == pytest.approx(precision[place][precision[place] > -1].mean(), abs=1e-12)
+    assert scored.ar == pytest.approx(recall[recall > -1].mean(), abs=1e-12)
+    assert sum(filter(None, scored.per_iou.values())) / 10 == pytest.approx(scored.ap)

@@ -56,8 +56,26 @@ def test_the_table_shows_layers_and_totals() -> None:
     assert "ResNetBackbone (backbone)" in table
     assert "Total params: 50,157,071" in table
     assert "convolutions 82.34 GMAC" in table
+    assert "82.44 GMAC with the semantic layer" in table
+    assert "(47.95 GMAC) prints about 34.5" in table
     assert "priors 19,248 on levels of 69 35 18 9 5" in table
     assert len(summarize(get_config("yolact_base"), depth=1).splitlines()) < len(table.splitlines())
+
+
+def test_the_rows_of_the_semantic_layer_and_of_the_head() -> None:
+    rows = [line.split() for line in summarize(get_config("yolact_base")).splitlines()]
+
+    def row(name: str) -> list[str]:
+        return next(words for words in rows if f"({name}):" in " ".join(words))
+
+    assert "20,560" in row("semantic_seg_conv")
+    assert row("semantic_seg_conv")[3:7] == ["[1,", "80,", "69,", "69]"] or "69]" in row("semantic_seg_conv")
+    for name, parameters in (
+        ("upfeature", "590,080"), ("bbox_layer", "27,660"), ("conf_layer", "560,115"), ("mask_layer", "221,280")
+    ):  # fmt: skip
+        assert parameters in row(name)
+    assert "9,408" in row("conv1")
+    assert sum("conf_layer):" in " ".join(words) for words in rows) == 5
 
 
 def test_the_table_of_yolact_plus() -> None:

@@ -306,6 +306,7 @@ def _print(args: argparse.Namespace, scored: _Scored) -> None:
 
     table = accuracy_table([(scored.name, scored.accuracy)])
     print_table(table.columns, table.rows, title=table.title)
+    print_table(("", "all", *_ious(), "AR"), _iou_rows(scored.accuracy), title="AP x 100 at each IoU")
     if args.per_class:
         print_table(("class", "box AP", "mask AP"), _class_rows(scored.accuracy), title="AP x 100 of each class")
     for kind, interval in scored.difference.items():
@@ -315,6 +316,17 @@ def _print(args: argparse.Namespace, scored: _Scored) -> None:
         print_table(("stage", "s" if scored.time.workers == 1 else "s of all processes", "%"), _time_rows(scored.time))
         if scored.time.outside_network is not None:
             print(f"Outside {scored.time.network_stage}: {100 * scored.time.outside_network:.1f} % of the time")
+
+
+def _ious() -> list[str]:
+    """Columns of the IoU thresholds: .50 to .95."""
+    return [f".{percent}" for percent in range(50, 100, 5)]
+
+
+def _iou_rows(accuracy: Accuracy) -> Iterator[tuple[str, ...]]:
+    for name, figures in (("box", accuracy.box), ("mask", accuracy.mask)):
+        if figures is not None:
+            yield name, *(_percent(value) for value in (figures.ap, *figures.per_iou.values(), figures.ar))
 
 
 def _class_rows(accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:

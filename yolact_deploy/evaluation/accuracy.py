@@ -36,6 +36,8 @@ class AveragePrecision:
 
     Attributes:
         per_class: ``ap`` of each category by name
+        per_iou: AP at each of the ten IoU thresholds, by "0.50" to "0.95"
+        ar: average recall over the thresholds and classes, of all detections that count
     """
 
     ap: float | None
@@ -45,6 +47,8 @@ class AveragePrecision:
     medium: float | None
     large: float | None
     per_class: dict[str, float | None] = field(default_factory=dict)
+    per_iou: dict[str, float | None] = field(default_factory=dict)
+    ar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class AccuracyMeter:
         curves: dict[str, Curves] = {}
         for kind, matcher in self._matchers.items():
             precision = matcher.precision()
-            figures[KINDS[kind]] = average_precision(precision, self._names)
+            figures[KINDS[kind]] = average_precision(precision, self._names, matcher.recall())
             kind_curves = precision_curves(precision)
             if kind_curves:
                 curves[KINDS[kind]] = kind_curves
@@ -150,11 +154,12 @@ class AccuracyMeter:
         return Accuracy(box, mask, images, self._detections, curves, self._max_detections)
 
 
-def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePrecision:
+def average_precision(precision: Floats, names: Sequence[str] = (), recall: Floats | None = None) -> AveragePrecision:
     """COCO's figures from interpolated precision [T, R, K, A], as ``COCOeval.summarize`` computes them.
 
     Args:
         names: of the K categories; if given, the result has figures per class
+        recall: [T, K, A]; if given, the result has the average recall
     """
 
     def mean(values: NDArray[np.float64]) -> float | None:
@@ -169,6 +174,8 @@ def average_precision(precision: Floats, names: Sequence[str] = ()) -> AveragePr
         small=small,
         medium=medium,
         large=large,
+        per_iou={f"{iou:.2f}": mean(precision[place, ..., 0]) for place, iou in enumerate(IOU_THRESHOLDS)},
+        ar=None if recall is None else mean(recall[..., 0]),
         per_class={name: mean(precision[:, :, category, 0]) for category, name in enumerate(names)},
     )
 

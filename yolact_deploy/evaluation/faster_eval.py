@@ -26,10 +26,10 @@ class FasterMatcher:
         self._kind, self._max_detections = kind, max_detections
         self._truth = Truth(content, image_ids)
         self._detections: list[Result] = []
-        self._precision: Floats | None = None
+        self._scores: tuple[Floats, Floats] | None = None
 
     def add(self, results: Mapping[int, Sequence[Result]]) -> None:
-        assert self._precision is None
+        assert self._scores is None
         self._detections += [detection(result, self._kind) for of_image in results.values() for result in of_image]
 
     def precision(self) -> Floats:
@@ -38,11 +38,18 @@ class FasterMatcher:
         Raises:
             DatasetError: the annotations have an unreadable segmentation.
         """
-        if self._precision is None:
-            self._precision = self._score()
-        return self._precision
+        return self._both()[0]
 
-    def _score(self) -> Floats:
+    def recall(self) -> Floats:
+        """Recall of all detections that count [T, K, A], -1 without objects; nothing can be added afterwards."""
+        return self._both()[1]
+
+    def _both(self) -> tuple[Floats, Floats]:
+        if self._scores is None:
+            self._scores = self._score()
+        return self._scores
+
+    def _score(self) -> tuple[Floats, Floats]:
         truth, detections = self._truth.parts(self._truth.image_ids, self._detections)
         self._detections = []  # frees most of the memory before the next kind is scored
         with scoring("faster-coco-eval"):
@@ -54,5 +61,4 @@ class FasterMatcher:
             evaluation.params.maxDets = [1, 10, self._max_detections]
             evaluation.evaluate()
             evaluation.accumulate()
-        precision: Floats = evaluation.eval["precision"][..., -1]
-        return precision
+        return evaluation.eval["precision"][..., -1], evaluation.eval["recall"][..., -1]

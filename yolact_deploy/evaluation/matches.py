@@ -76,6 +76,17 @@ class Matches:
                     precision[:, :, category, area] = self._interpolated(category, area, once)[0]
         return precision
 
+    def recall(self) -> Floats:
+        """Recall of all detections that count [T, K, A], -1 without objects: ``COCOeval.eval["recall"]``."""
+        recall = np.full((len(IOU_THRESHOLDS), len(self.category_ids), len(AREAS)), -1.0)
+        for cell, (category, area) in enumerate(np.ndindex(recall.shape[1:])):
+            objects = int(self.objects[category, area].sum())
+            if objects:
+                hits = self.hits[self.starts[cell] : self.starts[cell + 1]]
+                found = [int((hits >> threshold & 1).sum()) for threshold in range(len(IOU_THRESHOLDS))]
+                recall[:, category, area] = np.array(found) / objects
+        return recall
+
     def average_precision(self, weights: NDArray[np.int32]) -> Floats:
         """AP over all thresholds and categories, of all areas [S]; NaN if no object is left.
 
@@ -264,6 +275,10 @@ class Matcher:
     def precision(self) -> Floats:
         """:meth:`Matches.precision` of everything added."""
         return self.matches().precision()
+
+    def recall(self) -> Floats:
+        """:meth:`Matches.recall` of everything added."""
+        return self.matches().recall()
 
 
 class Truth:

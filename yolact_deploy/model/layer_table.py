@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import import_optional
-from yolact_deploy.model import YolactModel
+from yolact_deploy.model import RawHeads, YolactModel
 from yolact_deploy.model.model_macs import count_model_macs
 
 
@@ -27,7 +29,7 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
     figures = summary_dict(config_or_model)
     side = figures["image_size"]
     model = _on_meta(config_or_model)
-    model.forward = model.heads  # type: ignore[method-assign, assignment]  # the rest needs values, not shapes
+    model.forward = partial(_all_layers, model)  # type: ignore[method-assign]  # NMS needs values, not shapes
     table = torchinfo.summary(
         model,
         input_size=(1, 3, side, side),
@@ -44,6 +46,7 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
         f"{str(table).replace('Units.GIGABYTES', 'G')}\n"
         f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable), "
         f"convolutions {figures['gmac']:.2f} GMAC\n"
+        f"{_macs_note(figures)}\n"
         f"priors {figures['priors']:,} on levels of {levels}, prototypes of {figures['prototype_size']}"
     )
 
@@ -51,11 +54,14 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
 def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
     """The key figures, ready for JSON: ``parameters``, ``trainable``, ``gmac``, ``priors``, ``level_sizes`` and more.
 
+    ``gmac_semantic`` is the semantic layer's, and ``gmac_stages`` the part of ``gmac`` in the backbone's stages.
     ``gmac`` counts the multiply-adds of the convolutions for one image in evaluation, in units of 10^9. ``parameters``
     include the semantic branch, which only training runs.
     """
     model = config_or_model if isinstance(config_or_model, YolactModel) else _on_meta(config_or_model)
-    config = model.config
+    config, macs = model.config, count_model_macs(model.config)
+    stages = sum(layer.macs for layer in macs.layers if layer.name.startswith("backbone.layers."))
+    semantic = config.num_classes * config.fpn_channels * config.level_sizes[0] ** 2
     return {
         "name": config.name,
         "backbone": config.backbone,
@@ -63,11 +69,29 @@ def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
         "classes": config.num_classes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "gmac": count_model_macs(config).gmac,
+        "gmac": macs.gmac,
+        "gmac_stages": stages / 1e9,
+        "gmac_semantic": semantic / 1e9,
         "priors": config.num_priors,
         "level_sizes": list(config.level_sizes),
         "prototype_size": config.prototype_size,
     }
+
+
+def _all_layers(model: YolactModel, images: Tensor) -> tuple[RawHeads, Tensor]:
+    """What training computes: the heads, and the semantic layer on P3."""
+    levels = model.features(images)
+    return model.predict(levels), model.semantic_seg_conv(levels[0])
+
+
+def _macs_note(figures: dict[str, Any]) -> str:
+    """Why other tools print other multiply-adds for the same network."""
+    whole = figures["gmac"] + figures["gmac_semantic"]
+    return (
+        f"{whole:.2f} GMAC with the semantic layer, which only training runs. Each use of a layer counts, so the head "
+        f"counts on all five levels;\na tool that does not look into the backbone's stages "
+        f"({figures['gmac_stages']:.2f} GMAC) prints about {whole - figures['gmac_stages']:.1f}"
+    )
 
 
 def _on_meta(config_or_model: YolactConfig | YolactModel) -> YolactModel:

@@ -62,6 +62,10 @@ class YolactModel(nn.Module):
 
     def __init__(self, config: YolactConfig) -> None:
         super().__init__()
+        if not isinstance(config, YolactConfig):
+            raise ConfigError(
+                f"expected a YolactConfig, got {type(config).__name__}: pass YolactConfig(...) or get_config(name)"
+            )
         self.config = config
         self.backbone = _make_backbone(config)
         channels = config.fpn_channels
@@ -151,6 +155,11 @@ class YolactModel(nn.Module):
             InputError: images of another shape or of integers.
         """
         side = self.config.image_size
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"expected normalized float images [N, 3, {side}, {side}] as a tensor, got {type(images).__name__}: "
+                "stack them with torch.stack, or give pictures to a predictor (yolact_deploy.load)"
+            )
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not images.is_floating_point():
             raise InputError(
                 f"expected normalized float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
@@ -178,8 +187,9 @@ class YolactModel(nn.Module):
         from masks [m, 1, h, w] to their IoUs [m, C].
 
         Evaluation outputs, lists with one tensor per image: ``boxes`` [n, 4] xyxy normalized, ``masks`` [n, h, w]
-        probabilities cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, best first. YOLACT++ adds
-        ``mask_scores`` [n]: scores times the predicted IoUs of the masks.
+        probabilities cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, and ``keypoints`` [n, 0, 3] (a
+        YOLACT detects none), best first. YOLACT++ adds ``mask_scores`` [n]: scores times the predicted IoUs of the
+        masks.
         """
         levels = self.features(images)
         raw = self.predict(levels)
@@ -198,7 +208,7 @@ class YolactModel(nn.Module):
 
     def _detections(self, raw: RawHeads) -> dict[str, Any]:
         config = self.config
-        outputs: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": []}
+        outputs: dict[str, Any] = {"boxes": [], "masks": [], "scores": [], "labels": [], "keypoints": []}
         for loc, logits, coeff, proto in zip(*raw, strict=True):
             detected = ops.detect(
                 ops.decode_boxes(loc, self.priors, clip=config.clip_boxes),
@@ -215,6 +225,7 @@ class YolactModel(nn.Module):
             outputs["masks"].append(masks)
             outputs["scores"].append(detected.scores)
             outputs["labels"].append(detected.labels)
+            outputs["keypoints"].append(detected.boxes.new_zeros((len(detected.boxes), 0, 3)))
             if self.maskiou_net is not None:
                 rescored = ops.rescore_masks(self.maskiou_net, masks, detected.scores, detected.labels)
                 outputs.setdefault("mask_scores", []).append(rescored)

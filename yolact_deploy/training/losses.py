@@ -89,6 +89,8 @@ class YolactLoss(nn.Module):
 
     def __init__(self, settings: LossSettings | None = None, *, sum_over_processes: bool = True) -> None:
         super().__init__()
+        if settings is not None and not isinstance(settings, LossSettings):
+            raise InputError(f"settings: expected LossSettings, got {type(settings).__name__}")
         self.settings = settings or LossSettings()
         self.sum_over_processes = sum_over_processes
 
@@ -209,12 +211,29 @@ def not_finite(*values: Tensor) -> Tensor:
 
 
 def _check(outputs: Mapping[str, Any], targets: Sequence[Target] | GroundTruth) -> None:
+    if not isinstance(outputs, Mapping):
+        raise InputError(
+            f"expected the outputs of a YolactModel in training mode, a dictionary, got {type(outputs).__name__}: pass "
+            "what model(images) returns after model.train()"
+        )
+    if not isinstance(targets, (list, tuple, GroundTruth)):
+        raise InputError(
+            f"expected targets as a list with one dictionary per image, got {type(targets).__name__}: put them in a "
+            "list"
+        )
     missing = [key for key in _OUTPUTS if key not in outputs]
     if missing:
         raise InputError(
             f"the outputs have no {', '.join(missing)}: the loss needs those of a YolactModel in training mode; "
             "call model.train() first"
         )
+    for key in _OUTPUTS:
+        if not isinstance(outputs[key], Tensor):
+            kind = type(outputs[key]).__name__
+            raise InputError(
+                f"expected the output {key} to be a tensor, got {kind}: the loss needs the outputs of training mode; "
+                "call model.train() first"
+            )
     images = len(outputs["boxes"])
     given = len(targets.counts) if isinstance(targets, GroundTruth) else len(targets)
     if given != images:

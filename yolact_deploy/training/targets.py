@@ -8,10 +8,11 @@ enters the network, after augmentation and resizing:
 - ``boxes`` float [n, 4], xyxy in pixels of that image
 - ``labels`` integers [n], 0-based; not read for crowds
 - ``masks`` uint8 or bool [n, H, W], zero and one
-- ``iscrowd`` [n], true for crowds; if it is missing, there are none
+- ``iscrowd`` [n], true for crowds, or one number 0 or 1 or bool for all objects; if it is missing, there are none
 - ``width`` and ``height``, integers: the W and H of the masks, in which the boxes are measured
 
-An image without objects has tensors with n = 0. Other keys (``area``, ``image_id``, ``keypoints``) are not read.
+An image without objects has tensors with n = 0. ``area`` may be a number or have one value per object; the loss does
+not use it. Other keys (``image_id``, ``keypoints``) are not read.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
@@ -137,9 +139,9 @@ def _moved(values: Any, device: torch.device) -> Tensor:
 
 
 def _crowd(target: Target) -> Tensor:
-    if target.get("iscrowd") is None:
-        return torch.zeros(len(target["boxes"]), dtype=torch.bool)
-    return torch.as_tensor(target["iscrowd"])
+    count = len(target["boxes"])
+    crowd = torch.as_tensor(False if target.get("iscrowd") is None else target["iscrowd"])
+    return crowd.expand(count) if crowd.ndim == 0 else crowd
 
 
 def _indices(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -157,15 +159,24 @@ def _indices(counts: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _check(target: Target, number: int, num_classes: int) -> None:
+    if not isinstance(target, Mapping):
+        raise InputError(
+            f"target {number}: expected a dictionary with boxes, labels and masks, got {type(target).__name__}: give "
+            "one for each image"
+        )
     missing = [key for key in ("boxes", "labels", "masks", "width", "height") if key not in target]
     if missing:
         raise InputError(f"target {number} has no {', '.join(missing)}: give the targets of a dataset of this package")
+    for key in ("boxes", "labels", "masks", "iscrowd", "area"):
+        _check_type(target.get(key), key, number, may_be_single=key in ("iscrowd", "area"))
     shapes = {key: tuple(target[key].shape) for key in ("boxes", "labels", "masks")}
     count = shapes["boxes"][0] if shapes["boxes"] else 0
-    size = (int(target["height"]), int(target["width"]))
+    size = (_side(target, "height", number), _side(target, "width", number))
     wanted = {"boxes": (count, 4), "labels": (count,), "masks": (count, *size)}
-    if target.get("iscrowd") is not None:
-        shapes["iscrowd"], wanted["iscrowd"] = tuple(target["iscrowd"].shape), (count,)
+    for key in ("iscrowd", "area"):
+        shape = tuple(torch.as_tensor(target[key]).shape) if target.get(key) is not None else ()
+        if shape:
+            shapes[key], wanted[key] = shape, (count,)
     for key, shape in shapes.items():
         if shape != wanted[key]:
             raise InputError(
@@ -174,6 +185,25 @@ def _check(target: Target, number: int, num_classes: int) -> None:
                 "in whose pixels the boxes are"
             )
     _check_labels(torch.as_tensor(target["labels"]), _crowd(target), num_classes, f"target {number}")
+
+
+def _check_type(value: Any, key: str, number: int, *, may_be_single: bool) -> None:
+    """Raise :class:`InputError` for what is neither a tensor nor an array nor, where allowed, a number."""
+    single = may_be_single and (value is None or isinstance(value, (bool, int, float, list, tuple)))
+    if not single and not isinstance(value, (Tensor, np.ndarray)):
+        also = ", or a number" if may_be_single else ""
+        raise InputError(
+            f"target {number}: expected {key} to be a tensor{also}, got {type(value).__name__}: convert it with "
+            "torch.as_tensor"
+        )
+
+
+def _side(target: Target, key: str, number: int) -> int:
+    try:
+        return int(target[key])
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(target[key]).__name__
+        raise InputError(f"target {number}: expected {key} to be a whole number, got {kind}") from error
 
 
 def _check_labels(labels: Tensor, crowd: Tensor, num_classes: int, source: str) -> None:

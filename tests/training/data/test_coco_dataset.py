@@ -30,7 +30,9 @@ def dataset(tmp_path: Path) -> CocoDataset:
 
 def test_item(dataset: CocoDataset, tmp_path: Path) -> None:
     image, target = dataset[0]
-    np.testing.assert_array_equal(image, read_image(tmp_path / "images" / "1.png"))
+    assert isinstance(dataset, torch.utils.data.Dataset)
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 48, 64))
+    np.testing.assert_array_equal(image.permute(1, 2, 0).flip(2), read_image(tmp_path / "images" / "1.png"))
     assert target["image_id"] == 1
     assert (target["width"], target["height"]) == (64, 48)
     assert target["boxes"].tolist() == [[10, 12, 30, 28], [2, 2, 10, 10], [40, 0, 50, 48]]

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from yolact_deploy.datasets.annotations import ImageRecord
 from yolact_deploy.datasets.dataset_file import DatasetSpec
@@ -24,11 +26,12 @@ from yolact_deploy.training.data.augment import Target, make_target
 from yolact_deploy.training.data.geometry import View
 
 
-class CocoDataset:
+class CocoDataset(Dataset[tuple[Tensor, Target]]):
     """Images and targets of a COCO instances file.
 
-    ``dataset[i]`` is ``(image, target)``: the picture uint8 BGR [H, W, 3], and the return value of
-    :func:`~yolact_deploy.training.data.augment.make_target`, in pixels of the picture, with ``image_id``.
+    ``dataset[i]`` is ``(image, target)``: the picture as a tensor uint8 RGB [3, H, W], and the return value of
+    :func:`~yolact_deploy.training.data.augment.make_target`, in pixels of the picture, with ``image_id``. Both have
+    the size of the picture; `training_loader` augments and resizes them.
     Labels are 0-based and follow ``class_names``; crowds come last and are marked in ``iscrowd``.
 
     Args:
@@ -71,10 +74,11 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], Target]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         objects = self.objects(index)
         view = View.whole(objects.height, objects.width)
-        return self.image(index), {**make_target(objects, view), "image_id": self.record(index).image_id}
+        rgb = np.ascontiguousarray(self.image(index)[:, :, ::-1].transpose(2, 0, 1))
+        return torch.from_numpy(rgb), {**make_target(objects, view), "image_id": self.record(index).image_id}
 
     @property
     def nbytes(self) -> int:

@@ -466,3 +466,16 @@ def test_a_json_file_that_is_no_configuration(text: str, expected: str, tmp_path
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(ConfigError, match=rf"c\.json.*{expected}"):
         read_config(str(tmp_path / "c.json"))
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("resnet18", 512), ("resnet34", 512), ("resnet152", 2048)])
+def test_other_resnets_are_told_by_their_blocks(backbone: str, channels: int) -> None:
+    config = YolactConfig(name="own", backbone=backbone, num_classes=3, image_size=128, fpn_channels=32)
+    with torch.device("meta"):
+        model = YolactModel(config)
+        loc, *_ = model.heads(torch.empty(1, 3, 128, 128))
+    assert loc.shape == (1, config.num_priors, 4)
+    assert model.fpn.lat_layers[0].in_channels == channels
+    inferred = infer_config(model.state_dict())
+    assert (inferred.backbone, inferred.name) == (backbone, f"yolact_{backbone}")
+    assert (inferred.num_classes, inferred.fpn_channels) == (3, 32)

@@ -93,7 +93,9 @@ def test_which_blocks_are_deformable() -> None:
 
 
 def test_only_a_resnet_has_deformable_blocks() -> None:
-    with pytest.raises(ConfigError, match="deformable_blocks: only a ResNet has such blocks, darknet53 has none"):
+    with pytest.raises(
+        ConfigError, match="deformable_blocks: only a ResNet with bottleneck blocks has such blocks, darknet53 has none"
+    ):
         _small("darknet53", deformable_blocks=(0, 4, 6, 3))
 
 

@@ -347,6 +347,36 @@ def test_bad_annotations_are_refused_before_the_first_step(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+# -- early ends -----------------------------------------------------------------------------------------------------
+
+
+def test_patience_ends_a_training_that_does_not_improve(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe("eval_interval=2", "patience=2", "iterations=12", "lr=1e-12", "warmup_lr=1e-12")
+    outcome = train(recipe, shapes, tmp_path).outcome
+    assert (outcome.step, outcome.finished) == (6, True), "one evaluation is the best, two are no better"
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["reason"] for r in records if r["event"] == "early"] == ["no better mask AP in 2 evaluations"]
+    assert (tmp_path / "last.safetensors").exists()
+
+
+def test_hours_end_a_training_that_can_be_continued(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe("iterations=3")
+    first = fit(recipe, shapes, tmp_path, device="cpu", workers=0, hours=1e-9)
+    assert (first.outcome.step, first.outcome.finished) == (1, True)
+    assert first.outcome.accuracy is not None
+    assert (tmp_path / "last.safetensors").exists()
+    assert fit(recipe, shapes, tmp_path, device="cpu", workers=0, resume=True).outcome.step == 3
+
+
+def test_all_augmentations_and_focal_loss_together(shapes: Path, tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe(
+        "augmentation.flip=yes", "augmentation.rotate=yes", "augmentation.copy_paste=0.7", "balance=0.5",
+        "class_loss=focal", "iterations=3",
+    )  # fmt: skip
+    train(recipe, shapes, tmp_path)
+    assert all(math.isfinite(sum(losses.values())) for _, losses, *_ in curve(tmp_path))
+
+
 # -- several processes ----------------------------------------------------------------------------------------------
 
 

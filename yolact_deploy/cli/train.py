@@ -48,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a value of the recipe, such as lr=5e-4 or augmentation.mirror=no; repeatable; 'help' lists all",
     )
+    parser.add_argument(
+        "--hours", type=_hours, metavar="H", help="end after so many hours of this run, with an evaluation and weights"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument(
         "--workers", type=_whole, metavar="N", help="processes that prepare images (default: one per CPU core)"
@@ -82,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         images_dir=args.images_dir,
         lenient=args.lenient,
+        hours=args.hours,
         progress=args.progress,
     )
     if result.is_main:
@@ -132,6 +136,16 @@ def _list_settings(recipe: object) -> int:
         rows.append((key, str(value).replace(" ", "") if isinstance(value, tuple) else str(value)))
     print_table(["key", "value"], rows)
     return 0
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 < hours < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of hours above 0, got {text!r}")
+    return hours
 
 
 def _whole(text: str) -> int:

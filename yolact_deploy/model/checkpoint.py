@@ -20,6 +20,7 @@ from yolact_deploy.config import YolactConfig, get_config, list_configs
 from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.origins.origin import StateDict
+from yolact_deploy.model.resnet import BASIC, STAGE_BLOCKS
 from yolact_deploy.model.weights_file import Weights, read_weights
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ _BACKBONE_CONFIGS = {
     "resnet50": "yolact_resnet50",
     "darknet53": "yolact_darknet53",
     "mobilenet_v2": "yolact_edge_mobilenetv2",
+    # not published: the configuration of the nearest one
+    "resnet18": "yolact_resnet50",
+    "resnet34": "yolact_resnet50",
+    "resnet152": "yolact_base",
 }
 
 
@@ -95,12 +100,13 @@ def _find_backbone(state: Mapping[str, Tensor]) -> str:
         return "darknet53"
     if "backbone.layers.1.0.conv.0.0.weight" in state:
         return "mobilenet_v2"
-    blocks = len({key.split(".")[3] for key in state if re.match(r"backbone\.layers\.2\.\d+\.conv3\.weight$", key)})
-    for name, expected in (("resnet50", 6), ("resnet101", 23)):
-        if blocks == expected:
+    third = [key for key in state if re.match(r"backbone\.layers\.2\.\d+\.conv[23]\.weight$", key)]
+    blocks, basic = len({key.split(".")[3] for key in third}), not any(".conv3." in key for key in third)
+    for name, stages in STAGE_BLOCKS.items():
+        if (blocks, basic) == (stages[2], name in BASIC):
             return name
     raise CheckpointError(
-        f"unknown backbone, with {blocks} bottleneck blocks in its third stage: "
+        f"unknown backbone, with {blocks} {'basic' if basic else 'bottleneck'} blocks in its third stage: "
         f"this version knows {', '.join(_BACKBONE_CONFIGS)}"
     )
 
@@ -118,6 +124,8 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
     if weights.is_plus:
         return _plus_config(weights)
     config = get_config(_BACKBONE_CONFIGS[weights.backbone])
+    if config.backbone != weights.backbone:
+        config = dataclasses.replace(config, name=f"yolact_{weights.backbone}", backbone=weights.backbone)
     if weights.backbone == "resnet50" and weights.num_classes == 20:
         _log.warning(
             "ResNet-50 with 20 classes: assuming yolact_resnet50_pascal. "

@@ -234,8 +234,11 @@ class YolactModel(nn.Module):
 
 def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
     blocks = resnet.STAGE_BLOCKS.get(config.backbone)
+    basic = config.backbone in resnet.BASIC
+    if any(config.deformable_blocks) and (blocks is None or basic):
+        raise ConfigError(
+            f"deformable_blocks: only a ResNet with bottleneck blocks has such blocks, {config.backbone} has none"
+        )
     if blocks is not None:
-        return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval)
-    if any(config.deformable_blocks):
-        raise ConfigError(f"deformable_blocks: only a ResNet has such blocks, {config.backbone} has none")
+        return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
     return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

@@ -75,6 +75,7 @@ def fit(
     workers: int | None = None,
     images_dir: str | os.PathLike[str] | None = None,
     lenient: bool = False,
+    hours: float | None = None,
     progress: Progress = SILENT,
 ) -> FitResult:
     """Train a network for the classes of a dataset, and write states, logs and weights into a folder.
@@ -90,6 +91,7 @@ def fit(
         workers: processes that prepare images, per training process
         images_dir: folder of the pictures; by default it is searched
         lenient: leave out records of the dataset that are not sound
+        hours: end after so much time of this run, with an evaluation and weights; --resume makes the rest
         progress: shows losses, speed and evaluations
 
     Raises:
@@ -99,7 +101,7 @@ def fit(
     with processes(device) as world, _settings(recipe):
         _check_folder(folder, resume)
         dataset = open_dataset(data, images_dir=images_dir, lenient=lenient)
-        trainer = _prepare(recipe, dataset, folder, world, weights, resume, workers, progress)
+        trainer = _prepare(recipe, dataset, folder, world, weights, resume, workers, hours, progress)
         with closing(trainer.monitors):
             outcome = trainer.run()
             seconds = time.perf_counter() - started
@@ -119,6 +121,7 @@ def _prepare(
     weights: str | None,
     resume: bool,
     workers: int | None,
+    hours: float | None,
     progress: Progress,
 ) -> Trainer:
     """Check and prepare everything that the first step needs."""
@@ -136,7 +139,7 @@ def _prepare(
     data = {"images": len(dataset), "names": list(spec.names), "category_ids": list(spec.category_ids)}
     identity = {"recipe": recipe.identity(), "data": data, "frozen_batch_norm": step.frozen}
     batches = partial(_batches, dataset, recipe, world, workers)
-    trainer = Trainer(step, batches, folder, identity=identity, evaluate=evaluator)
+    trainer = Trainer(step, batches, folder, identity=identity, evaluate=evaluator, hours=hours)
     if resume:
         trainer.resume()
     if world.is_main:
@@ -160,6 +163,7 @@ def _batches(dataset: CocoDataset, recipe: Recipe, world: World, workers: int | 
     loader = training_loader(
         dataset, recipe.augmentation, world.share(recipe.batch), seed=recipe.seed, start=start,
         stop=recipe.iterations, rank=world.rank, world_size=world.size, workers=workers,
+        balance=recipe.balance,
     )  # fmt: skip
     return spare_workers(loader)
 

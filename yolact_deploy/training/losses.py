@@ -45,6 +45,12 @@ class LossSettings:
     crowd_iou: float = 0.7
     #: hardest negatives in the class loss per positive of the image
     negatives_per_positive: int = 3
+    #: "entropy" of the positives and the hardest negatives, or "focal", the focal loss of all priors but the neutral
+    class_loss: str = "entropy"
+    #: weight of the positives in the focal loss; that of the background is 1 minus it
+    focal_alpha: float = 0.25
+    #: how strongly the focal loss discounts what is already right
+    focal_gamma: float = 2.0
     #: positives of an image in the mask loss, which is scaled up if there are more
     max_masks: int = 100
     #: the mask IoU loss leaves out objects with at most this many pixels at prototype resolution
@@ -63,14 +69,18 @@ class LossSettings:
             )
         if self.max_masks < 1:
             raise ConfigError(f"max_masks: expected 1 or more, got {self.max_masks}")
+        if self.class_loss not in ("entropy", "focal"):
+            raise ConfigError(f"class_loss: expected entropy or focal, got {self.class_loss!r}")
+        if self.focal_alpha > 1:
+            raise ConfigError(f"focal_alpha: expected 0 to 1, got {self.focal_alpha}")
         for name, value in vars(self).items():
-            if value < 0:
+            if not isinstance(value, str) and value < 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {value}")
 
     @classmethod
-    def of(cls, config: YolactConfig) -> LossSettings:
+    def of(cls, config: YolactConfig, *, class_loss: str = "entropy") -> LossSettings:
         """The original's settings for a configuration: up to 300 masks per image from 700 pixels on, 100 below."""
-        return cls(max_masks=300 if config.image_size >= 700 else 100)
+        return cls(max_masks=300 if config.image_size >= 700 else 100, class_loss=class_loss)
 
 
 class YolactLoss(nn.Module):
@@ -169,12 +179,24 @@ class YolactLoss(nn.Module):
         # For a negative this is -log(background), which also ranks the hardest negatives.
         entropy = cross_entropy(scores.to(torch.float32), labels.clamp(min=0))
         zero = entropy.new_zeros(())
+        if self.settings.class_loss == "focal":
+            return self.settings.class_weight * (self._focal(entropy, labels) + not_finite(entropy))
         count = (labels > 0).sum(dim=1, keepdim=True) * self.settings.negatives_per_positive
         hardest = torch.where(labels == 0, entropy, zero).sort(dim=1, descending=True, stable=True).values
         rank = torch.arange(labels.shape[1], device=labels.device)
         negative = torch.where(rank < count.clamp(max=labels.shape[1] - 1), hardest, zero).sum()
         positive = torch.where(labels > 0, entropy, zero).sum()
         return self.settings.class_weight * (positive + negative + not_finite(entropy))
+
+    def _focal(self, entropy: Tensor, labels: Tensor) -> Tensor:
+        """The focal loss (arXiv:1708.02002) from the cross-entropies [N, P] of softmax, summed; neutral priors are 0.
+
+        ``alpha * (1 - p) ** gamma * -log p`` with the probability p of the right class.
+        """
+        alpha, gamma = self.settings.focal_alpha, self.settings.focal_gamma
+        weight = torch.where(labels > 0, alpha, 1 - alpha) * (labels >= 0)
+        wrong = -torch.expm1(-entropy)  # 1 - p
+        return (weight * wrong.clamp(min=0) ** gamma * entropy).sum()
 
     def _masks(
         self, outputs: Mapping[str, Any], truth: GroundTruth, match: Match, masks: Tensor, step: int

@@ -18,19 +18,31 @@ from yolact_deploy.training.data.augment import Augmentation
 
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16"]
+ClassLoss = Literal["entropy", "focal"]
 FreezeBatchNorm = Literal["auto", "always", "never"]
 
 # Fields that may change when a training is resumed, since the weights do not depend on them.
 _FREE_TO_CHANGE = frozenset((
     "paper", "expected", "duration", "command", "weights",
-    "eval_interval", "eval_images", "save_interval", "log_interval", "keep",
+    "patience", "eval_interval", "eval_images", "save_interval", "log_interval", "keep",
 ))  # fmt: skip
 #: fields that must be at least 1, at least 0, positive and finite, or in 0..1
 _AT_LEAST_1 = ("batch", "iterations", "save_interval", "log_interval", "keep")
 _MOST = 1 << 63
-_AT_LEAST_0 = ("weight_decay", "warmup_iterations", "clip", "freeze_stages", "eval_interval", "eval_images", "seed")
+_AT_LEAST_0 = (
+    "weight_decay",
+    "warmup_iterations",
+    "clip",
+    "freeze_stages",
+    "eval_interval",
+    "eval_images",
+    "seed",
+    "patience",
+)
 _POSITIVE = ("lr", "gamma", "warmup_lr")
-_SHARES = ("momentum", "ema_decay")
+_SHARES = ("momentum", "ema_decay", "balance")
+#: fields that are written only where they differ from the default, so that older states can be resumed
+_LATER = {"": ("balance", "class_loss", "patience"), "augmentation": ("flip", "rotate", "copy_paste")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,12 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
     #: also train on images without objects, as background; the original leaves them out
     keep_empty: bool = False
+    #: draw images with classes in a smaller share of the images than this more often; 0, as the original: all alike
+    balance: float = 0.0
+    #: the loss of the classes: "entropy" over the hardest negatives, as the original by default, or "focal" over all
+    class_loss: ClassLoss = "entropy"
+    #: end the training if the best mask AP is that old, in evaluations; 0 never does
+    patience: int = 0
     seed: int = 0
 
     #: iterations between evaluations; 0 evaluates only at the end
@@ -141,6 +159,10 @@ class Recipe:
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values, with tuples as lists."""
         values = dataclasses.asdict(self) | {"config": self.config.to_dict()}
+        for part, owner in (("", self), ("augmentation", self.augmentation)):
+            for item in dataclasses.fields(owner):
+                if item.name in _LATER[part] and getattr(owner, item.name) == item.default:
+                    del (values[part] if part else values)[item.name]
         return {key: _listed(value) for key, value in values.items()}
 
 

@@ -51,7 +51,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=recipe.amp == "fp16")
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.normalize = Normalizer(self.model.config).to(world.device)
-        self.criterion = YolactLoss(LossSettings.of(self.model.config))
+        self.criterion = YolactLoss(LossSettings.of(self.model.config, class_loss=recipe.class_loss))
         self._statistics = _moving_statistics(self.model)
         network: Any = torch.compile(self.model) if recipe.compile else self.model
         self.network = world.parallel(network)

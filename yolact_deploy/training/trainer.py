@@ -57,6 +57,7 @@ class Trainer:
         identity: JSON values that must not change when the training is resumed
         evaluate: scores weights; all processes call it
         monitors: used in the main process
+        hours: end the training after so much time of this run, as if the iterations were made
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Trainer:
         identity: Mapping[str, Any],
         evaluate: Evaluate | None = None,
         monitors: Iterable[TrainingMonitor] = (),
+        hours: float | None = None,
     ) -> None:
         self.step, self.batches, self.folder, self.evaluate = step, batches, folder, evaluate
         self.recipe: Recipe = step.recipe
@@ -78,6 +80,8 @@ class Trainer:
         self.done = 0  #: iterations made
         self.skipped = 0
         self.best: float | None = None
+        self.stale = 0  #: evaluations since the best one
+        self._end = None if hours is None else time.monotonic() + 3600 * hours
         self._logged = (0, 0.0)  # iteration and time of the last record
 
     def resume(self) -> bool:
@@ -93,6 +97,7 @@ class Trainer:
         self.step.load_state_dict(state["training"])
         set_random_states(state["random"], self.world)
         self.done, self.skipped, self.best = state["step"], state["skipped"], state["best"]
+        self.stale = state.get("stale", 0)
         return True
 
     def run(self) -> Outcome:
@@ -126,9 +131,22 @@ class Trainer:
                 return self.done == total
             if recipe.eval_interval and self.done % recipe.eval_interval == 0 and self.done < total:
                 self._evaluate()
+            if self.done < total and (why := self._ends_early()):
+                self._save()
+                self.report("early", reason=why)
+                return True
             if self.done % recipe.save_interval == 0 or self.done == total:
                 self._save()
         return True
+
+    def _ends_early(self) -> str:
+        """Why the training ends before its last iteration; all processes call."""
+        patience = self.recipe.patience
+        if self.world.any(bool(patience) and self.stale >= patience):
+            return f"no better mask AP in {patience} evaluations"
+        if self._end is None:
+            return ""
+        return "its hours are over" if self.world.any(time.monotonic() >= self._end) else ""
 
     # -- between the steps ------------------------------------------------------------------------------------------
 
@@ -163,6 +181,7 @@ class Trainer:
         if accuracy is not None:
             score = accuracy.mask.ap if accuracy.mask else None
             is_best = score is not None and (self.best is None or score > self.best)
+            self.stale = 0 if is_best else self.stale + 1
             if is_best:
                 self.best = score
                 self._write_weights("best")
@@ -182,6 +201,7 @@ class Trainer:
                     "random": states,
                     "skipped": self.skipped,
                     "best": self.best,
+                    "stale": self.stale,
                 },
             )
             self.report("saved", path=path.name)

@@ -23,6 +23,7 @@ from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.geometry import View
 from yolact_deploy.training.data.masks import rasterize
+from yolact_deploy.training.data.mixing import turned
 
 Image = NDArray[np.uint8]
 Target = dict[str, Any]
@@ -52,6 +53,11 @@ class Augmentation:
     #: candidates for the least IoU of a crop with an object; the original draws one, but does not apply it
     crop_overlaps: tuple[float, ...] = ()
     mirror: bool = True
+    #: flips top to bottom and turns by 90, 180 and 270 degrees, each as likely as none; not in the original
+    flip: bool = False
+    rotate: bool = False
+    #: share of the images that get objects of another image; not in the original
+    copy_paste: float = 0.0
     least_side: float = 4 / 550  #: share of S; objects whose box has a smaller side are dropped
     fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR color around an expanded image
     #: float32 images keep fractions and values beyond 0..255, as in the original, at four times the memory
@@ -60,6 +66,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         _check(self.size >= 32, "size", "32 or more", self.size)
         _check(self.expand >= 1, "expand", "1 or more", self.expand)
+        _check(0 <= self.copy_paste <= 1, "copy_paste", "0 to 1", self.copy_paste)
         _check(self.dtype in ("uint8", "float32"), "dtype", "uint8 or float32", self.dtype)
         for name in ("contrast", "saturation"):
             low, high = getattr(self, name)
@@ -80,7 +87,11 @@ class Augmentation:
             the image [S, S, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
         """
         colors, view = Colors.draw(self, rng), self.draw_view(objects, rng)
-        return self.show(image, colors, view), self.target(objects, view)
+        shown, target = self.show(image, colors, view), self.target(objects, view)
+        if not (self.flip or self.rotate):  # draws no number, so that trainings without them stay as they were
+            return shown, target
+        quarters = int(rng.integers(4)) if self.rotate else 0
+        return turned(shown, target, quarters, flipped=bool(self.flip and rng.random() < 0.5))
 
     def show(self, image: Image, colors: Colors, view: View) -> NDArray[Any]:
         """The picture of a draw, [S, S, 3]."""

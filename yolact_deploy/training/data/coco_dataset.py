@@ -6,7 +6,7 @@ Legend: H x W image, n objects, K keypoints.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,13 @@ class CocoDataset(Dataset[tuple[Tensor, Target]]):
         """The annotated objects of an image, not yet drawn."""
         record = self.record(index)
         return self._table().objects(int(self._rows[index]), record.height, record.width)
+
+    def labels(self) -> Iterator[NDArray[np.int64]]:
+        """Labels of the objects of each image, 0-based, without crowds."""
+        table = self._table()
+        for row in self._rows:
+            part = slice(table.first[row], table.first[row + 1])
+            yield table.labels[part][~table.iscrowd[part]].astype(np.int64)
 
     def _table(self) -> ObjectTable:
         arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in self._arrays.items()}

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation, Target
+from yolact_deploy.training.data.balance import Floats, drawn, repeat_factors
 from yolact_deploy.training.data.batch import Batch, collate
 from yolact_deploy.training.data.coco_dataset import CocoDataset
+from yolact_deploy.training.data.mixing import copy_paste
 
 Key = tuple[int, int]  # epoch, index of the image in the set
 
@@ -37,6 +39,7 @@ class BatchSampler(Sampler[list[Key]]):
         batch_size: B
         start: first batch, counted from the start of the training over all epochs
         stop: batch before which to end; None for no end
+        weights: how often each image is drawn, relative to the others; by default once in each epoch
         rank, world_size: this process among all; together they take ``B * world_size`` consecutive images
     """
 
@@ -51,6 +54,7 @@ class BatchSampler(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        weights: Floats | None = None,
     ) -> None:
         if length < 1 or batch_size < 1 or start < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -59,7 +63,7 @@ class BatchSampler(Sampler[list[Key]]):
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.stop, self.rank, self.world_size = start, stop, rank, world_size
-        self.shuffle = shuffle
+        self.shuffle, self.weights = shuffle, weights
 
     @property
     def batches_per_epoch(self) -> int:
@@ -85,7 +89,8 @@ class BatchSampler(Sampler[list[Key]]):
         """The order of the images in an epoch, int64 [length]."""
         if not self.shuffle:
             return np.arange(self.length)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+        rng = np.random.default_rng([self.seed, epoch])
+        return rng.permutation(self.length) if self.weights is None else drawn(self.weights, rng)
 
 
 class AugmentedImages(Dataset[tuple[Any, Target]]):
@@ -101,8 +106,13 @@ class AugmentedImages(Dataset[tuple[Any, Target]]):
         """The image [S, S, 3] and its target; the same for the same key in any process."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
-        image, target = self.augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
+        image, target = self._one(index, rng)
+        if self.augmentation.copy_paste and rng.random() < self.augmentation.copy_paste:
+            image, target = copy_paste(image, target, *self._one(int(rng.integers(len(self))), rng), rng)
         return image, {**target, "image_id": self.dataset.record(index).image_id}
+
+    def _one(self, index: int, rng: np.random.Generator) -> tuple[Any, Target]:
+        return self.augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
 
 
 def training_loader(
@@ -117,6 +127,7 @@ def training_loader(
     world_size: int = 1,
     workers: int | None = None,
     prefetch: int = 4,
+    balance: float = 0.0,
 ) -> DataLoader[Batch]:
     """Batches ``start`` to ``stop`` of the training, over all epochs (see :class:`BatchSampler`).
 
@@ -126,9 +137,11 @@ def training_loader(
         batch_size: images for this process
         workers: processes that prepare batches; by default one per CPU core, at most 16; 0 for none
         prefetch: batches that each worker prepares ahead
+        balance: draw images with classes in a smaller share of the images than this more often; 0 draws all alike
     """
+    weights = repeat_factors(dataset.labels(), len(dataset.class_names), balance) if balance else None
     sampler = BatchSampler(
-        len(dataset), batch_size, seed=seed, start=start, stop=stop, rank=rank, world_size=world_size
+        len(dataset), batch_size, seed=seed, start=start, stop=stop, rank=rank, world_size=world_size, weights=weights
     )
     return _loader(AugmentedImages(dataset, augmentation, seed), sampler, workers, prefetch)
 

@@ -207,6 +207,16 @@ def test_json_round_trip(name: str) -> None:
         ("top_k", float("nan")),
         ("top_k", 1.5),
         ("backbone", ["resnet50"]),
+        ("head_layers", 0),
+        ("protonet", ((256,),)),
+        ("protonet", ((256, 4),)),
+        ("protonet", ((0, 4), (0, 4))),
+        ("protonet", "abc"),
+        ("extra_levels_from", "c4"),
+        ("fit", "crop"),
+        ("second_threshold", 1.0),
+        ("pyramid_relu", 1),
+        ("clip_boxes", "yes"),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: object) -> None:

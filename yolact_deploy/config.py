@@ -48,7 +48,7 @@ FITS = ("stretch", "pad")
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((
     "pyramid_relu", "extra_levels_from", "extra_levels_relu", "prototype_align_corners", "clip_boxes",
-    "second_threshold", "fit",
+    "second_threshold", "fit", "head_layers", "protonet", "class_existence",
 ))  # fmt: skip
 
 #: fields whose key in files differs from their name
@@ -60,13 +60,15 @@ _WHOLE_NUMBERS = (
     ("num_classes", 1, 10_000, ""),
     ("num_prototypes", 1, 1024, ""),
     ("fpn_channels", 1, 4096, ""),
+    ("head_layers", 1, 16, ""),
     ("deformable_interval", 1, 1000, ""),
     ("top_k", 1, 3840, " (TensorRT's limit)"),
     ("max_detections", 1, 3840, " (TensorRT's limit)"),
 )
 _EXTRA_LEVELS = ("p5", "c5")
-_SWITCHES = ("pyramid_relu", "extra_levels_relu", "prototype_align_corners", "clip_boxes")
+_SWITCHES = ("pyramid_relu", "extra_levels_relu", "prototype_align_corners", "clip_boxes", "class_existence")
 _LONGEST_NAME, _LARGEST = 500, 2**63 - 1
+_MOST_LAYERS = 32
 _LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -125,6 +127,13 @@ class YolactConfig:
     extra_levels_relu: bool = False
     #: corners instead of pixels are aligned where the protonet doubles its resolution (Yolact_minimal)
     prototype_align_corners: bool = False
+    #: 3x3 convolutions that the three branches of the prediction head share; 1 in the original's configurations
+    head_layers: int = 1
+    #: layers of the protonet before its last convolution, as (channels, kernel), or (0, factor) for bilinear
+    #: upsampling; by default the original's: three 3x3, upsampling by 2, one 3x3, all with ``fpn_channels``
+    protonet: tuple[tuple[int, int], ...] = ()
+    #: predict which classes an image has from P7, for one more loss in training (the original's option)
+    class_existence: bool = False
     #: deformable convolutions (DCNv2): in how many of the last blocks of each stage, and in every how-many-th block
     deformable_blocks: tuple[int, int, int, int] = (0, 0, 0, 0)
     deformable_interval: int = 1
@@ -146,7 +155,7 @@ class YolactConfig:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
-        for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks"):
+        for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks", "protonet"):
             fill(self, field, _tupled(getattr(self, field)))
         self._check_numbers()
         if not self.class_names:
@@ -161,6 +170,7 @@ class YolactConfig:
             fill(self, "prior_scales", _rescale(_BASE_SCALES, _BASE_SIZE, self.image_size))
         self._check_names()
         self._check_priors()
+        self._check_protonet()
         fill(self, "category_ids", _IdsOf(self.category_ids, self.class_names))
 
     def _check_numbers(self) -> None:
@@ -211,6 +221,16 @@ class YolactConfig:
         count = self.priors_per_cell
         check_field(count <= _MOST_PRIORS, "prior_scales", f"up to {_MOST_PRIORS} priors per cell", count)
 
+    def _check_protonet(self) -> None:
+        layers = self.protonet
+        fits = isinstance(layers, tuple) and len(layers) <= _MOST_LAYERS
+        fits = fits and all(isinstance(layer, tuple) and len(layer) == 2 for layer in layers)
+        fits = fits and all(whole(channels, 0, 4096) and whole(kernel, 1, 7) for channels, kernel in layers)
+        fits = fits and all(kernel % 2 for channels, kernel in layers if channels)
+        expected = f"up to {_MOST_LAYERS} pairs (channels, odd kernel up to 7), or (0, factor) for upsampling"
+        check_field(fits, "protonet", expected, layers)
+        check_field(self.prototype_scale <= 8, "protonet", "upsampling by 8 at most", layers)
+
     # -- geometry ---------------------------------------------------------------------------------------------------
 
     @property
@@ -227,7 +247,14 @@ class YolactConfig:
     @property
     def prototype_size(self) -> int:
         """Side of the prototype masks; 138 at 550."""
-        return 2 * self.level_sizes[0]
+        return self.prototype_scale * self.level_sizes[0]
+
+    @property
+    def prototype_scale(self) -> int:
+        """Side of the prototype masks in sides of P3; 2 in the original's configurations."""
+        if not self.protonet:
+            return 2
+        return math.prod(factor for channels, factor in self.protonet if not channels)
 
     @property
     def priors_per_cell(self) -> int:

@@ -357,3 +357,50 @@ def test_frozen_stages(backbone: str) -> None:
 def test_more_frozen_stages_than_there_are() -> None:
     with pytest.raises(ConfigError, match="freeze_stages: resnet50 has 4 stages, got 5"):
         _small("resnet50").freeze_stages(5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "scale", "names"),
+    [
+        ((), 2, [0, 2, 4, 8, 10]),
+        (((16, 3),), 1, [0, 2]),
+        (((16, 3), (0, 2), (8, 3), (0, 2), (8, 1)), 4, [0, 4, 8, 10]),
+    ],
+)
+def test_other_protonets_and_heads(layers: tuple[tuple[int, int], ...], scale: int, names: list[int]) -> None:
+    config = YolactConfig(
+        backbone="mobilenet_v2", image_size=96, num_classes=2, fpn_channels=16, num_prototypes=5, protonet=layers,
+        head_layers=3, class_existence=True,
+    )  # fmt: skip
+    model = YolactModel(config)
+    side = scale * config.level_sizes[0]
+    assert config.prototype_size == side
+    raw = model.heads(torch.zeros(1, 3, 96, 96))
+    assert raw.proto.shape == (1, side, side, 5)
+    state = model.state_dict()
+    assert [int(k.split(".")[1]) for k in state if k.startswith("proto_net.") and k.endswith("weight")] == names
+    assert sum(k.startswith("prediction_layers.0.upfeature.") and k.endswith("weight") for k in state) == 3
+    assert model(torch.zeros(1, 3, 96, 96))["class_existence"].shape == (1, 2)
+    assert YolactConfig.from_dict(config.to_dict()) == config
+
+
+def test_class_existence_is_one_more_loss() -> None:
+    from yolact_deploy.training import YolactLoss
+
+    config = YolactConfig(
+        backbone="mobilenet_v2", image_size=96, num_classes=3, fpn_channels=16, class_existence=True
+    )  # fmt: skip
+    outputs = YolactModel(config)(torch.randn(2, 3, 96, 96))
+    masks = torch.zeros(2, 96, 96, dtype=torch.uint8)
+    masks[:, 10:50, 10:50] = 1
+    boxes = torch.tensor([[10.0, 10, 50, 50]] * 2)
+    common = {"boxes": boxes, "masks": masks, "width": 96, "height": 96}
+    targets = [
+        {**common, "labels": torch.tensor([2, 2])},
+        {**common, "labels": torch.tensor([0, 1]), "iscrowd": [0, 1]},
+    ]
+    losses = YolactLoss()(outputs, targets)
+    wanted = torch.tensor([[0.0, 0, 1], [1, 0, 0]])
+    logits = outputs["class_existence"]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / 2
+    torch.testing.assert_close(losses["existence"], expected)

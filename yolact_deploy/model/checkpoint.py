@@ -134,7 +134,14 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
         config = get_config("yolact_resnet50_pascal")
     elif weights.num_classes != config.num_classes:
         config = config.with_classes(weights.num_classes)
-    config = dataclasses.replace(config, num_prototypes=weights.num_prototypes, fpn_channels=weights.fpn_channels)
+    shared = {key.split(".")[3] for key in state if key.startswith(f"{_HEAD}.upfeature.")}
+    config = dataclasses.replace(
+        config,
+        num_prototypes=weights.num_prototypes,
+        fpn_channels=weights.fpn_channels,
+        head_layers=max(1, len(shared)),
+        class_existence="class_existence_fc.weight" in state,
+    )
     return _require_same(config, weights, "Give the configuration it was trained with (--config)")
 
 

@@ -12,9 +12,12 @@ class PredictionHead(nn.Module):
     Returns ``loc [N, hwA, 4]``, ``logits [N, hwA, num_scores]`` (background first) and ``coeff [N, hwA, K]`` in -1..1.
     """
 
-    def __init__(self, channels: int, anchors: int, num_scores: int, num_prototypes: int) -> None:
+    def __init__(self, channels: int, anchors: int, num_scores: int, num_prototypes: int, layers: int = 1) -> None:
         super().__init__()
-        self.upfeature = nn.Sequential(nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True))
+        shared: list[nn.Module] = []
+        for _ in range(layers):
+            shared += [nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+        self.upfeature = nn.Sequential(*shared)
         self.bbox_layer = nn.Conv2d(channels, anchors * 4, kernel_size=3, padding=1)
         self.conf_layer = nn.Conv2d(channels, anchors * num_scores, kernel_size=3, padding=1)
         self.mask_layer = nn.Conv2d(channels, anchors * num_prototypes, kernel_size=3, padding=1)

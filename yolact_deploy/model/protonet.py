@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 
-def make_protonet(channels: int, num_prototypes: int, *, align_corners: bool = False) -> nn.Sequential:
-    """A network [N, channels, h, w] to [N, num_prototypes, 2h, 2w], not negative.
+def make_protonet(
+    channels: int, num_prototypes: int, layers: Sequence[tuple[int, int]] = (), *, align_corners: bool = False
+) -> nn.Sequential:
+    """A network [N, channels, h, w] to [N, num_prototypes, 2h, 2w], not negative; other ``layers``, another scale.
 
     The positions in the sequence are the tensor names of the original (``proto_net.0`` to ``proto_net.10``).
+
+    Args:
+        layers: before the last convolution, as in `YolactConfig`; a ReLU follows each
+        align_corners: of the upsampling
     """
-    return nn.Sequential(
-        *_conv3x3(channels),
-        *_conv3x3(channels),
-        *_conv3x3(channels),
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=align_corners),
-        nn.ReLU(inplace=True),
-        *_conv3x3(channels),
-        nn.Conv2d(channels, num_prototypes, kernel_size=1),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _conv3x3(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.Conv2d(channels, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)
+    if not layers:
+        layers = ((channels, 3), (channels, 3), (channels, 3), (0, 2), (channels, 3))
+    modules: list[nn.Module] = []
+    for width, kernel in layers:
+        if width:
+            modules.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
+            channels = width
+        else:
+            modules.append(nn.Upsample(scale_factor=kernel, mode="bilinear", align_corners=align_corners))
+        modules.append(nn.ReLU(inplace=True))
+    last = nn.Conv2d(channels, num_prototypes, kernel_size=1)
+    return nn.Sequential(*modules, last, nn.ReLU(inplace=True))

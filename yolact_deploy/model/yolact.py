@@ -69,7 +69,9 @@ class YolactModel(nn.Module):
         self.config = config
         self.backbone = _make_backbone(config)
         channels = config.fpn_channels
-        self.proto_net = make_protonet(channels, config.num_prototypes, align_corners=config.prototype_align_corners)
+        self.proto_net = make_protonet(
+            channels, config.num_prototypes, config.protonet, align_corners=config.prototype_align_corners
+        )
         self.maskiou_net = MaskIouNet(config.num_classes) if config.mask_iou else None
         self.fpn = FeaturePyramid(
             self.backbone.out_channels,
@@ -78,9 +80,12 @@ class YolactModel(nn.Module):
             from_c5=config.extra_levels_from == "c5",
             extra_relu=config.extra_levels_relu,
         )
-        head = PredictionHead(channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes)
+        head = PredictionHead(
+            channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes, config.head_layers
+        )
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)
+        self.class_existence_fc = nn.Linear(channels, config.num_classes) if config.class_existence else None
         self._frozen_batch_norm = False
         self._frozen_stages: list[nn.Module] = []
         self._held: list[nn.Parameter] = []  # what freeze_batch_norm has frozen
@@ -186,6 +191,8 @@ class YolactModel(nn.Module):
         [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
         from masks [m, 1, h, w] to their IoUs [m, C].
 
+        With ``config.class_existence``, ``class_existence`` has the logits [N, C] of the classes in each image.
+
         Evaluation outputs, lists with one tensor per image: ``boxes`` [n, 4] xyxy normalized, ``masks`` [n, h, w]
         probabilities cropped to the boxes, ``scores`` [n], ``labels`` [n] int64 from 0, and ``keypoints`` [n, 0, 3] (a
         YOLACT detects none), best first. YOLACT++ adds ``mask_scores`` [n]: scores times the predicted IoUs of the
@@ -193,16 +200,18 @@ class YolactModel(nn.Module):
         """
         levels = self.features(images)
         raw = self.predict(levels)
-        return self._training_outputs(raw, levels[0]) if self.training else self._detections(raw)
+        return self._training_outputs(raw, levels) if self.training else self._detections(raw)
 
-    def _training_outputs(self, raw: RawHeads, p3: Tensor) -> dict[str, Any]:
+    def _training_outputs(self, raw: RawHeads, levels: tuple[Tensor, ...]) -> dict[str, Any]:
+        existence = self.class_existence_fc
         return {
             "boxes": raw.loc,
             "masks": raw.coeff,
             "scores": raw.logits,
             "prior_boxes": self.priors,
             "proto_masks": raw.proto,
-            "semantic_masks": self.semantic_seg_conv(p3),
+            "semantic_masks": self.semantic_seg_conv(levels[0]),
+            **({} if existence is None else {"class_existence": existence(levels[-1].mean(dim=(2, 3)))}),
             **({} if self.maskiou_net is None else {"mask_iou_net": self.maskiou_net}),
         }
 

@@ -60,6 +60,8 @@ class LossSettings:
     mask_weight: float = 6.125
     semantic_weight: float = 1.0
     mask_iou_weight: float = 25.0
+    #: of the loss of the classes in an image, if the model predicts them
+    existence_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
@@ -109,6 +111,8 @@ class YolactLoss(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms ``box``, ``class``, ``mask``, ``semantic``, and ``mask_iou`` if the model has a mask IoU network.
 
+        A model with ``config.class_existence`` adds ``existence``.
+
         Each is a float32 scalar, weighted and divided by the positives of the batch (``semantic`` by its images), so
         that ``sum(losses.values())`` is the loss. Without a positive in the batch, all but ``semantic`` are 0. If a
         value in the outputs or boxes is not finite, a term is not finite either, and the step should be skipped.
@@ -140,6 +144,7 @@ class YolactLoss(nn.Module):
                 "class": self._class(outputs["scores"], match) / positives,
                 **{key: loss / positives for key, loss in self._masks(outputs, truth, match, masks, step).items()},
                 "semantic": self._semantic(outputs["semantic_masks"], truth, semantic_masks) / images,
+                **self._existence(outputs, truth, images),
             }
 
     def match(self, truth: GroundTruth, priors: Tensor) -> Match:
@@ -211,6 +216,18 @@ class YolactLoss(nn.Module):
         loss, iou_loss = mask_losses(proto, coeff, truth, match, masks, sample, mask_iou)
         losses = {"mask": settings.mask_weight * (loss + not_finite(proto, coeff))}
         return losses | {"mask_iou": settings.mask_iou_weight * iou_loss} if mask_iou else losses
+
+    def _existence(self, outputs: Mapping[str, Any], truth: GroundTruth, images: Tensor) -> dict[str, Tensor]:
+        """Binary cross-entropy of the logits [N, C] with the classes of the objects, summed; empty without logits."""
+        logits = outputs.get("class_existence")
+        if logits is None:
+            return {}
+        number, classes = logits.shape
+        wanted = torch.zeros(number * classes, device=logits.device)
+        wanted.index_add_(0, truth.image * classes + truth.labels, (~truth.crowd).to(torch.float32))
+        wanted = wanted.clamp_(max=1).view_as(logits)
+        loss = binary_cross_entropy(logits.to(torch.float32), wanted)
+        return {"existence": self.settings.existence_weight * (loss + not_finite(logits)) / images}
 
     def _semantic(self, logits: Tensor, truth: GroundTruth, masks: Tensor) -> Tensor:
         """Binary cross-entropy of the logits [N, C, height, width] with the union of the masks of each class.

@@ -131,7 +131,8 @@ def _one_of(text: str, choices: tuple[str, ...]) -> str:
 def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
     parts = _parts(text.strip("()[]"))
     if typing.get_origin(kinds[0]) is tuple:
-        return _levels(text)
+        levels, kind = _levels(text), typing.get_args(kinds[0])[0]
+        return tuple(tuple(_converted(repr(value), kind) for value in level) for level in levels)
     if kinds[-1] is Ellipsis:
         return tuple(_converted(part, kinds[0]) for part in parts)
     if len(parts) != len(kinds):
@@ -176,6 +177,8 @@ def _name(kind: Any) -> str:
         return f"one of {', '.join(arguments)}"
     if origin is types.UnionType:
         return f"{_name(arguments[0])} or none"
+    if kind == tuple[tuple[int, int], ...]:
+        return "pairs of whole numbers, such as ((256,3),(0,2),(256,3))"
     if origin is tuple and isinstance(arguments[0], types.GenericAlias):
         return "scales of five levels, such as ((8,12),(16,24),(32,48),(64,96),(128,192)) or 8,16,32,64,128"
     if origin is tuple and arguments[-1] is Ellipsis:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -404,3 +405,52 @@ def test_class_existence_is_one_more_loss() -> None:
     logits = outputs["class_existence"]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum") / 2
     torch.testing.assert_close(losses["existence"], expected)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large"])
+def test_weights_of_torchvision_fit_other_backbones(backbone: str, tmp_path: Path) -> None:
+    import torchvision
+
+    from yolact_deploy.model.initialization import initialize
+
+    torch.manual_seed(0)
+    source = getattr(torchvision.models, backbone)(weights=None)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    model = YolactModel(YolactConfig(backbone=backbone, image_size=96, num_classes=2, fpn_channels=16)).eval()
+    initialize(model, str(tmp_path / "w.pth"))
+    images = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        c5 = model.backbone(images)[2]
+        if backbone == "resnet18":
+            source.avgpool = source.fc = torch.nn.Identity()
+            expected = source.eval()(images).view_as(c5)
+        else:
+            expected = source.eval().features[:16](images)
+    torch.testing.assert_close(c5, expected)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large"])
+def test_other_backbones_export(backbone: str, tmp_path: Path) -> None:
+    for module in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    import numpy as np
+
+    from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
+    from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
+    from yolact_deploy.runtime.torch.torch_backend import TorchBackend
+
+    config = YolactConfig(
+        backbone=backbone, image_size=96, num_classes=2, fpn_channels=16, head_layers=2, class_existence=True,
+        protonet=((16, 3), (0, 2), (0, 2), (8, 3)),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = YolactModel(config).eval()
+    images = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3)).astype(np.float32)
+    expected = TorchBackend(model).run(images)
+    for precision, atol in (("fp32", 1e-4), ("fp16", 2e-2)):
+        path = tmp_path / f"{precision}.onnx"
+        export_onnx(model, path, ExportSpec(input_dtype="float32", precision=precision, tail="heads"))
+        outputs = OnnxRuntimeBackend(path, tail="host").run(images)
+        for mine, other in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(mine, other, atol=atol * max(1, float(np.abs(other).max())))

@@ -452,5 +452,6 @@ def test_other_backbones_export(backbone: str, tmp_path: Path) -> None:
         path = tmp_path / f"{precision}.onnx"
         export_onnx(model, path, ExportSpec(input_dtype="float32", precision=precision, tail="heads"))
         outputs = OnnxRuntimeBackend(path, tail="host").run(images)
-        for mine, other in zip(outputs, expected, strict=True):
+        both: list[tuple[Any, Any]] = list(zip(outputs, expected, strict=True))
+        for mine, other in both:
             np.testing.assert_allclose(mine, other, atol=atol * max(1, float(np.abs(other).max())))

@@ -31,7 +31,8 @@ class FindsBright(Backend):
         (image,) = images
         bright = image[..., 0] > 200
         rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
-        box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32) / CONFIG.image_size
+        edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+        box = (np.array(edges, np.float32) / CONFIG.image_size).astype(np.float32)
         step = CONFIG.image_size // SIDE
         proto = np.where(bright[step // 2 :: step, step // 2 :: step], 20.0, -20.0).astype(np.float32)
         ones = np.ones((1, 1, 1), np.float32)
@@ -67,7 +68,7 @@ def test_the_padding_is_the_mean_color_on_the_right_or_below() -> None:
     fitted = fit_image(image, CONFIG, "float32")
     assert fitted.shape == (128, 128, 3)
     assert (fitted[:60] == 255).all()
-    np.testing.assert_allclose(fitted[70:], np.broadcast_to(np.float32(CONFIG.pixel_mean), (58, 128, 3)))
+    np.testing.assert_allclose(fitted[70:], np.broadcast_to(np.array(CONFIG.pixel_mean, np.float32), (58, 128, 3)))
     np.testing.assert_array_equal(fit_image(image, CONFIG), np.rint(fitted).astype(np.uint8))
     square = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
     np.testing.assert_array_equal(fit_image(square, CONFIG), resize_image(square, 128))

@@ -429,13 +429,13 @@ def test_focal_loss_is_its_definition() -> None:
     ours = scenes.single(outputs)
     settings = LossSettings(class_loss="focal")
     match = YolactLoss().match(GroundTruth.of(_targets(images), scenes.CLASSES, CPU), outputs["prior_boxes"])
-    logits, total = ours["scores"].double(), 0.0
+    logits, total = ours["scores"].double(), torch.zeros((), dtype=torch.float64)
     probability = logits.softmax(dim=-1)
     for image, labels in enumerate(match.labels.tolist()):
         for prior, label in enumerate(labels):
             if label >= 0:
                 p = probability[image, prior, label]
-                total += (0.25 if label else 0.75) * (1 - p) ** 2 * -p.log()
+                total = total + (0.25 if label else 0.75) * (1 - p) ** 2 * -p.log()
     positives = max(int((match.labels > 0).sum()), 1)
     losses = YolactLoss(settings)(ours, _targets(images))
     torch.testing.assert_close(losses["class"].double(), total / positives, rtol=1e-4, atol=1e-6)

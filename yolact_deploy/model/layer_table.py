@@ -29,7 +29,7 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
     figures = summary_dict(config_or_model)
     side = figures["image_size"]
     model = _on_meta(config_or_model)
-    model.forward = partial(_all_layers, model)  # type: ignore[method-assign]  # NMS needs values, not shapes
+    model.forward = partial(_all_layers, model)  # type: ignore[method-assign, assignment]  # NMS needs values, not shapes
     table = torchinfo.summary(
         model,
         input_size=(1, 3, side, side),

@@ -253,7 +253,6 @@ def _make_backbone(config: YolactConfig) -> Backbone:
         )
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
-    others: dict[str, type[Backbone]] = {
-        "darknet53": DarknetBackbone, "mobilenet_v2": MobileNetBackbone, "mobilenet_v3_large": MobileNetV3Backbone,
-    }  # fmt: skip
-    return others[config.backbone]()
+    if config.backbone == "mobilenet_v3_large":
+        return MobileNetV3Backbone()
+    return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

@@ -41,10 +41,7 @@ PASCAL_NAMES: tuple[str, ...] = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-BACKBONES = (
-    "resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152",
-    "mobilenet_v3_large",
-)  # fmt: skip
+BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152")
 
 #: how a picture is fitted into the square input: stretched, or padded right and below with the mean color
 FITS = ("stretch", "pad")

@@ -37,7 +37,6 @@ _BACKBONE_CONFIGS = {
     "resnet18": "yolact_resnet50",
     "resnet34": "yolact_resnet50",
     "resnet152": "yolact_base",
-    "mobilenet_v3_large": "yolact_edge_mobilenetv2",
 }
 
 
@@ -99,8 +98,6 @@ def _is_backbone(state: Mapping[str, Tensor]) -> bool:
 def _find_backbone(state: Mapping[str, Tensor]) -> str:
     if "backbone._preconv.0.weight" in state:
         return "darknet53"
-    if "backbone.layers.2.4.block.0.0.weight" in state:
-        return "mobilenet_v3_large"
     if "backbone.layers.1.0.conv.0.0.weight" in state:
         return "mobilenet_v2"
     third = [key for key in state if re.match(r"backbone\.layers\.2\.\d+\.conv[23]\.weight$", key)]

@@ -27,7 +27,6 @@ from yolact_deploy.model import YolactModel
 from yolact_deploy.model.checkpoint import SWITCHES, config_of
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mobilenet import STAGES
-from yolact_deploy.model.mobilenet_v3 import STAGE_STARTS
 from yolact_deploy.model.origins.origin import StateDict
 from yolact_deploy.model.quantized import read_quantized
 from yolact_deploy.model.weights_file import Weights, read_weights
@@ -40,7 +39,6 @@ _TORCHVISION = {
     "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
     "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
     "resnet152": "ResNet152_Weights.IMAGENET1K_V1",
-    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
     "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
 }
 
@@ -124,10 +122,7 @@ def _download(backbone: str) -> StateDict:
 
 
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
-    v3 = model.config.backbone == "mobilenet_v3_large"
-    named = {
-        f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key, v3=v3)) is not None
-    }
+    named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
     # Deformable convolutions start as plain ones: their additional tensors keep their zeros.
     zeros = {
         f"{name}.{part}"
@@ -149,10 +144,8 @@ def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitRep
     return InitReport(source, len(wanted), len(wanted) + len(reset), _folded(reset))
 
 
-def backbone_name(key: str, *, v3: bool = False) -> str | None:
+def backbone_name(key: str) -> str | None:
     """Our name, within the backbone, of a tensor of torchvision or the original; None if it is not used.
-
-    ``v3`` reads ``features`` as those of MobileNetV3, whose numbers mean other blocks than MobileNetV2's.
 
     >>> backbone_name("layer4.2.conv3.weight"), backbone_name("features.4.conv.0.0.weight"), backbone_name("fc.bias")
     ('layers.3.2.conv3.weight', 'layers.3.0.conv.0.0.weight', None)
@@ -161,8 +154,7 @@ def backbone_name(key: str, *, v3: bool = False) -> str | None:
     if match := re.match(r"layer(\d)\.(.*)", key):
         return f"layers.{int(match[1]) - 1}.{match[2]}"
     if match := re.match(r"features\.(\d+)\.(.*)", key):
-        number, rest = int(match[1]), match[2]
-        return _v3_name(number, rest) if v3 else _mobilenet_name(number, rest)
+        return _mobilenet_name(int(match[1]), match[2])
     return key if key.startswith(("layers.", "conv1.", "bn1.", "_preconv.")) else None
 
 
@@ -175,11 +167,6 @@ def _mobilenet_name(number: int, rest: str) -> str | None:
             return f"layers.{stage}.{number - first}.{rest}"
         first += blocks
     return None
-
-
-def _v3_name(number: int, rest: str) -> str | None:
-    stage = sum(number >= start for start in STAGE_STARTS) - 1
-    return f"layers.{stage}.{number}.{rest}" if number < STAGE_STARTS[-1] else None
 
 
 # -- another YOLACT -------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fpn import FeaturePyramid
 from yolact_deploy.model.mask_iou_net import MaskIouNet
 from yolact_deploy.model.mobilenet import MobileNetBackbone
-from yolact_deploy.model.mobilenet_v3 import MobileNetV3Backbone
 from yolact_deploy.model.prediction_head import PredictionHead
 from yolact_deploy.model.protonet import make_protonet
 from yolact_deploy.priors import make_priors
@@ -31,8 +30,6 @@ from yolact_deploy.priors import make_priors
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-
-Backbone = resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone
 
 #: with fewer images per device, batch normalizations should be frozen
 BATCH_NORM_IMAGES = 6
@@ -244,7 +241,7 @@ class YolactModel(nn.Module):
         return outputs
 
 
-def _make_backbone(config: YolactConfig) -> Backbone:
+def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
     blocks = resnet.STAGE_BLOCKS.get(config.backbone)
     basic = config.backbone in resnet.BASIC
     if any(config.deformable_blocks) and (blocks is None or basic):
@@ -253,6 +250,4 @@ def _make_backbone(config: YolactConfig) -> Backbone:
         )
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
-    if config.backbone == "mobilenet_v3_large":
-        return MobileNetV3Backbone()
     return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()

@@ -24,7 +24,15 @@ from typing import Any
 from yolact_deploy.config import YolactConfig, check_field, get_config, list_configs, whole
 from yolact_deploy.errors import ArtifactError, ConfigError, OutputError
 from yolact_deploy.untrusted import parse_json, read_json, shown
-from yolact_deploy.vocabulary import EXPORT_TAILS, HEAD_OUTPUTS, INPUT_DTYPES, PRECISIONS, QUANTIZATION_FORMS
+from yolact_deploy.vocabulary import (
+    EXPORT_TAILS,
+    HALF_PRECISIONS,
+    HEAD_OUTPUTS,
+    INPUT_DTYPES,
+    INT8_RESTS,
+    PRECISIONS,
+    QUANTIZATION_FORMS,
+)
 
 METADATA_KEY = "yolact_deploy"
 SCHEMA_VERSION = 1
@@ -54,7 +62,7 @@ class Metadata:
     #: reasons for the layers that the export chose
     keep_reasons: dict[str, str] = field(default_factory=dict)
     #: for INT8: ``target`` (form of the Q/DQ nodes), ``method`` of the calibration, number of ``images`` and
-    #: ``images_sha256``
+    #: ``images_sha256``, and ``rest`` if the remainder of the trunk is in half precision ("fp16")
     quantization: dict[str, Any] | None = None
     #: versions of the tools that wrote the file
     versions: dict[str, str] = field(default_factory=dict)
@@ -79,6 +87,8 @@ class Metadata:
             check_field(isinstance(how, dict), "quantization", "an object", how)
             form = how.get("target")
             check_field(form in QUANTIZATION_FORMS, "quantization: target", " or ".join(QUANTIZATION_FORMS), form)
+            rest = how.get("rest", INT8_RESTS[0])
+            check_field(rest in INT8_RESTS, "quantization: rest", " or ".join(INT8_RESTS), rest)
             plain = all(value is None or isinstance(value, (str, int, float)) for value in how.values())
             check_field(plain, "quantization", "an object of texts and numbers", how)
 
@@ -86,6 +96,14 @@ class Metadata:
     def has_zero_points(self) -> bool:
         """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not support."""
         return self.quantization is not None and self.quantization["target"] == "onnxruntime"
+
+    @property
+    def half(self) -> str:
+        """The half precision in the trunk, "fp16" or "bf16"; empty if it has none."""
+        if self.precision in HALF_PRECISIONS:
+            return self.precision
+        rest = "" if self.quantization is None else str(self.quantization.get("rest", ""))
+        return rest if rest in HALF_PRECISIONS else ""
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -12,13 +12,14 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.untrusted import shown
+from yolact_deploy.vocabulary import FITS, PRIOR_SIZES
 
 # Names and category ids in the order of the network outputs.
 COCO_NAMES: tuple[str, ...] = (
@@ -43,12 +44,10 @@ PASCAL_NAMES: tuple[str, ...] = (
 
 BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152")
 
-#: how a picture is fitted into the square input: stretched, or padded right and below with the mean color
-FITS = ("stretch", "pad")
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((
     "pyramid_relu", "extra_levels_from", "extra_levels_relu", "prototype_align_corners", "clip_boxes",
-    "second_threshold", "fit", "head_layers", "protonet", "class_existence",
+    "second_threshold", "fit", "prior_size", "head_layers", "protonet", "class_existence",
 ))  # fmt: skip
 
 #: fields whose key in files differs from their name
@@ -56,7 +55,6 @@ _STORED_AS = {"nms_score_threshold": "score_threshold"}
 
 #: integers, with their ranges and reasons
 _WHOLE_NUMBERS = (
-    ("image_size", 64, 4096, ""),
     ("num_classes", 1, 10_000, ""),
     ("num_prototypes", 1, 1024, ""),
     ("fpn_channels", 1, 4096, ""),
@@ -67,10 +65,14 @@ _WHOLE_NUMBERS = (
 )
 _EXTRA_LEVELS = ("p5", "c5")
 _SWITCHES = ("pyramid_relu", "extra_levels_relu", "prototype_align_corners", "clip_boxes", "class_existence")
+_LEAST_SIDE, _MOST_SIDE = 64, 4096
 _LONGEST_NAME, _LARGEST = 500, 2**63 - 1
 _MOST_LAYERS = 32
 _LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+#: the side of a square, or height and width, in pixels
+Size = int | tuple[int, int]
 
 _BASE_SIZE = 550
 _BASE_SCALES = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
@@ -104,16 +106,21 @@ class YolactConfig:
     name: str = "yolact_base"
     #: one of :data:`BACKBONES`
     backbone: str = "resnet101"
-    #: side S of the square network input, in pixels
-    image_size: int = _BASE_SIZE
+    #: the network's input in pixels: the side of a square, or (height, width)
+    image_size: Size = _BASE_SIZE
+    #: how a picture of another shape gets there: one of :data:`~yolact_deploy.vocabulary.FITS`
+    fit: str = "stretch"
     #: foreground classes; the class head has one more channel (background, index 0)
     num_classes: int = 80
     #: one name per foreground class; for 80 classes the default is COCO's
     class_names: tuple[str, ...] = ()
     #: category id of each class in the dataset; COCO's or 1..num_classes by default
     category_ids: tuple[int, ...] = ()
-    #: prior sizes in input pixels per level P3..P7; scaled from yolact_base by default
+    #: prior sizes in pixels per level P3..P7; scaled from yolact_base by default
     prior_scales: tuple[tuple[float, ...], ...] = ()
+    #: the input whose pixels these are: a prior takes the same share of the width and of the height at any other. None
+    #: is the input itself
+    prior_size: Size | None = None
     aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
     #: True reproduces the priors of the original, which set the height to the width
     square_priors: bool = True
@@ -150,13 +157,14 @@ class YolactConfig:
     clip_boxes: bool = False
     #: drop detections that do not score above it in their own class (mmdetection); None keeps them
     second_threshold: float | None = None
-    #: how a picture fits into the input, one of :data:`FITS` ("pad" in Yolact_minimal)
-    fit: str = "stretch"
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
         for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks", "protonet"):
             fill(self, field, _tupled(getattr(self, field)))
+        fill(self, "image_size", _checked_size(self.image_size, "image_size"))
+        if self.prior_size is not None:
+            fill(self, "prior_size", _checked_size(self.prior_size, "prior_size"))
         self._check_numbers()
         if not self.class_names:
             names = COCO_NAMES if self.num_classes == 80 else tuple(f"class {i + 1}" for i in range(self.num_classes))
@@ -167,7 +175,12 @@ class YolactConfig:
             coco = self.class_names == COCO_NAMES
             fill(self, "category_ids", COCO_CATEGORY_IDS if coco else tuple(range(1, self.num_classes + 1)))
         if not self.prior_scales:
-            fill(self, "prior_scales", _rescale(_BASE_SCALES, _BASE_SIZE, self.image_size))
+            square = isinstance(self.image_size, int) and self.prior_size is None
+            scales = _rescale(_BASE_SCALES, _BASE_SIZE, self.input_shape[0]) if square else _BASE_SCALES
+            fill(self, "prior_scales", scales)
+            fill(self, "prior_size", None if square else self.prior_size or _BASE_SIZE)
+        if self.prior_size == self.image_size:
+            fill(self, "prior_size", None)
         self._check_names()
         self._check_priors()
         self._check_protonet()
@@ -234,19 +247,43 @@ class YolactConfig:
     # -- geometry ---------------------------------------------------------------------------------------------------
 
     @property
+    def input_shape(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        return both_sides(self.image_size)
+
+    @property
+    def prior_shape(self) -> tuple[int, int]:
+        """Height and width of the input that ``prior_scales`` refer to, in pixels."""
+        return both_sides(self.image_size if self.prior_size is None else self.prior_size)
+
+    @property
+    def level_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the feature maps P3..P7."""
+        height, width = map(_level_sides, self.input_shape)
+        return tuple(zip(height, width, strict=True))
+
+    @property
+    def prototype_shape(self) -> tuple[int, int]:
+        """Height and width of the prototype masks."""
+        height, width = self.level_shapes[0]
+        return self.prototype_scale * height, self.prototype_scale * width
+
+    @property
     def level_sizes(self) -> tuple[int, ...]:
-        """Side of the feature maps P3..P7; at 550: 69, 35, 18, 9, 5."""
-        side = self.image_size
-        sides = []
-        for halvings in range(1, 3 + _NUM_LEVELS):
-            side = math.ceil(side / 2)
-            if halvings >= 3:
-                sides.append(side)
-        return tuple(sides)
+        """Sides of the feature maps P3..P7 of a square input; at 550: 69, 35, 18, 9, 5.
+
+        Raises:
+            ConfigError: the input is not a square; see :attr:`level_shapes`.
+        """
+        return _level_sides(self._side)
 
     @property
     def prototype_size(self) -> int:
-        """Side of the prototype masks; 138 at 550."""
+        """Side of the prototype masks of a square input; 138 at 550.
+
+        Raises:
+            ConfigError: the input is not a square; see :attr:`prototype_shape`.
+        """
         return self.prototype_scale * self.level_sizes[0]
 
     @property
@@ -257,12 +294,19 @@ class YolactConfig:
         return math.prod(factor for channels, factor in self.protonet if not channels)
 
     @property
+    def _side(self) -> int:
+        size = self.image_size
+        if not isinstance(size, int):
+            raise ConfigError(f"image_size: expected a square, got {size[0]} x {size[1]}: use the properties in _shape")
+        return size
+
+    @property
     def priors_per_cell(self) -> int:
         return len(self.prior_scales[0]) * len(self.aspect_ratios)
 
     @property
     def num_priors(self) -> int:
-        return self.priors_per_cell * sum(side * side for side in self.level_sizes)
+        return self.priors_per_cell * sum(height * width for height, width in self.level_shapes)
 
     # -- pixels -----------------------------------------------------------------------------------------------------
 
@@ -276,6 +320,11 @@ class YolactConfig:
         """BGR gray levels that divide the input image after subtraction of the mean."""
         return (255.0, 255.0, 255.0) if self.backbone == "darknet53" else _IMAGENET_STD_BGR
 
+    @property
+    def padding_color(self) -> tuple[float, float, float]:
+        """BGR gray levels around a picture that does not fill the input, and around expanded ones in training."""
+        return _IMAGENET_MEAN_BGR
+
     # -- variants ---------------------------------------------------------------------------------------------------
 
     @property
@@ -283,11 +332,34 @@ class YolactConfig:
         """True for YOLACT++: deformable convolutions or a mask-IoU network."""
         return self.mask_iou or any(self.deformable_blocks)
 
-    def with_size(self, image_size: int) -> YolactConfig:
-        """The same network for another input size, with scaled priors."""
-        check_field(whole(image_size, 64, 4096), "image_size", "64 to 4096", image_size)
-        scales = _rescale(self.prior_scales, self.image_size, image_size)
-        return dataclasses.replace(self, image_size=image_size, prior_scales=scales)
+    def with_size(self, image_size: Size, *, priors: str = "original") -> YolactConfig:
+        """The same network for another input.
+
+        Args:
+            image_size: the side of a square, or (height, width)
+            priors: "original" keeps the share of the width and height that a prior takes, so that between squares its
+                scales grow with the side; "pixels" keeps the scales
+        """
+        size = _checked_size(image_size, "image_size")
+        check_field(priors in PRIOR_SIZES, "priors", f"one of {', '.join(PRIOR_SIZES)}", priors)
+        if priors == "pixels":
+            return dataclasses.replace(self, image_size=size, prior_size=None)
+        old = self.image_size
+        if isinstance(old, int) and isinstance(size, int) and self.prior_size is None:
+            return dataclasses.replace(self, image_size=size, prior_scales=_rescale(self.prior_scales, old, size))
+        return dataclasses.replace(self, image_size=size, prior_size=self.prior_size or old)
+
+    def with_input(
+        self, image_size: Size | None = None, *, fit: str | None = None, priors: str | None = None
+    ) -> YolactConfig:
+        """The same network for another input, where each value is None unless it shall change.
+
+        Raises:
+            ConfigError: a value out of range, or ``priors`` without a size.
+        """
+        check_field(image_size is not None or priors is None, "priors", "an image_size that they are for", priors)
+        config = self if image_size is None else self.with_size(image_size, priors=priors or PRIOR_SIZES[0])
+        return config if fit is None else dataclasses.replace(config, fit=fit)
 
     def with_classes(self, class_names: tuple[str, ...] | int, category_ids: tuple[int, ...] = ()) -> YolactConfig:
         """The same network for other classes, given by name or by number."""
@@ -332,6 +404,47 @@ class _IdsOf(tuple[int, ...]):
         value = super().__new__(cls, ids)
         value.names = names
         return value
+
+
+def read_size(text: str) -> Size:
+    """A size as the command line spells it: ``550``, or ``544x960`` for height and width.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text.strip())
+    if match is None:
+        raise ConfigError(f"size: expected a side such as 550, or height x width such as 544x960, got {shown(text)}")
+    return _checked_size((int(match[1]), int(match[2] or match[1])), "size")
+
+
+def size_text(size: int | Sequence[int]) -> str:
+    """A size as the command line spells it."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def both_sides(size: Size) -> tuple[int, int]:
+    """Height and width of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _checked_size(value: Any, field: str) -> Size:
+    """A size in its one form: a square is its side."""
+    sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+    fits = len(sides) == 2 and all(whole(side, _LEAST_SIDE, _MOST_SIDE) for side in sides)
+    check_field(fits, field, f"{_LEAST_SIDE} to {_MOST_SIDE}, or height and width in this range", value)
+    height, width = sides
+    return height if height == width else (height, width)
+
+
+def _level_sides(side: int) -> tuple[int, ...]:
+    """Of P3..P7 along one axis: each level halves the one before, rounded up."""
+    sides = []
+    for halvings in range(1, 3 + _NUM_LEVELS):
+        side = math.ceil(side / 2)
+        if halvings >= 3:
+            sides.append(side)
+    return tuple(sides)
 
 
 def check_field(ok: bool, field: str, expected: str, value: object) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks
 from yolact_deploy.paste import paste_windows
+from yolact_deploy.priors import Placement
 
 if TYPE_CHECKING:
     import pandas
@@ -70,21 +71,28 @@ class Detections:
         class_names: tuple[str, ...],
         height: int,
         width: int,
+        placement: Placement | None = None,
     ) -> Detections:
-        """From a detector's output, with boxes [n, 4] normalized to 0..1 of an image of ``height`` x ``width``.
+        """From a detector's output, with boxes [n, 4] normalized to 0..1 of the network's input.
 
         Args:
             masks: cropped probabilities [n, h, w] at prototype resolution, windows of them, or pasted masks
             mask_scores: float32 [n] for a YOLACT++
+            height, width: of the image, in pixels
+            placement: where the image lies in the network's input; by default it fills it
         """
+        where = placement or Placement.whole(height, width)
+        windows = MaskWindows.from_dense(masks) if isinstance(masks, np.ndarray) else masks
+        if isinstance(windows, MaskWindows):
+            windows = windows.placed(where)
         return cls(
-            _pixel_boxes(boxes, height, width),
+            _pixel_boxes(boxes, where),
             scores.astype(np.float32, copy=False),
             labels.astype(np.int64),
             class_names,
             height,
             width,
-            MaskWindows.from_dense(masks) if isinstance(masks, np.ndarray) else masks,
+            windows,
             mask_scores,
         )
 
@@ -427,11 +435,15 @@ class Detections:
         return preview_html(self)
 
 
-def _pixel_boxes(boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+def _pixel_boxes(boxes: NDArray[np.float32], where: Placement) -> NDArray[np.float32]:
     """Normalized boxes [n, 4] in pixels: corners sorted, clamped to 0 below and to the image's size above."""
-    size = np.array([width, height], np.float32)
-    corners = boxes.reshape(-1, 2, 2) * size
+    size = np.array([[where.width], [where.height]], np.float32)
+    # long rows, which NumPy works on much faster
+    corners = np.ascontiguousarray(where.to_picture(boxes).reshape(-1, 4).T).reshape(2, 2, -1)
     pixels = np.empty_like(corners)
-    np.maximum(np.minimum(corners[:, 0], corners[:, 1]), 0, out=pixels[:, 0])
-    np.minimum(np.maximum(corners[:, 0], corners[:, 1]), size, out=pixels[:, 1])
-    return pixels.reshape(-1, 4).astype(np.float32, copy=False)
+    np.maximum(np.minimum(corners[0], corners[1]), 0, out=pixels[0])
+    np.minimum(np.maximum(corners[0], corners[1]), size, out=pixels[1])
+    if where.is_padded:  # a box in the padding has no pixels; without padding, boxes beyond the image stay as they were
+        np.minimum(pixels[0], size, out=pixels[0])
+        np.maximum(pixels[1], 0, out=pixels[1])
+    return np.ascontiguousarray(pixels.reshape(4, -1).T, np.float32)

@@ -18,13 +18,15 @@ from typing import Any
 from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
 from yolact_deploy.config import whole
 from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
-from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
+from yolact_deploy.errors import ArtifactError, CheckpointError, InputError, import_optional
 from yolact_deploy.untrusted import parse_json, read_bytes
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_SUFFIXES
 
 Facts = dict[str, Any]
 
-NO_LAYERS = "reading layers and bindings of an engine requires an NVIDIA driver"
+NO_LAYERS = "reading layers and bindings of an engine requires an NVIDIA driver: inspect --profile"
+#: a frame runs directly, is captured, and runs from its graph, in each of two slots
+_WARM_UP_FRAMES = 6
 
 
 def inspect_file(path: str | os.PathLike[str], *, layers: bool = False) -> Facts:
@@ -43,6 +45,36 @@ def inspect_file(path: str | os.PathLike[str], *, layers: bool = False) -> Facts
     describe = _DESCRIBERS[_kind(path)]
     facts = {"path": str(path), "kind": "", "bytes": path.stat().st_size, "metadata": None, **describe(path, layers)}
     return {**facts, "sha256": sha256_file(path)}
+
+
+def profile_file(path: str | os.PathLike[str], *, device: str = "cuda", runs: int = 30) -> Facts:
+    """Run an engine: its layers with times, and the stages of a frame of 640 x 480.
+
+    Raises:
+        InputError: not an engine.
+        ArtifactError, BackendError: the engine does not run here.
+    """
+    import numpy as np
+
+    from yolact_deploy.loading import ModelSpec, load
+
+    spec = ModelSpec(Path(path), "tensorrt", device=device)
+    if _kind(spec.path) != "engine":
+        raise InputError(f"--profile requires an engine, {path} is none: build one with 'yolact-deploy build'")
+    spec.check_gpu()
+    from yolact_deploy.runtime.tensorrt_profile import profile_engine
+
+    profile = profile_engine(spec.path, device=spec.gpu or 0, runs=runs).to_json()
+    frame, spent = np.zeros((480, 640, 3), np.uint8), list[dict[str, float]]()
+    with load(spec, lazy_masks=False) as model:
+        model.stage_times = True
+        for _ in range(_WARM_UP_FRAMES):
+            model(frame)
+        for _ in range(runs):
+            model(frame)
+            spent.append(model.timings)
+    profile["stages_mean_ms"] = {stage: sum(one[stage] for one in spent) / runs for stage in spent[0]}
+    return profile
 
 
 def _kind(path: Path) -> str:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, import_optional
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
@@ -30,6 +31,8 @@ from yolact_deploy.vocabulary import (
     BACKENDS,
     CHECKPOINT_SUFFIXES,
     ENGINE_SUFFIXES,
+    FRAME_MODES,
+    JPEG_DECODERS,
     LOAD_TAILS,
     MAX_THREADS,
     MODEL_SUFFIXES,
@@ -43,10 +46,10 @@ _log = logging.getLogger(__name__)
 
 #: what may be chosen for each backend
 _OPTIONS = {
-    "onnxruntime": ("threads", "tail", "device", "provider"),
+    "onnxruntime": ("threads", "tail", "device", "provider", "frames", "decode"),
     "openvino": ("threads", "tail", "device"),
-    "torch": ("threads", "tail", "device", "compile"),
-    "tensorrt": ("device",),
+    "torch": ("threads", "tail", "device", "compile", "frames", "decode"),
+    "tensorrt": ("device", "frames", "decode"),
     "remote": (),
 }
 _PRECISIONS = {
@@ -62,7 +65,8 @@ _DEFAULT_BACKENDS = {
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "torch"),
 }
 _KNOWN_OPTIONS = (
-    f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)} and compile=yes|no"
+    f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)}, compile=yes|no, "
+    f"frames={'|'.join(FRAME_MODES)} and decode={'|'.join(JPEG_DECODERS)}"
 )
 _YES_NO = {"yes": True, "no": False}
 
@@ -71,7 +75,8 @@ _YES_NO = {"yes": True, "no": False}
 class ModelSpec:
     """A model file and how to run it: ``FILE[@BACKEND[-PRECISION][:OPTION[,OPTION...]]]``, or the same by keyword.
 
-    Options are threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx, compile=yes|no.
+    Options are threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx, compile=yes|no,
+    frames=auto|in-place|upload, decode=cpu|gpu.
 
     Raises:
         InputError: a value out of range, or one that the backend does not have.
@@ -85,6 +90,8 @@ class ModelSpec:
     device: str | None = None
     provider: str | None = None
     compile: bool = False
+    frames: str = "auto"
+    decode: str = "cpu"
 
     def __post_init__(self) -> None:
         words = (
@@ -92,6 +99,8 @@ class ModelSpec:
             ("precision", PRECISIONS),
             ("tail", LOAD_TAILS),
             ("provider", PROVIDERS),
+            ("frames", FRAME_MODES),
+            ("decode", JPEG_DECODERS),
         )
         for name, known in words:
             if (value := getattr(self, name)) is not None:
@@ -210,7 +219,14 @@ class ModelSpec:
             "device": self.device,
             "provider": self.provider,
             "compile": "yes" if self.compile else None,
+            "frames": None if self.frames == "auto" else self.frames,
+            "decode": None if self.decode == "cpu" else self.decode,
         }
+
+    @property
+    def in_place(self) -> bool | None:
+        """Whether the GPU reads frames where they are in host memory; None leaves it to the kind of GPU."""
+        return {"in-place": True, "upload": False}.get(self.frames)
 
     def spelling(self) -> str:
         """The text that :meth:`parse` reads back as this value."""
@@ -234,7 +250,7 @@ def _parse_options(text: str) -> dict[str, Any]:
             options[name] = int(value) if value.isdecimal() and len(value) < 10 else value
         elif name == "compile":
             options[name] = _YES_NO.get(value, value)
-        elif name in ("tail", "device", "provider"):
+        elif name in ("tail", "device", "provider", "frames", "decode"):
             options[name] = value
         else:
             raise InputError(f"unknown option {option!r}; known are {_KNOWN_OPTIONS}")
@@ -259,8 +275,12 @@ def load(
     device: str | None = None,
     provider: str | None = None,
     compile: bool | None = None,
+    frames: str | None = None,
+    decode: str | None = None,
     config: YolactConfig | str | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
+    fit: str | None = None,
+    priors: str | None = None,
     score_threshold: float = 0.15,
     nms: str | None = None,
     lazy_masks: bool = True,
@@ -280,8 +300,15 @@ def load(
         device: "cpu", "cuda" or "cuda:1"; engines run on "cuda" by default
         provider: execution provider of ONNX Runtime: "cpu", "cuda", "tensorrt" or "rtx"; "cuda" with device "cuda"
         compile: compile the PyTorch model
+        frames: how frames in host memory come to the GPU: "upload" copies them, "in-place" lets the kernels read pinned
+            memory, and "auto" does that where CPU and GPU share their memory (Jetson)
+        decode: "gpu" decodes JPEG files with nvImageCodec on the GPU, on the CUDA frame path; what it cannot decode is
+            left to OpenCV, with a warning
         config: for checkpoints whose configuration cannot be inferred from the tensors (input size, Pascal priors)
-        image_size: for checkpoints, an input size other than the configuration's
+        image_size: for checkpoints, an input other than the configuration's: the side of a square, or (height, width)
+        fit: for checkpoints, how pictures of another shape get there: "stretch", "letterbox" or "pad"
+        priors: for checkpoints, what prior boxes keep at ``image_size``: "original" or "pixels", see
+            :meth:`~yolact_deploy.config.YolactConfig.with_size`
         score_threshold: drops detections below
         nms: "fast", "cross-class" or "traditional", if the tail runs on the host
         lazy_masks: paste masks on first access
@@ -293,16 +320,17 @@ def load(
     spec = model if isinstance(model, ModelSpec) else ModelSpec.parse(model)
     spec = spec.updated(
         backend=backend, precision=precision, threads=threads, tail=tail, device=device, provider=provider,
-        compile=compile,
+        compile=compile, frames=frames, decode=decode,
     )  # fmt: skip
     spec.check_file()
-    if spec.chosen_backend != "torch" and not (config is None and image_size is None):
-        what = "config" if image_size is None else "image_size"
+    given = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
+    given = {name: value for name, value in given.items() if value is not None}
+    if spec.chosen_backend != "torch" and given:
         raise InputError(
-            f"{what} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or export "
-            "the checkpoint again"
+            f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "
+            "export the checkpoint again"
         )
-    network = _open(spec, config=config, image_size=image_size)
+    network = _open(spec, given)
     try:
         _check_choices(network, spec.path, score_threshold, nms)
     except InputError:
@@ -324,7 +352,7 @@ def _check_choices(network: Backend, path: Path, score_threshold: float, nms: st
         _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
 
 
-def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int | None) -> Backend:
+def _open(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     backend = spec.chosen_backend
     if spec.url:
         from yolact_deploy.runtime.remote import RemoteBackend
@@ -337,12 +365,12 @@ def _open(spec: ModelSpec, *, config: YolactConfig | str | None, image_size: int
 
         return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail)
     if backend == "torch":
-        return _open_torch(spec, config, image_size)
+        return _open_torch(spec, of_checkpoint)
     if backend == "tensorrt":
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
         try:
-            return TensorRtBackend(spec.path, device=spec.gpu or 0)
+            return TensorRtBackend(spec.path, device=spec.gpu or 0, **_frame_options(spec))
         except BackendError:
             spec.check_gpu()
             raise
@@ -367,10 +395,19 @@ def _open_onnxruntime(spec: ModelSpec) -> Backend:
     from yolact_deploy.runtime.onnxruntime_network import OnnxRuntimeNetwork
 
     device = Device.open(gpu)
-    return CudaBackend(OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32), device)
+    network = OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32)
+    return CudaBackend(network, device, **_frame_options(spec))
 
 
-def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: int | None) -> Backend:
+def _frame_options(spec: ModelSpec) -> dict[str, Any]:
+    """How the CUDA frame path takes frames and files."""
+    from yolact_deploy.runtime.cuda.jpeg import open_decoder
+
+    jpeg = open_decoder(spec.gpu or 0) if spec.decode == "gpu" else None
+    return {"in_place": spec.in_place, "jpeg": jpeg}
+
+
+def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     precision, gpu = spec.precision or "fp32", spec.gpu
     if gpu is not None:
         require_gpu(gpu)  # the first thing to report if there is none
@@ -380,7 +417,7 @@ def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: 
     from yolact_deploy.model.fuse import fuse_batch_norm
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
-    model = load_model(spec.path, config=config, image_size=image_size)
+    model = load_model(spec.path, **of_checkpoint)
     plain = precision in ("fp32", "tf32") and not spec.compile
     if not plain:
         model = fuse_batch_norm(model)
@@ -395,4 +432,5 @@ def _open_torch(spec: ModelSpec, config: YolactConfig | str | None, image_size: 
     from yolact_deploy.runtime.torch.torch_network import TorchNetwork
 
     device = Device.open(gpu)
-    return CudaBackend(TorchNetwork(model, device, precision=precision, compile=spec.compile), device)
+    network = TorchNetwork(model, device, precision=precision, compile=spec.compile)
+    return CudaBackend(network, device, **_frame_options(spec))

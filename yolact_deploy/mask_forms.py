@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Array, Bool, Bools, Float, Float32, Floats, Int64, Ints, Pixels, UInt8
+from yolact_deploy.priors import Placement
 
 #: logit of prototype pixels outside the box; in float32 its sigmoid is 0 next to any other value
 OUTSIDE_LOGIT = np.float32(-80.0)
@@ -42,6 +43,7 @@ class MaskWindows:
         logits: whether the values are logits rather than probabilities
         offsets: int64 [n, 2], column and row of each window's first value
         windows: n float arrays
+        placement: where the image lies on the canvas that the masks cover; None means that it fills it
     """
 
     height: int
@@ -49,6 +51,7 @@ class MaskWindows:
     logits: bool
     offsets: Ints
     windows: tuple[NDArray[Any], ...]
+    placement: Placement | None = None
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -79,9 +82,13 @@ class MaskWindows:
         """Masks [n, h, w] as probabilities, float32; 0 outside the windows."""
         return sigmoid(self.dense()) if self.logits else self.dense()
 
+    def placed(self, where: Placement) -> MaskWindows:
+        """The same masks of an image that lies there."""
+        return replace(self, placement=where if where.is_padded else None)
+
     def select(self, index: NDArray[np.intp]) -> MaskWindows:
         windows = tuple(self.windows[i] for i in index)
-        return MaskWindows(self.height, self.width, self.logits, self.offsets[index], windows)
+        return MaskWindows(self.height, self.width, self.logits, self.offsets[index], windows, self.placement)
 
 
 def _extent(used: Bools) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -196,16 +203,6 @@ class MaskCrops:
         empty = (counts[ends - 1] == 0) & (found > 0)
         kept[ends[empty] - 1] = False
         return counts[kept], found + 1 - empty
-
-
-def cut_crops(masks: MaskCrops, height: int, width: int) -> MaskCrops:
-    """The part of masks inside the first ``height`` rows and ``width`` columns, as masks of that size."""
-    crops = tuple(
-        crop[: max(height - int(y), 0), : max(width - int(x), 0)]
-        for (x, y), crop in zip(masks.offsets, masks.crops, strict=True)
-    )
-    offsets = np.minimum(masks.offsets, np.array([width, height], np.int64))
-    return MaskCrops(height, width, offsets, crops)
 
 
 def _unpickle_crops(height: int, width: int, offsets: Ints, bits: list[tuple[tuple[int, int], Any]]) -> MaskCrops:

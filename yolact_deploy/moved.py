@@ -30,7 +30,6 @@ MOVED = {
     "runtime.cuda.backend": "runtime.cuda.cuda_backend",
     "runtime.cuda.network": "runtime.cuda.device_network",
     "runtime.cuda.pipeline": "runtime.cuda.frame_pipeline",
-    "runtime.cuda.plan_count": "runtime.cuda.plans.plan_count",
     "runtime.cuda.plan_masks": "runtime.cuda.plans.plan_masks",
     "runtime.cuda.plan_nms": "runtime.cuda.plans.plan_nms",
     "runtime.cuda.plan_paste": "runtime.cuda.plans.plan_paste",

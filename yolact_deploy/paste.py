@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Array, Bools, Float
 from yolact_deploy.mask_forms import MaskCrops, MaskWindows, sigmoid
+from yolact_deploy.priors import Placement
 
 
 class _Axis(NamedTuple):
@@ -30,9 +31,11 @@ class _Axis(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _axis(source: int, target: int) -> _Axis:
-    scale = np.float32(source) / np.float32(target)
-    position = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
+def _axis(source: int, target: int, canvas: int, first: int) -> _Axis:
+    """The axis of an image whose ``target`` pixels begin at ``first`` of the canvas that the source covers."""
+    scale = np.float32(source) / np.float32(canvas)
+    pixels = np.arange(first, first + target, dtype=np.float32)
+    position = np.maximum((pixels + np.float32(0.5)) * scale - np.float32(0.5), 0)
     cell = np.minimum(position.astype(np.intp), source - 1)
     start = np.searchsorted(cell, np.arange(source + 1))
     most = int(np.diff(start).max())
@@ -53,11 +56,13 @@ def paste_masks(masks: Float[Array, "n h w"], height: int, width: int, *, logits
 
 
 def paste_windows(masks: MaskWindows, height: int, width: int) -> MaskCrops:
-    """:func:`paste_masks` for masks that are stored only inside their boxes."""
+    """:func:`paste_masks` for masks that are stored only inside their boxes, where ``masks.placement`` puts them."""
     if len(masks) == 0:
         return MaskCrops(height, width, np.empty((0, 2), np.int64), ())
     cells = _Cells.of(masks)
-    down, across = _axis(masks.height, height), _axis(masks.width, width)
+    where = masks.placement or Placement.whole(height, width)
+    down = _axis(masks.height, height, where.canvas_height, where.top)
+    across = _axis(masks.width, width, where.canvas_width, where.left)
     whole, touched = cells.classify(0.0 if masks.logits else 0.5)
 
     # One crop for each mask: the output pixels of the cells it touches.
@@ -80,8 +85,8 @@ def paste_windows(masks: MaskWindows, height: int, width: int) -> MaskCrops:
 
     mixed = ~whole[used]
     origin = first[:-1] - left - top * crop_w
-    where = _Boundary(used[mixed], x[mixed], y[mixed], origin[mask[mixed]], crop_w[mask[mixed]])
-    _interpolate(buffer, cells, where, (down, across), masks.logits)
+    boundary = _Boundary(used[mixed], x[mixed], y[mixed], origin[mask[mixed]], crop_w[mask[mixed]])
+    _interpolate(buffer, cells, boundary, (down, across), masks.logits)
     return MaskCrops(height, width, np.stack([left, top], axis=1).astype(np.int64), tuple(crops))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Bool, Bools, Float32, Floats, Int64, Ints
+from yolact_deploy.config import Size, both_sides
 from yolact_deploy.mask_forms import MaskWindows, sigmoid
 from yolact_deploy.vocabulary import NMS_VARIANTS
 
@@ -65,7 +66,7 @@ def detect(
     top_k: int = 200,
     max_detections: int = 100,
     nms: str = "fast",
-    image_size: int = 550,
+    image_size: Size = 550,
     second_threshold: float | None = None,
 ) -> Detected:
     """Detections of one image.
@@ -76,7 +77,7 @@ def detect(
         coeff: [P, K]
         score_threshold: priors take part if their best score is above it
         nms: one of :data:`~yolact_deploy.vocabulary.NMS_VARIANTS`
-        image_size: used by the traditional NMS only, which works on boxes in pixels
+        image_size: of the network's input; used by the traditional NMS only, which works on boxes in pixels
         second_threshold: detections must score above it in their own class
     """
     above = np.flatnonzero(scores > score_threshold) // scores.shape[1]  # few, so faster than a maximum of each row
@@ -211,10 +212,11 @@ def traditional_nms(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.05,
     max_detections: int = 100,
-    image_size: int = 550,
+    image_size: Size = 550,
 ) -> Detected:
     """Greedy NMS per class on boxes in pixels whose sides include both ends (+1); IoU at the threshold drops a box."""
-    pixels = boxes * np.float32(image_size)
+    scale = np.array(both_sides(image_size)[::-1] * 2, np.float32)
+    pixels = boxes * scale
     labels, index = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for label in range(scores.shape[0]):
         members = np.flatnonzero(scores[label] > score_threshold)
@@ -224,7 +226,7 @@ def traditional_nms(
     classes, priors = np.concatenate(labels), np.concatenate(index)
     best = np.argsort(-scores[classes, priors], kind="stable")[:max_detections]
     classes, priors = classes[best], priors[best]
-    return Detected(pixels[priors] / np.float32(image_size), scores[classes, priors], classes, coeff[priors])
+    return Detected(pixels[priors] / scale, scores[classes, priors], classes, coeff[priors])
 
 
 def _greedy(pixels: Float32[Floats, "n 4"], scores: Float32[Floats, " n"], iou_threshold: float) -> Int64[Ints, " k"]:

@@ -1,7 +1,9 @@
 """From an image file to the network's input: reading, checking, resizing, normalizing.
 
-The whole image is resized to S x S bilinearly, without letterbox and without antialiasing. Exported graphs contain the
-normalization; :func:`normalize` serves the eager model.
+The whole image is resized bilinearly, without antialiasing, and with padding if the configuration's ``fit`` says so.
+Exported graphs contain the normalization; :func:`normalize` serves the eager model.
+
+Legend: H x W the image, h x w the network's input, N images.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Array, Float32, Floats, Pixels, Shaped, UInt8
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig, both_sides
 from yolact_deploy.errors import InputError
+from yolact_deploy.priors import Placement, place
 from yolact_deploy.untrusted import read_bytes, shown
 
 _log = logging.getLogger(__name__)
 
 _MOST_PIXELS = 200_000_000
+#: pixels of the largest canvas that is made for padding
+_MOST_CANVAS = 40_000_000
 #: codes of the segments of a JPEG file that hold its size
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 #: fill bytes, and segments without a length
@@ -241,34 +247,74 @@ def check_image(image: Any) -> UInt8[Pixels, "H W 3"]:
     return image
 
 
-def resize_image(image: UInt8[Pixels, "H W 3"], size: int, dtype: str = "uint8") -> Shaped[Array, "{size} {size} 3"]:
-    """Resize BGR [H, W, 3] to [size, size, 3].
+def resize_image(image: UInt8[Pixels, "H W 3"], size: Size, dtype: str = "uint8") -> Shaped[Array, "h w 3"]:
+    """Resize BGR [H, W, 3] to [h, w, 3], whatever its shape.
 
     Args:
+        size: h and w, or both in one
         dtype: "uint8" rounds to gray levels; "float32" (0..255) keeps the fractions, as the original does
     """
     source = image if dtype == "uint8" else image.astype(np.float32)
-    return cv2.resize(source, (size, size), interpolation=cv2.INTER_LINEAR)
+    height, width = both_sides(size)
+    return cv2.resize(source, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def fit_image(image: UInt8[Pixels, "H W 3"], config: YolactConfig, dtype: str = "uint8") -> Shaped[Array, "S S 3"]:
-    """BGR [H, W, 3] fitted into the input of a network [S, S, 3] as ``config.fit`` says.
+def fit_image(image: UInt8[Pixels, "H W 3"], config: YolactConfig, dtype: str = "uint8") -> Shaped[Array, "h w 3"]:
+    """An image in the network's input: resized as ``config.fit`` says, [h, w, 3].
 
-    "pad" adds the mean color on the right or below to make the picture square; with a dtype of uint8 it is rounded.
+    Padding has the color of :func:`padding_color`.
+
+    Args:
+        dtype: as of :func:`resize_image`
     """
-    height, width = image.shape[:2]
-    if config.fit == "stretch" or height == width:
-        return resize_image(image, config.image_size, dtype)
-    side = max(height, width)
-    square = np.empty((side, side, 3), np.float32)
-    square[...] = config.pixel_mean
-    square[:height, :width] = image
-    resized = cv2.resize(square, (config.image_size, config.image_size), interpolation=cv2.INTER_LINEAR)
-    return resized if dtype == "float32" else np.rint(resized).astype(np.uint8)
+    where = place(image.shape[0], image.shape[1], config)
+    if not where.is_padded:
+        return resize_image(image, config.input_shape, dtype)
+    color = padding_color(config, dtype)
+    if where.canvas_height * where.canvas_width > _MOST_CANVAS:
+        return _sampled(image, where, config.input_shape, color, dtype)
+    source = image if dtype == "uint8" else image.astype(np.float32)
+    bottom = where.canvas_height - where.height - where.top
+    right = where.canvas_width - where.width - where.left
+    canvas = cv2.copyMakeBorder(source, where.top, bottom, where.left, right, cv2.BORDER_CONSTANT, value=color)
+    return cv2.resize(canvas, config.input_shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def normalize(images: Shaped[Array, "N S S 3"], config: YolactConfig) -> Float32[Floats, "N 3 S S"]:
-    """BGR [N, S, S, 3] in 0..255 to the trunk's input: float32 RGB [N, 3, S, S]."""
+def padding_color(config: YolactConfig, dtype: str) -> tuple[float, float, float]:
+    """``config.padding_color`` in an image of ``dtype``."""
+    blue, green, red = config.padding_color
+    return (round(blue), round(green), round(red)) if dtype == "uint8" else (blue, green, red)
+
+
+def _sampled(
+    image: UInt8[Pixels, "H W 3"],
+    where: Placement,
+    shape: tuple[int, int],
+    color: tuple[float, float, float],
+    dtype: str,
+) -> Shaped[Array, "h w 3"]:
+    """:func:`fit_image` without the canvas, which an extremely long picture would make larger than memory."""
+    rows, row_share = _taps(shape[0], where.canvas_height)
+    columns, column_share = _taps(shape[1], where.canvas_width)
+    rows, columns = rows - where.top, columns - where.left
+    inside_rows, inside_columns = (rows >= 0) & (rows < where.height), (columns >= 0) & (columns < where.width)
+    values = image[rows.clip(0, where.height - 1)][:, columns.clip(0, where.width - 1)].astype(np.float32)
+    values[~(inside_rows[:, None] & inside_columns)] = color
+    across = values[:, 0::2] + (values[:, 1::2] - values[:, 0::2]) * column_share[:, None]
+    mixed = across[0::2] + (across[1::2] - across[0::2]) * row_share[:, None, None]
+    return np.rint(mixed).astype(np.uint8) if dtype == "uint8" else np.asarray(mixed)
+
+
+def _taps(target: int, source: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The two source pixels of each target pixel, one after the other, and the weight of the second."""
+    position = (np.arange(target) + 0.5) * (source / target) - 0.5
+    first = np.floor(position).astype(np.intp)
+    pairs = np.stack([first, first + 1], axis=1).reshape(-1).clip(0, source - 1)
+    return pairs, (position - first).astype(np.float32)
+
+
+def normalize(images: Shaped[Array, "N h w 3"], config: YolactConfig) -> Float32[Floats, "N 3 h w"]:
+    """BGR [N, h, w, 3] in 0..255 to the trunk's input: float32 RGB [N, 3, h, w]."""
     mean = np.array(config.pixel_mean, dtype=np.float32)
     std = np.array(config.pixel_std, dtype=np.float32)
     scaled = (images.astype(np.float32) - mean) / std

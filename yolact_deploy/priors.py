@@ -1,20 +1,76 @@
-"""Prior boxes of a configuration, and the SSD code of boxes relative to them.
+"""The geometry of a network's input: where a picture lies in it, its prior boxes, and the SSD code of boxes.
 
-Legend: P priors, N images. Boxes are normalized to 0..1 of the image; priors are (cx, cy, w, h), boxes xyxy.
+A picture is part of a canvas, and the canvas is stretched to the network's input. With ``fit="stretch"`` the canvas is
+the picture itself, as in the original. Otherwise it is the smallest one of the network's ratio that holds the picture:
+with "letterbox" the picture is in its middle, with "pad" at its upper left. All numbers are whole pixels of the
+picture, so every part of the package computes the same positions.
+
+Legend: P priors, N images, n boxes, h x w the network's input. Boxes are normalized to 0..1 of the input; priors are
+(cx, cy, w, h), boxes xyxy.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Array, Float, Float32, Floats
 from yolact_deploy.config import YolactConfig
 
 #: SSD encoding variances of the center and of the size
 VARIANCES = (0.1, 0.2)
+
+
+class Placement(NamedTuple):
+    """A picture on its canvas, in pixels of the picture."""
+
+    height: int  #: of the picture
+    width: int
+    canvas_height: int
+    canvas_width: int
+    top: int  #: first row of the picture on the canvas
+    left: int
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Placement:
+        """A picture that fills its canvas."""
+        return cls(height, width, height, width, 0, 0)
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether the canvas is larger than the picture."""
+        return self[:2] != self[2:4]
+
+    def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes [n, 4] in pixels of the picture, not clamped, from boxes normalized to the network's input; xyxy."""
+        size = np.array([self.canvas_width, self.canvas_height] * 2, np.float32)
+        return boxes * size - np.array([self.left, self.top] * 2, np.float32)
+
+
+def place(height: int, width: int, config: YolactConfig) -> Placement:
+    """Where a picture of this height and width lies for a network.
+
+    Args:
+        config: its input and its ``fit``
+    """
+    return place_in(height, width, config.input_shape, config.fit)
+
+
+def place_in(height: int, width: int, shape: tuple[int, int], fit: str) -> Placement:
+    """:func:`place` for an input of ``shape`` (h, w)."""
+    if fit == "stretch":
+        return Placement.whole(height, width)
+    rows, columns = shape
+    canvas_height = max(height, (width * rows + columns // 2) // columns)
+    canvas_width = max(width, (height * columns + rows // 2) // rows)
+    if fit == "pad":
+        return Placement(height, width, canvas_height, canvas_width, 0, 0)
+    top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
+    return Placement(height, width, canvas_height, canvas_width, top, left)
 
 
 @lru_cache(maxsize=16)
@@ -24,17 +80,17 @@ def make_priors(config: YolactConfig) -> Float32[Floats, "P 4"]:
     Order: level, row, column, scale, ratio. Computed in float64 and rounded once, as the original does.
     """
     rows: list[tuple[float, float, float, float]] = []
-    for side, scales in zip(config.level_sizes, config.prior_scales, strict=True):
+    full_height, full_width = config.prior_shape
+    for (level_height, level_width), scales in zip(config.level_shapes, config.prior_scales, strict=True):
         shapes = []
         for scale in scales:
             for ratio in config.aspect_ratios:
                 root = math.sqrt(ratio)
-                width = scale * root / config.image_size
-                height = width if config.square_priors else scale / root / config.image_size
-                shapes.append((width, height))
-        for y in range(side):
-            for x in range(side):
-                rows.extend(((x + 0.5) / side, (y + 0.5) / side, w, h) for w, h in shapes)
+                height = scale * root if config.square_priors else scale / root
+                shapes.append((scale * root / full_width, height / full_height))
+        for y in range(level_height):
+            for x in range(level_width):
+                rows.extend(((x + 0.5) / level_width, (y + 0.5) / level_height, w, h) for w, h in shapes)
     priors = np.array(rows, dtype=np.float64).astype(np.float32)
     priors.flags.writeable = False
     return priors

@@ -28,8 +28,17 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8")
 #: where Fast NMS and mask assembly run
 LOAD_TAILS = ("auto", "host", "graph")
+#: how frames in host memory come to a GPU: "auto" reads them in place where CPU and GPU share their memory
+FRAME_MODES = ("auto", "in-place", "upload")
+#: what decodes JPEG files for the CUDA frame path
+JPEG_DECODERS = ("cpu", "gpu")
 NMS_VARIANTS = ("fast", "cross-class", "traditional")
 MAX_THREADS = 1024
+#: how a picture of another shape gets into the network's input: stretched, or at its own ratio with padding around it
+#: or right and below
+FITS = ("stretch", "letterbox", "pad")
+#: what priors keep at another input size: their share of the width and height, or their pixels
+PRIOR_SIZES = ("original", "pixels")
 
 # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -53,6 +62,8 @@ TRACK_FORMATS = ("mot", "ytvis")
 #: precision of the trunk of an exported file
 EXPORT_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 HALF_PRECISIONS = ("fp16", "bf16")
+#: precision of what an INT8 trunk does not quantize
+INT8_RESTS = ("fp32", "fp16")
 #: what an exported graph ends in
 EXPORT_TAILS = ("functions", "heads")
 #: outputs of a graph that ends in heads

@@ -23,11 +23,11 @@ pytest.importorskip("onnx")
 
 import fake_tensorrt
 import tiny_onnx
-from yolact_deploy.runtime.tensorrt_profile import _precisions, profile_engine
 
 from yolact_deploy.errors import InputError
 from yolact_deploy.loading import load
 from yolact_deploy.runtime.cuda import nvtx_ranges as ranges
+from yolact_deploy.runtime.tensorrt_profile import _precisions, profile_engine
 
 __all__ = ["emulated"]
 

@@ -12,6 +12,7 @@ import numpy as np
 from yolact_deploy.benchmarks.machine_change import MachineChange, machine_change
 from yolact_deploy.benchmarks.ratios import LEAST_CALLS, Ratio, change_of, ratio_of
 from yolact_deploy.benchmarks.record import EngineRecord, Record
+from yolact_deploy.config import size_text
 from yolact_deploy.errors import InputError
 
 #: two runs of one engine may differ by this share for reasons that no interval shows
@@ -305,7 +306,7 @@ def _engine_warnings(x: EngineRecord, y: EngineRecord) -> Iterator[str]:
     if before and after and before != after:
         yield f"made from other weights ({before[:12]} and {after[:12]})"
     if x.image_size != y.image_size:
-        yield f"input sizes are {x.image_size} and {y.image_size}"
+        yield f"input sizes are {size_text(x.image_size)} and {size_text(y.image_size)}"
     if x.backend == y.backend:
         ours, theirs = x.runtime, y.runtime
         for key in dict.fromkeys((*ours, *theirs)):

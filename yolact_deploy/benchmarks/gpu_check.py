@@ -2,7 +2,8 @@
 
     python -m yolact_deploy.benchmarks.gpu_check --weights yolact_resnet50_54_800000.pth -o gpu.json
 
-Compares our kernels with NumPy and times them; exports the network, builds each engine that can be built and runs it in
+Compares our kernels with NumPy and times them; times the frame path around a network that only copies its answer, with
+frames that are uploaded and read in place; exports the network, builds each engine that can be built and runs it in
 each installed runtime; compares with the eager model; measures latency at batch 1, throughput at batch 1, 8 and 32, and
 how close everything comes to the measured limits of the machine (copies, matrix products). What is not installed is
 skipped, and the table says why. Exit code 1 if something is wrong, 2 if nothing could be tried.
@@ -27,10 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import write_json
+from yolact_deploy.artifact import read_config, write_json
 from yolact_deploy.benchmarks import machine_limits
 from yolact_deploy.benchmarks.command import command_parser, run_command, work_folder
-from yolact_deploy.config import get_config
 from yolact_deploy.console import print_table
 from yolact_deploy.errors import InputError, MissingDependencyError, YolactDeployError
 from yolact_deploy.machine.environment import environment
@@ -125,6 +125,7 @@ def parts(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[GpuChec
         "machine limits": partial(_check_limits, args, folder),
         first: kernels[first],
         "kernels against the original": partial(_check_golden, args),
+        "frame path": partial(_check_frames, args),
         **_networks(args, folder),
         **{name: kernels[name] for name in others},
     }
@@ -253,7 +254,7 @@ def _check_kernels(args: argparse.Namespace, folder: Path, batch: int, check: Gp
 
     with contextlib.ExitStack() as stack:
         bench: KernelBench | None = None
-        for case in kernel_cases(get_config(args.config), batch):
+        for case in kernel_cases(read_config(args.config), batch):
 
             def attempt(case: Any = case) -> Outcome:
                 nonlocal bench
@@ -286,6 +287,20 @@ def _golden(device: Device, folder: Path) -> Outcome:
     wrong = {name: reason for name, reason in reasons.items() if reason}
     sentence = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
     return sentence, f"{len(reasons)} cases", {"cases": len(reasons), "wrong": wrong}
+
+
+def _check_frames(args: argparse.Namespace, check: GpuCheck) -> None:
+    from yolact_deploy.benchmarks.gpu.gpu_frames import frame_cases
+
+    def attempt(measure: Callable[[], dict[str, Any]]) -> Outcome:
+        report = measure()
+        rate = report.get("images_per_s") or report["stream_images_per_s"]
+        latency = f"p50 {report['p50_ms']:.3f} ms, " if "p50_ms" in report else ""
+        return "", f"{latency}{rate:.0f} images/s", report
+
+    config, calls = read_config(args.config), 50 if args.quick else 400
+    for name, measure in frame_cases(Device.open(args.device), config, calls=calls):
+        check.run(name, partial(attempt, measure))
 
 
 def _check_network(args: argparse.Namespace, folder: Path, candidate: Any, check: GpuCheck) -> None:
@@ -342,7 +357,7 @@ def _gmac(weights: Path) -> float | None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("gpu_check", __doc__)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="checkpoint of the network to run")
-    parser.add_argument("--config", default="yolact_resnet50", metavar="NAME", help="sizes for the kernels")
+    parser.add_argument("--config", default="yolact_resnet50", metavar="NAME|FILE", help="sizes for kernels and frames")
     parser.add_argument("--device", type=int, default=0, metavar="N", help="index of the GPU (default 0)")
     parser.add_argument("--work", metavar="DIR", help="keep ONNX files and engines in this folder, to use them again")
     parser.add_argument(

@@ -10,8 +10,9 @@ part of a call and is timed after it.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,32 @@ def measure_interleaved(
         InputError: no images, counts out of range, an image that cannot be read, or lazy masks.
     """
     _check(predictors, images, warmup, repeats)
+    with stages_on(predictors.values()):
+        return _interleaved(predictors, images, warmup, repeats, on_result, after_step, each)
+
+
+@contextlib.contextmanager
+def stages_on(predictors: Iterable[Predictor]) -> Iterator[None]:
+    """Time the stages on the GPU in the body of a ``with`` statement."""
+    before = [(predictor, predictor.stage_times) for predictor in predictors]
+    for predictor, _ in before:
+        predictor.stage_times = True
+    try:
+        yield
+    finally:
+        for predictor, on in before:
+            predictor.stage_times = on
+
+
+def _interleaved(
+    predictors: Mapping[str, Predictor],
+    images: Sequence[Image | Path],
+    warmup: int,
+    repeats: int,
+    on_result: OnResult,
+    after_step: Callable[[int], None],
+    each: Callable[[Sequence[int]], Any],
+) -> dict[str, Latency]:
     for predictor in predictors.values():
         warm_up(predictor, images, warmup)
     names = list(predictors)

@@ -30,6 +30,7 @@ from yolact_deploy.benchmarks.record import (
     Record,
     WorstImage,
 )
+from yolact_deploy.config import size_text
 from yolact_deploy.datasets.image_sets import CocoImages, fingerprint
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError, import_optional
@@ -367,7 +368,8 @@ def _warnings(reference: _Model, model: _Model) -> tuple[str, ...]:
         warnings.append("does not record which weights it was made from")
     a, b = reference.predictor, model.predictor
     for what, ours, theirs in (
-        ("input size", a.config.image_size, b.config.image_size),
+        ("input size", size_text(a.config.image_size), size_text(b.config.image_size)),
+        ("fit", a.config.fit, b.config.fit),
         ("input dtype", a.backend.metadata.input_dtype, b.backend.metadata.input_dtype),
         ("NMS", a.nms, b.nms),
     ):

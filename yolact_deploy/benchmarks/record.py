@@ -40,6 +40,8 @@ SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"
 NotNegative = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
+#: height and width; msgspec cannot tell a pair of fixed length from a number with a limit
+Sides = Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 CURE = "measure again with bench --output FILE"
@@ -204,7 +206,7 @@ class EngineRecord:
     """One engine; null where a figure could not be measured or was not asked for.
 
     Attributes:
-        image_size: side of the network's input in pixels
+        image_size: the network's input in pixels: the side of a square, or height and width
         runtime: what the backend reports about itself; its keys are its own
         file_sha256: hash of the model file
         weights_sha256: hash of the checkpoint that it was made from
@@ -221,7 +223,7 @@ class EngineRecord:
     name: Annotated[str, Meta(min_length=1)]
     backend: str
     precision: str
-    image_size: Positive
+    image_size: Positive | Sides
     runtime: dict[str, Any]
     file_mib: NotNegative
     memory_mib: float

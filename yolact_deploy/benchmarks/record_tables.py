@@ -10,6 +10,7 @@ from yolact_deploy.benchmarks.diff import EngineDiff, RecordDiff
 from yolact_deploy.benchmarks.ratios import Ratio
 from yolact_deploy.benchmarks.record import EngineRecord, Latency, Record
 from yolact_deploy.benchmarks.tables import Table, accuracy_table, agreement_tables, percent
+from yolact_deploy.config import size_text
 from yolact_deploy.evaluation.bootstrap import Interval
 from yolact_deploy.runtime.stage_timer import PARTS, stage_with
 
@@ -175,7 +176,7 @@ def runs_table(records: Sequence[Record], *, wide: bool = False) -> Table:
         "engine": lambda row: row["engine"],
         "backend": lambda row: row["backend"],
         "precision": lambda row: row["precision"],
-        "size": lambda row: row["image_size"],
+        "size": lambda row: size_text(row["image_size"]),
         "p50 ms": lambda row: f"{row['p50_ms']:.1f}",
         "p99": lambda row: f"{row['p99_ms']:.1f}",
         "images/s": lambda row: f"{row['images_per_s']:.2f}",

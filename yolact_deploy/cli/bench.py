@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, names_dataset, open_dataset
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--config", metavar="NAME", help="configuration of --weights: name or JSON file (default: inferred)"
     )
-    models.add_argument("--size", type=int, metavar="S", help="input size of --weights (default: as configured)")
+    add_size_arguments(models, of="the input of --weights")
     models.add_argument("--threads", type=int, metavar="N", help="CPU threads of every model")
     add_dataset_arguments(parser)
     measuring = parser.add_argument_group("measuring")
@@ -225,7 +226,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads: expected 1 or more, got {args.threads}")
-    for name in ("config", "size"):
+    for name in ("config", "size", "fit", "priors"):
         if getattr(args, name) is not None and not args.weights:
             raise InputError(f"--{name} applies to the eager model: give --weights too")
     sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in _engines(args)]
@@ -236,7 +237,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
 
         weights = str(resolve_weights(args.weights))
         eager = EngineSource.from_spec(
-            weights, EAGER, backend="torch", threads=args.threads, config=args.config, image_size=args.size
+            weights, EAGER, backend="torch", threads=args.threads, config=args.config, **size_options(args)
         )
     elif not names_dataset(args):
         eager = _eager_of(args, sources[0])

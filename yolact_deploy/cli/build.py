@@ -73,6 +73,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         metavar="SM",
         help="RTX: compute capability, such as 89 or 8.6,8.9; may be repeated (default: 8.0 and later)",
     )
+    parser.add_argument(
+        "--layer-details",
+        action="store_true",
+        help="keep precisions and tactics of the layers in the engine, for 'inspect --profile'",
+    )
     _add_cache_arguments(parser)
 
 
@@ -143,6 +148,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
         timing_cache=None if args.timing_cache == "off" else args.timing_cache,
         use_timing_cache=args.timing_cache != "off",
         wait=args.wait,
+        layer_details=args.layer_details,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+
 if TYPE_CHECKING:
     from yolact_deploy.config import YolactConfig
     from yolact_deploy.datasets.check import DataReport
@@ -66,7 +68,7 @@ def _add_priors(commands: Any) -> None:
         metavar="NAME",
         help="recipe whose network the priors are for: a name or your own Python file (default: yolact_base)",
     )
-    priors.add_argument("--size", type=int, metavar="S", help="input side (default: the recipe's)")
+    add_size_arguments(priors)
     priors.add_argument("--scales", type=int, metavar="N", help="scales per level (default: the recipe's)")
 
 
@@ -120,6 +122,7 @@ def _print_report(report: DataReport) -> None:
 
 
 def _priors(args: argparse.Namespace) -> int:
+    from yolact_deploy.config import size_text
     from yolact_deploy.console import print_json, print_table
     from yolact_deploy.errors import import_optional
 
@@ -129,11 +132,9 @@ def _priors(args: argparse.Namespace) -> int:
     from yolact_deploy.datasets.prior_fit import fit_priors, object_boxes
     from yolact_deploy.training.recipes import get_recipe
 
-    config = get_recipe(args.recipe).config
-    if args.size is not None:
-        config = config.with_size(args.size)
+    config = get_recipe(args.recipe).config.with_input(**size_options(args))
     spec = open_dataset(args.data, images_dir=args.images_dir, lenient=args.lenient)
-    fit = fit_priors(object_boxes(spec), config, scales_per_level=args.scales)
+    fit = fit_priors(object_boxes(spec, config), config, scales_per_level=args.scales)
     if args.json:
         print_json({"dataset": str(spec.path), "recipe": args.recipe, **fit.to_json()})
         return 0
@@ -148,7 +149,7 @@ def _priors(args: argparse.Namespace) -> int:
         for name, c, q in (("recipe", fit.before, fit.quality_before), ("fitted", fit.after, fit.quality_after))
     ]
     columns = ["priors", "best possible recall %", "mean IoU", "scales P3..P7", "% of objects"]
-    print_table(columns, rows, title=f"{fit.objects} objects at {config.image_size} pixels")
+    print_table(columns, rows, title=f"{fit.objects} objects at {size_text(config.image_size)} pixels")
     print(fit.setting)
     return 0
 

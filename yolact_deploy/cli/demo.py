@@ -16,6 +16,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_words
+
 _SHOWN = 6  # pictures with overlays
 _CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
 
@@ -23,7 +25,7 @@ _CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="W", help="another checkpoint, to run on the sample images of the package")
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
-    parser.add_argument("--size", type=int, metavar="S", help="side of the network input")
+    add_size_arguments(parser)
     parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="output folder (default demo)")
     parser.add_argument("--limit", type=int, default=500, metavar="N", help="generated images to score (default 500)")
     parser.add_argument("--repeats", type=int, metavar="N", help="rounds over the images (default 1, with --weights 3)")
@@ -56,7 +58,7 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     folder, data = Path(args.output), Path(args.output) / "shapes"
     model = ["--weights", args.weights or str(samples.DEMO_MODEL)]
     model += ["--config", args.config] if args.config else []
-    model += ["--size", str(args.size)] if args.size else []
+    model += size_words(args)
     works = {finding.name for finding in examine(["openvino", "tensorrt-rtx builder"]) if finding.works}
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
     onnx, half, int8 = folder / "model.onnx", folder / "model_fp16.onnx", folder / "model_int8.onnx"

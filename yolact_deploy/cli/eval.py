@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.vocabulary import EVALUATORS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="NAME", help="configuration of --weights: name or JSON file (default: inferred)"
     )
-    parser.add_argument("--size", type=int, metavar="S", help="input side of --weights (default: the configuration's)")
+    add_size_arguments(parser, of="the input of --weights")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")
     parser.add_argument("--resume", action="store_true", help="continue with the --cache file of an earlier run")
@@ -275,11 +276,12 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
         from yolact_deploy.samples.pretrained import resolve_weights
 
         model = str(resolve_weights(args.weights))
-        options |= {"backend": "torch", "config": args.config, "image_size": args.size}
-    elif args.config or args.size:
-        raise InputError("--config and --size require --weights: give it instead of --engine")
+        options |= {"backend": "torch", "config": args.config, "image_size": None, **size_options(args)}
+    elif args.config or size_options(args):
+        raise InputError("--config, --size, --fit and --priors require --weights: give it instead of --engine")
     source = EngineSource.from_spec(model, **options)
-    return source, {**options, "spec": ModelSpec.parse(model).spelling()[len(str(source.path)) :]}
+    known = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}  # as in JSON
+    return source, {**known, "spec": ModelSpec.parse(model).spelling()[len(str(source.path)) :]}
 
 
 @contextlib.contextmanager

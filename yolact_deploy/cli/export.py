@@ -10,6 +10,7 @@ examples:
   yolact-deploy export --weights yolact_base_54_800000.pth --fp16       yolact_base.onnx and yolact_base.trt
   yolact-deploy export --weights w.pth --bf16                           the same, with the range of single precision
   yolact-deploy export --weights w.pth --int8 --calibration coco/train2017    8 bits, ranges from 500 of its pictures
+  yolact-deploy export --weights w.pth --int8 --fp16 --calibration coco/train2017    the same for GPUs, the rest in FP16
   yolact-deploy export --weights w.pth --int8 --calibration coco/train2017 --coco coco/ --max-ap-drop 0.5
                                                             layers in FP32 where 8 bits cost more than half a point
   yolact-deploy export --weights w.pth --engine none -o out/model       out/model.onnx only
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
+from yolact_deploy.cli.options.size_options import add_size_arguments
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint (.pth, .safetensors) or the name of official weights (default: the one at hand)",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
-    parser.add_argument("--size", type=int, metavar="S", help="side of the input image (default: as configured)")
+    add_size_arguments(parser)
     _add_precision_arguments(parser)
     _add_int8_arguments(parser)
     add_search_arguments(parser)
@@ -68,12 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_precision_arguments(parser: argparse.ArgumentParser) -> None:
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument(
+    parser.add_argument(
         "--fp16",
         action="store_true",
-        help="trunk in half precision, for GPUs; detects layers that overflow in FP16 and keeps them in FP32",
+        help="trunk in half precision, for GPUs; detects layers that overflow in FP16 and keeps them in FP32. With "
+        "--int8, all of the trunk that is not in 8 bits",
     )
+    precision = parser.add_mutually_exclusive_group()
     precision.add_argument(
         "--bf16",
         action="store_true",
@@ -81,7 +84,9 @@ def _add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         "AVX512_BF16 or AMX",
     )
     precision.add_argument(
-        "--int8", action="store_true", help="trunk in 8-bit integers, with ranges from pictures: requires --calibration"
+        "--int8",
+        action="store_true",
+        help="trunk in 8-bit integers, with ranges from pictures: requires --calibration. For GPUs, add --fp16",
     )
     precision.add_argument("--fp32", action="store_true", help="everything in single precision (the default)")
     parser.add_argument(
@@ -138,16 +143,22 @@ def export_spec(args: argparse.Namespace) -> ExportSpec:
 
     if args.target == "onnxruntime" and args.engine not in ("auto", "none"):
         raise InputError("TensorRT cannot read files for --target onnxruntime: leave it out, or give --engine none")
+    if args.fp16 and (args.bf16 or args.fp32):
+        raise InputError(f"--fp16 cannot be combined with --{'bf16' if args.bf16 else 'fp32'}: choose one")
+    precision = next((name for name in ("int8", "bf16", "fp16") if getattr(args, name)), "fp32")
     limits = search_limits(args)
     judged = judged_images(args) if limits is not None and args.int8 and args.calibration is not None else None
     return ExportSpec(
-        precision="fp16" if args.fp16 else "bf16" if args.bf16 else "int8" if args.int8 else "fp32",
+        precision=precision,
+        rest="fp16" if args.fp16 and args.int8 else "fp32",
         tail=args.tail,
         batch=args.batch,
         input_dtype=args.input,
         cross_class=args.cross_class,
         config=args.config,
         size=args.size,
+        fit=args.fit,
+        priors=args.priors,
         keep_fp32=read_keep_list(args.keep_fp32) if args.keep_fp32 else (),
         overflow_check=not args.no_overflow_check,
         calibration=args.calibration,
@@ -176,9 +187,9 @@ def run(args: argparse.Namespace) -> int:
     spec = export_spec(args)
     flavour = _flavour(args)
     weights = resolve_weights(args.weights) if args.weights else checkpoint_at_hand(args)
-    model = load_model(weights, config=spec.config, image_size=spec.size)
+    model = load_model(weights, **spec.of_checkpoint)
     onnx_path = _onnx_path(args.output, model.config.name if args.weights else STEM)
-    say(args, f"exporting {model.config.name} ({spec.precision}) to {onnx_path} ...")
+    say(args, f"exporting {model.config.name} ({_precision(spec)}) to {onnx_path} ...")
     start = time.perf_counter()
     exported = export_model(model, onnx_path, spec, weights=weights, progress=args.progress)
     seconds = time.perf_counter() - start
@@ -215,6 +226,10 @@ def _flavour(args: argparse.Namespace) -> str | None:
         say(args, "TensorRT builds engines only where an NVIDIA GPU is: writing the ONNX file only")
         return None
     return flavour
+
+
+def _precision(spec: ExportSpec) -> str:
+    return spec.precision if spec.rest == "fp32" else f"{spec.precision}, the rest in {spec.rest}"
 
 
 def _onnx_path(output: str | None, name: str) -> Path:

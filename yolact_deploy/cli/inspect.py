@@ -8,12 +8,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from yolact_deploy.cli.build import positive
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", nargs="?", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt"
     )
     parser.add_argument("--layers", action="store_true", help="also list every node (ONNX) or tensor (weights)")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="run an engine, and list its layers with precisions, tactics and times, and the stages of a frame. Build "
+        "the engine with --layer-details for more than names and times",
+    )
+    parser.add_argument(
+        "--runs", type=positive, default=30, metavar="N", help="with --profile, runs to average (default 30)"
+    )
+    parser.add_argument("--device", default="cuda", metavar="cuda:N", help="with --profile, the GPU (default cuda)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -22,7 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.inspection import inspect_file
     from yolact_deploy.vocabulary import ENGINE_SUFFIXES, ONNX_SUFFIXES
 
-    facts = inspect_file(args.file or model_at_hand(args, (*ENGINE_SUFFIXES, *ONNX_SUFFIXES)), layers=args.layers)
+    path = args.file or model_at_hand(args, ENGINE_SUFFIXES if args.profile else (*ENGINE_SUFFIXES, *ONNX_SUFFIXES))
+    facts = inspect_file(path, layers=args.layers)
+    if args.profile:
+        from yolact_deploy.inspection import profile_file
+
+        facts["profile"] = profile_file(path, device=args.device, runs=args.runs)
     if args.json:
         print_json(facts)
     else:
@@ -49,9 +66,35 @@ def _print(facts: dict[str, Any]) -> None:
     if facts.get("functions"):
         functions = [(function["name"], function["nodes"]) for function in facts["functions"]]
         print_table(["function", "nodes"], functions, title="Functions")
+    if facts.get("profile"):
+        _print_profile(facts["profile"])
     if facts.get("layers"):
         columns = list(facts["layers"][0])
         print_table(columns, [[_shape(layer[c]) for c in columns] for layer in facts["layers"]], title="Layers")
+
+
+def _print_profile(profile: dict[str, Any]) -> None:
+    from yolact_deploy.console import print_table
+
+    total = profile["total_ms"]
+    rows = [
+        (
+            layer["name"],
+            layer["kind"],
+            ", ".join(layer["inputs"]),
+            ", ".join(layer["outputs"]),
+            layer["tactic"],
+            "-" if layer["mean_ms"] is None else f"{layer['mean_ms']:.4f}",
+            "-" if layer["mean_ms"] is None or not total else f"{layer['mean_ms'] / total:.1%}",
+        )
+        for layer in profile["layers"]
+    ]
+    title = f"Layers, mean of {profile['runs']} runs of {profile['batch']} image(s): {total:.3f} ms in all"
+    print_table(["layer", "type", "reads", "writes", "tactic", "ms", "share"], rows, title=title)
+    if not profile["detailed"]:
+        print("this engine knows only the names of its layers: build it with --layer-details for the rest")
+    stages = [(stage, f"{mean:.4f}") for stage, mean in profile["stages_mean_ms"].items()]
+    print_table(["stage", "ms"], stages, title="Stages of a frame of 640 x 480")
 
 
 def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -76,13 +119,19 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     elif facts["kind"] in ("ONNX", "safetensors"):
         rows.append(("metadata", "none: not made by yolact-deploy"))
     if config:
-        size = config["image_size"]
         rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {config['num_classes']} classes"))
-        rows.insert(2, ("input size", f"{size} x {size}"))
+        rows.insert(2, ("input size", _input_size(config)))
     rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
     if "opsets" in facts:
         rows.append(("opsets", ", ".join(f"{k} {v}" for k, v in facts["opsets"].items())))
     return rows
+
+
+def _input_size(config: dict[str, Any]) -> str:
+    """Height, width, and how pictures of another shape get there unless they are stretched."""
+    size, fit = config["image_size"], config.get("fit")
+    height, width = size if isinstance(size, list) else (size, size)
+    return f"{height} x {width}" + (f", {fit}" if fit else "")
 
 
 def _kept(metadata: dict[str, Any]) -> list[str]:
@@ -105,7 +154,8 @@ def _quantization(facts: dict[str, Any]) -> str:
     """Form, ranges and images of an INT8 file in one line."""
     form = {"symmetric": "symmetric (TensorRT, OpenVINO)", "onnxruntime": "unsigned (ONNX Runtime)"}
     target, sha256 = facts["target"], facts["images_sha256"]
-    return f"{form.get(target, target)}, {facts['method']} ranges from {facts['images']} images, SHA-256 {sha256}"
+    rest = f", the rest in {facts['rest'].upper()}" if facts.get("rest") else ""
+    return f"{form.get(target, target)}, {facts['method']} ranges from {facts['images']} images, SHA-256 {sha256}{rest}"
 
 
 def _shape(value: Any) -> str:

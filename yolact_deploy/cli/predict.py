@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli import stream_options
 from yolact_deploy.cli.options import part_options
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
-    parser.add_argument("--size", type=int, metavar="S", help="input side of a checkpoint (default: as configured)")
+    add_size_arguments(parser, of="the input of a checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -142,7 +143,7 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
         "backend": args.backend,
         "threads": args.threads,
         "config": args.config,
-        "image_size": args.size,
+        **size_options(args),
         "score_threshold": args.score_threshold,
         "nms": args.nms,
     }

@@ -18,6 +18,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+from yolact_deploy.config import size_text
+
 if TYPE_CHECKING:
     from yolact_deploy.training.fit import FitResult
 
@@ -51,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hours", type=_hours, metavar="H", help="end after so many hours of this run, with an evaluation and weights"
     )
+    add_size_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument(
         "--workers", type=_whole, metavar="N", help="processes that prepare images (default: one per CPU core)"
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = get_recipe(args.recipe)
     if "help" in args.settings:
         return _list_settings(recipe)
-    recipe = override(recipe, args.settings)
+    recipe = override(recipe.for_input(**size_options(args)), args.settings)  # what is set is for that input
     if args.data is None:
         raise InputError("--data is missing: give a dataset file (YAML) or a COCO folder")
     from yolact_deploy.training.fit import fit
@@ -118,7 +122,8 @@ def _list_recipes() -> int:
 
     recipes = [get_recipe(name) for name in RECIPES]
     rows = [
-        (r.name, r.config.backbone, r.config.image_size, r.batch, r.iterations, r.expected, r.paper) for r in recipes
+        (r.name, r.config.backbone, size_text(r.config.image_size), r.batch, r.iterations, r.expected, r.paper)
+        for r in recipes
     ]
     print_table(["recipe", "backbone", "size", "batch", "iterations", "expected", "paper"], rows)
     return 0

@@ -22,6 +22,7 @@ from yolact_deploy.datasets.dataset_file import DatasetSpec
 from yolact_deploy.datasets.findings import refuse
 from yolact_deploy.datasets.scan import scan_file
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.priors import Placement, place
 
 #: a prior learns an object from this IoU on
 POSITIVE_IOU = 0.5
@@ -82,7 +83,7 @@ def fit_priors(boxes: Floats, config: YolactConfig, *, scales_per_level: int | N
     """Fit the prior scales of a configuration.
 
     Args:
-        boxes: of all objects, normalized, [T, 4]
+        boxes: of all objects, normalized to the network's input, [T, 4]
         config: gives the input size, the aspect ratios and the scales to start from
         scales_per_level: by default as many as ``config`` has
 
@@ -105,8 +106,12 @@ def fit_priors(boxes: Floats, config: YolactConfig, *, scales_per_level: int | N
     return PriorFit(config, after, len(boxes), len(sample), *qualities)
 
 
-def object_boxes(spec: DatasetSpec, split: str = "train") -> Floats:
+def object_boxes(spec: DatasetSpec, config: YolactConfig | None = None, *, split: str = "train") -> Floats:
     """Boxes of all objects of a split without crowds, normalized, float64 [T, 4].
+
+    Args:
+        config: normalizes to the input of this network, in which its ``fit`` places the pictures; by default to the
+            pictures themselves
 
     Raises:
         DatasetError: no such split, or records that are not sound.
@@ -116,8 +121,16 @@ def object_boxes(spec: DatasetSpec, split: str = "train") -> Floats:
     if not spec.lenient:
         refuse(files.annotations, [problem for problem in scan.findings.problems if problem.is_error])
     table = scan.table
-    sizes = np.array([(record.width, record.height) * 2 for record in scan.images], np.float64).reshape(-1, 4)
-    return (table.boxes.astype(np.float64) / np.repeat(sizes, table.counts(), axis=0))[~table.iscrowd]
+    where = [_placed(record.height, record.width, config) for record in scan.images]
+    sizes = np.array([(one.canvas_width, one.canvas_height) * 2 for one in where], np.float64).reshape(-1, 4)
+    starts = np.array([(one.left, one.top) * 2 for one in where], np.float64).reshape(-1, 4)
+    counts = table.counts()
+    boxes = table.boxes.astype(np.float64) + np.repeat(starts, counts, axis=0)
+    return (boxes / np.repeat(sizes, counts, axis=0))[~table.iscrowd]
+
+
+def _placed(height: int, width: int, config: YolactConfig | None) -> Placement:
+    return Placement.whole(height, width) if config is None else place(height, width, config)
 
 
 def prior_quality(boxes: Floats, config: YolactConfig) -> PriorQuality:
@@ -143,17 +156,19 @@ class _Levels:
         self._size = boxes[:, 2:] - boxes[:, :2]
         center = (boxes[:, 2:] + boxes[:, :2]) / 2
         self._offsets = []
-        for side in config.level_sizes:
-            cell = np.clip(np.floor(center * side), 0, side - 1)
-            self._offsets.append(np.abs(center - (cell + 0.5) / side))
+        for height, width in config.level_shapes:
+            cells = np.array([width, height])
+            cell = np.clip(np.floor(center * cells), 0, cells - 1)
+            self._offsets.append(np.abs(center - (cell + 0.5) / cells))
 
     def iou(self, level: int, scale: float) -> Floats:
         """Best IoU [T] with the priors of one scale on one level."""
         best = np.zeros(len(self._size))
         for ratio in self.config.aspect_ratios:
-            width = scale * ratio**0.5 / self.config.image_size
-            height = width if self.config.square_priors else scale / ratio**0.5 / self.config.image_size
-            prior = np.array([width, height])
+            full_height, full_width = self.config.prior_shape
+            root = ratio**0.5
+            height = scale * root if self.config.square_priors else scale / root
+            prior = np.array([scale * root / full_width, height / full_height])
             reach = (self._size + prior) / 2 - self._offsets[level]
             sides = np.clip(np.minimum(reach, np.minimum(self._size, prior)), 0, None)
             inter = sides[:, 0] * sides[:, 1]
@@ -179,7 +194,7 @@ def _ascend(levels: _Levels, scales: list[list[float]]) -> list[list[float]]:
             for number, i in places:
                 others = np.max([best[n][j] for n, j in places if (n, j) != (number, i)], axis=0)
                 current = float(np.maximum(others, best[number][i]).mean())
-                for candidate in _candidates(scales, number, i, step, levels.config.image_size):
+                for candidate in _candidates(scales, number, i, step, max(levels.config.prior_shape)):
                     iou = levels.iou(number, candidate)
                     value = float(np.maximum(others, iou).mean())
                     if value > current:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import sha256_file
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import InputError
 from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.runtime.predictor import Predictor
@@ -52,7 +52,9 @@ class EngineSource:
         name: str | None = None,
         *,
         config: YolactConfig | str | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
+        fit: str | None = None,
+        priors: str | None = None,
         **options: Any,
     ) -> EngineSource:
         """From ``FILE[@BACKEND...]``, arguments of :func:`~yolact_deploy.loading.load` and fields of `ModelSpec`.
@@ -67,9 +69,10 @@ class EngineSource:
         spec.check_gpu()
         choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
+        network: dict[str, Any] = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
         return cls(
             name or spec.path.name + choice,
-            partial(load, spec, score_threshold=0.0, lazy_masks=False, config=config, image_size=image_size),
+            partial(load, spec, score_threshold=0.0, lazy_masks=False, **network),
             0 if spec.url else spec.path.stat().st_size,
             sha256_file(spec.path) if checkpoint else "",
             None if spec.url else spec.path,

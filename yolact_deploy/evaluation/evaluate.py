@@ -184,6 +184,7 @@ def _open(model: Predictor | EngineSource, workers: int, stack: contextlib.ExitS
     """Load a model once, or once in each of several processes; ``stack`` closes what is opened here."""
     if workers == 1:
         predictor = stack.enter_context(model.load()) if isinstance(model, EngineSource) else model
+        predictor.stage_times = True  # the report has the time of each stage
         return _Running(predictor.config, partial(map, partial(coco_results, predictor)))
     if not isinstance(model, EngineSource) or model.spec is None:
         raise InputError(f"{workers} workers load the model themselves: pass an EngineSource of a file")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.cpu_session import open_cpu_session
-from yolact_deploy.graph.half_precision import HALF_TYPES, widen
+from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_graph import end_graph_at, fit_trunk, onnx_metadata, read_onnx
 from yolact_deploy.graph.onnx_int8 import use_unsigned, wants_unsigned
 from yolact_deploy.graph.trunk_graph import CONVERTING, TrunkNode, trunk_nodes
@@ -65,7 +65,7 @@ class OnnxTap(Tap):
 
     def __init__(self, path: Path, *, runtime: str, precision: str = "fp32", threads: int | None = None) -> None:
         model = read_onnx(path)
-        file_precision = onnx_metadata(model, path).precision
+        metadata = onnx_metadata(model, path)
         fit_trunk(model)
         self._path, self._threads = path, threads
         self._open_session = {"onnxruntime": self._onnxruntime, "openvino": self._openvino}[runtime]
@@ -73,14 +73,16 @@ class OnnxTap(Tap):
         if not nodes:
             raise ArtifactError(f"{path} has no layers with weights: nothing to compare in its trunk")
         self._tensors = {INPUT: _trunk_input(model.graph, nodes[0]), **{node.name: node.output for node in nodes}}
-        if runtime == "onnxruntime" and file_precision in HALF_TYPES:
-            widen(model, file_precision, rounding=True)
-        elif file_precision == "bf16":
-            widen(model, file_precision, rounding=precision == "bf16")
+        if runtime == "onnxruntime" and metadata.half:
+            widen(model, metadata.half, rounding=True)
+        elif metadata.half == "bf16":
+            widen(model, metadata.half, rounding=precision == "bf16")
             precision = "fp32"  # OpenVINO itself rounds nothing more
+        elif metadata.half and metadata.precision == "int8":
+            widen(model, metadata.half, rounding=False)
         self._precision = precision
         sizes = _tensor_bytes(model)
-        if runtime == "onnxruntime" and file_precision == "int8" and wants_unsigned():
+        if runtime == "onnxruntime" and metadata.precision == "int8" and wants_unsigned():
             use_unsigned(model)  # tensors keep their names, but shape inference no longer works
         self._model, self._all_nodes = model, list(model.graph.node)
         self.kinds = ("", *(node.op_type for node in nodes))
@@ -162,9 +164,8 @@ class TorchTap(Tap):
         self._layers = {name: m for name, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))}
         self._module = HeadsModule(model, precision=precision)
         self.sizes = {}
-        side = model.config.image_size
         with self._hooked(lambda name, value: self.sizes.setdefault(name, 4 * value.numel())):
-            self._run(np.zeros((1, side, side, 3), np.float32))
+            self._run(np.zeros((1, *model.config.input_shape, 3), np.float32))
         self.kinds = ("Conv",) * len(self.sizes)
 
     @contextlib.contextmanager

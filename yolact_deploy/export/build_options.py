@@ -30,6 +30,7 @@ class BuildOptions:
         timing_cache: file with the timings of earlier builds (TensorRT only), created if it does not exist; by default
             one in the cache folder for this version and GPU
         use_timing_cache: False measures everything again
+        layer_details: keep what ``inspect --profile`` shows of layers in the engine, which does not slow it down
         wait: seconds to wait for another build of the same engine
     """
 
@@ -42,6 +43,7 @@ class BuildOptions:
     cache: bool = False
     timing_cache: str | os.PathLike[str] | None = None
     use_timing_cache: bool = True
+    layer_details: bool = False
     wait: float = 1800.0
 
 

@@ -189,6 +189,7 @@ class _Job:
                 "workspace": self.options.workspace_mib,
                 "level": self.options.optimization_level,
                 "tf32": self.options.tf32,
+                "layer_details": self.options.layer_details,
                 "plugin": [self.choice.kind, *self.choice.names, plugins_hash() if self.choice.names else ""],
             }
         )
@@ -203,6 +204,7 @@ class _Job:
             targets=self.targets,
             profiles=self.profiles,
             ahead_of_time=self.choice.kind == "aot",
+            layer_details=self.options.layer_details,
             timings=None if timing is None else _read_timings(timing),
         )
         with atomic_write(target) as temporary:  # first, so that an unwritable place is known before the work

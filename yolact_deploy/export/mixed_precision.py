@@ -2,6 +2,9 @@
 
 A kept layer includes all that belongs to it (see :mod:`yolact_deploy.graph.trunk_graph`), so values stay in FP32 from
 one kept layer to the next, and casts stand only where the precision changes.
+
+In a quantized graph, everything that is not in 8 bits is lowered: Q nodes read half precision and DQ nodes give it, so
+their scales are in half precision as well. Strongly typed networks require that.
 """
 
 from __future__ import annotations
@@ -18,20 +21,21 @@ from yolact_deploy.graph.half_precision import HALF_TYPES
 from yolact_deploy.graph.trunk_graph import data_inputs, layer_names, select_layers, trunk_nodes
 from yolact_deploy.untrusted import read_json
 
-_FLOAT = 1
+_FLOAT, _INT8 = 1, 3
+_QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 
 
 def lower_trunk(model: Any, keep_fp32: Sequence[str] = (), *, precision: str = "fp16", emulate: bool = False) -> None:
-    """Turn the trunk of an FP32 ``ModelProto`` into half precision, in place.
+    """Turn the FP32 trunk of a ``ModelProto``, or what INT8 leaves of it, into half precision, in place.
 
     Args:
         keep_fp32: layers, or modules that hold some, that stay as they are
-        precision: "fp16" or "bf16"; BF16 requires opset ``BF16_OPSET`` or later
+        precision: "fp16" or "bf16"; BF16 requires opset ``BF16_OPSET`` or later, and no Q/DQ nodes
         emulate: leave every node in FP32 and round its inputs and outputs. In any runtime, the results are those of
             FP32 arithmetic with storage in half precision; the file has no other use
 
     Raises:
-        ExportError: a name that is no layer, or weights that the precision cannot hold.
+        ExportError: a name that is no layer, or weights or scales that the precision cannot hold.
     """
     _Lowering(model.graph, keep_fp32, precision, emulate).run()
 
@@ -48,7 +52,10 @@ class _Lowering:
         nodes = trunk_nodes(graph)
         kept = select_layers(keep_fp32, layer_names(nodes))
         self._low = {node.index for node in nodes if node.layer not in kept}
+        # A kept layer reads exact values, so whoever reads 8 bits is lowered.
+        self._low |= {i for i, node in enumerate(graph.node) if node.op_type in _QUANTIZING}
         self._constants = {c.name: c for c in graph.initializer if c.data_type == _FLOAT}
+        self._values = {c.name: c for c in graph.initializer if c.data_type == _INT8}
         self._made: set[str] = set()
         self._nodes: list[Any] = []
 
@@ -60,8 +67,14 @@ class _Lowering:
             if index not in self._low:
                 self._nodes.append(node)
                 continue
-            for slot, name in data_inputs(node):
-                node.input[slot] = self._low_version(name)
+            if node.op_type in _QUANTIZING:
+                self._lower_scale(node)
+            if node.op_type != "DequantizeLinear":
+                for slot, name in data_inputs(node):
+                    node.input[slot] = self._low_version(name)
+            if node.op_type == "QuantizeLinear":
+                self._nodes.append(node)
+                continue
             outputs = list(node.output)
             node.output[:] = [f"{name}_low" for name in outputs]
             lowered += outputs
@@ -73,6 +86,34 @@ class _Lowering:
         graph.node.extend(self._nodes)
         self._tidy(set(lowered) - wanted)
         self._give_names_back()
+
+    def _lower_scale(self, node: Any) -> None:
+        """Round the scales of a Q or DQ node to half precision, and quantize weights again with the rounded ones."""
+        weights, scale = self._values.get(node.input[0]), node.input[1]
+        node.input[1] = name = f"{scale}_low"
+        if name in self._made:
+            return
+        self._made.add(name)
+        exact = self._arrays.to_array(self._constants[scale])
+        rounded = exact.astype(self._low_dtype)
+        if weights is not None:
+            # Scales of weights may be so small that half precision has few bits for them, or none.
+            rounded = np.maximum(rounded, np.finfo(np.float16).smallest_subnormal).astype(self._low_dtype)
+            self._requantize(node, weights, exact, rounded)
+        elif not (np.isfinite(rounded) & (rounded > 0)).all():
+            raise ExportError(
+                f"the scale {scale} of {float(exact):g} is none in {self._precision}: keep the layers of that tensor "
+                "in FP32 (--keep-fp32), or export without --fp16"
+            )
+        self._graph.initializer.append(self._arrays.from_array(rounded, name))
+
+    def _requantize(self, node: Any, weights: Any, exact: Any, rounded: Any) -> None:
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+        integers = self._arrays.to_array(weights)
+        shape = [-1 if at == axis else 1 for at in range(integers.ndim)] if exact.ndim else []
+        ratio = (exact.astype(np.float64) / rounded.astype(np.float64)).reshape(shape)
+        again = np.clip(np.rint(integers * ratio), -127, 127).astype(np.int8)
+        weights.CopyFrom(self._arrays.from_array(again, weights.name))
 
     def _wanted_in_fp32(self) -> set[str]:
         names = {output.name for output in self._graph.output}

@@ -129,6 +129,7 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
     if metadata.precision == "bf16":
         (opset,) = (entry for entry in graph.opset_import if not entry.domain)
         opset.version = BF16_OPSET  # what the exporter emits means the same in both, but only this one knows BF16
+    onnx.helper.set_model_props(graph, {METADATA_KEY: metadata.to_json()})  # how pictures are to be read
     return graph
 
 
@@ -207,10 +208,9 @@ def _check_weights(model: nn.Module) -> None:
 
 def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
     low, _, high = metadata.batch
-    side = metadata.config.image_size
     # A dynamic dimension is traced with an example of 2: 0 and 1 would be specialized.
     count = low if low == high else 2
-    images = torch.zeros(count, side, side, 3, dtype=getattr(torch, metadata.input_dtype))
+    images = torch.zeros(count, *metadata.config.input_shape, 3, dtype=getattr(torch, metadata.input_dtype))
     dynamic = None if low == high else {"images": {0: torch.export.Dim("batch", min=low, max=max(high, 2))}}
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(

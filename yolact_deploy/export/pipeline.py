@@ -46,7 +46,7 @@ class Measurements:
 
     Attributes:
         heads: raw heads of each picture of the parity check, if the precision could hide an error of the graph
-        ranges: largest values of each layer; FP16 only
+        ranges: largest values of each layer; FP16 only, also as the rest of INT8
         calibration: ranges of the activations; INT8 only
         search: the layers that must stay in FP32 to keep within limits; INT8 only
     """
@@ -59,9 +59,8 @@ class Measurements:
     @property
     def keep_reasons(self) -> Mapping[str, str]:
         """Layers to keep in FP32, each with the reason."""
-        if self.search is not None:
-            return self.search.reasons
-        return {} if self.ranges is None else self.ranges.unsafe
+        reasons = {} if self.ranges is None else self.ranges.unsafe
+        return reasons if self.search is None else {**reasons, **self.search.reasons}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ def export_model(
     """
     if not isinstance(model, YolactModel):
         weights = resolve_weights(os.fspath(model))
-        model = load_model(weights, config=spec.config, image_size=spec.size)
+        model = load_model(weights, **spec.of_checkpoint)
     compared = check_images or sample_images()
     pictures = _calibration_pictures(spec, progress)
     with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work
@@ -156,21 +155,31 @@ def _measure(
         pictures: those of the calibration
     """
     heads = run_heads(graph, compared) if spec.precision in _COARSE else ()
+    ranges = _measure_ranges(graph, spec, compared, pictures, progress)
     if spec.precision == "int8":
         calibration = calibrate(graph, pictures, method=spec.method, state=spec.calibration_state, progress=progress)
         search = None
         if spec.limits is not None:
             assert spec.judged is not None  # the spec checks it
+            metadata = _keep_more(graph, metadata, {} if ranges is None else ranges.unsafe)
+            how, judged = {"form": spec.form, "rest": spec.rest}, spec.judged
             search = search_int8_layers(
-                graph, metadata, calibration, pictures, spec.judged, spec.limits, form=spec.form, progress=progress
+                graph, metadata, calibration, pictures, judged, spec.limits, **how, progress=progress
             )
-        return Measurements(heads=heads, calibration=calibration, search=search)
-    if spec.precision != "fp16" or not spec.overflow_check:
-        return Measurements(heads=heads)
+        return Measurements(heads=heads, ranges=ranges, calibration=calibration, search=search)
+    return Measurements(heads=heads, ranges=ranges)
+
+
+def _measure_ranges(
+    graph: Any, spec: ExportSpec, compared: Sequence[Path], pictures: Sequence[Path], progress: Progress
+) -> RangeReport | None:
+    """The values of the trunk, if parts of it are to be in FP16."""
+    if "fp16" not in (spec.precision, spec.rest) or not spec.overflow_check:
+        return None
     if not pictures:
-        return Measurements(ranges=measure_ranges(graph, compared))
+        return measure_ranges(graph, compared)
     every = [*compared, *usable_images(pictures).paths]
-    return Measurements(ranges=measure_ranges(graph, progress.track(every, "checking for overflow")))
+    return measure_ranges(graph, progress.track(every, "checking for overflow"))
 
 
 def _keep_more(graph: Any, metadata: Metadata, reasons: Mapping[str, str]) -> Metadata:
@@ -194,10 +203,14 @@ def _lower(
         return metadata, ()
     exact = copy_model(graph)
     quantize_trunk(graph, calibration, target=spec.form, keep_fp32=metadata.keep_fp32)
+    noise = quantization_noise(exact, graph, compared)
     quantization = {
         "target": spec.form,
         "method": calibration.method,
         "images": calibration.images,
         "images_sha256": calibration.images_sha256,
     }
-    return replace(metadata, quantization=quantization), quantization_noise(exact, graph, compared)
+    if spec.rest != "fp32":
+        lower_trunk(graph, metadata.keep_fp32, precision=spec.rest)
+        quantization["rest"] = spec.rest
+    return replace(metadata, quantization=quantization), noise

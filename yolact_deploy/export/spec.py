@@ -6,16 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.vocabulary import (
     CALIBRATION_METHODS,
     EXPORT_PRECISIONS,
     EXPORT_TAILS,
     INPUT_DTYPES,
+    INT8_RESTS,
     QUANTIZATION_TARGETS,
     check_word,
 )
@@ -35,14 +36,18 @@ class ExportSpec:
 
     Attributes:
         precision: of the trunk: "fp32", "fp16", "bf16" or "int8"
+        rest: with INT8, precision of what is not quantized: "fp32", or "fp16" for GPUs
         tail: "functions" (detections and masks) or "heads" (boxes, scores, coefficients and prototypes)
         batch: smallest, usual and largest batch; three equal numbers fix it
         input_dtype: "uint8", or "float32" in 0..255 for images resized without rounding to gray levels
         cross_class: one Fast NMS over all classes
         config: configuration of weights given as a file or name; by default inferred from the tensors
-        size: side of the input image; by default that of the configuration
+        size: of the input: the side of a square, or (height, width); by default that of the configuration
+        fit: how pictures of another shape get there; by default as the configuration says
+        priors: what priors keep at ``size``, see :meth:`~yolact_deploy.config.YolactConfig.with_size`
         keep_fp32: layers (``proto_net.10``) or modules (``proto_net``) that stay in FP32 in a lower precision
-        overflow_check: in FP16, detect the layers whose values FP16 cannot hold and keep them in FP32
+        overflow_check: in FP16, also as the rest of INT8, detect the layers whose values FP16 cannot hold and keep them
+            in FP32
         calibration: folder of pictures, COCO folder or list of pictures. INT8 chooses its ranges on them; FP16 checks
             them for overflow, in addition to the pictures of the parity check
         calibration_images: how many pictures of a folder, 500 by default
@@ -58,12 +63,15 @@ class ExportSpec:
     """
 
     precision: str = "fp32"
+    rest: str = "fp32"
     tail: str = "functions"
     batch: tuple[int, int, int] = (1, 1, 1)
     input_dtype: str = "uint8"
     cross_class: bool = False
     config: str | None = None
-    size: int | None = None
+    size: Size | None = None
+    fit: str | None = None
+    priors: str | None = None
     keep_fp32: tuple[str, ...] = ()
     overflow_check: bool = True
     calibration: str | os.PathLike[str] | Sequence[Path] | None = None
@@ -76,6 +84,7 @@ class ExportSpec:
 
     def __post_init__(self) -> None:
         check_word("precision", self.precision, EXPORT_PRECISIONS, ExportError)
+        check_word("rest", self.rest, INT8_RESTS, ExportError)
         check_word("tail", self.tail, EXPORT_TAILS, ExportError)
         check_word("input_dtype", self.input_dtype, INPUT_DTYPES, ExportError)
         check_word("calibration method", self.method, CALIBRATION_METHODS, ExportError)
@@ -86,7 +95,14 @@ class ExportSpec:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        int8, fp16, calibrated = self.precision == "int8", self.precision == "fp16", self.calibration is not None
+        int8, calibrated = self.precision == "int8", self.calibration is not None
+        fp16 = "fp16" in (self.precision, self.rest)
+        if self.rest != "fp32" and not int8:
+            raise ExportError(
+                f"rest={self.rest} requires precision int8: other precisions are those of the whole trunk"
+            )
+        if self.rest != "fp32" and self.form != "symmetric":
+            raise ExportError("--int8 --fp16 is for GPUs: leave --fp16 out with --target onnxruntime")
         if self.keep_fp32 and self.precision == "fp32":
             raise ExportError("--keep-fp32 requires --fp16, --bf16 or --int8: without them all layers are in FP32")
         if not self.overflow_check and not fp16:
@@ -112,6 +128,11 @@ class ExportSpec:
         ):
             if given is not None and not fits:
                 raise ExportError(f"{option} require{'' if ' and ' in option else 's'} {requires}")
+
+    @property
+    def of_checkpoint(self) -> dict[str, Any]:
+        """Keyword arguments of :func:`yolact_deploy.model.checkpoint.load_model`."""
+        return {"config": self.config, "image_size": self.size, "fit": self.fit, "priors": self.priors}
 
     @property
     def method(self) -> str:

@@ -35,6 +35,7 @@ class BuildPlan:
         profiles: batches to optimize for, in the order of their numbers in the engine; used if the batch is dynamic
         tf32: round the factors of FP32 products to TF32
         ahead_of_time: use the ahead-of-time implementations of plugins
+        layer_details: keep the tactics and tensors of layers in the engine
         timings: :attr:`Plan.timings` of an earlier build, empty if there was none; None uses no timing cache
     """
 
@@ -45,6 +46,7 @@ class BuildPlan:
     profiles: tuple[Profile, ...] = ()
     tf32: bool = False
     ahead_of_time: bool = False
+    layer_details: bool = False
     timings: bytes | None = None
 
 
@@ -139,6 +141,8 @@ class Build:
         if plan.optimization_level is not None:
             config.builder_optimization_level = plan.optimization_level
         tensorrt_api.set_tf32(self.trt, config, plan.tf32)
+        if plan.layer_details:
+            tensorrt_api.set_layer_details(self.trt, config)
         _add_profiles(builder, network, config, plan.profiles)
         if plan.timings is None:
             return None

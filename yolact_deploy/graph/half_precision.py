@@ -17,9 +17,10 @@ BF16_OPSET = 22
 _FLOAT = 1
 #: ONNX's number of each type; the names are those of --fp16 and of OpenVINO's precisions
 HALF_TYPES = {"fp16": 10, "bf16": 16}
-#: operators that need no rounding: their results are among their inputs
+#: operators that need no rounding: their results are among their inputs. Kernels in 8 bits never have the results of
+#: DequantizeLinear: they multiply the sum of products by the scales
 _EXACT = ("Relu", "MaxPool", "Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split",
-          "Identity")  # fmt: skip
+          "Identity", "DequantizeLinear")  # fmt: skip
 
 
 def widen(model: Any, precision: str, *, rounding: bool) -> None:
@@ -54,6 +55,8 @@ class _Widening:
         for node in graph.node:
             if self._casts_to_half(node) and node.output[0] not in outputs:
                 self._cast_to_half(node)
+            elif node.op_type == "QuantizeLinear":
+                self._nodes.append(node)  # its output is in 8 bits whatever it reads
             elif node.op_type != "Cast" and self._was_half.intersection(node.input):
                 self._compute(node)
             else:

@@ -22,7 +22,7 @@ import numpy as np
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.errors import ArtifactError, import_optional
-from yolact_deploy.graph.half_precision import HALF_TYPES, widen
+from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_int8 import use_unsigned
 from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
 from yolact_deploy.ops import DOMAIN, ONNX_DEFORM_CONV, is_deform_conv
@@ -247,8 +247,8 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     Args:
         tail: "graph" keeps Fast NMS and masks in the graph, if they are there; anything else cuts them off
         gpu: keep deformable convolutions as functions
-        half: how a runtime computes a trunk in FP16 or BF16: "keep" it; "round": in FP32, with the results of operators
-            rounded; "fp32": in FP32 without rounding
+        half: how a runtime computes what the trunk has in FP16 or BF16: "keep" it; "round": in FP32, with the results
+            of operators rounded; "fp32": in FP32 without rounding
         unsigned: fit an INT8 trunk to ONNX Runtime on x86, see :mod:`yolact_deploy.graph.onnx_int8`
     """
     model = read_onnx(path)
@@ -261,8 +261,9 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     if metadata.tail == "functions" and on_host:
         mask_iou = mask_iou_net(model)
         cut_tail(model)
-    if half != "keep" and metadata.precision in HALF_TYPES:
-        widen(model, metadata.precision, rounding=half == "round")
+    # No CPU runtime computes the FP16 rest of an INT8 trunk as a GPU does; in FP32 its kernels in 8 bits apply.
+    if metadata.half and (half != "keep" or (metadata.precision == "int8" and not gpu)):
+        widen(model, metadata.half, rounding=half == "round")
     if unsigned and metadata.precision == "int8":
         use_unsigned(model)
     return LoadedGraph(inline_functions(model).SerializeToString(), metadata, on_host, mask_iou)

@@ -30,7 +30,7 @@ _CONTRIB = "com.microsoft"
 _POSITIVE = ("Relu", "Sigmoid", "Softmax")
 #: operators whose results are not negative if their inputs are not
 _KEEPING = ("MaxPool", "AveragePool", "GlobalAveragePool", "Resize", "Transpose", "Reshape", "Flatten", "Slice",
-            "Identity", "QuantizeLinear", "DequantizeLinear")  # fmt: skip
+            "Identity", "Cast", "QuantizeLinear", "DequantizeLinear")  # fmt: skip
 _COMBINING = ("Concat", "Add", "Mul")
 #: operators between a convolution and its QuantizeLinear that ONNX Runtime fuses, or moves behind the QuantizeLinear
 _FUSED = ("Relu", "Clip", "MaxPool")

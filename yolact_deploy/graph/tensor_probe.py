@@ -2,7 +2,7 @@
 
 Tensors can be reduced inside the graph, to their range or their error, so that memory stays that of the network.
 
-Legend: N images per call, S input side.
+Legend: N images per call, h x w the network's input.
 """
 
 from __future__ import annotations
@@ -16,34 +16,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.graph.cpu_session import open_cpu_session
-from yolact_deploy.graph.onnx_graph import copy_model, end_graph_at, fit_trunk
-from yolact_deploy.preprocess import read_image, resize_image
+from yolact_deploy.graph.onnx_graph import copy_model, end_graph_at, fit_trunk, onnx_metadata
+from yolact_deploy.preprocess import fit_image, read_image
 
 _UINT8 = 2  # in onnx.TensorProto
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """The images that a graph takes: [N, S, S, 3] BGR, uint8 or float32 in 0..255.
+    """The images that a graph takes: [N, h, w, 3] BGR, uint8 or float32 in 0..255.
 
     Attributes:
         batch: N; 1 if the graph takes any
-        side: S
+        config: what else is known of the network: h, w, and how a picture gets there
         dtype: "uint8" or "float32"
     """
 
     batch: int
-    side: int
+    config: YolactConfig
     dtype: str
 
     @classmethod
-    def of(cls, graph: Any) -> GraphInput:
-        """The input of a ``GraphProto`` that this package exported."""
-        tensor = graph.input[0].type.tensor_type
-        batch, side, *_ = (dim.dim_value for dim in tensor.shape.dim)
-        return cls(batch or 1, side, "uint8" if tensor.elem_type == _UINT8 else "float32")
+    def of(cls, model: Any) -> GraphInput:
+        """The input of a ``ModelProto`` that this package exported or traced.
+
+        Raises:
+            ArtifactError: it has no metadata.
+        """
+        tensor = model.graph.input[0].type.tensor_type
+        batch = tensor.shape.dim[0].dim_value or 1
+        config = onnx_metadata(model, "the graph").config
+        return cls(batch, config, "uint8" if tensor.elem_type == _UINT8 else "float32")
 
     def read(self, pictures: Sequence[Path]) -> NDArray[Any]:
         """Pictures as the graph takes them; the last one is repeated until the batch is full.
@@ -51,7 +57,7 @@ class GraphInput:
         Raises:
             InputError: a file is not a picture.
         """
-        images = [resize_image(read_image(path), self.side, self.dtype) for path in pictures]
+        images = [fit_image(read_image(path), self.config, self.dtype) for path in pictures]
         return np.stack(images + images[-1:] * (self.batch - len(images)))
 
 
@@ -98,7 +104,7 @@ class TensorProbe:
         Yields:
             The number of pictures in the batch, and the tensors read. Rows past that number repeat the last picture.
         """
-        form = GraphInput.of(self.graph)
+        form = GraphInput.of(self._model)
         end_graph_at(self.graph, self._outputs)
         session = open_cpu_session(self._model.SerializeToString(), None, "the graph with more outputs", arena=False)
         del self._model  # the session has its own copy of the weights

@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata, read_config, write_bytes
-from yolact_deploy.config import YolactConfig, get_config, list_configs
+from yolact_deploy.config import Size, YolactConfig, get_config, list_configs
 from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.origins.origin import StateDict
@@ -205,7 +205,12 @@ def _require_same(config: YolactConfig, weights: _Architecture, cure: str) -> Yo
 
 
 def load_model(
-    path: str | Path, *, config: YolactConfig | str | None = None, image_size: int | None = None
+    path: str | Path,
+    *,
+    config: YolactConfig | str | None = None,
+    image_size: Size | None = None,
+    fit: str | None = None,
+    priors: str | None = None,
 ) -> YolactModel:
     """A model with the weights of a file, in evaluation mode on the CPU.
 
@@ -213,7 +218,9 @@ def load_model(
         path: a file that :func:`read_state_dict` reads.
         config: the network's configuration, or what :func:`read_config` reads; by default the file's own or, if it has
             none, the inferred one. A published configuration with COCO's classes adopts another number from the weights
-        image_size: another input side than the configuration's, with its priors scaled.
+        image_size: another input than the configuration's: the side of a square, or (height, width)
+        fit: how pictures of another shape get there, see :class:`YolactConfig`
+        priors: what priors keep at ``image_size``, see :meth:`YolactConfig.with_size`
 
     Raises:
         CheckpointError: the file cannot be read, or does not fit the configuration.
@@ -234,9 +241,7 @@ def load_model(
             chosen = config_of(weights, path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if image_size is not None:
-        chosen = chosen.with_size(image_size)
-    model = YolactModel(chosen)
+    model = YolactModel(chosen.with_input(image_size, fit=fit, priors=priors))
     _fill(model, state, path)
     return model.eval()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import YolactConfig, size_text
 from yolact_deploy.errors import import_optional
 from yolact_deploy.model import RawHeads, YolactModel
 from yolact_deploy.model.model_macs import count_model_macs
@@ -27,12 +28,12 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
     """
     torchinfo = import_optional("torchinfo", extra="train", purpose="the layer table")
     figures = summary_dict(config_or_model)
-    side = figures["image_size"]
     model = _on_meta(config_or_model)
+    height, width = model.config.input_shape
     model.forward = partial(_all_layers, model)  # type: ignore[method-assign, assignment]  # NMS needs values, not shapes
     table = torchinfo.summary(
         model,
-        input_size=(1, 3, side, side),
+        input_size=(1, 3, height, width),
         device="meta",
         depth=depth,
         col_names=("output_size", "num_params", "mult_adds"),
@@ -40,32 +41,37 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
         mode="eval",
         verbose=0,
     )
-    levels = " ".join(str(level) for level in figures["level_sizes"])
+    levels = " ".join(map(_text, figures["level_sizes"]))
     return (
-        f"{figures['name']}: {figures['backbone']}, input {side}x{side}, {figures['classes']} classes\n"
+        f"{figures['name']}: {figures['backbone']}, input {height}x{width}, {figures['classes']} classes\n"
         f"{str(table).replace('Units.GIGABYTES', 'G')}\n"
         f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable), "
         f"convolutions {figures['gmac']:.2f} GMAC\n"
         f"{_macs_note(figures)}\n"
-        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {figures['prototype_size']}"
+        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {_text(figures['prototype_size'])}"
     )
+
+
+def _text(size: Any) -> str:
+    return size_text(tuple(size) if isinstance(size, list) else size)
 
 
 def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
     """The key figures, ready for JSON: ``parameters``, ``trainable``, ``gmac``, ``priors``, ``level_sizes`` and more.
 
     ``gmac_semantic`` is the semantic layer's, and ``gmac_stages`` the part of ``gmac`` in the backbone's stages.
+    A size is the side of a square, or a list of height and width.
     ``gmac`` counts the multiply-adds of the convolutions for one image in evaluation, in units of 10^9. ``parameters``
     include the semantic branch, which only training runs.
     """
     model = config_or_model if isinstance(config_or_model, YolactModel) else _on_meta(config_or_model)
     config, macs = model.config, count_model_macs(model.config)
     stages = sum(layer.macs for layer in macs.layers if layer.name.startswith("backbone.layers."))
-    semantic = config.num_classes * config.fpn_channels * config.level_sizes[0] ** 2
+    semantic = config.num_classes * config.fpn_channels * math.prod(config.level_shapes[0])
     return {
         "name": config.name,
         "backbone": config.backbone,
-        "image_size": config.image_size,
+        "image_size": _size(*config.input_shape),
         "classes": config.num_classes,
         "parameters": sum(p.numel() for p in model.parameters()),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -73,8 +79,8 @@ def summary_dict(config_or_model: YolactConfig | YolactModel) -> dict[str, Any]:
         "gmac_stages": stages / 1e9,
         "gmac_semantic": semantic / 1e9,
         "priors": config.num_priors,
-        "level_sizes": list(config.level_sizes),
-        "prototype_size": config.prototype_size,
+        "level_sizes": [_size(*shape) for shape in config.level_shapes],
+        "prototype_size": _size(*config.prototype_shape),
     }
 
 
@@ -92,6 +98,11 @@ def _macs_note(figures: dict[str, Any]) -> str:
         f"counts on all five levels;\na tool that does not look into the backbone's stages "
         f"({figures['gmac_stages']:.2f} GMAC) prints about {whole - figures['gmac_stages']:.1f}"
     )
+
+
+def _size(height: int, width: int) -> int | list[int]:
+    """The side of a square, else height and width."""
+    return height if height == width else [height, width]
 
 
 def _on_meta(config_or_model: YolactConfig | YolactModel) -> YolactModel:

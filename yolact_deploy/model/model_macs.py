@@ -41,8 +41,7 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(partial(count, name))
-    side = config.image_size
-    model.heads(torch.empty(batch, 3, side, side, device="meta"))
+    model.heads(torch.empty(batch, 3, *config.input_shape, device="meta"))
     return Macs(batch, "fp32", tuple(layers))
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from yolact_deploy.priors import VARIANCES
+from yolact_deploy.config import Size, both_sides
+from yolact_deploy.priors import VARIANCES, Placement
 from yolact_deploy.vocabulary import NMS_VARIANTS
 
 
@@ -94,7 +95,7 @@ def detect(
     top_k: int = 200,
     max_detections: int = 100,
     nms: str = "fast",
-    image_size: int = 550,
+    image_size: Size = 550,
     second_threshold: float | None = None,
 ) -> TorchDetected:
     """Detections of one image.
@@ -105,7 +106,7 @@ def detect(
         coeff: [P, K]
         score_threshold: drops priors whose best score is not above it
         nms: one of `yolact_deploy.vocabulary.NMS_VARIANTS`
-        image_size: used by the traditional NMS alone, which works on boxes in pixels
+        image_size: of the network's input; used by the traditional NMS alone, which works on boxes in pixels
         second_threshold: drops detections that do not score above it in their own class
 
     Raises:
@@ -186,10 +187,11 @@ def traditional_nms(
     iou_threshold: float = 0.5,
     score_threshold: float = 0.05,
     max_detections: int = 100,
-    image_size: int = 550,
+    image_size: Size = 550,
 ) -> TorchDetected:
     """Greedy NMS per class on boxes in pixels whose sides include both ends (+1); drops overlaps >= the threshold."""
-    pixels = boxes * image_size
+    scale = boxes.new_tensor(both_sides(image_size)[::-1] * 2)
+    pixels = boxes * scale
     labels, index = [], []
     for label, class_scores in enumerate(scores):
         members = (class_scores > score_threshold).nonzero()[:, 0]
@@ -202,7 +204,7 @@ def traditional_nms(
     label_n, index_n = torch.cat(labels), torch.cat(index)
     kept, order = _best_first(scores[label_n, index_n], max_detections)
     label_n, index_n = label_n[order], index_n[order]
-    return TorchDetected(pixels[index_n] / image_size, kept, label_n, coeff[index_n])
+    return TorchDetected(pixels[index_n] / scale, kept, label_n, coeff[index_n])
 
 
 def _best_first(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -278,11 +280,17 @@ def rescore_masks(network: Callable[[Tensor], Tensor], masks: Tensor, scores: Te
     return scores * network(masks[:, None]).gather(1, labels[:, None])[:, 0]
 
 
-def paste_masks_full(masks: Tensor, height: int, width: int) -> Tensor:
+def paste_masks_full(masks: Tensor, height: int, width: int, placement: Placement | None = None) -> Tensor:
     """Binary masks [n, H, W] from probabilities [n, h, w]: resize each mask bilinearly, then threshold at 0.5.
 
     This is the original's method and the slow baseline of the benchmarks; `yolact_deploy.paste` is the fast one.
+
+    Args:
+        placement: where the image lies on the canvas that the masks cover; by default it fills it
     """
     if len(masks) == 0:
         return masks.new_zeros((0, height, width), dtype=torch.bool)
-    return interpolate(masks[None], (height, width), mode="bilinear", align_corners=False)[0] > 0.5
+    where = placement or Placement.whole(height, width)
+    canvas = where.canvas_height, where.canvas_width
+    full = interpolate(masks[None], canvas, mode="bilinear", align_corners=False)[0] > 0.5
+    return full[:, where.top : where.top + height, where.left : where.left + width].contiguous()

@@ -2,7 +2,7 @@
 
 It knows nothing about image files, losses or engines. Images are normalized RGB (see `yolact_deploy.preprocess`).
 
-Legend: N images, S input side, P priors, C foreground classes, K prototypes, h and w of the prototypes, n detections.
+Legend: N images, H x W the input, P priors, C foreground classes, K prototypes, h x w the prototypes, n detections.
 
 Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218).
 """
@@ -154,20 +154,20 @@ class YolactModel(nn.Module):
         return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def features(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Pyramid maps P3..P7, float [N, channels, side, side] with the sides of ``config.level_sizes``.
+        """Pyramid maps P3..P7, float [N, channels, h, w] with the sides of ``config.level_shapes``.
 
         Raises:
             InputError: images of another shape or of integers.
         """
-        side = self.config.image_size
+        height, width = shape = self.config.input_shape
         if not isinstance(images, Tensor):
             raise InputError(
-                f"expected normalized float images [N, 3, {side}, {side}] as a tensor, got {type(images).__name__}: "
+                f"expected normalized float images [N, 3, {height}, {width}] as a tensor, got {type(images).__name__}: "
                 "stack them with torch.stack, or give pictures to a predictor (yolact_deploy.load)"
             )
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or not images.is_floating_point():
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, *shape) or not images.is_floating_point():
             raise InputError(
-                f"expected normalized float images [N, 3, {side}, {side}], got {images.dtype} {list(images.shape)}: "
+                f"expected normalized float images [N, 3, {height}, {width}], got {images.dtype} {list(images.shape)}: "
                 "resize and normalize them, or build the model with another image_size"
             )
         levels: tuple[Tensor, ...] = self.fpn(*self.backbone(images))
@@ -180,7 +180,7 @@ class YolactModel(nn.Module):
         return RawHeads(loc, logits, coeff, self.proto_net(levels[0]).permute(0, 2, 3, 1))
 
     def heads(self, images: Tensor) -> RawHeads:
-        """The trunk: raw predictions for normalized RGB images, float [N, 3, S, S]."""
+        """The trunk: raw predictions for normalized RGB images, float [N, 3, H, W]."""
         return self.predict(self.features(images))
 
     def forward(self, images: Tensor) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class YolactModel(nn.Module):
 
         Training outputs, for `yolact_deploy.training.YolactLoss`: ``boxes`` [N, P, 4] regression, ``masks`` [N, P, K]
         coefficients, ``scores`` [N, P, C + 1] logits, ``prior_boxes`` [P, 4] as (cx, cy, w, h), ``proto_masks``
-        [N, h, w, K], ``semantic_masks`` [N, C, side, side] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
+        [N, h, w, K], ``semantic_masks`` [N, C, rows, columns] logits on P3. YOLACT++ adds ``mask_iou_net``, its network
         from masks [m, 1, h, w] to their IoUs [m, C].
 
         With ``config.class_existence``, ``class_existence`` has the logits [N, C] of the classes in each image.

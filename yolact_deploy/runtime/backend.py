@@ -8,6 +8,7 @@ Legend: N images, S input side.
 from __future__ import annotations
 
 import abc
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ class FrameHook(abc.ABC):
 
     #: keys of :attr:`FrameTicket.timings`
     stages: tuple[str, ...]
+    #: measure each stage on the GPU; False times only what the host does, where measuring costs the GPU time
+    stage_times: bool = True
     #: how many batches can be in flight before submitting another one waits
     depth: int
 
@@ -84,6 +87,10 @@ class FrameHook(abc.ABC):
     @abc.abstractmethod
     def is_device_array(self, value: object) -> bool:
         """Whether this is an array on a device; does not check its shape and dtype."""
+
+    def read(self, path: str | os.PathLike[str]) -> Any | None:
+        """An image file as a frame on the device; None if the host is to decode it."""
+        return None
 
     @abc.abstractmethod
     def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> FrameTicket:

@@ -228,9 +228,9 @@ def _profile(prefix: str, metadata: Metadata) -> dict[str, object]:
     low, usual, high = metadata.batch
     if low == high:
         return {}
-    side = metadata.config.image_size
+    height, width = metadata.config.input_shape
     sizes = {"min": low, "opt": usual, "max": high}
-    return {f"{prefix}_profile_{name}_shapes": f"images:{n}x{side}x{side}x3" for name, n in sizes.items()}
+    return {f"{prefix}_profile_{name}_shapes": f"images:{n}x{height}x{width}x3" for name, n in sizes.items()}
 
 
 # -- requirements ---------------------------------------------------------------------------------------------------

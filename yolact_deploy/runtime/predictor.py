@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import BackendError, InputError
-from yolact_deploy.mask_forms import MaskCrops, MaskWindows, cut_crops
+from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import check_image, fit_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.any_image import as_image, is_single
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -118,13 +119,28 @@ class Predictor:
 
         They are decode, preprocess, network, nms, assembly, detect and paste for a network whose tail runs on the host.
         Work that cannot be separated is one stage with all its names, such as network+nms+assembly for a graph that
-        ends in detections. A GPU adds copy, upload and download. There paste writes packed masks straight into host
-        memory, so only boxes, scores and labels are left to download.
+        ends in detections. A GPU adds copy, upload and download. On the CUDA frame path, paste writes all results
+        straight into host memory; its stages are timed if :attr:`stage_times` is set, otherwise those of the host.
         """
         hook = self._hook
         if hook is not None:
             return ("decode", *hook.stages, "detect")
         return ("decode", "preprocess", *self.backend.run_stages, *self.backend.tail.stages, "detect", "paste")
+
+    @property
+    def stage_times(self) -> bool:
+        """Whether :attr:`timings` has the stages on the GPU, by marks in its stream; set it to switch them on or off.
+
+        Off by default on the CUDA frame path: the marks take time on the GPU, and batches that overlap have no stages
+        of their own. :attr:`timings` then has the times of the host, "launch" and "wait" among them.
+        """
+        return self.backend.frames is None or self.backend.frames.stage_times
+
+    @stage_times.setter
+    def stage_times(self, on: bool) -> None:
+        if self.backend.frames is not None:
+            self.backend.frames.stage_times = on
+            self.timings = dict.fromkeys(self.stages, 0.0)
 
     @property
     def _settings(self) -> DetectSettings:
@@ -134,8 +150,6 @@ class Predictor:
     def _hook(self) -> FrameHook | None:
         """The backend's frame hook, if it has one that serves the present settings."""
         hook = self.backend.frames
-        if self.config.fit != "stretch":  # its kernels stretch; the host pads
-            return None
         return hook if hook is not None and hook.serves(self._settings) else None
 
     @overload
@@ -222,7 +236,7 @@ class Predictor:
     ) -> FrameTicket:
         """Start one batch."""
         with timer.stage("decode"):
-            frames = [source if hook.is_device_array(source) else _image(source) for source in sources]
+            frames = [_frame(source, hook) for source in sources]
         self._check_open()
         return hook.submit(frames, self._settings, for_device=for_device)
 
@@ -232,11 +246,11 @@ class Predictor:
         self._proven = self._proven or any(len(image.scores) for image in images)
         if not self._proven:
             # Values that are not finite end in no detections, without an error.
-            size, metadata = self.config.image_size, self.backend.metadata
+            metadata = self.backend.metadata
             count = self.backend.max_batch if self.backend.fixed_batch else 1
             with self._lock:
                 self._check_open()
-                outputs = self.backend.run(np.zeros((count, size, size, 3), metadata.input_dtype))
+                outputs = self.backend.run(np.zeros((count, *self.config.input_shape, 3), metadata.input_dtype))
             self._require_finite(outputs)
             self._proven = True
         with timer.stage("detect"):
@@ -294,12 +308,12 @@ class Predictor:
         return results[0] if single else results
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """BGR images to the network's input [N, S, S, 3], padded with zeros if the batch is fixed."""
-        config, size, dtype = self.config, self.config.image_size, self.backend.metadata.input_dtype
+        """BGR images to the network's input [N, h, w, 3]; a fixed batch is filled up with zeros."""
+        config, dtype = self.config, self.backend.metadata.input_dtype
         if len(images) == 1 and (self.backend.max_batch == 1 or not self.backend.fixed_batch):
             return fit_image(images[0], config, dtype)[None]
         count = self.backend.max_batch if self.backend.fixed_batch else len(images)
-        batch = np.zeros((count, size, size, 3), dtype=dtype)
+        batch = np.zeros((count, *config.input_shape, 3), dtype=dtype)
         for slot, image in zip(batch, images, strict=False):
             slot[...] = fit_image(image, config, dtype)
         return batch
@@ -322,27 +336,21 @@ class Predictor:
         timer = timer or StageTimer()
         height, width, *_ = shape
         detected = self.backend.tail.detect(outputs, index, self._settings, timer)
-        if self.config.fit == "pad" and height != width:
-            with timer.stage("paste"):
-                return self._detections(self._cut(detected, height, width), height, width)
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
-                detected = detected._replace(masks=self.backend.tail.paste(detected.masks, height, width))
+                masks = detected.masks.placed(place(height, width, self.config))
+                detected = detected._replace(masks=self.backend.tail.paste(masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
 
-    def _cut(self, detected: ImageDetections, height: int, width: int) -> ImageDetections:
-        """Detections in the padded square as those in the picture at its upper left."""
-        side = max(height, width)
-        masks = detected.masks
-        if isinstance(masks, MaskWindows):
-            masks = self.backend.tail.paste(masks, side, side)
-        assert isinstance(masks, MaskCrops)  # only a frame hook packs masks, and none serves padded pictures
-        scale = np.array([side / width, side / height] * 2, np.float32)
-        return detected._replace(boxes=detected.boxes * scale, masks=cut_crops(masks, height, width))
-
     def _detections(self, detected: ImageDetections, height: int, width: int) -> Detections:
-        return Detections.from_normalized(*detected, class_names=self.class_names, height=height, width=width)
+        return Detections.from_normalized(
+            *detected,
+            class_names=self.class_names,
+            height=height,
+            width=width,
+            placement=place(height, width, self.config),
+        )
 
     def stream(
         self,
@@ -426,9 +434,8 @@ class Predictor:
 
     def warm_up(self, times: int = 1) -> None:
         """Run an empty image, so that start-up work does not slow down the first real one."""
-        size = self.config.image_size
         for _ in range(times):
-            self(np.zeros((size, size, 3), np.uint8))
+            self(np.zeros((*self.config.input_shape, 3), np.uint8))
 
     def close(self) -> None:
         """Free the network; the predictor cannot be used afterwards."""
@@ -444,6 +451,15 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _frame(source: Source, hook: FrameHook) -> Any:
+    """An image in host memory or on the device."""
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
+        frame = hook.read(source)
+        if frame is not None:
+            return frame
+    return source if hook.is_device_array(source) else _image(source)
 
 
 def _image(source: Source) -> Image:

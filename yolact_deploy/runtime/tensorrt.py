@@ -29,6 +29,7 @@ from yolact_deploy.runtime import tensorrt_api as api
 from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
 from yolact_deploy.runtime.cuda.driver import Device, Stream, calls
+from yolact_deploy.runtime.cuda.jpeg import JpegDecoder
 
 _log = logging.getLogger(__name__)
 
@@ -260,11 +261,20 @@ class TensorRtBackend(CudaBackend):
         path: the engine
         device: ordinal of the GPU
         graphs: False uses no CUDA graphs
+        in_place, jpeg: see :class:`~yolact_deploy.runtime.cuda.frame_pipeline.FramePipeline`
     """
 
-    def __init__(self, path: Path, *, device: int = 0, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        device: int = 0,
+        graphs: bool = True,
+        in_place: bool | None = None,
+        jpeg: JpegDecoder | None = None,
+    ) -> None:
         network = TensorRtNetwork(path, device)
-        super().__init__(network, network.device, graphs=graphs)
+        super().__init__(network, network.device, graphs=graphs, in_place=in_place, jpeg=jpeg)
         # The first run loads kernels, and RTX compiles them: do it before the first image.
         try:
             count = self.max_batch if self.fixed_batch else 1

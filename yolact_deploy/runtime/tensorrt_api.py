@@ -10,6 +10,7 @@ Modules are ``Any``, since the choice is made at run time.
 from __future__ import annotations
 
 import importlib
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -128,6 +129,11 @@ def network_flags(trt: Any, flavour: str, *, ahead_of_time: bool = False) -> int
 def set_tf32(trt: Any, config: Any, allowed: bool) -> None:
     """Whether products of FP32 may round their factors to TF32, which TensorRT does unless it is told not to."""
     (config.set_flag if allowed else config.clear_flag)(trt.BuilderFlag.TF32)
+
+
+def set_layer_details(trt: Any, config: Any) -> None:
+    """Let the engine know the tactics and tensors of its layers, and not only their names."""
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
 
 
 def target_names(trt: Any, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -312,6 +318,34 @@ def set_scratch(context: Any, pointer: int, nbytes: int) -> None:
 def capturable(context: Any, stream: int) -> bool:
     """Whether ``execute_async_v3`` can be captured into a CUDA graph with the current shapes."""
     return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
+
+
+def layer_facts(trt: Any, engine: Any) -> list[Any]:
+    """The layers of an engine: a name each, or an object of facts if the engine was built with details."""
+    text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        layers = json.loads(text)["Layers"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BackendError(f"TensorRT {trt.__version__} describes the layers in another form: {error}") from error
+    return list(layers)
+
+
+@contextmanager
+def layer_times(trt: Any, context: Any) -> Iterator[dict[str, float]]:
+    """Milliseconds of each layer by its name, added up over the runs of the context inside the block."""
+    times: dict[str, float] = {}
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the base class is only known at run time
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times[layer_name] = times.get(layer_name, 0.0) + ms
+
+    profiler = Profiler()  # which TensorRT does not keep alive
+    context.profiler = profiler
+    yield times
+    del profiler
 
 
 def compiled_kernels(context: Any) -> bytes | None:

@@ -100,9 +100,8 @@ def _model(request: Request, name: str, version: str | None) -> _ProtocolModel:
         return _ProtocolModel(name, pool, False, PICTURES, DETECTIONS)
     if not pool.network_outputs:
         raise bad_request(f"the network of {pool.name} cannot be called alone", status=404, reason="model")
-    size = pool.config.image_size
     kind = {"uint8": "UINT8", "float32": "FP32"}[pool.metadata.input_dtype]
-    inputs = (TensorSpec("images", kind, (-1, size, size, 3)),)
+    inputs = (TensorSpec("images", kind, (-1, *pool.config.input_shape, 3)),)
     outputs = [TensorSpec(name, kind, (-1, *shape)) for name, (kind, shape) in pool.network_outputs.items()]
     return _ProtocolModel(name, pool, True, inputs, outputs)
 
@@ -209,9 +208,9 @@ async def _run_network(
     request: Request, models: ServedModels, model: _ProtocolModel, message: InferRequest
 ) -> _Outputs:
     images, pool = message.inputs["images"], model.pool
-    size, dtype = pool.config.image_size, pool.metadata.input_dtype
-    expected = f"{dtype} [N, {size}, {size}, 3]"
-    if isinstance(images, list) or images.dtype != dtype or images.shape[1:] != (size, size, 3):
+    (height, width), dtype = pool.config.input_shape, pool.metadata.input_dtype
+    expected = f"{dtype} [N, {height}, {width}, 3]"
+    if isinstance(images, list) or images.dtype != dtype or images.shape[1:] != (height, width, 3):
         raise bad_request(f"images: expected {expected}, got {_described(images)}")
     least = pool.network_batch if pool.fixed_batch else 1
     if not least <= len(images) <= pool.network_batch:

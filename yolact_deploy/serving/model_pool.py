@@ -281,8 +281,8 @@ def _network_outputs(predictor: Predictor) -> dict[str, tuple[str, tuple[int, ..
     backend = predictor.backend
     if backend.tail.name not in ("host", "graph"):
         return {}  # outputs that stay in the runtime's own memory
-    size, count = predictor.config.image_size, backend.max_batch if backend.fixed_batch else 1
-    outputs = backend.run(np.zeros((count, size, size, 3), backend.metadata.input_dtype))
+    count = backend.max_batch if backend.fixed_batch else 1
+    outputs = backend.run(np.zeros((count, *predictor.config.input_shape, 3), backend.metadata.input_dtype))
     values = {name: value for name, value in outputs._asdict().items() if value is not None}
     return {name: (datatype(value.dtype), value.shape[1:]) for name, value in values.items()}
 

@@ -89,7 +89,7 @@ def network_config(name: str, metadata: Metadata, settings: TritonSettings, extr
         extra: further parameters
     """
     config, python = metadata.config, settings.backend == "python"
-    size, (least, best, most) = config.image_size, metadata.batch
+    (height, width), (least, best, most) = config.input_shape, metadata.batch
     batched = least < most or (python and most == 1)
     kind = _TYPES[metadata.input_dtype]
     fields: list[tuple[str, Any]] = [
@@ -97,16 +97,19 @@ def network_config(name: str, metadata: Metadata, settings: TritonSettings, extr
         ("backend", settings.backend),
         ("default_model_filename", TRITON_BACKENDS[settings.backend]),
         ("max_batch_size", most if batched and most > 1 else 0),
-        ("input", _tensor("images", kind, [size, size, 3], most, batched and most > 1)),
+        ("input", _tensor("images", kind, [height, width, 3], most, batched and most > 1)),
     ]
     for output, dtype, shape in output_shapes(metadata):
         fields.append(("output", _tensor(output, _TYPES[dtype], shape, most, batched and most > 1)))
     fields.append(("instance_group", _instances(settings.instances, gpu=settings.gpu)))
     if batched and most > 1:
         fields.append(("dynamic_batching", _batching(best, most, settings)))
-    warm = [("key", "images"), ("value", [("data_type", Word(kind)), ("dims", [size, size, 3]), ("zero_data", True)])]
+    warm = [
+        ("key", "images"),
+        ("value", [("data_type", Word(kind)), ("dims", [height, width, 3]), ("zero_data", True)]),
+    ]
     if not (batched and most > 1):
-        warm[1] = ("value", [("data_type", Word(kind)), ("dims", [most, size, size, 3]), ("zero_data", True)])
+        warm[1] = ("value", [("data_type", Word(kind)), ("dims", [most, height, width, 3]), ("zero_data", True)])
     fields.append(("model_warmup", [("name", "zeros"), ("batch_size", 1), ("inputs", warm)]))
     fields += _parameters({METADATA_KEY: metadata.to_json(), **extra, **_backend_parameters(settings)})
     return to_pbtxt(fields)
@@ -114,11 +117,11 @@ def network_config(name: str, metadata: Metadata, settings: TritonSettings, extr
 
 def output_shapes(metadata: Metadata) -> list[tuple[str, str, list[int]]]:
     """Name, dtype and shape behind the batch axis of each output of an exported network."""
-    config, side = metadata.config, metadata.config.prototype_size
+    config, (rows, columns) = metadata.config, metadata.config.prototype_shape
     if metadata.tail == "heads":
         priors, count = config.num_priors, config.num_prototypes
         shapes = {"boxes": [priors, 4], "scores": [priors, config.num_classes], "coeff": [priors, count],
-                  "proto": [side, side, count]}  # fmt: skip
+                  "proto": [rows, columns, count]}  # fmt: skip
         return [(name, "float32", shape) for name, shape in shapes.items()]
     slots = config.top_k if metadata.cross_class else config.max_detections
     masks = "float32" if metadata.precision == "fp32" else "float16"
@@ -127,7 +130,7 @@ def output_shapes(metadata: Metadata) -> list[tuple[str, str, list[int]]]:
         ("boxes", "float32", [slots, 4]),
         ("scores", "float32", [slots]),
         ("labels", "int32", [slots]),
-        ("masks", masks, [slots, side, side]),
+        ("masks", masks, [slots, rows, columns]),
     ]
     return [*outputs, ("mask_scores", "float32", [slots])] if config.mask_iou else outputs
 

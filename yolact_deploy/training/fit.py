@@ -170,8 +170,8 @@ def _batches(dataset: CocoDataset, recipe: Recipe, world: World, workers: int | 
 
 def _unfold(model: YolactModel, dataset: CocoDataset) -> None:
     """Unfold with the same images in all processes, so that their weights stay equal."""
-    size = model.config.image_size
-    batches = islice(plain_loader(dataset, size, _UNFOLD_IMAGES, workers=0), 1)
+    config = model.config
+    batches = islice(plain_loader(dataset, config.image_size, _UNFOLD_IMAGES, fit=config.fit, workers=0), 1)
     normalize = Normalizer(model.config)
     unfold_batch_norms(model.backbone, (normalize(batch.images) for batch in batches))
 

@@ -11,6 +11,7 @@ Source: YOLACT (arXiv:1904.02689), sections 3 and 4; YOLACT++ (arXiv:1912.06218)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,8 @@ class LossSettings:
     @classmethod
     def of(cls, config: YolactConfig, *, class_loss: str = "entropy") -> LossSettings:
         """The original's settings for a configuration: up to 300 masks per image from 700 pixels on, 100 below."""
-        return cls(max_masks=300 if config.image_size >= 700 else 100, class_loss=class_loss)
+        many = math.prod(config.input_shape) >= 700 * 700
+        return cls(max_masks=300 if many else 100, class_loss=class_loss)
 
 
 class YolactLoss(nn.Module):

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig, read_size
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.recipe import Recipe
@@ -22,7 +22,7 @@ from yolact_deploy.training.recipe import Recipe
 # Not settable: the data sets the classes, config.image_size the sizes, and the rest documents the recipe.
 _FIXED = frozenset((
     "name", "config", "augmentation", "paper", "expected", "duration", "command", "augmentation.size",
-    "config.num_classes", "config.class_names", "config.category_ids",
+    "augmentation.fit", "config.num_classes", "config.class_names", "config.category_ids",
 ))  # fmt: skip
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -43,7 +43,7 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         recipe = recipe.for_iterations(values.pop("iterations"))
     config = recipe.config
     if "config.image_size" in values:
-        config = config.with_size(values.pop("config.image_size"))
+        config = config.with_size(values.pop("config.image_size"))  # its prior_size, too, unless that is set
     own = {key: value for key, value in values.items() if "." not in key}
     return dataclasses.replace(
         recipe,
@@ -109,6 +109,8 @@ def _converted(text: str, kind: Any) -> Any:
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return _one_of(text, typing.get_args(kind))
+    if origin is types.UnionType:
+        return None if type(None) in typing.get_args(kind) and text.lower() == "none" else _size(text)
     if origin is tuple:
         return _many(text, typing.get_args(kind))
     if kind is bool:
@@ -157,6 +159,13 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _size(text: str) -> Size:
+    try:
+        return read_size(text)
+    except ConfigError as error:
+        raise ValueError from error
+
+
 def _whole(text: str) -> int:
     number = _finite(text)  # 1e5 is an integer as well
     if number != int(number):
@@ -183,6 +192,8 @@ def _name(kind: Any) -> str:
         return "scales of five levels, such as ((8,12),(16,24),(32,48),(64,96),(128,192)) or 8,16,32,64,128"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"{_name(arguments[0])} or several, separated by commas"
+    if origin is types.UnionType:
+        return "a side such as 550, or height x width such as 544x960"
     if origin is tuple:
         return f"{len(arguments)} numbers, separated by commas"
     return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "text")

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import Size, YolactConfig
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation
 
@@ -118,9 +118,9 @@ class Recipe:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        if self.augmentation.size != self.config.image_size:
-            sized = dataclasses.replace(self.augmentation, size=self.config.image_size)
-            object.__setattr__(self, "augmentation", sized)
+        size, fit = self.config.image_size, self.config.fit
+        if (self.augmentation.size, self.augmentation.fit) != (size, fit):
+            object.__setattr__(self, "augmentation", dataclasses.replace(self.augmentation, size=size, fit=fit))
         for name, value in vars(self).items():
             _check(not isinstance(value, int) or value < _MOST, name, f"less than {_MOST}", value)
             _check(name not in _AT_LEAST_1 or value >= 1, name, "1 or more", value)
@@ -152,6 +152,10 @@ class Recipe:
             warmup_iterations=min(self.warmup_iterations, iterations // 10),
         )
 
+    def for_input(self, image_size: Size | None = None, *, fit: str | None = None, priors: str | None = None) -> Recipe:
+        """The same training of a network with another input, see :meth:`YolactConfig.with_input`."""
+        return dataclasses.replace(self, config=self.config.with_input(image_size, fit=fit, priors=priors))
+
     def identity(self) -> dict[str, Any]:
         """The fields that determine the weights, which must not change when a training is resumed."""
         return {key: value for key, value in self.to_json().items() if key not in _FREE_TO_CHANGE}
@@ -163,6 +167,8 @@ class Recipe:
             for item in dataclasses.fields(owner):
                 if item.name in _LATER[part] and getattr(owner, item.name) == item.default:
                     del (values[part] if part else values)[item.name]
+        if "fit" not in values["config"]:  # as in states of earlier versions
+            values["augmentation"].pop("fit", None)
         return {key: _listed(value) for key, value in values.items()}
 
 

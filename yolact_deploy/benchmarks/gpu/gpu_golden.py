@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.benchmarks.gpu.gpu_kernels import Arrays, KernelCase, nms_shapes, paste_shapes
 from yolact_deploy.mask_forms import PackedMasks
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste
 from yolact_deploy.runtime.cuda.plans.launch import joined
 
@@ -100,7 +101,7 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
     plan = joined(
         [
             plan_masks.mask_assembly(1, count, h, w, k, zero_outside=False),
-            plan_paste.paste(1, count, h, w, capacity_words=words),
+            plan_paste.paste(1, count, h, w, capacity_words=words, score_threshold=-1.0),
         ]
     )
 
@@ -114,8 +115,10 @@ def _mask_case(name: str, case: Arrays, keep: NDArray[np.bool_], expected: NDArr
         "proto": case["proto"][None],
         "coeff": case["coef"][keep][None],
         "boxes": case["boxes"][keep][None],
+        "scores": case["scores"][keep][None],
+        "labels": np.zeros((1, count), np.int32),
         "num_detections": np.array([count], np.int32),
-        "image_sizes": np.array([[height, width]], np.int32),
+        "placements": np.array([Placement.whole(height, width)], np.int32),
     }
     shapes = {"masks": ((1, count, h, w), np.float32), **paste_shapes(1, count, words)}
     return KernelCase(f"masks and paste, {name}", plan, inputs, shapes, check)

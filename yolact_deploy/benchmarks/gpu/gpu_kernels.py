@@ -26,7 +26,8 @@ from yolact_deploy.evaluation.agreement import mask_iou
 from yolact_deploy.mask_forms import MaskWindows, PackedMasks
 from yolact_deploy.paste import paste_windows
 from yolact_deploy.postprocess import Detected, assemble_masks, detect
-from yolact_deploy.preprocess import resize_image
+from yolact_deploy.preprocess import fit_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer, Stream
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
 from yolact_deploy.runtime.cuda.plans import plan_masks, plan_nms, plan_paste, plan_resize
@@ -183,10 +184,13 @@ def _padded(detected: list[Detected], config: YolactConfig) -> dict[str, NDArray
     slots = config.max_detections
     boxes = np.zeros((len(detected), slots, 4), np.float32)
     coeff = np.zeros((len(detected), slots, config.num_prototypes), np.float32)
+    scores, labels = np.zeros((len(detected), slots), np.float32), np.zeros((len(detected), slots), np.int32)
     for i, one in enumerate(detected):
         boxes[i, : len(one.boxes)] = one.boxes
         coeff[i, : len(one.coeff)] = one.coeff
-    return {"num_detections": np.array([len(one.boxes) for one in detected], np.int32), "boxes": boxes, "coeff": coeff}
+        scores[i, : len(one.scores)], labels[i, : len(one.labels)] = one.scores, one.labels
+    counts = np.array([len(one.boxes) for one in detected], np.int32)
+    return {"num_detections": counts, "boxes": boxes, "scores": scores, "labels": labels, "coeff": coeff}
 
 
 def nms_shapes(count: int, slots: int, coefficients: int) -> Shapes:
@@ -205,22 +209,34 @@ def paste_shapes(count: int, slots: int, words: int) -> Shapes:
     return {
         "windows": ((count, slots, 6), np.int32),
         "words_needed": ((count,), np.int32),
+        "wanted": ((count,), np.int32),
+        "found_windows": ((count, slots, 6), np.int32),
+        "found_boxes": ((count, slots, 4), np.float32),
+        "found_scores": ((count, slots), np.float32),
+        "found_labels": ((count, slots), np.int32),
         "bits": ((count, words), np.uint32),
     }
 
 
 def _resize_case(config: YolactConfig, batch: int, image_size: tuple[int, int]) -> KernelCase:
     height, width = image_size
-    side = config.image_size
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    plan = plan_resize.resize(height, width, 3 * width, side, count=batch)
-    expected = resize_image(frame, side)
+    plan = plan_resize.resize(
+        height,
+        width,
+        3 * width,
+        config.image_size,
+        count=batch,
+        placement=place(height, width, config),
+        color=config.padding_color,
+    )
+    expected = fit_image(frame, config)
 
     def check(outputs: Arrays) -> str:
         worst = int(np.abs(outputs["images"].astype(np.int16) - expected).max())
         return f"gray levels differ from OpenCV's by up to {worst}" if worst > 1 else ""
 
-    return KernelCase("resize", plan, {"frame": frame}, {"images": ((batch, side, side, 3), np.uint8)}, check)
+    return KernelCase("resize", plan, {"frame": frame}, {"images": ((batch, *config.input_shape, 3), np.uint8)}, check)
 
 
 def _nms_case(config: YolactConfig, scenes: list[Scene], detected: list[Detected]) -> KernelCase:
@@ -261,10 +277,10 @@ def _mask_case(
     masks: list[NDArray[np.float32]],
     dtype: str,
 ) -> KernelCase:
-    side, slots = config.prototype_size, config.max_detections
+    slots, (h, w) = config.max_detections, config.prototype_shape
     proto = np.stack([scene.proto for scene in scenes]).astype(dtype)
     plan = plan_masks.mask_assembly(
-        len(scenes), slots, side, side, config.num_prototypes, proto_dtype=dtype, mask_dtype=dtype
+        len(scenes), slots, h, w, config.num_prototypes, proto_dtype=dtype, mask_dtype=dtype
     )
     # Prototypes in half precision have other values: the reference uses the same ones.
     expected = masks
@@ -282,7 +298,7 @@ def _mask_case(
         return f"probabilities differ by up to {worst:g}" if not worst <= MASK_TOLERANCE[dtype] else ""
 
     inputs = {"proto": proto, "coeff": padded["coeff"], "boxes": padded["boxes"]}
-    shapes = {"masks": ((len(scenes), slots, side, side), dtype)}
+    shapes = {"masks": ((len(scenes), slots, h, w), dtype)}
     return KernelCase(f"mask_assembly {dtype}", plan, inputs, shapes, check)
 
 
@@ -293,18 +309,18 @@ def _paste_case(
     image_size: tuple[int, int],
     dtype: str,
 ) -> KernelCase:
-    count, slots, side = len(masks), config.max_detections, config.prototype_size
+    count, slots, (h, w) = len(masks), config.max_detections, config.prototype_shape
     height, width = image_size
+    where = place(height, width, config)
     words = slots * height * -(-width // 32)
-    dense = np.zeros((count, slots, side, side), dtype)
+    dense = np.zeros((count, slots, h, w), dtype)
     for i, mask in enumerate(masks):
         dense[i, : len(mask)] = mask
-    plan = plan_paste.paste(count, slots, side, side, mask_dtype=dtype, capacity_words=words)
+    plan = plan_paste.paste(count, slots, h, w, mask_dtype=dtype, capacity_words=words)
     inputs = {
         "masks": dense,
-        "boxes": padded["boxes"],
-        "num_detections": padded["num_detections"],
-        "image_sizes": np.tile(np.array(image_size, np.int32), (count, 1)),
+        **{name: padded[name] for name in ("boxes", "scores", "labels", "num_detections")},
+        "placements": np.tile(np.array(where, np.int32), (count, 1)),
     }
 
     def check(outputs: Arrays) -> str:
@@ -312,7 +328,8 @@ def _paste_case(
         for i, mask in enumerate(masks):
             number = len(mask)
             pasted = PackedMasks(outputs["windows"][i, :number], outputs["bits"][i], height, width).unpacked()
-            expected = paste_windows(MaskWindows.from_dense(dense[i, :number].astype(np.float32)), height, width)
+            windows = MaskWindows.from_dense(dense[i, :number].astype(np.float32)).placed(where)
+            expected = paste_windows(windows, height, width)
             least = min([least, *(mask_iou(expected, j, pasted, j) for j in range(number))])
         return f"a mask's IoU with NumPy's is {least:.4f}" if least < LEAST_IOU else ""
 

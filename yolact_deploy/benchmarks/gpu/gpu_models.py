@@ -34,8 +34,10 @@ from yolact_deploy.vocabulary import FLAVOURS
 Frames = Sequence[NDArray[np.uint8]]
 
 BATCHES = (1, 8, 32)
+#: INT8 with the rest of the trunk in FP16
+INT8_FP16 = "int8+fp16"
 #: least share of the eager model's detections that must be matched, by precision
-LEAST_MATCHED = {"fp32": 0.99, "tf32": 0.97, "fp16": 0.95, "bf16": 0.90, "int8": 0.80}
+LEAST_MATCHED = {"fp32": 0.99, "tf32": 0.97, "fp16": 0.95, "bf16": 0.90, "int8": 0.80, INT8_FP16: 0.80}
 #: batches of compiled PyTorch, which compiles for each of them
 COMPILED_BATCHES = (BATCHES[0], BATCHES[-1])
 _WARM_UP = 5
@@ -82,8 +84,9 @@ class Workshop:
 
             model, sha256 = load_model(self.weights), sha256_file(self.weights)
             with atomic_write(path) as temporary:
-                if precision == "int8":
-                    _export_int8(model, temporary, tail, self.batch, sha256)
+                if precision in ("int8", INT8_FP16):
+                    rest = "fp16" if precision == INT8_FP16 else "fp32"
+                    _export_int8(model, temporary, tail, self.batch, rest, sha256)
                 else:
                     spec = ExportSpec(precision=precision, tail=tail, batch=self.batch)
                     export_onnx(model, temporary, spec, weights_sha256=sha256)
@@ -100,20 +103,23 @@ class Workshop:
         return path
 
 
-def _export_int8(model: Any, path: Path, tail: str, batch: tuple[int, int, int], sha256: str) -> None:
+def _export_int8(model: Any, path: Path, tail: str, batch: tuple[int, int, int], rest: str, sha256: str) -> None:
     """An INT8 file with the ranges of the sample pictures; its AP is not checked, only its agreement, later."""
     from yolact_deploy.export.calibration import calibrate
+    from yolact_deploy.export.mixed_precision import lower_trunk
     from yolact_deploy.export.onnx import trace, write_onnx
     from yolact_deploy.export.quantize import quantize_trunk
     from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.samples import sample_images
 
-    spec = ExportSpec(precision="int8", tail=tail, batch=batch, calibration=sample_images())
+    spec = ExportSpec(precision="int8", rest=rest, tail=tail, batch=batch, calibration=sample_images())
     metadata = spec.metadata(model.config, weights_sha256=sha256)
     graph = trace(model, metadata)
     calibration = calibrate(graph, sample_images())
     quantize_trunk(graph, calibration)
-    quantization = {"target": spec.form, "method": calibration.method, "images": len(sample_images())}
+    quantization = {"target": spec.form, "method": calibration.method, "images": len(sample_images()), "rest": rest}
+    if rest != "fp32":
+        lower_trunk(graph, precision=rest)
     write_onnx(graph, dataclasses.replace(metadata, quantization=quantization), path)
 
 
@@ -140,7 +146,7 @@ def candidates(shop: Workshop, device: int) -> Iterator[Candidate]:
         yield Candidate("PyTorch compiled", precision, compiled, require_torch_compiler, COMPILED_BATCHES)
     for flavour, title in FLAVOURS.items():
         require = partial(require_tensorrt, flavour, device)
-        for precision in ("fp16", "fp32", "int8", "bf16"):
+        for precision in ("fp16", "fp32", INT8_FP16, "int8", "bf16"):
             yield Candidate(f"{title}, our kernels", precision, engine(flavour, precision, "heads"), require)
         yield Candidate(f"{title}, functions", "fp16", engine(flavour, "fp16", "functions"), require)
     for plugin in ("aot", "v3"):

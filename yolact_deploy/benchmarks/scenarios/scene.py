@@ -93,14 +93,15 @@ def _scores(
 
 def _prototypes(config: YolactConfig, rng: np.random.Generator) -> Floats:
     """Ramps and parabolas, which combine into ellipses, and smooth blobs; none negative, as after a ReLU."""
-    size = config.prototype_size
-    at = (np.arange(size, dtype=np.float32) + 0.5) / size
-    x, y = np.broadcast_to(at, (size, size)), np.broadcast_to(at[:, None], (size, size))
-    proto = np.empty((size, size, config.num_prototypes), dtype=np.float32)
+    height, width = shape = config.prototype_shape
+    down = (np.arange(height, dtype=np.float32) + 0.5) / height
+    across = (np.arange(width, dtype=np.float32) + 0.5) / width
+    x, y = np.broadcast_to(across, shape), np.broadcast_to(down[:, None], shape)
+    proto = np.empty((*shape, config.num_prototypes), dtype=np.float32)
     proto[..., :5] = np.stack([np.ones_like(x), x, x * x, y, y * y], axis=-1)
     for k in range(5, config.num_prototypes):
         coarse = rng.normal(0, 1, (9, 9)).astype(np.float32)
-        proto[..., k] = np.maximum(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), 0)
+        proto[..., k] = np.maximum(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0)
     return proto
 
 
@@ -108,7 +109,7 @@ def _ellipse_coeff(boxes: Floats, config: YolactConfig, rng: np.random.Generator
     """Coefficients [n, K] of an ellipse that nearly fills each box, with an edge about a prototype pixel wide."""
     center = (boxes[:, :2] + boxes[:, 2:]) / 2
     radius = np.maximum(0.46 * (boxes[:, 2:] - boxes[:, :2]), 1e-3)
-    sharpness = np.maximum(1.5 * config.prototype_size * radius.min(axis=1), 2.0)
+    sharpness = np.maximum(1.5 * min(config.prototype_shape) * radius.min(axis=1), 2.0)
     a, b = (sharpness[:, None] / radius**2).T
     coeff = rng.normal(0, 0.05, (len(boxes), config.num_prototypes)) * sharpness[:, None]
     coeff[:, 0] = sharpness - a * center[:, 0] ** 2 - b * center[:, 1] ** 2

@@ -82,12 +82,12 @@ def measure(recipe: Recipe, variants: Sequence[str], world: World, *, steps: int
 
 def make_batch(recipe: Recipe) -> Batch:
     """Generated shapes at the size of the network."""
-    size = recipe.config.image_size
-    return collate([_sample(index, size, recipe.config.num_classes) for index in range(recipe.batch)])
+    shape = recipe.config.input_shape
+    return collate([_sample(index, shape, recipe.config.num_classes) for index in range(recipe.batch)])
 
 
-def _sample(index: int, size: int, classes: int) -> tuple[Any, dict[str, Any]]:
-    made = render(index, seed=0, height=size, width=size)
+def _sample(index: int, shape: tuple[int, int], classes: int) -> tuple[Any, dict[str, Any]]:
+    made = render(index, seed=0, height=shape[0], width=shape[1])
     masks = torch.stack([torch.from_numpy(shape.mask.astype("uint8")) for shape in made.shapes])
     sides = []
     for mask in masks:

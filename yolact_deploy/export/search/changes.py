@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.export.mixed_precision import lower_trunk
+from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_int8 import use_unsigned, wants_unsigned
 from yolact_deploy.graph.trunk_graph import trunk_nodes
 
@@ -28,7 +29,7 @@ def half_precision(precision: str) -> Change:
     return change
 
 
-def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool = True) -> Change:
+def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool = True, rest: str = "fp32") -> Change:
     """Quantize with the ranges of one calibration, as ONNX Runtime runs a file of form ``target`` on this machine.
 
     Kept layers are given by their own names, not by modules.
@@ -36,6 +37,7 @@ def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool 
     Args:
         unsigned: False keeps the activations of a symmetric graph signed, as in TensorRT and OpenVINO, on every
             machine. That is slow in ONNX Runtime, and coarser: values that cannot be negative have half as many steps
+        rest: precision of what is not quantized, one of :data:`~yolact_deploy.vocabulary.INT8_RESTS`
     """
     from yolact_deploy.export.quantize import quantize_trunk
 
@@ -43,6 +45,9 @@ def int8(calibration: Calibration, target: str = "symmetric", *, unsigned: bool 
         if not any(node.op_type == "Conv" and node.layer not in kept for node in trunk_nodes(model.graph)):
             return  # only deformable convolutions are left, which INT8 does not change
         quantize_trunk(model, calibration, target=target, keep_fp32=kept)
+        if rest != "fp32":
+            lower_trunk(model, kept, precision=rest)
+            widen(model, rest, rounding=True)
         if target == "symmetric" and unsigned and wants_unsigned():
             use_unsigned(model)
 

@@ -118,6 +118,7 @@ def search_int8_layers(
     target: Target,
     *,
     form: str,
+    rest: str = "fp32",
     progress: Progress = SILENT,
 ) -> SearchResult:
     """Find the layers of an FP32 graph to keep in FP32 when it is quantized; see :func:`search_layers`.
@@ -128,14 +129,15 @@ def search_int8_layers(
         pictures: those of the calibration; the noise of layers is measured on a few of them
         judged: images that the target is about
         form: one of :data:`yolact_deploy.vocabulary.QUANTIZATION_FORMS`
+        rest: one of :data:`yolact_deploy.vocabulary.INT8_RESTS`
     """
-    change, always = int8(calibration, form), metadata.keep_fp32
+    change, always = int8(calibration, form, rest=rest), metadata.keep_fp32
     few = plain_images(_readable(pictures, RANKING_IMAGES))
     ranking = Trials(graph, metadata, few, change, always=always)
     judging = Trials(graph, metadata, judged, change, always=always, raw_outputs=False)
     signed = None
     if form == "symmetric" and wants_unsigned():
-        signed = judging.changed_by(int8(calibration, form, unsigned=False))
+        signed = judging.changed_by(int8(calibration, form, unsigned=False, rest=rest))
     return search_layers(ranking, judging, target, signed=signed, progress=progress)
 
 

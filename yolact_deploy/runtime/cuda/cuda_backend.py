@@ -15,6 +15,7 @@ from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_pipeline import FramePipeline
+from yolact_deploy.runtime.cuda.jpeg import JpegDecoder
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.tails import Outputs
 
@@ -26,17 +27,26 @@ class CudaBackend(Backend):
         network: closed together with the backend, and if the constructor fails
         device: where the network is
         graphs: False uses no CUDA graphs, for comparison and debugging
+        in_place, jpeg: see :class:`FramePipeline`
 
     Raises:
         BackendError: too little memory, or a failure of CUDA.
     """
 
-    def __init__(self, network: DeviceNetwork, device: Device, *, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        network: DeviceNetwork,
+        device: Device,
+        *,
+        graphs: bool = True,
+        in_place: bool | None = None,
+        jpeg: JpegDecoder | None = None,
+    ) -> None:
         self.network, self.device = network, device
         self.name, self.precision, self.metadata = network.name, network.precision, network.metadata
         self.max_batch, self.fixed_batch = network.max_batch, network.fixed_batch
         try:
-            self.frames: FramePipeline = FramePipeline(device, network, graphs=graphs)
+            self.frames: FramePipeline = FramePipeline(device, network, graphs=graphs, in_place=in_place, jpeg=jpeg)
         except BaseException:
             network.close()
             raise

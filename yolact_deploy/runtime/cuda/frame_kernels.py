@@ -1,6 +1,6 @@
 """Our kernels around a network, bound to the memory of a slot: resize before it; NMS, masks and paste after it.
 
-Legend: N images, D detection slots, H x W a frame, S input side, K coefficients, h x w prototypes.
+Legend: N images, D detection slots, H x W a frame, K coefficients, h x w prototypes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device, DeviceBuffer
 from yolact_deploy.runtime.cuda.library import BoundPlan, KernelLibrary
 from yolact_deploy.runtime.cuda.plans.launch import LaunchPlan
-from yolact_deploy.runtime.cuda.plans.plan_count import count_above
 from yolact_deploy.runtime.cuda.plans.plan_masks import mask_assembly
 from yolact_deploy.runtime.cuda.plans.plan_nms import fast_nms
 from yolact_deploy.runtime.cuda.plans.plan_paste import paste
@@ -36,7 +36,7 @@ class FrameKernels:
         self._device, self._network, self._outputs = device, network, outputs
         self._library = KernelLibrary(device)
         self._bound: OrderedDict[tuple[Any, ...], BoundPlan] = OrderedDict()
-        # Shared by all slots, which take turns on one stream. Outgrown buffers stay for graphs that use them.
+        # Shared by all slots while they take turns on one stream. Outgrown buffers stay for graphs that use them.
         self._scratch: list[tuple[str, DeviceBuffer]] = []
 
     def resize(
@@ -48,8 +48,19 @@ class FrameKernels:
         """
 
         def plan() -> LaunchPlan:
-            size, dtype = self._network.metadata.config.image_size, self._network.metadata.input_dtype
-            return resize(height, width, pitch, size, output_dtype=dtype, image_index=index, count=count, stride=stride)
+            config, dtype = self._network.metadata.config, self._network.metadata.input_dtype
+            return resize(
+                height,
+                width,
+                pitch,
+                config.image_size,
+                output_dtype=dtype,
+                image_index=index,
+                count=count,
+                stride=stride,
+                placement=place(height, width, config),
+                color=config.padding_color,
+            )
 
         key = ("resize", index, count, stride, pointer, height, width, pitch)
         return self._bind(key, plan, {"frame": pointer, "images": self._network.input.pointer})
@@ -99,23 +110,23 @@ class FrameKernels:
 
         return self._bind((slot.index, "masks", batch, zero_outside), plan, pointers)
 
-    def wanted(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
-        """Count the slot's scores above the user's threshold."""
-
-        def plan() -> LaunchPlan:
-            return count_above(batch, slot.detections, score_threshold=settings.score_threshold)
-
-        return self._bind((slot.index, "wanted", batch, settings), plan, slot.pointers)
-
-    def paste(self, slot: Slot, batch: int) -> BoundPlan:
+    def paste(self, slot: Slot, batch: int, settings: DetectSettings) -> BoundPlan:
         """From the slot's masks to packed bits at the frames' sizes, for detections above the user's threshold."""
         (_, _, h, w), dtype = slot.arrays["masks"]
-        pointers = {**slot.pointers, "num_detections": slot.pointers["wanted"]}
 
         def plan() -> LaunchPlan:
-            return paste(batch, slot.detections, h, w, mask_dtype=dtype, capacity_words=slot.capacity)
+            return paste(
+                batch,
+                slot.detections,
+                h,
+                w,
+                mask_dtype=dtype,
+                capacity_words=slot.capacity,
+                score_threshold=settings.score_threshold,
+                rescored="mask_scores" in slot.arrays,
+            )
 
-        return self._bind((slot.index, "paste", batch), plan, pointers)
+        return self._bind((slot.index, "paste", batch, settings), plan, slot.pointers, f"slot {slot.index}")
 
     def close(self) -> None:
         """Free the memory between the kernels."""
@@ -125,11 +136,16 @@ class FrameKernels:
             buffer.free()
         self._scratch.clear()
 
-    def _bind(self, key: tuple[Any, ...], make: Callable[[], LaunchPlan], pointers: Mapping[str, int]) -> BoundPlan:
+    def _bind(
+        self, key: tuple[Any, ...], make: Callable[[], LaunchPlan], pointers: Mapping[str, int], owner: str = ""
+    ) -> BoundPlan:
+        """Args:
+        owner: whose scratch buffers the plan uses; plans with the same ones run one after another
+        """
         bound = self._bound.get(key)
         if bound is None:
             plan = make()
-            scratch = {name: self._scratch_pointer(name, nbytes) for name, nbytes in plan.scratch.items()}
+            scratch = {name: self._scratch_pointer(f"{owner} {name}", nbytes) for name, nbytes in plan.scratch.items()}
             self._bound[key] = bound = self._library.bind(plan, {**pointers, **scratch})
             if len(self._bound) > _LIMIT:
                 self._bound.popitem(last=False)

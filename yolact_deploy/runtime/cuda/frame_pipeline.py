@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from numpy.typing import NDArray
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.preprocess import check_image
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.backend import FrameHook, FrameTicket
 from yolact_deploy.runtime.cuda.arrays import DeviceArray, SharedArray, is_device_array
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.frame_work import Frame, FrameJob, FrameWork
+from yolact_deploy.runtime.cuda.jpeg import JpegDecoder
 from yolact_deploy.runtime.cuda.results import DeviceDetections
 from yolact_deploy.runtime.cuda.slot import Slot, detection_slots, network_stage, stream_stages
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -45,32 +48,54 @@ class FramePipeline(FrameHook):
         device: where it runs
         network: closed together with the pipeline
         graphs: False enqueues everything directly, for comparison and debugging
+        in_place: whether the kernels read frames in pinned host memory, without an upload; by default where CPU and
+            GPU share their memory
+        jpeg: decodes JPEG files on the device; by default OpenCV does
     """
 
     depth = 2
 
-    def __init__(self, device: Device, network: DeviceNetwork, *, graphs: bool = True) -> None:
-        self.device, self.network = device, network
+    def __init__(
+        self,
+        device: Device,
+        network: DeviceNetwork,
+        *,
+        graphs: bool = True,
+        in_place: bool | None = None,
+        jpeg: JpegDecoder | None = None,
+    ) -> None:
+        self.device, self.network, self._jpeg = device, network, jpeg
+        self.stage_times = False
         self.stream_stages = stream_stages(network)
-        #: "copy" runs on the host (frames into pinned memory), the others on the GPU
-        self.stages = ("copy", *self.stream_stages)
+        self.in_place = device.integrated if in_place is None else in_place
         #: stages of :meth:`infer`
         self.infer_stages = ("upload", network_stage(network), "download")
         self._lock = threading.Lock()
         self._turn = itertools.count()
         self._closed = False
         with device:
-            self.stream = device.stream()
-            self._work = FrameWork(device, network, self.stream, graphs=graphs)
-            self._slots = [Slot(device, network, index) for index in range(self.depth)]
+            self._work = FrameWork(device, network, graphs=graphs)
+            self.stream = self._work.stream
+            self._slots = [Slot(device, network, index, in_place=self.in_place) for index in range(self.depth)]
 
     # -- the hook ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Copy (frames into pinned memory), launch, wait and read (masks out of it) are times of the host."""
+        return ("copy", *(self.stream_stages if self.stage_times else ("launch", "wait")), "read")
 
     def serves(self, settings: DetectSettings) -> bool:
         return self.network.metadata.tail != "heads" or settings.nms in ("fast", "cross-class")
 
     def is_device_array(self, value: object) -> bool:
         return is_device_array(value)
+
+    def read(self, path: str | os.PathLike[str]) -> Any | None:
+        if self._jpeg is None:
+            return None
+        with self.device:
+            return self._jpeg.read(path)
 
     def submit(self, frames: Sequence[Any], settings: DetectSettings, *, for_device: bool = False) -> Ticket:
         if not 1 <= len(frames) <= self.network.max_batch:
@@ -84,22 +109,24 @@ class FramePipeline(FrameHook):
             copy_ms = (time.perf_counter() - start) * 1e3
             with self._lock, self.device:
                 placed = self._place(frames, images, pointers)
-                slot.set_sizes([(frame.height, frame.width) for frame in placed])
+                config = self.network.metadata.config
+                slot.set_placements([place(frame.height, frame.width, config) for frame in placed])
                 self._reserve(slot, detection_slots(self.network, settings.nms))
                 if not for_device:
                     self._reserve_bits(slot, _FULL_MASKS * max(f.height * -(-f.width // 32) for f in placed))
-                job = FrameJob(slot.index, len(placed), settings, for_device)
-                ticket = Ticket(self, slot, job, placed, copy_ms)
+                job = FrameJob(slot.index, len(placed), settings, for_device, self.stage_times)
+                ticket = Ticket(self, slot, job, placed)
                 slot.occupy(tuple(frames))
-                try:
-                    self._work.enqueue(slot, job, placed, upload)
-                finally:  # work enqueued before an error uses the slot as well
-                    self.stream.record(slot.done)
+                overlap = any(other.busy for other in self._slots if other is not slot)
+                launch = time.perf_counter()
+                self._work.enqueue(slot, job, placed, upload, overlap=overlap)
+                ticket.add("launch", launch)
+            ticket.timings["copy"] = copy_ms
             slot.ticket = None if for_device else ticket
         return ticket
 
     def infer(self, images: NDArray[Any], timer: StageTimer | None = None) -> dict[str, NDArray[Any]]:
-        """Outputs of the network alone for images [N, S, S, 3]; see :meth:`FrameWork.infer`.
+        """Outputs of the network alone for images [N, h, w, 3]; see :meth:`FrameWork.infer`.
 
         Args:
             timer: receives the time of each of :attr:`infer_stages`
@@ -115,8 +142,14 @@ class FramePipeline(FrameHook):
 
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts: use of graphs, and bytes of device and pinned memory by label, for all pipelines."""
+        decode = "cpu" if self._jpeg is None else "gpu"
         memory = {"device_bytes": self.device.usage(), "pinned_bytes": self.device.pinned_usage()}
-        return {**self._work.describe(), **memory}
+        return {
+            **self._work.describe(),
+            "frames": "in place" if self.in_place else "uploaded",
+            "decode": decode,
+            **memory,
+        }
 
     def close(self) -> None:
         """Finish the batches in flight and free everything. Results that were not read yet stay available."""
@@ -129,12 +162,11 @@ class FramePipeline(FrameHook):
                 self._vacate(slot)
             self._closed = True
             with self._lock, self.device:
-                self.stream.synchronize()
                 self._work.close()
                 for slot in self._slots:
                     slot.close()
                 self.network.close()
-                self.stream.close()
+                self._work.close_streams()
         finally:
             for slot in self._slots:
                 slot.lock.release()
@@ -197,22 +229,23 @@ class FramePipeline(FrameHook):
         if needed > slot.capacity:
             with self._lock, self.device:
                 self._reserve_bits(slot, needed * 5 // 4)
-                self._work.paste(slot, job)
-                self.stream.record(slot.done)
+                self._work.paste_again(slot, job)
             slot.done.synchronize()
 
 
 class Ticket(FrameTicket):
     """A batch in a slot."""
 
-    def __init__(
-        self, pipeline: FramePipeline, slot: Slot, job: FrameJob, frames: tuple[Frame, ...], copy_ms: float
-    ) -> None:
+    def __init__(self, pipeline: FramePipeline, slot: Slot, job: FrameJob, frames: tuple[Frame, ...]) -> None:
         self._pipeline, self._slot, self._job, self._frames = pipeline, slot, job, frames
         self._results: list[ImageDetections] | None = None
         self._error: BackendError | None = None
         self.timings = dict.fromkeys(pipeline.stages, 0.0)
-        self.timings["copy"] = copy_ms
+
+    def add(self, stage: str, start: float) -> None:
+        """Note the milliseconds since a time of the host, if the stages are those of the host."""
+        if not self._job.timed:
+            self.timings[stage] = (time.perf_counter() - start) * 1e3
 
     def result(self, *, copy: bool = True) -> list[ImageDetections]:
         if self._job.for_device:
@@ -230,9 +263,12 @@ class Ticket(FrameTicket):
         """Take the results out of the slot and free it; its lock must be held."""
         slot = self._slot
         try:
+            start = time.perf_counter()
             self._pipeline.wait(slot, self._job)
+            self.add("wait", start)
             self._results = [self._read(index, frame, copy) for index, frame in enumerate(self._frames)]
-            self.timings.update(slot.timings(self._pipeline.stream_stages))
+            if self._job.timed:
+                self.timings.update(slot.timings(self._pipeline.stream_stages))
         except BackendError as error:  # raised to the reader of this result, not to the next user of the slot
             self._error = error
         finally:
@@ -243,14 +279,16 @@ class Ticket(FrameTicket):
         count = host["wanted"][index]
         # Only detections above the user's threshold were pasted.
         bits = self._slot.bits[index, : host["words_needed"][index]]
-        mask_scores = host.get("mask_scores")
+        if copy:
+            start = time.perf_counter()
+            bits = bits.copy()
+            self.timings["read"] += (time.perf_counter() - start) * 1e3
+        mask_scores = host.get("found_mask_scores")
         return ImageDetections(
-            host["boxes"][index, :count].copy(),
-            host["scores"][index, :count].copy(),
-            host["labels"][index, :count].astype(np.int64),
-            PackedMasks(
-                host["windows"][index, :count].copy(), bits.copy() if copy else bits, frame.height, frame.width
-            ),
+            host["found_boxes"][index, :count].copy(),
+            host["found_scores"][index, :count].copy(),
+            host["found_labels"][index, :count].astype(np.int64),
+            PackedMasks(host["found_windows"][index, :count].copy(), bits, frame.height, frame.width),
             None if mask_scores is None else mask_scores[index, :count].copy(),
         )
 
@@ -269,4 +307,5 @@ class Ticket(FrameTicket):
 
         names = ("num_detections", "boxes", "scores", "labels", "masks", "mask_scores")
         shared = {name: share(name) for name in names if name in slot.arrays}
-        return DeviceDetections(**shared, height=frame.height, width=frame.width)
+        where = place(frame.height, frame.width, pipeline.network.metadata.config)
+        return DeviceDetections(**shared, height=frame.height, width=frame.width, placement=where)

@@ -42,6 +42,11 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._graphs)
 
+    @property
+    def nodes(self) -> int:
+        """Nodes of the graph launched last, 0 without one."""
+        return next((graph.nodes for graph, _ in reversed(self._graphs.values())), 0)
+
     def comes_again(self, key: Key) -> bool:
         """Whether work with this key was seen before and can be captured; marks it as seen."""
         if key in self._graphs:

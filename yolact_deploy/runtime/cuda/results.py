@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda.arrays import SharedArray
 
 
@@ -23,12 +24,13 @@ class DeviceDetections:
 
     Attributes:
         num_detections: int32 [1]
-        boxes: float32 [D, 4], xyxy normalized, neither sorted nor clamped
+        boxes: float32 [D, 4], xyxy normalized to the network's input, neither sorted nor clamped
         scores: float32 [D]
         labels: int32 [D], 0-based
         masks: float16 or float32 [D, h, w], probabilities at prototype resolution, 0 outside the boxes
         height: of the frame, in pixels
         width: of the frame, in pixels
+        placement: where the frame lies in the network's input, which the boxes and masks cover
         mask_scores: float32 [D], of a YOLACT++ whose graph computes them
     """
 
@@ -39,4 +41,5 @@ class DeviceDetections:
     masks: SharedArray
     height: int
     width: int
+    placement: Placement
     mask_scores: SharedArray | None = None

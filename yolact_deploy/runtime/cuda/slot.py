@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.priors import Placement
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.cuda.layout import Arrays, Layout, aligned
@@ -21,39 +22,46 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.cuda.frame_pipeline import Ticket
 
 _LEAST_CAPACITY = 4096
+_PLACEMENT_BYTES = 4 * len(Placement._fields)
 
 
 class Slot:
     """Memory of one batch, and its user. Hold ``lock`` to touch anything else.
 
     Attributes:
-        arrays: shape and dtype of the results: num_detections int32 [N], boxes float32 [N, D, 4], scores float32
-            [N, D], labels int32 [N, D], windows int32 [N, D, 6], words_needed int32 [N], wanted int32 [N] (detections
-            above the user's threshold) and masks [N, D, h, w]; coeff [N, D, K] if the network ends in heads;
-            mask_scores float32 [N, D] for a YOLACT++ that ends in detections
-        pointers: device addresses of these, of image_sizes int32 [N, 2], and of bits uint32 [N, capacity], which is
+        arrays: shape and dtype of the results on the device: num_detections int32 [N], boxes float32 [N, D, 4], scores
+            float32 [N, D], labels int32 [N, D], windows int32 [N, D, 6] and masks [N, D, h, w]; coeff [N, D, K] if the
+            network ends in heads; mask_scores float32 [N, D] for a YOLACT++ that ends in detections
+        host: results in pinned host memory, which the kernels write: wanted int32 [N] (detections above the user's
+            threshold), words_needed int32 [N], and found_boxes, found_scores, found_labels, found_windows and
+            found_mask_scores, of which the first ``wanted`` of each image are valid
+        pointers: device addresses of both, of placements int32 [N, 6], and of bits uint32 [N, capacity], which is
             pinned host memory
-        host: the arrays that are downloaded: all up to wanted, and mask_scores
         detections: D
         capacity: room for packed masks, in words per image
-        marks: events by name: "start", and the end of each of :func:`stream_stages`
+        marks: events by name: "start", and the end of each of :func:`stream_stages` and of "download"
+        uploaded, ready: events that order the streams: the frames are on the device, and the masks are
         done: an event at the end of the batch
         ticket: waits for the results of the slot
         busy: whether the stream may still use the slot
         memory: on the device
     """
 
-    def __init__(self, device: Device, network: DeviceNetwork, index: int) -> None:
+    def __init__(self, device: Device, network: DeviceNetwork, index: int, *, in_place: bool) -> None:
+        """Args:
+        in_place: the kernels read frames in pinned host memory, without an upload
+        """
         self.index = index
+        self.needs_upload = not in_place
         self.lock = threading.Lock()
         self.ticket: Ticket | None = None
         self.busy = False
-        self.marks = {mark: device.event() for mark in ("start", *stream_stages(network))}
-        self.done = device.event(timing=False)
+        self.marks = {mark: device.event() for mark in ("start", *stream_stages(network), "download")}
+        self.uploaded, self.ready, self.done = (device.event(timing=False) for _ in range(3))
         self._device, self._network, self._batch = device, network, network.max_batch
         self.pointers: dict[str, int] = {}
         self.make_results(detection_slots(network, "fast"))
-        self._header = aligned(network.max_batch * 8)
+        self._header = aligned(network.max_batch * _PLACEMENT_BYTES)
         self.make_room(())
         self.make_bits(_LEAST_CAPACITY)
 
@@ -67,10 +75,10 @@ class Slot:
 
     def close(self) -> None:
         """Drop the memory, which is freed once no result refers to it."""
-        for event in (*self.marks.values(), self.done):
+        for event in (*self.marks.values(), self.uploaded, self.ready, self.done):
             event.close()
         del self.memory, self.host, self._host, self.bits, self._bits
-        del self._bytes, self._sizes, self._staging, self._frames
+        del self._bytes, self._placements, self._staging, self._frames
 
     # -- frames in --------------------------------------------------------------------------------------------------
 
@@ -83,13 +91,11 @@ class Slot:
         # A quarter more, so that images of varying sizes do not reallocate each time.
         total = self._header + sum(map(aligned, nbytes)) * 5 // 4
         staging = self._device.pinned(total, "frames")
-        # If CPU and GPU share one memory, the kernels read the frames in place.
-        self.needs_upload = not self._device.integrated
         self._frames = self._device.allocate(total, "frames") if self.needs_upload else staging
         self._staging = staging
         self._bytes: NDArray[np.uint8] = staging.array(np.uint8, (total,))
-        self._sizes = self._bytes[: self._batch * 8].view(np.int32).reshape(self._batch, 2)
-        self.pointers["image_sizes"] = self._frames.pointer
+        self._placements = self._bytes[: self._batch * _PLACEMENT_BYTES].view(np.int32).reshape(self._batch, -1)
+        self.pointers["placements"] = self._frames.pointer
 
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[int], int]:
         """Copy frames from host memory into pinned memory.
@@ -104,9 +110,9 @@ class Slot:
             offset += aligned(frame.size)
         return pointers, offset
 
-    def set_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Set height and width of each frame; they are uploaded ahead of the frames."""
-        self._sizes[: len(sizes)] = sizes
+    def set_placements(self, placements: Sequence[Placement]) -> None:
+        """Set where each frame lies in the network's input; they are uploaded ahead of the frames."""
+        self._placements[: len(placements)] = placements
 
     def upload(self, nbytes: int) -> tuple[int, int, int]:
         """Target, source and bytes of the upload."""
@@ -116,14 +122,14 @@ class Slot:
 
     def make_results(self, detections: int) -> None:
         """Make room for this many detections per image; same conditions as for :meth:`make_room`."""
-        small, large = _results(self._network, detections)
-        first, both = Layout(small), Layout({**small, **large})
-        memory = self._device.allocate(both.nbytes, "results")
-        self._host = self._device.pinned(first.nbytes, "results")
-        self.host = first.views(self._host)
-        self.memory, self._downloaded = memory, first.nbytes
-        self.pointers |= both.pointers(memory.pointer)
-        self.detections, self.arrays = detections, {**small, **large}
+        arrays, for_host = _results(self._network, detections)
+        there, here = Layout(arrays), Layout(for_host)
+        memory = self._device.allocate(there.nbytes, "results")
+        self._host = self._device.pinned(here.nbytes, "results")
+        self.host = here.views(self._host)
+        self.memory = memory
+        self.pointers |= {**there.pointers(memory.pointer), **here.pointers(self._host.pointer)}
+        self.detections, self.arrays = detections, arrays
 
     def make_bits(self, capacity: int) -> None:
         """Make room for this many words of packed masks per image; same conditions as for :meth:`make_room`."""
@@ -131,10 +137,6 @@ class Slot:
         self.bits: NDArray[np.uint32] = self._bits.array(np.uint32, (self._batch, capacity))
         self.pointers["bits"] = self._bits.pointer
         self.capacity = capacity
-
-    def download(self) -> tuple[int, int, int]:
-        """Target, source and bytes of the download."""
-        return self._host.host_pointer, self.memory.pointer, self._downloaded
 
     def timings(self, stages: Sequence[str]) -> dict[str, float]:
         """Milliseconds of each stage of the last finished batch; ``stages`` are the stages that it had."""
@@ -150,7 +152,7 @@ def network_stage(network: DeviceNetwork) -> str:
 def stream_stages(network: DeviceNetwork) -> tuple[str, ...]:
     """Stages of a batch of frames on the stream, in order."""
     tail = ("nms", "assembly") if network.metadata.tail == "heads" else ()
-    return ("upload", "preprocess", network_stage(network), *tail, "paste", "download")
+    return ("upload", "preprocess", network_stage(network), *tail, "paste")
 
 
 def detection_slots(network: DeviceNetwork, nms: str) -> int:
@@ -162,20 +164,21 @@ def detection_slots(network: DeviceNetwork, nms: str) -> int:
 
 
 def _results(network: DeviceNetwork, detections: int) -> tuple[Arrays, Arrays]:
-    """The arrays that are downloaded, and those that stay on the device."""
+    """The results on the device, and those in host memory."""
     n, d, outputs = network.max_batch, detections, network.outputs
     small: Arrays = {
-        "num_detections": ((n,), "int32"),
         "boxes": ((n, d, 4), "float32"),
         "scores": ((n, d), "float32"),
         "labels": ((n, d), "int32"),
         "windows": ((n, d, 6), "int32"),
-        "words_needed": ((n,), "int32"),
-        "wanted": ((n,), "int32"),
     }
+    if "mask_scores" in outputs:
+        small["mask_scores"] = ((n, d), "float32")
+    found = {f"found_{name}": array for name, array in small.items()}
+    host: Arrays = {"wanted": ((n,), "int32"), "words_needed": ((n,), "int32"), **found}
     if network.metadata.tail != "heads":
-        if "mask_scores" in outputs:
-            small["mask_scores"] = ((n, d), "float32")
-        return small, {"masks": (outputs["masks"].shape, outputs["masks"].dtype.name)}
-    _, h, w, k = outputs["proto"].shape
-    return small, {"masks": ((n, d, h, w), outputs["proto"].dtype.name), "coeff": ((n, d, k), "float32")}
+        large: Arrays = {"masks": (outputs["masks"].shape, outputs["masks"].dtype.name)}
+    else:
+        _, h, w, k = outputs["proto"].shape
+        large = {"masks": ((n, d, h, w), outputs["proto"].dtype.name), "coeff": ((n, d, k), "float32")}
+    return {"num_detections": ((n,), "int32"), **small, **large}, host

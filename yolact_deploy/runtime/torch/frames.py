@@ -3,7 +3,7 @@
 This is the baseline of the GPU benchmarks. It pastes whole masks, as the original does, and packs them into bits on the
 GPU before they are copied to the host, so that both sides of a comparison end with the same result.
 
-Legend: n detections, H x W the frame, S input side, K mask coefficients, h x w prototypes.
+Legend: n detections, H x W the frame, h x w of [h, w, 3] the network's input, K mask coefficients, h x w prototypes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.mask_forms import PackedMasks
 from yolact_deploy.model import torch_ops as ops
-from yolact_deploy.preprocess import check_image
+from yolact_deploy.preprocess import check_image, padding_color
+from yolact_deploy.priors import place
 from yolact_deploy.runtime.backend import FrameHook, FrameTicket
 from yolact_deploy.runtime.cuda.arrays import is_device_array
 from yolact_deploy.runtime.stage_timer import StageTimer
@@ -38,10 +40,20 @@ STAGES = ("upload", "preprocess", "network", "nms", "assembly", "paste", "downlo
 _WORD = 32
 
 
-def resize(frame: Tensor, size: int, *, rounded: bool) -> Tensor:
-    """A frame [H, W, 3] as float32 [S, S, 3], bilinear without antialiasing; ``rounded`` to whole gray levels."""
-    planes = frame.permute(2, 0, 1)[None].float()
-    small = interpolate(planes, (size, size), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+def resize(frame: Tensor, config: YolactConfig, *, rounded: bool) -> Tensor:
+    """A frame [H, W, 3] in the network's input, float32 [h, w, 3], as ``config.fit`` says.
+
+    Bilinear without antialiasing; ``rounded`` to whole gray levels.
+    """
+    where = place(frame.shape[0], frame.shape[1], config)
+    pixels = frame.float()
+    if where.is_padded:
+        color = padding_color(config, "uint8" if rounded else "float32")
+        canvas = pixels.new_tensor(color).repeat(where.canvas_height, where.canvas_width, 1)
+        canvas[where.top : where.top + where.height, where.left : where.left + where.width] = pixels
+        pixels = canvas
+    planes = pixels.permute(2, 0, 1)[None]
+    small = interpolate(planes, config.input_shape, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
     return small.round() if rounded else small
 
 
@@ -57,7 +69,7 @@ class EagerFrames(FrameHook):
     """The frame hook of `TorchBackend` on a GPU.
 
     Args:
-        heads: the network, from images [N, S, S, 3] on the device to boxes, scores, coeff and proto on the device
+        heads: the network, from images [N, h, w, 3] on the device to boxes, scores, coeff and proto on the device
         place: torch's name of the device
         rescorer: of a YOLACT++, from masks [n, 1, h, w] to their IoUs [n, C]
     """
@@ -89,14 +101,14 @@ class EagerFrames(FrameHook):
             clock = Clock(self._place)
             images = [self._upload(frame) for frame in frames]
             clock.mark("upload")
-            size, rounded = self._metadata.config.image_size, self._metadata.input_dtype == "uint8"
-            inputs = torch.stack([resize(image, size, rounded=rounded) for image in images])
+            config, rounded = self._metadata.config, self._metadata.input_dtype == "uint8"
+            inputs = torch.stack([resize(image, config, rounded=rounded) for image in images])
             clock.mark("preprocess")
             outputs = self._heads(inputs)
             clock.mark("network")
             detected = []
             for boxes, scores, coeff, proto in zip(*outputs, strict=True):
-                kept = detect_image(boxes, scores, coeff, self._metadata.config, settings)
+                kept = detect_image(boxes, scores, coeff, config, settings)
                 clock.mark("nms")
                 masks = ops.assemble_masks(proto, kept.coeff, kept.boxes)
                 detected.append((kept, masks, self._mask_scores(kept, masks)))
@@ -104,7 +116,7 @@ class EagerFrames(FrameHook):
             results = []
             for (kept, masks, mask_scores), image in zip(detected, images, strict=True):
                 height, width, _ = image.shape
-                bits = pack(ops.paste_masks_full(masks, height, width))
+                bits = pack(ops.paste_masks_full(masks, height, width, place(height, width, config)))
                 clock.mark("paste")
                 results.append(_to_host(kept, bits, mask_scores, height, width))
                 clock.mark("download")

@@ -38,6 +38,7 @@ _LOG = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH, GPU_MAX_BATCH = 16, 32
 _WARM_UP_RUNS = 3
+_HANDS_OUT_GRAPHS = hasattr(torch.cuda.CUDAGraph, "raw_cuda_graph")
 
 
 class Trunk(Protocol):
@@ -150,8 +151,8 @@ def _line(error: BaseException) -> str:
 class TorchNetwork(DeviceNetwork):
     """A YOLACT model in PyTorch on a GPU, with input and output tensors that never move.
 
-    It is replayed as a CUDA graph, of which there is one for each batch that is a power of two. Prototypes stay in half
-    precision if the trunk computes in FP16.
+    It is recorded as a CUDA graph for each batch; compiled, for each batch that is a power of two. The graph of the
+    whole frame holds a copy of that graph. Prototypes stay in half precision if the trunk computes in FP16.
 
     Args:
         model: moved to the GPU and converted in place; fuse its batch normalization first
@@ -168,8 +169,6 @@ class TorchNetwork(DeviceNetwork):
 
     name = "torch"
     fixed_batch = False
-    #: PyTorch's allocator would give memory of a captured graph to others
-    capturable = False
 
     def __init__(
         self,
@@ -201,15 +200,16 @@ class TorchNetwork(DeviceNetwork):
             # Weights are converted and tensors filled on torch's stream, for which ours does not wait.
             torch.cuda.synchronize(self._place)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._pool: Any = None
         self._records = True
         self._streams: dict[int, torch.cuda.Stream] = {}
 
     def _make_tensors(self) -> None:
         """The input and the outputs, at the largest batch."""
-        config, h = self.metadata.config, self.metadata.config.prototype_size
+        config = self.metadata.config
         priors, k = config.num_priors, config.num_prototypes
-        shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (h, h, k))
-        self._images = self._zeros((config.image_size, config.image_size, 3), getattr(torch, self.metadata.input_dtype))
+        shapes = ((priors, 4), (priors, config.num_classes), (priors, k), (*config.prototype_shape, k))
+        self._images = self._zeros((*config.input_shape, 3), getattr(torch, self.metadata.input_dtype))
         proto = torch.float16 if self.precision == "fp16" else torch.float32
         dtypes = (torch.float32, torch.float32, torch.float32, proto)
         self._results = [self._zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
@@ -223,14 +223,24 @@ class TorchNetwork(DeviceNetwork):
         if not 1 <= batch <= self.max_batch:
             raise InputError(f"batch of {batch}: this network takes 1 to {self.max_batch}")
         size = self._graph_size(batch)
-        in_graph = self._compile or (self._records and size == batch)
-        if in_graph and size not in self._graphs:
+        if stream.capturing:
+            # What PyTorch records by itself has memory of its own; in our capture others would be given its memory.
+            if size not in self._graphs:
+                raise BackendError("PyTorch has not recorded this batch yet")
+            stream.embed(int(self._graphs[size].raw_cuda_graph()))
+            return
+        if self._records and size not in self._graphs:
             self._try_to_record(stream, size)
         with torch.inference_mode(), translated(), self._on(stream.handle):
-            if in_graph and size in self._graphs:
+            if size in self._graphs:
                 self._graphs[size].replay()
             else:
                 self._run(batch)
+
+    @property
+    def capturable(self) -> bool:  # type: ignore[override]
+        """Whether the graph of a frame can hold PyTorch's, which PyTorch 2.8 and later hand out."""
+        return self._records and _HANDS_OUT_GRAPHS
 
     def _try_to_record(self, stream: Stream, batch: int) -> None:
         """Record this batch; without ``compile``, a network that cannot be recorded runs operation by operation."""
@@ -245,8 +255,8 @@ class TorchNetwork(DeviceNetwork):
             _LOG.warning("PyTorch runs without a CUDA graph: %s", error)
 
     def _graph_size(self, batch: int) -> int:
-        """Batch of the graph that serves ``batch``; powers of two, since the compiler gives up after a few shapes."""
-        return min(1 << (batch - 1).bit_length(), self.max_batch)
+        """Batch of the graph that serves ``batch``; powers of two if compiled: the compiler gives up on many shapes."""
+        return min(1 << (batch - 1).bit_length(), self.max_batch) if self._compile else batch
 
     @torch.inference_mode()
     def _run(self, batch: int) -> None:
@@ -262,10 +272,15 @@ class TorchNetwork(DeviceNetwork):
             for _ in range(_WARM_UP_RUNS):
                 self._run(batch)
         side.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate in the meantime.
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        graph = torch.cuda.CUDAGraph(keep_graph=True) if _HANDS_OUT_GRAPHS else torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # The graphs never run at once and leave nothing in their memory, so they share it. Other threads may allocate
+        # in the meantime.
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             self._run(batch)
+        if _HANDS_OUT_GRAPHS:
+            graph.instantiate()
         return graph
 
     def _on(self, handle: int) -> AbstractContextManager[Any]:

@@ -73,5 +73,5 @@ class TorchTail(Tail):
 
     @torch.inference_mode()
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
-        pasted = ops.paste_masks_full(torch.from_numpy(masks.dense()), height, width).numpy()
+        pasted = ops.paste_masks_full(torch.from_numpy(masks.dense()), height, width, masks.placement).numpy()
         return MaskCrops(height, width, np.zeros((len(pasted), 2), np.int64), tuple(pasted))

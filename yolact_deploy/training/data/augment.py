@@ -1,12 +1,12 @@
 """The original's augmentation of image, boxes, masks and keypoints together.
 
-Photometric distortion, expansion with the mean color, random crop, mirroring, resizing to S x S, removal of small
-boxes. The result has this order of steps, the computation does not: distortion works on single pixels, so only the
-visible part is distorted, and the other steps are one map (see `geometry`), with which masks are drawn last.
+Photometric distortion, expansion with the mean color, random crop, mirroring, resizing to the network's input, removal
+of small boxes. The result has this order of steps, the computation does not: distortion works on single pixels, so only
+the visible part is distorted, and the other steps are one map (see `geometry`), with which masks are drawn last.
 
 Images stay pixel values in BGR; `batch.Normalizer` turns a whole batch into the trunk's input on the device.
 
-Legend: H x W image, S side of the network's input, n objects.
+Legend: H x W image, h x w the network's input, n objects.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolact_deploy.config import Size, both_sides
 from yolact_deploy.datasets.instance_table import Objects
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.geometry import View
 from yolact_deploy.training.data.masks import rasterize
 from yolact_deploy.training.data.mixing import turned
+from yolact_deploy.vocabulary import FITS
 
 Image = NDArray[np.uint8]
 Target = dict[str, Any]
@@ -43,7 +45,8 @@ class Augmentation:
         ConfigError: an invalid value.
     """
 
-    size: int = 550  #: S
+    size: Size = 550  #: h and w, or both in one
+    fit: str = "stretch"  #: how the part that is shown gets there: as inference does it, see `YolactConfig`
     brightness: float = 32.0  #: largest change of a pixel value
     contrast: tuple[float, float] = (0.5, 1.5)
     saturation: tuple[float, float] = (0.5, 1.5)
@@ -58,13 +61,14 @@ class Augmentation:
     rotate: bool = False
     #: share of the images that get objects of another image; not in the original
     copy_paste: float = 0.0
-    least_side: float = 4 / 550  #: share of S; objects whose box has a smaller side are dropped
+    least_side: float = 4 / 550  #: share of h or w; objects whose box has a smaller side are dropped
     fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR color around an expanded image
     #: float32 images keep fractions and values beyond 0..255, as in the original, at four times the memory
     dtype: str = "uint8"
 
     def __post_init__(self) -> None:
-        _check(self.size >= 32, "size", "32 or more", self.size)
+        _check(min(self.shape) >= 32, "size", "32 or more", self.size)
+        _check(self.fit in FITS, "fit", f"one of {', '.join(FITS)}", self.fit)
         _check(self.expand >= 1, "expand", "1 or more", self.expand)
         _check(0 <= self.copy_paste <= 1, "copy_paste", "0 to 1", self.copy_paste)
         _check(self.dtype in ("uint8", "float32"), "dtype", "uint8 or float32", self.dtype)
@@ -72,19 +76,24 @@ class Augmentation:
             low, high = getattr(self, name)
             _check(0 <= low <= high, name, "two factors, the lower first", (low, high))
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """h and w."""
+        return both_sides(self.size)
+
     @classmethod
-    def plain(cls, size: int, dtype: str = "uint8") -> Augmentation:
+    def plain(cls, size: Size, dtype: str = "uint8", *, fit: str = "stretch") -> Augmentation:
         """Only resize, as for inference; no object is dropped for its size."""
         return cls(
             size=size, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0, expand=1, crop=False, mirror=False,
-            least_side=0, dtype=dtype,
+            least_side=0, dtype=dtype, fit=fit,
         )  # fmt: skip
 
     def __call__(self, image: Image, objects: Objects, rng: np.random.Generator) -> tuple[NDArray[Any], Target]:
         """One variation of an image uint8 BGR [H, W, 3], drawn from ``rng``.
 
         Returns:
-            the image [S, S, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
+            the image [h, w, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
         """
         colors, view = Colors.draw(self, rng), self.draw_view(objects, rng)
         shown, target = self.show(image, colors, view), self.target(objects, view)
@@ -94,7 +103,7 @@ class Augmentation:
         return turned(shown, target, quarters, flipped=bool(self.flip and rng.random() < 0.5))
 
     def show(self, image: Image, colors: Colors, view: View) -> NDArray[Any]:
-        """The picture of a draw, [S, S, 3]."""
+        """The picture of a draw, [h, w, 3]."""
         part, local = view.cut(image)
         colored: NDArray[Any] = colors.apply(part)
         if self.dtype == "float32":
@@ -113,13 +122,14 @@ class Augmentation:
             view = self._any_view(objects, rng)
             if objects.iscrowd.all() or (self._kept(view, objects) & ~objects.iscrowd).any():
                 return view
-        return View.whole(objects.height, objects.width, self.size, self.size)
+        return View.whole(objects.height, objects.width).fitted(self.shape, self.fit)
 
     def _kept(self, view: View, objects: Objects) -> NDArray[np.bool_]:
         """Objects whose center is shown and whose box is not too small: bool [n]."""
         boxes = view.boxes(objects.boxes)
-        sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
-        large = np.asarray((sides > 0) & (sides >= self.least_side * self.size))
+        sides, (height, width) = boxes[:, 2:] - boxes[:, :2], self.shape
+        least = np.array((self.least_side * width, self.least_side * height), np.float32)
+        large = np.asarray(((sides > 0) & (sides >= least)).all(axis=1))
         return np.asarray(view.holds_center(objects.boxes) & large)
 
     def _any_view(self, objects: Objects, rng: np.random.Generator) -> View:
@@ -127,7 +137,7 @@ class Augmentation:
         if self.crop:
             canvas = self._cropped(canvas, objects, rng)
         mirrored = self.mirror and rng.random() < 0.5
-        return replace(canvas, height=self.size, width=self.size, mirrored=bool(mirrored))
+        return replace(canvas, mirrored=bool(mirrored)).fitted(self.shape, self.fit)
 
     def _expanded(self, height: int, width: int, rng: np.random.Generator) -> View:
         """The whole image, or a canvas with the image at a random place."""

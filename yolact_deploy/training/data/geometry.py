@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.priors import place_in
+
 Floats = NDArray[np.float32]
 Pixels = NDArray[Any]
 
@@ -34,6 +36,17 @@ class View:
     def whole(cls, height: int, width: int, out_height: int = 0, out_width: int = 0) -> View:
         """All of an image, by default at its own size."""
         return cls(0, 0, width, height, out_height or height, out_width or width)
+
+    def fitted(self, shape: tuple[int, int], fit: str) -> View:
+        """The same window shown as ``shape`` (h, w), grown to its ratio where ``fit`` keeps the ratio of pictures.
+
+        What the larger window holds of the image is shown as well, rather than padding.
+        """
+        height, width = self.bottom - self.top, self.right - self.left
+        where = place_in(height, width, shape, fit)
+        left = where.canvas_width - width - where.left if self.mirrored else where.left
+        x, y = self.left - left, self.top - where.top
+        return View(x, y, x + where.canvas_width, y + where.canvas_height, *shape, self.mirrored)
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -4,7 +4,7 @@ All randomness follows from the seed, the epoch and the index of the image, whic
 resumes at batch ``start`` therefore gets the same batches as an undisturbed one, and each of several processes gets its
 part of the batches that a single process would get.
 
-Legend: B images of a process in each batch, S side of the network's input.
+Legend: B images of a process in each batch, h x w the network's input.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from yolact_deploy.config import Size
 from yolact_deploy.errors import ConfigError
 from yolact_deploy.training.data.augment import Augmentation, Target
 from yolact_deploy.training.data.balance import Floats, drawn, repeat_factors
@@ -103,7 +104,7 @@ class AugmentedImages(Dataset[tuple[Any, Target]]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> tuple[Any, Target]:
-        """The image [S, S, 3] and its target; the same for the same key in any process."""
+        """The image [h, w, 3] and its target; the same for the same key in any process."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         image, target = self._one(index, rng)
@@ -147,10 +148,16 @@ def training_loader(
 
 
 def plain_loader(
-    dataset: CocoDataset, size: int, batch_size: int, *, workers: int | None = None, prefetch: int = 4
+    dataset: CocoDataset,
+    size: Size,
+    batch_size: int,
+    *,
+    fit: str = "stretch",
+    workers: int | None = None,
+    prefetch: int = 4,
 ) -> DataLoader[Batch]:
-    """All images once and in order, only resized to S x S; a smaller batch may come last."""
-    images = AugmentedImages(dataset, Augmentation.plain(size))
+    """All images once and in order, only resized, as ``fit`` says; a smaller batch may come last."""
+    images = AugmentedImages(dataset, Augmentation.plain(size, fit=fit))
     keys = [(0, i) for i in range(len(dataset))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     return _loader(images, batches, workers, prefetch)

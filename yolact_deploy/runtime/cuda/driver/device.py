@@ -68,7 +68,9 @@ class Device:
         self.pinned_ledger = Ledger()
         # Retained until the process ends: other libraries may use it, and freeing our allocations needs it.
         self.context: Any = calls.call("cuDevicePrimaryCtxRetain", raw)
-        self._set_current = calls.start().cuCtxSetCurrent
+        bindings = calls.start()
+        self._set_current = bindings.cuCtxSetCurrent
+        self._push, self._pop = bindings.cuCtxPushCurrent, bindings.cuCtxPopCurrent
 
     @classmethod
     def open(cls, index: int = 0) -> Device:
@@ -88,11 +90,13 @@ class Device:
         calls.check("cuCtxSetCurrent", self._set_current, self.context)
 
     def __enter__(self) -> Device:
-        calls.call("cuCtxPushCurrent", self.context)
+        calls.check("cuCtxPushCurrent", self._push, self.context)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        calls.call("cuCtxPopCurrent")
+        error, _ = self._pop()
+        if error:
+            raise calls.failure("cuCtxPopCurrent", error)
 
     def __repr__(self) -> str:
         return f"<cuda:{self.index} {self.name}>"

@@ -194,6 +194,20 @@ class Stream(KernelQueue):
         """
         return Capture(self)
 
+    def embed(self, graph: int) -> None:
+        """During a capture, add a graph that another library recorded as the next work of this stream.
+
+        Args:
+            graph: its CUgraph as a number; it is copied, but its memory must live as long as the captured graph
+        """
+        bindings = calls.start()
+        info = calls.call("cuStreamGetCaptureInfo", self.raw)
+        parent, before = info[2], list(info[3])
+        node = calls.call("cuGraphAddChildGraphNode", parent, before, len(before), bindings.CUgraph(graph))
+        follow = bindings.CUstreamUpdateCaptureDependencies_flags.CU_STREAM_SET_CAPTURE_DEPENDENCIES
+        edges = (None,) if len(info) > 5 else ()  # since CUDA 13, with data about the edges
+        calls.call("cuStreamUpdateCaptureDependencies", self.raw, [node], *edges, 1, int(follow))
+
     def close(self) -> None:
         """Destroy the stream; pending work still completes."""
         self._close()

@@ -3,6 +3,8 @@
 //
 // Legend: N images, D detection slots, h x w prototypes, H x W image size (may differ per image). All arrays are dense.
 //
+// Masks cover a canvas of which the image is a part, or all of it (priors.py).
+//
 // Only the part of an image around each box is pasted, as consecutive rows of 32-bit words. The bits of all masks are
 // thus one short block of memory, which may be host memory.
 //
@@ -15,7 +17,7 @@
 // option fuses. It is computed only in cells between four prototype pixels of which some are inside and some outside.
 // Masks are read only inside the padded boxes; outside they count as 0, whatever is in memory there.
 //
-// Defines: THREADS per block, MASK_HALF = 0 or 1.
+// Defines: THREADS per block, MASK_HALF = 0 or 1, RESCORED = 1 if there are mask scores.
 #include <cuda_fp16.h>
 
 #include "common.cuh"
@@ -25,6 +27,10 @@
 #endif
 #ifndef MASK_HALF
 #define MASK_HALF 0
+#endif
+
+#ifndef RESCORED
+#define RESCORED 0
 #endif
 
 #if MASK_HALF
@@ -58,27 +64,43 @@ __device__ __forceinline__ Span padded_span(float first, float second, int size,
     return span;
 }
 
+// Where an image lies; the numbers of a row of `placements`.
+struct __align__(8) Placement {
+    int height, width, canvas_height, canvas_width, top, left;
+};
+
 struct Axis {
     int source, target;  // prototype pixels, image pixels
-    float scale;         // prototype pixels per image pixel
+    int first;           // of the image on the canvas
+    float scale;         // prototype pixels per pixel of the canvas
     float inverse;
 };
 
-__device__ __forceinline__ Axis axis_of(int source, int target) {
-    const Axis axis = {source, target, __fdiv_rn((float)source, (float)target), __fdiv_rn((float)target, (float)source)};
+__device__ __forceinline__ Axis axis_of(int source, int target, int canvas, int first) {
+    const Axis axis = {source, target, first, __fdiv_rn((float)source, (float)canvas),
+                       __fdiv_rn((float)canvas, (float)source)};
     return axis;
+}
+
+__device__ __forceinline__ Axis across_of(int mask_width, const Placement& where) {
+    return axis_of(mask_width, where.width, where.canvas_width, where.left);
+}
+
+__device__ __forceinline__ Axis down_of(int mask_height, const Placement& where) {
+    return axis_of(mask_height, where.height, where.canvas_height, where.top);
 }
 
 // The position of an image pixel in prototype pixels: at least 0, before the end of the last one, and monotonic. Its
 // integer part is the cell.
 __device__ __forceinline__ float position_of(const Axis& axis, int pixel) {
-    return fmaxf(__fsub_rn(__fmul_rn(__fadd_rn((float)pixel, 0.5f), axis.scale), 0.5f), 0.0f);
+    return fmaxf(__fsub_rn(__fmul_rn(__fadd_rn((float)(pixel + axis.first), 0.5f), axis.scale), 0.5f), 0.0f);
 }
 
 // The first image pixel at or after a position; `target` if there is none.
 __device__ __forceinline__ int first_pixel_at(const Axis& axis, float position) {
     if (position <= 0.0f) return 0;
-    const float guess = ceilf(__fsub_rn(__fmul_rn(__fadd_rn(position, 0.5f), axis.inverse), 0.5f));
+    const float on_canvas = ceilf(__fsub_rn(__fmul_rn(__fadd_rn(position, 0.5f), axis.inverse), 0.5f));
+    const float guess = __fsub_rn(on_canvas, (float)axis.first);
     int pixel = (int)fminf(fmaxf(guess, 0.0f), (float)axis.target);
     while (pixel > 0 && position_of(axis, pixel - 1) >= position) --pixel;  // at most one step, from rounding
     while (pixel < axis.target && position_of(axis, pixel) < position) ++pixel;
@@ -139,20 +161,47 @@ __device__ __forceinline__ int words_before(int words, int* sums, int* total) {
     return before;
 }
 
-// boxes [N,D,4] (xyxy, normalized), num_detections [N], image_sizes [N,2] (H, W) -> windows [N,D,6], words_needed [N],
-// offsets [N,D+1]: the first word of each detection, then the number of all words that fit. One block per image.
+// The number of detections worth pasting: those above the user's score threshold, which come first. Fast NMS fills its
+// slots with everything it keeps, mostly far below any useful score; pasting all of them would take longer than the rest
+// of the tail. All threads call it.
+__device__ __forceinline__ int count_above(const float* scores, int count, float threshold) {
+    int above = 0;
+    for (int page = 0; page < count; page += THREADS) {
+        const int slot = page + threadIdx.x;
+        above += __syncthreads_count(slot < count && scores[slot] > threshold);
+    }
+    return above;
+}
+
+// boxes [N,D,4] (xyxy, normalized), scores [N,D], best first, labels [N,D], num_detections [N], placements [N,6]
+// -> windows [N,D,6], offsets [N,D+1]: the first word of each detection, then the number of all words that fit; and for
+// the host, in memory that may be its own: words_needed [N], wanted [N], the number of detections above the threshold,
+// and of these the windows, boxes, scores, labels and mask scores. One block per image.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    paste_windows(const float4* __restrict__ boxes, const int* __restrict__ num_detections,
-                  const int2* __restrict__ image_sizes, int detections, int mask_height, int mask_width,
-                  int padding_bits, int capacity, Window* __restrict__ windows, int* __restrict__ words_needed,
-                  int* __restrict__ offsets) {
+    paste_windows(const float4* __restrict__ boxes, const float* __restrict__ scores, const int* __restrict__ labels,
+#if RESCORED
+                  const float* __restrict__ mask_scores,
+#endif
+                  const int* __restrict__ num_detections, const Placement* __restrict__ placements, int detections,
+                  int mask_height, int mask_width, int padding_bits, int capacity, int threshold_bits,
+                  Window* __restrict__ windows, int* __restrict__ offsets, int* __restrict__ words_needed,
+                  int* __restrict__ wanted, Window* __restrict__ found_windows, float4* __restrict__ found_boxes,
+                  float* __restrict__ found_scores, int* __restrict__ found_labels
+#if RESCORED
+                  ,
+                  float* __restrict__ found_mask_scores
+#endif
+    ) {
     __shared__ int sums[2][THREADS / WARP];
     const int image = blockIdx.x;
-    const int2 size = image_sizes[image];
-    const int found = size.x > 0 && size.y > 0 ? min(num_detections[image], detections) : 0;
-    const Axis across = axis_of(mask_width, size.y), down = axis_of(mask_height, size.x);
-    boxes += (size_t)image * detections;
-    windows += (size_t)image * detections;
+    const Placement where = placements[image];
+    const size_t slots = (size_t)image * detections;
+    const int above =
+        count_above(scores + slots, min(num_detections[image], detections), __int_as_float(threshold_bits));
+    const int found = where.height > 0 && where.width > 0 ? above : 0;
+    const Axis across = across_of(mask_width, where), down = down_of(mask_height, where);
+    boxes += slots;
+    windows += slots;
     offsets += (size_t)image * (detections + 1);
     int first = 0;
     for (int page = 0; page < detections; page += THREADS) {
@@ -168,10 +217,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         window.first_word = words > 0 ? begin : 0;
         if (words > 0 && words > capacity - begin) window = Window{0, 0, -1, 0, 0, 0};
         windows[slot] = window;
+        if (slot >= above) continue;
+        found_windows[slots + slot] = window;
+        found_boxes[slots + slot] = boxes[slot];
+        found_scores[slots + slot] = scores[slots + slot];
+        found_labels[slots + slot] = labels[slots + slot];
+#if RESCORED
+        found_mask_scores[slots + slot] = mask_scores[slots + slot];
+#endif
     }
     if (threadIdx.x == 0) {
         offsets[detections] = min(first, capacity);
         words_needed[image] = first;
+        wanted[image] = above;
     }
 }
 
@@ -226,16 +284,16 @@ __device__ __forceinline__ unsigned row_bits(const Mask* upper, const Mask* lowe
     return bits;
 }
 
-// masks [N,D,h,w], boxes, image_sizes, and windows and offsets of paste_windows -> bits [N,capacity]: in memory order,
+// masks [N,D,h,w], boxes, placements, and windows and offsets of paste_windows -> bits [N,capacity]: in memory order,
 // the first pixel of eight is the most significant bit of a byte, as in np.packbits. Each thread computes whole words,
 // adjacent threads adjacent words. Grid: (any number of blocks, N).
 extern "C" __global__ void __launch_bounds__(THREADS)
-    paste_bits(const Mask* __restrict__ masks, const float4* __restrict__ boxes, const int2* __restrict__ image_sizes,
+    paste_bits(const Mask* __restrict__ masks, const float4* __restrict__ boxes, const Placement* __restrict__ placements,
                const Window* __restrict__ windows, const int* __restrict__ offsets, int detections, int mask_height,
                int mask_width, int padding_bits, int capacity, unsigned* __restrict__ bits) {
     const size_t image = blockIdx.y;
-    const int2 size = image_sizes[image];
-    const Axis across = axis_of(mask_width, size.y), down = axis_of(mask_height, size.x);
+    const Placement where = placements[image];
+    const Axis across = across_of(mask_width, where), down = down_of(mask_height, where);
     const float padding = __int_as_float(padding_bits);
     masks += image * detections * mask_height * mask_width;
     boxes += image * detections;

@@ -1,0 +1,60 @@
+"""The input of a network that comes from a checkpoint: ``--size``, ``--fit`` and ``--priors``, alike everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from yolact_deploy.config import Size, read_size
+from yolact_deploy.errors import ConfigError
+from yolact_deploy.vocabulary import FITS, PRIOR_SIZES
+
+_NAMES = ("size", "fit", "priors")
+
+
+def add_size_arguments(parser: Any, *, of: str = "the network's input") -> None:
+    """Add the options to a parser or a group of arguments.
+
+    Args:
+        of: what has the size, for the help
+    """
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="S or HxW",
+        help=f"{of}: a side, or height x width (default: as configured)",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        help="pictures of another shape: stretch them, keep their ratio with padding around (letterbox), or "
+        "keep it with padding right and below (pad) (default: as configured)",
+    )
+    parser.add_argument(
+        "--priors",
+        choices=PRIOR_SIZES,
+        help="prior boxes at --size: their original share of the width and height, or their pixels (default original)",
+    )
+
+
+def size_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`yolact_deploy.loading.load` and others; empty if no option is given."""
+    values = {"image_size": args.size, "fit": args.fit, "priors": args.priors}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def size_words(args: argparse.Namespace) -> list[str]:
+    """The options as they are typed, for a command that calls others."""
+    from yolact_deploy.config import size_text
+
+    given = {name: getattr(args, name) for name in _NAMES if getattr(args, name) is not None}
+    return [
+        word for name, value in given.items() for word in (f"--{name}", value if name != "size" else size_text(value))
+    ]
+
+
+def _size(text: str) -> Size:
+    try:
+        return read_size(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -309,7 +309,7 @@ def test_files_of_squares_do_not_mention_shapes() -> None:
     assert YolactConfig.from_dict(values) == config
 
 
-@pytest.mark.parametrize("text", ["", "550x", "x550", "550 x 550", "-1", "12", "5000x5000", "1e3", "64x64x3"])
+@pytest.mark.parametrize("text", ["", "550x", "x550", "550 x 550", "-1", "1e3", "64x64x3"])
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="size: expected"):
         read_size(text)

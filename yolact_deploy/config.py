@@ -407,7 +407,7 @@ class _IdsOf(tuple[int, ...]):
 
 
 def read_size(text: str) -> Size:
-    """A size as the command line spells it: ``550``, or ``544x960`` for height and width.
+    """A size as the command line spells it: ``550``, or ``544x960`` for height and width; of any number of pixels.
 
     Raises:
         ConfigError: anything else.
@@ -415,7 +415,8 @@ def read_size(text: str) -> Size:
     match = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text.strip())
     if match is None:
         raise ConfigError(f"size: expected a side such as 550, or height x width such as 544x960, got {shown(text)}")
-    return _checked_size((int(match[1]), int(match[2] or match[1])), "size")
+    height, width = int(match[1]), int(match[2] or match[1])
+    return height if height == width else (height, width)
 
 
 def size_text(size: int | Sequence[int]) -> str:
@@ -432,7 +433,8 @@ def _checked_size(value: Any, field: str) -> Size:
     """A size in its one form: a square is its side."""
     sides = tuple(value) if isinstance(value, (list, tuple)) else (value, value)
     fits = len(sides) == 2 and all(whole(side, _LEAST_SIDE, _MOST_SIDE) for side in sides)
-    check_field(fits, field, f"{_LEAST_SIDE} to {_MOST_SIDE}, or height and width in this range", value)
+    pair = "height and width from " if isinstance(value, (list, tuple)) else ""
+    check_field(fits, field, f"{pair}{_LEAST_SIDE} to {_MOST_SIDE}", value)
     height, width = sides
     return height if height == width else (height, width)
 

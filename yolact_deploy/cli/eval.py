@@ -278,7 +278,7 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
         model = str(resolve_weights(args.weights))
         options |= {"backend": "torch", "config": args.config, "image_size": None, **size_options(args)}
     elif args.config or size_options(args):
-        raise InputError("--config, --size, --fit and --priors require --weights: give it instead of --engine")
+        raise InputError("--fit, --priors, --config and --size require --weights: give it instead of --engine")
     source = EngineSource.from_spec(model, **options)
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}  # as in JSON
     return source, {**known, "spec": ModelSpec.parse(model).spelling()[len(str(source.path)) :]}

@@ -65,6 +65,10 @@ def test_signature_of_load() -> None:
         "score_threshold": 0.15,
         "nms": None,
         "lazy_masks": True,
+        "classes": None,
+        "max_detections": None,
+        "top_k": None,
+        "nms_iou": None,
     }
     kinds = {parameter.kind for name, parameter in parameters.items() if name != "model"}
     assert kinds == {inspect.Parameter.KEYWORD_ONLY}
@@ -76,6 +80,8 @@ def test_signature_of_predictor() -> None:
         "score_threshold",
         "nms",
         "lazy_masks",
+        "classes",
+        "max_detections",
     ]
     for name in ("stream", "warm_up", "close", "preprocess", "postprocess", "__enter__", "__exit__"):
         assert callable(getattr(yolact_deploy.Predictor, name))

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import Size, YolactConfig
-from yolact_deploy.errors import ArtifactError, BackendError, InputError, import_optional
+from yolact_deploy.errors import ArtifactError, BackendError, ConfigError, InputError, import_optional
 from yolact_deploy.machine.nvidia import parse_device, require_gpu
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.remote_names import remote_url
+from yolact_deploy.runtime.selection import SCORE_THRESHOLD, NmsSettings, ScoreThreshold
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import (
     BACKENDS,
@@ -281,9 +282,13 @@ def load(
     image_size: Size | None = None,
     fit: str | None = None,
     priors: str | None = None,
-    score_threshold: float = 0.15,
+    score_threshold: ScoreThreshold = SCORE_THRESHOLD,
     nms: str | None = None,
     lazy_masks: bool = True,
+    classes: Sequence[str] | None = None,
+    max_detections: int | None = None,
+    top_k: int | None = None,
+    nms_iou: float | None = None,
 ) -> Predictor:
     """Load an ONNX file, an engine or a checkpoint, or open the network of a model that a server has.
 
@@ -309,9 +314,15 @@ def load(
         fit: for checkpoints, how pictures of another shape get there: "stretch", "letterbox" or "pad"
         priors: for checkpoints, what prior boxes keep at ``image_size``: "original" or "pixels", see
             :meth:`~yolact_deploy.config.YolactConfig.with_size`
-        score_threshold: drops detections below
+        score_threshold: drops detections below; one number, or one for some classes: ``{"*": 0.3, "person": 0.5}`` or
+            "0.3,person=0.5"
         nms: "fast", "cross-class" or "traditional", if the tail runs on the host
         lazy_masks: paste masks on first access
+        classes: names of the classes to return; all by default
+        max_detections: return the best so many of each image; more than the model's own, where NMS can be changed
+        top_k: best candidates of each class that enter NMS (200 unless exported otherwise), where NMS can be changed
+        nms_iou: IoU with a better detection of its class from which one is dropped (0.5), where NMS can be changed:
+            for checkpoints, and for ONNX files whose tail runs on the host
 
     Raises:
         InputError, ArtifactError, CheckpointError: a file that cannot be used, or options that do not fit it
@@ -330,13 +341,40 @@ def load(
             f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "
             "export the checkpoint again"
         )
-    network = _open(spec, given)
+    settings = NmsSettings(top_k, nms_iou, max_detections)
+    if nms == "traditional" and top_k is not None:
+        raise InputError("top_k has no effect with nms='traditional', which takes all candidates: leave it out")
+    network = _open(spec, settings, given)
     try:
-        _check_choices(network, spec.path, score_threshold, nms)
-    except InputError:
+        _set_nms(network, spec.path, settings)
+        predictor = Predictor(
+            network,
+            score_threshold=score_threshold,
+            nms=nms,
+            lazy_masks=lazy_masks,
+            classes=classes,
+            max_detections=max_detections,
+        )
+        _check_choices(network, spec.path, predictor.score_threshold, nms)
+    except (InputError, ConfigError):
         network.close()
         raise
-    return Predictor(network, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
+    return predictor
+
+
+def _set_nms(network: Backend, path: Path, settings: NmsSettings) -> None:
+    """Change NMS where this package runs it on the host; elsewhere, refuse."""
+    changes = settings.differences(network.metadata.config)
+    if not changes:
+        return
+    if network.frames is not None or network.tail.name == "graph":
+        where = "runs on the GPU as exported" if network.frames else "is in the graph"
+        options = " ".join(f"--{change.partition('=')[0].replace('_', '-')}" for change in changes)
+        raise InputError(
+            f"{', '.join(changes)}: NMS of {path} {where}: export it again with {options}, or load an ONNX file with "
+            "tail=host"
+        )
+    network.set_nms(settings.applied(network.metadata.config))
 
 
 def _check_choices(network: Backend, path: Path, score_threshold: float, nms: str | None) -> None:
@@ -352,7 +390,7 @@ def _check_choices(network: Backend, path: Path, score_threshold: float, nms: st
         _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
 
 
-def _open(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
+def _open(spec: ModelSpec, settings: NmsSettings, of_checkpoint: Mapping[str, Any]) -> Backend:
     backend = spec.chosen_backend
     if spec.url:
         from yolact_deploy.runtime.remote import RemoteBackend
@@ -365,7 +403,7 @@ def _open(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
 
         return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail)
     if backend == "torch":
-        return _open_torch(spec, of_checkpoint)
+        return _open_torch(spec, settings, of_checkpoint)
     if backend == "tensorrt":
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
@@ -407,7 +445,7 @@ def _frame_options(spec: ModelSpec) -> dict[str, Any]:
     return {"in_place": spec.in_place, "jpeg": jpeg}
 
 
-def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
+def _open_torch(spec: ModelSpec, settings: NmsSettings, of_checkpoint: Mapping[str, Any]) -> Backend:
     precision, gpu = spec.precision or "fp32", spec.gpu
     if gpu is not None:
         require_gpu(gpu)  # the first thing to report if there is none
@@ -418,6 +456,7 @@ def _open_torch(spec: ModelSpec, of_checkpoint: Mapping[str, Any]) -> Backend:
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     model = load_model(spec.path, **of_checkpoint)
+    model.config = settings.applied(model.config)
     plain = precision in ("fp32", "tf32") and not spec.compile
     if not plain:
         model = fuse_batch_norm(model)

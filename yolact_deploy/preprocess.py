@@ -26,6 +26,7 @@ from yolact_deploy.config import Size, YolactConfig, both_sides
 from yolact_deploy.errors import InputError
 from yolact_deploy.priors import Placement, place
 from yolact_deploy.untrusted import read_bytes, shown
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -226,6 +227,11 @@ def eight_bits(deep: Any, path: object) -> Any:
 
 #: depths that a warning has named
 _reported: set[int] = set()
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file counts as a picture: by its suffix, or because OpenCV recognizes its first bytes."""
+    return path.suffix.lower() in IMAGE_SUFFIXES or bool(cv2.haveImageReader(os.fspath(path)))
 
 
 def foreign_picture(path: Path, head: bytes) -> str | None:

@@ -12,13 +12,14 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from scripted import write_coco
+from scripted import coco_content, write_coco
 from small_net import CONFIG, LAYERS, SIDE, make_model, write_blobs, write_model, write_truth
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import compare as compare_command
 from yolact_deploy.cli.main import command_parser, main
 from yolact_deploy.datasets.image_sets import plain_images
+from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.export.calibration import calibrate
 from yolact_deploy.export.mixed_precision import lower_trunk, read_keep_list
 from yolact_deploy.export.quantize import quantize_trunk
@@ -145,6 +146,23 @@ def test_data_is_a_dataset_or_pictures(
     images = compare_command._images(args)
     assert len(images) >= 3
     assert (images.content is not None) == annotated
+
+
+def test_lenient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [1, 2, float("nan"), 4]
+    write_coco(Path("coco"), content)
+    for data in (["coco"], ["coco/images", "--annotations", "coco/annotations/instances_val2017.json"]):
+        parser = command_parser("compare")
+        options = ["--reference", "a", "--engine", "b", "--data", *data]
+        with pytest.raises(DatasetError, match="compare, export and train leave such records out with --lenient"):
+            compare_command._images(parser.parse_args(options))
+        images = compare_command._images(parser.parse_args([*options, "--lenient"]))
+        assert images.content is not None
+        assert len(images.content["annotations"]) == len(content["annotations"]) - 1
+    with pytest.raises(InputError, match="--lenient is about annotations, and these pictures have none"):
+        compare_command._images(parser.parse_args([*options[:4], "--data", "coco/images", "--lenient"]))
 
 
 def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -139,6 +139,7 @@ def test_nothing_is_written_where_no_layer_may_be_in_int8(place: Path, tmp_path:
     [
         (["--coco", "shapes"], "--coco requires a limit for --int8: give --max-ap-drop or --min-agreement"),
         (["--sensitivity", "f.json"], "--sensitivity requires a limit for --int8"),
+        (["--lenient"], "--lenient requires a limit for --int8"),
         (["--max-ap-drop", "-1"], "expected 0 <= points < 100, got -1.0"),
         (["--min-agreement", "98"], "--min-agreement: expected 0 < share <= 1, got 98"),
         (["--min-agreement", "0.9", "--search-images", "0"], "--search-images: expected 1 or more, got 0"),

@@ -179,6 +179,39 @@ def test_class_filter(backend: ScriptedBackend, pictures: Path, tmp_path: Path) 
     assert [d["name"] for d in found] == ["dog"]
 
 
+def test_selection(backend: ScriptedBackend, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for options, names in (
+        (["--classes", "dog,cat"], ["dog"]),
+        (["--class", "dog", "--classes", "person"], ["person", "dog"]),
+        (["--max-detections", "1"], ["person"]),
+        (["--score-threshold", "0.2,person=0.99"], ["dog"]),
+    ):
+        assert predict(pictures / "a.png", "-o", out, "--format", "json", *options) == 0
+        assert [d["name"] for d in json.loads((out / "a.json").read_text())["detections"]] == names
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--score-threshold", "much"], "score_threshold: expected a number"),
+        (["--score-threshold", "0.3,persn=0.5"], "did you mean 'person'?"),
+        (["--classes", "dog,persn"], "did you mean 'person'?"),
+        (["--max-detections", "0"], "max_detections: expected a number of 1 or more"),
+        (["--top-k", "0"], "top_k: expected"),
+        (["--nms-iou", "7"], "iou_threshold: expected"),
+        (["--nms", "traditional", "--top-k", "9"], "top_k has no effect"),
+    ],
+)
+def test_impossible_selection(
+    backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str],
+    text: str,
+) -> None:  # fmt: skip
+    assert predict(pictures, "-o", tmp_path / "out", *options) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_class(
     backend: ScriptedBackend, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from data import data_dir
 from scripted import CONFIG, coco_content, write_coco, write_pictures
@@ -82,6 +84,33 @@ def test_plain_pictures(tmp_path: Path) -> None:
         assert images.paths == paths
     assert open_images(coco=tmp_path, limit=2).describe() == "the first 2 of 3 images (pictures without annotations)"
     images.check_classes(CONFIG)
+
+
+@pytest.mark.parametrize("suffix", [".jp2", ".pgm", ".hdr", ""])
+def test_what_opencv_reads_is_a_picture(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    (picture,) = write_pictures(tmp_path / "set", [1])
+    named = {".jp2": ".jp2", ".pgm": ".pgm", ".hdr": ".hdr", "": ".png"}[suffix]
+    encoded = cv2.imencode(
+        named, np.full((60, 80, 3), 0.4 if named == ".hdr" else 9, np.float32 if named == ".hdr" else np.uint8)
+    )[1]
+    (tmp_path / "set" / f"b{suffix}").write_bytes(encoded.tobytes())
+    assert [path.name for path in plain_images([tmp_path / "set"]).paths] == [picture.name, f"b{suffix}"]
+    assert not caplog.messages
+
+
+def test_what_is_left_out_of_a_folder_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path)
+    for name in ("notes.txt", "clip.mp4", "._000001.png", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "sub").mkdir()
+    assert len(open_images(coco=tmp_path)) == 3
+    lines = sorted(message.removeprefix(f"{tmp_path}: left out ") for message in caplog.messages)
+    assert lines == [
+        "1 dead links: gone.jpg",
+        "2 files that OpenCV cannot read as pictures: clip.mp4, notes.txt",
+        "2 hidden files: ._000001.png, .DS_Store",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import BackendError
 from yolact_deploy.runtime.backend import Backend
-from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.tails import DetectionOutputs
 
 CONFIG = get_config("yolact_resnet50").with_size(64)
@@ -57,8 +56,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
     """Let every model that is loaded be this one."""
     backend = ScriptedBackend()
 
-    def load(model: str, *, score_threshold: float, nms: str | None, lazy_masks: bool, **other: Any) -> Predictor:
-        return Predictor(backend, score_threshold=score_threshold, nms=nms, lazy_masks=lazy_masks)
-
-    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(loading, "_open", lambda *args, **options: backend)
+    monkeypatch.setattr(loading.ModelSpec, "check_file", lambda self: None)
     return backend

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from yolact_deploy.cli.main import main
 from yolact_deploy.errors import CheckpointError, DownloadError, MissingDependencyError
-from yolact_deploy.samples.pretrained import OFFICIAL, Pin, fetch_weights, resolve_weights
+from yolact_deploy.samples.pretrained import OFFICIAL, Pin, fetch_weights, first_digest, resolve_weights
 
 CONTENT = b"some weights"
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -53,6 +54,7 @@ class Hub(ModuleType):
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     hub = Hub(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "own-cache"))
     return hub
 
 
@@ -88,6 +90,37 @@ def test_the_command(
     out, err = capsys.readouterr()
     assert Path(out.strip()).read_bytes() == CONTENT
     assert err.count(f"keep --sha256 {DIGEST}") == notes
+
+
+@pytest.mark.parametrize("name", ["yolact_base", "yolact_plus_resnet50", "yolact_darknet53"])
+def test_the_first_download_is_remembered(
+    hub: Hub, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fetch", name]) == 0
+    assert "Only the hub vouches for the file; a later download that differs is refused" in capsys.readouterr().err
+    assert first_digest(name) == DIGEST
+    assert main(["fetch", name]) == 0
+    assert "The file is that of the first download here" in capsys.readouterr().err
+    # Another file, for which the hub vouches as well.
+    monkeypatch.setattr(sys.modules[__name__], "CONTENT", b"other")
+    hub.etag = hub.blob = hashlib.sha256(b"other").hexdigest()
+    assert main(["fetch", name]) == 2
+    assert re.search(rf"the first download here \(.*first_digests\.json\) said {DIGEST}", capsys.readouterr().err)
+    assert fetch_weights(name, sha256=hub.etag).read_bytes() == b"other", "the user knows better"
+    assert fetch_weights(name, revision="5f2a").read_bytes() == b"other", "another revision is another file"
+    assert first_digest(name) == DIGEST
+    (tmp_path / "own-cache/weights/first_digests.json").write_text("[1]")
+    with pytest.raises(DownloadError, match=r"first_digests\.json is damaged: delete it"):
+        fetch_weights(name)
+
+
+def test_without_a_cache_folder(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "file"))
+    assert fetch_weights("yolact_base").read_bytes() == CONTENT
+    assert "the SHA-256 of yolact_base is not kept for the next download" in caplog.text
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, names_dataset, open_dataset
+from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_size_arguments(models, of="the input of --weights")
     models.add_argument("--threads", type=int, metavar="N", help="CPU threads of every model")
+    add_nms_arguments(models)
     add_dataset_arguments(parser)
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument("--warmup", type=int, default=3, metavar="N", help="calls before measuring (default 3)")
@@ -229,7 +231,8 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
     for name in ("config", "size", "fit", "priors"):
         if getattr(args, name) is not None and not args.weights:
             raise InputError(f"--{name} applies to the eager model: give --weights too")
-    sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in _engines(args)]
+    nms = nms_settings(args)
+    sources = [EngineSource.from_spec(engine, threads=args.threads, **nms) for engine in _engines(args)]
     eager: EngineSource | None = None
     if args.weights:
         import_optional("torch", "train", "The eager model")
@@ -237,7 +240,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
 
         weights = str(resolve_weights(args.weights))
         eager = EngineSource.from_spec(
-            weights, EAGER, backend="torch", threads=args.threads, config=args.config, **size_options(args)
+            weights, EAGER, backend="torch", threads=args.threads, config=args.config, **size_options(args), **nms
         )
     elif not names_dataset(args):
         eager = _eager_of(args, sources[0])
@@ -284,7 +287,9 @@ def _eager_of(args: argparse.Namespace, engine: EngineSource) -> EngineSource | 
         args.progress.note("note: the eager model is left out: torch is not installed")
         return None
     args.progress.note(f"note: no weights named: the reference is {weights.name}, which {engine.name} was made from")
-    return EngineSource.from_spec(str(weights), EAGER, backend="torch", threads=args.threads, config=metadata.config)
+    return EngineSource.from_spec(
+        str(weights), EAGER, backend="torch", threads=args.threads, config=metadata.config, **nms_settings(args)
+    )
 
 
 def _print(tables: Iterable[Table], lines: Iterable[str]) -> None:

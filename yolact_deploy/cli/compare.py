@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures, folders of pictures, or one dataset: YAML file, COCO folder or annotations file",
     )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
+    parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
     parser.add_argument(
         "--score-threshold", "--score", dest="score", type=float, default=0.15, metavar="X",
         help="score that a detection must exceed (default 0.15)",
@@ -203,11 +204,16 @@ def _is_dataset(args: argparse.Namespace) -> bool:
 
 def _images(args: argparse.Namespace) -> CocoImages:
     from yolact_deploy.datasets.image_sets import open_images, plain_images
+    from yolact_deploy.errors import InputError
 
     if args.annotations:
-        return open_images(annotations=args.annotations, images_dir=args.images[0], limit=args.limit)
+        return open_images(
+            annotations=args.annotations, images_dir=args.images[0], limit=args.limit, lenient=args.lenient
+        )
     if _is_dataset(args):
-        return open_images(coco=args.images[0], limit=args.limit)
+        return open_images(coco=args.images[0], limit=args.limit, lenient=args.lenient)
+    if args.lenient:
+        raise InputError("--lenient is about annotations, and these pictures have none: leave it out")
     return plain_images(args.images, args.limit)
 
 

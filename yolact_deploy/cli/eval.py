@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.vocabulary import EVALUATORS
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_size_arguments(parser, of="the input of --weights")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    add_nms_arguments(parser, max_detections=False)
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")
     parser.add_argument("--resume", action="store_true", help="continue with the --cache file of an earlier run")
     parser.add_argument("--save-results", metavar="FILE", help="write the model's COCO results")
@@ -63,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-detections",
         type=int,
         metavar="N",
-        help="with --results: detections per image and class that count (default 100, as COCO's); for a model, 100 or "
-        "its own limit if that is higher",
+        help="detections of an image that a model reports (default: as exported); with --results, those per image and "
+        "class that count (default 100, as COCO's; a model's own limit if that is higher)",
     )
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
@@ -135,7 +137,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
     from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
-    for option in ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray"):
+    for option in ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray", "top_k", "nms_iou"):
         if getattr(args, option) is not None:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")
@@ -213,8 +215,6 @@ def _score_model(args: argparse.Namespace) -> _Scored:
 def _check_model_options(args: argparse.Namespace) -> None:
     from yolact_deploy.errors import InputError
 
-    if args.max_detections is not None:
-        raise InputError("--max-detections requires --results: a model's own limit counts for its detections")
     if args.image_ids is not None:
         raise InputError("--image-ids requires --results: limit a model's images with --limit N")
 
@@ -227,7 +227,7 @@ def _score_on_ray(args: argparse.Namespace, source: EngineSource, images: CocoIm
         if getattr(args, option) is not None:
             raise InputError(f"--{option.replace('_', '-')} does not work with --ray: leave it out")
     images.require_objects()
-    options = {"threads": args.threads, "score_threshold": 0.0, "lazy_masks": False}
+    options = {"threads": args.threads, "score_threshold": 0.0, "lazy_masks": False, **nms_settings(args)}
     figures = accuracy_on_ray(
         args.ray or None, args.engine, options, images, evaluator=args.evaluator, workers=args.workers,
         progress=args.progress,
@@ -269,7 +269,8 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
     from yolact_deploy.evaluation.engines import EngineSource
     from yolact_deploy.loading import ModelSpec
 
-    options: dict[str, Any] = {"threads": args.threads}
+    given = {name: value for name, value in nms_settings(args).items() if value is not None}
+    options: dict[str, Any] = {"threads": args.threads, **given}
     model = args.engine
     if args.weights:
         import_optional("torch", "train", "The eager model")

@@ -27,10 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
+from yolact_deploy.cli.options.selection_options import add_nms_arguments
 from yolact_deploy.cli.options.size_options import add_size_arguments
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
+    from yolact_deploy.config import YolactConfig
     from yolact_deploy.export.pipeline import Exported
     from yolact_deploy.export.spec import ExportSpec
 
@@ -62,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="dtype of the images; float32 (0..255) resizes without rounding to gray levels",
     )
     parser.add_argument("--cross-class", action="store_true", help="one Fast NMS over all classes")
+    add_nms_arguments(parser)
     add_engine_arguments(parser, choices=("auto", *FLAVOURS, "none"))
     parser.add_argument(
         "-o", "--output", metavar="STEM",
@@ -188,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
     flavour = _flavour(args)
     weights = resolve_weights(args.weights) if args.weights else checkpoint_at_hand(args)
     model = load_model(weights, **spec.of_checkpoint)
+    model.config = _with_nms(model.config, args)
     onnx_path = _onnx_path(args.output, model.config.name if args.weights else STEM)
     say(args, f"exporting {model.config.name} ({_precision(spec)}) to {onnx_path} ...")
     start = time.perf_counter()
@@ -207,6 +211,15 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**_facts(exported, onnx_path, seconds), "engine": engine})
     return 0
+
+
+def _with_nms(config: YolactConfig, args: argparse.Namespace) -> YolactConfig:
+    """The configuration with the settings of NMS that the options name; the file's metadata has them."""
+    from dataclasses import replace
+
+    fields = {"top_k": args.top_k, "iou_threshold": args.nms_iou, "max_detections": args.max_detections}
+    given: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    return replace(config, **given) if given else config
 
 
 def _flavour(args: argparse.Namespace) -> str | None:

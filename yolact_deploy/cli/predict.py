@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli import stream_options
 from yolact_deploy.cli.options import part_options
+from yolact_deploy.cli.options.selection_options import add_selection_arguments, selection
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
@@ -61,12 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--annotations", metavar="FILE", help="COCO file with the image ids for --format coco; others are left out"
     )
     parser.add_argument(
-        "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
-    )
-    parser.add_argument(
-        "--class", dest="classes", metavar="NAME", action="append", help="keep only this class; repeatable"
-    )
-    parser.add_argument(
         "--recursive", action="store_true", help="also take the pictures of folders in folders, into folders like them"
     )
     parser.add_argument(
@@ -79,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part_options.add_arguments(parser)
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    add_selection_arguments(parser)
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
     add_size_arguments(parser, of="the input of a checkpoint")
@@ -144,20 +140,19 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "config": args.config,
         **size_options(args),
-        "score_threshold": args.score_threshold,
         "nms": args.nms,
+        **selection(args),
     }
 
 
 def _run_here(args: argparse.Namespace, name: str, sources: Sources, folder: Path, options: dict[str, Any]) -> Summary:
     from yolact_deploy import loading
-    from yolact_deploy.cli.prediction import PredictionJob, select_classes
+    from yolact_deploy.cli.prediction import PredictionJob
 
     with loading.load(name, **_load_options(args), lazy_masks=False) as model:  # the timings include pasting
-        labels = select_classes(model.config, args.classes)
         limits = {"max_frames": args.max_frames, "multiframe": args.video_multiframe}
         with _quick_switches():
-            return PredictionJob(model, folder, args.format, labels, **limits, **options).run(sources)
+            return PredictionJob(model, folder, args.format, **limits, **options).run(sources)
 
 
 def _run_in_processes(
@@ -167,9 +162,7 @@ def _run_in_processes(
     from yolact_deploy.cli.prediction_workers import predict_in_processes
 
     load, options = functools.partial(loading.load, name), {**_load_options(args), "lazy_masks": False}
-    return predict_in_processes(
-        load, options, sources, folder, args.format, args.classes, workers=args.workers, **limits
-    )
+    return predict_in_processes(load, options, sources, folder, args.format, workers=args.workers, **limits)
 
 
 def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress: Progress) -> int:
@@ -177,7 +170,14 @@ def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress
     from yolact_deploy.errors import InputError
     from yolact_deploy.scale.prediction_ray import predict_on_ray
 
-    if sources.streams or args.annotations or args.classes or args.shards or args.format != ("overlay", "json"):
+    if (
+        sources.streams
+        or args.annotations
+        or args.classes
+        or args.one_class
+        or args.shards
+        or args.format != ("overlay", "json")
+    ):
         raise InputError(
             "--ray runs pictures and writes Parquet files of all classes: leave out streams, --annotations, --class, "
             "--shards and --format"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import logging
 import os
@@ -23,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes, write_json
-from yolact_deploy.cli.stream_job import RunningStream, StreamOptions, VideoOutputs, keep_classes, merged
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.cli.stream_job import RunningStream, StreamOptions, VideoOutputs, merged
 from yolact_deploy.datasets.shard import Shard
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import draw_detections
@@ -115,30 +113,12 @@ def output_folder(name: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
-def select_classes(config: YolactConfig, names: Sequence[str] | None) -> frozenset[int] | None:
-    """Class indices of the names; None (all) without names.
-
-    Raises:
-        InputError: a name that is not a class of the model.
-    """
-    if not names:
-        return None
-    for name in names:
-        if name not in config.class_names:
-            near = difflib.get_close_matches(name, config.class_names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            known = ", ".join(config.class_names)
-            raise InputError(f"--class: the model has no class {name!r}: {hint}Its classes are {known}")
-    return frozenset(config.class_names.index(name) for name in names)
-
-
 class PredictionJob:
     """One run of a model over sources.
 
     Args:
         folder: output folder
         formats: "overlay", "json", "coco" and names of :data:`~yolact_deploy.streams.sinks.sink_table.SINKS`
-        labels: class indices to keep, None for all
         progress: counts pictures and frames
         max_frames: of each video, None for all
         overwrite: replace files that no earlier run wrote
@@ -153,7 +133,6 @@ class PredictionJob:
         model: Predictor,
         folder: Path,
         formats: Sequence[str],
-        labels: frozenset[int] | None = None,
         *,
         progress: Progress = SILENT,
         max_frames: int | None = None,
@@ -166,7 +145,6 @@ class PredictionJob:
         self.model = model
         self.folder = folder
         self.formats = formats
-        self.labels = labels
         self.progress = progress
         self.max_frames = max_frames
         self.overwrite = overwrite
@@ -274,7 +252,6 @@ class PredictionJob:
 
     def _draw_picture(self, job: StreamFrame) -> StreamFrame:
         assert job.detections is not None
-        job.detections = keep_classes(job.detections, self.labels)
         if "overlay" in self.formats or self.making.watched:
             with self._timed("draw"):
                 job.drawn = draw_detections(job.image, job.detections, style=self.making.style)
@@ -382,7 +359,7 @@ class PredictionJob:
         assert job.detections is not None
         stream: RunningStream = job.tag.stream
         with self._timed("track" if self.making.track else "detect"):
-            job.detections = stream.followed(keep_classes(job.detections, self.labels))
+            job.detections = stream.followed(job.detections)
         if "overlay" in self.formats or self.making.watched:
             with self._timed("draw"):
                 job.drawn = stream.drawn(job)

@@ -19,7 +19,6 @@ from yolact_deploy.cli.prediction import (
     Summary,
     interrupt_stops,
     require_own,
-    select_classes,
 )
 from yolact_deploy.cli.stream_job import StreamOptions
 from yolact_deploy.datasets.merge_results import merge_results
@@ -44,7 +43,6 @@ def predict_in_processes(
     sources: Sources,
     folder: Path,
     formats: Sequence[str],
-    classes: Sequence[str] | None,
     *,
     workers: int,
     overwrite: bool,
@@ -56,7 +54,6 @@ def predict_in_processes(
     Args:
         load: makes a predictor of keyword arguments
         options: the arguments; threads that are None become a share of the cores
-        classes: names of the classes to keep, None for all
     """
     start, pictures = time.perf_counter(), sources.pictures
     workers = min(workers, len(pictures))
@@ -67,7 +64,7 @@ def predict_in_processes(
         raise InputError("--workers shows nothing while it runs: leave out --show and its like")
     if "coco" in formats:
         require_own(folder, COCO_FILES, overwrite=overwrite)
-    work = functools.partial(run_block, sources, folder, tuple(formats), classes, overwrite, making.style)
+    work = functools.partial(run_block, sources, folder, tuple(formats), overwrite, making.style)
     summary = Summary(left_out=dict(sources.left_out))
     with PredictorPool(functools.partial(load, **{**options, "threads": threads}), work, workers, threads) as pool:
         done = _run_blocks(pool, blocks, len(pictures), summary, progress)
@@ -99,7 +96,6 @@ def run_block(
     sources: Sources,
     folder: Path,
     formats: tuple[str, ...],
-    classes: Sequence[str] | None,
     overwrite: bool,
     style: DrawStyle,
     predictor: Predictor,
@@ -107,10 +103,7 @@ def run_block(
 ) -> Summary:
     """In a process: the pictures of a block."""
     logging.getLogger("yolact_deploy.cli.prediction").disabled = True  # the parent reports failures
-    labels = select_classes(predictor.config, classes)
-    job = PredictionJob(
-        predictor, folder, formats, labels, overwrite=overwrite, making=StreamOptions(style=style), shard=block
-    )
+    job = PredictionJob(predictor, folder, formats, overwrite=overwrite, making=StreamOptions(style=style), shard=block)
     return job.run(sources)
 
 

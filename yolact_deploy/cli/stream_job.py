@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import DrawStyle, draw_detections
@@ -184,8 +182,3 @@ class VideoOutputs:
             self.video.write(drawn, seconds - self._start)
             self.varies |= abs(seconds - self._start - self.count / self._fps) > 1.5 / self._fps
         self.count += 1
-
-
-def keep_classes(detections: Detections, labels: frozenset[int] | None) -> Detections:
-    """The detections of these class indices; all for None."""
-    return detections if labels is None else detections[np.isin(detections.labels, list(labels))]

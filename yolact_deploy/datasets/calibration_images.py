@@ -7,6 +7,7 @@ and so are files that cannot be read. A few of them in a large set do not stop t
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from yolact_deploy.datasets.annotations import read_coco
 from yolact_deploy.datasets.image_sets import pictures_in
 from yolact_deploy.datasets.resolve import SplitFiles, is_file, picture_path, resolve_dataset
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import read_image
+from yolact_deploy.preprocess import is_picture, read_image
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
+
+_log = logging.getLogger(__name__)
 
 #: with fewer pictures than this, other pictures exceed the ranges
 FEW = 32
@@ -61,7 +64,7 @@ def calibration_images(source: str | os.PathLike[str], count: int | None = None)
     path = Path(source)
     if not path.exists():
         raise InputError(f"--calibration: expected a folder with pictures, there is none: {path}")
-    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.is_file() and is_picture(path):
         raise InputError(f"--calibration: expected a folder with pictures, it is a file: {path}")
     if count is not None and count < 1:
         raise InputError(f"--images: expected 1 or more, got {count}")
@@ -141,9 +144,18 @@ def _pictures_of(split: SplitFiles) -> list[Path]:
             return pictures
     records = read_coco(split.annotations)["images"]
     folder = split.locate(records).images
-    names = (record.get("file_name") for record in records if isinstance(record, dict))
-    listed = sorted({path for name in names if (path := picture_path(folder, name)) is not None and is_file(path)})
-    return listed if split.name == "train" else pictures_in(folder) or listed
+    names = [record.get("file_name") for record in records if isinstance(record, dict)]
+    paths = {path for name in names if (path := picture_path(folder, name)) is not None}
+    listed = sorted(filter(is_file, paths))
+    if split.name != "train" and (pictures := pictures_in(folder)):
+        return pictures
+    if listed and len(listed) < len(paths):
+        first = min(paths.difference(listed)).name
+        _log.warning(
+            "%d of the %d images of %s are missing in %s (first: %s): left out of the calibration",
+            len(paths) - len(listed), len(paths), split.annotations, folder, first,
+        )  # fmt: skip
+    return listed
 
 
 def _is_plain(path: Path) -> bool:

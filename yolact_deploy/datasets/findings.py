@@ -142,6 +142,6 @@ def refuse(source: object, errors: Sequence[Problem]) -> None:
         return
     listed = ". ".join(f"({i}) {problem}" for i, problem in enumerate(errors[:_MOST_LISTED], 1))
     more = f", and {len(errors) - _MOST_LISTED} more kinds" if len(errors) > _MOST_LISTED else ""
-    skip = "; eval, bench and train leave such records out with --lenient"
+    skip = "; eval, bench, compare, export and train leave such records out with --lenient"
     cure = skip if all(problem.kind in _SKIPPABLE for problem in errors) else ""
     raise DatasetError(f"{source} cannot be used: {listed}{more}. 'yolact-deploy data check' lists all problems{cure}")

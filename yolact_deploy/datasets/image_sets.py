@@ -19,6 +19,7 @@ from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, is_file, resolve_dataset
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.preprocess import is_picture
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
@@ -221,15 +222,36 @@ def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures directly in a folder, sorted by name; none if there is no such folder.
 
+    Every picture that OpenCV can read counts, whatever its suffix. What a folder with pictures has besides is logged.
+
     Raises:
         DatasetError: the folder cannot be read.
     """
     if not folder.is_dir():
         return []
     try:
-        return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        entries = sorted(path for path in folder.iterdir() if not path.is_dir())
     except OSError as error:
         raise DatasetError(f"cannot read folder {folder}: {error.strerror or error}. Check its permissions") from error
+    left_out: dict[str, list[Path]] = {}
+    pictures = []
+    for path in entries:
+        if (reason := _no_picture(path)) is None:
+            pictures.append(path)
+        else:
+            left_out.setdefault(reason, []).append(path)
+    for reason, paths in left_out.items() if pictures else ():
+        _log.warning("%s: left out %d %s: %s", folder, len(paths), reason, _some([path.name for path in paths]))
+    return pictures
+
+
+def _no_picture(path: Path) -> str | None:
+    """Why a file in a folder of pictures is none; None if it is one."""
+    if path.name.startswith("."):
+        return "hidden files"
+    if not path.is_file():
+        return "dead links" if path.is_symlink() else "files of special kinds"
+    return None if is_picture(path) else "files that OpenCV cannot read as pictures"
 
 
 def _with_files(

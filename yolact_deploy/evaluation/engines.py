@@ -55,6 +55,9 @@ class EngineSource:
         image_size: Size | None = None,
         fit: str | None = None,
         priors: str | None = None,
+        max_detections: int | None = None,
+        top_k: int | None = None,
+        nms_iou: float | None = None,
         **options: Any,
     ) -> EngineSource:
         """From ``FILE[@BACKEND...]``, arguments of :func:`~yolact_deploy.loading.load` and fields of `ModelSpec`.
@@ -70,6 +73,7 @@ class EngineSource:
         choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         network: dict[str, Any] = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
+        network |= {"max_detections": max_detections, "top_k": top_k, "nms_iou": nms_iou}
         return cls(
             name or spec.path.name + choice,
             partial(load, spec, score_threshold=0.0, lazy_masks=False, **network),

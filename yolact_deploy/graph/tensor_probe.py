@@ -7,7 +7,9 @@ Legend: N images per call, h x w the network's input.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +22,12 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError, import_optional
 from yolact_deploy.graph.cpu_session import open_cpu_session
 from yolact_deploy.graph.onnx_graph import copy_model, end_graph_at, fit_trunk, onnx_metadata
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.preprocess import fit_image, read_image
 
 _UINT8 = 2  # in onnx.TensorProto
+#: most batches at the same time; each has the activations of the network in memory
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -99,18 +104,31 @@ class TensorProbe:
         self._outputs += tensors
 
     def run(self, pictures: Iterable[Path]) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-        """Run over pictures, one batch after the other; can be called once.
+        """Run over pictures in batches, several at the same time, each on one core; can be called once.
+
+        That keeps the cores busier than all of them in one operator, decoding included. Results are in the order of
+        the pictures, and do not depend on the number of cores.
 
         Yields:
             The number of pictures in the batch, and the tensors read. Rows past that number repeat the last picture.
         """
         form = GraphInput.of(self._model)
         end_graph_at(self.graph, self._outputs)
-        session = open_cpu_session(self._model.SerializeToString(), None, "the graph with more outputs", arena=False)
+        session = open_cpu_session(self._model.SerializeToString(), 1, "the graph with more outputs", arena=False)
         del self._model  # the session has its own copy of the weights
-        rest = iter(pictures)
-        while call := list(islice(rest, form.batch)):
-            yield len(call), session.run(None, {"images": form.read(call)})
+        rest, at_once = iter(pictures), min(usable_cores(), _AT_ONCE)
+
+        def run(call: Sequence[Path]) -> tuple[int, list[NDArray[Any]]]:
+            return len(call), session.run(None, {"images": form.read(call)})
+
+        with ThreadPoolExecutor(at_once) as pool:
+            running: deque[Future[tuple[int, list[NDArray[Any]]]]] = deque()
+            while call := list(islice(rest, form.batch)):
+                running.append(pool.submit(run, call))
+                if len(running) > at_once:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
 
 
 def not_finite(layer: str) -> ExportError:

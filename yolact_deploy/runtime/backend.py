@@ -8,6 +8,7 @@ Legend: N images, S input side.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL, StageTimer
 from yolact_deploy.runtime.tails import DetectSettings, ImageDetections, Outputs, Tail, numpy_tail
 
@@ -117,6 +119,11 @@ class Backend(Network):
     def tail(self) -> Tail:
         """Makes detections of the outputs of :meth:`run`."""
         return numpy_tail(self.metadata.config, heads=self.metadata.tail == "heads")
+
+    def set_nms(self, config: YolactConfig) -> None:
+        """Run NMS with the settings of another configuration of the same network; only where the tail runs it."""
+        self.tail = self.tail.with_config(config)
+        self.metadata = dataclasses.replace(self.metadata, config=config)
 
     @abc.abstractmethod
     def run(self, images: NDArray[Any]) -> Outputs:

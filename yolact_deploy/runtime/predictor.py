@@ -27,6 +27,7 @@ from yolact_deploy.preprocess import check_image, fit_image
 from yolact_deploy.priors import place
 from yolact_deploy.runtime.any_image import as_image, is_single
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
+from yolact_deploy.runtime.selection import SCORE_THRESHOLD, ScoreThreshold, Selection
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.streaming import StreamFrame, ahead, check_multiframe, detect_stages, in_lists, through_hook
 from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, ImageDetections, Outputs, require_shapes
@@ -82,21 +83,31 @@ class Predictor:
 
     Args:
         backend: the network and its tail
-        score_threshold: only detections that score above it are returned; 0 returns all, as evaluation requires
+        score_threshold: only detections that score above it are returned; 0 returns all, as evaluation requires. One
+            number, or one for some classes: ``{"*": 0.3, "person": 0.5}`` or "0.3,person=0.5"
         nms: variant for graphs that end in heads: "fast", "cross-class", "traditional"; default as exported
         lazy_masks: False pastes the masks inside the call, so that :attr:`timings` includes them; a backend with a
             frame hook always does so
+        classes: names of the classes to return; all by default
+        max_detections: return the best so many of each image at most
     """
 
     def __init__(
-        self, backend: Backend, *, score_threshold: float = 0.15, nms: str | None = None, lazy_masks: bool = True
+        self,
+        backend: Backend,
+        *,
+        score_threshold: ScoreThreshold = SCORE_THRESHOLD,
+        nms: str | None = None,
+        lazy_masks: bool = True,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
     ) -> None:
         if nms is not None:
             check_word("nms", nms, NMS_VARIANTS)
-        if not 0 <= score_threshold < 1:
-            raise InputError(f"score_threshold: expected 0 <= value < 1, got {score_threshold}")
         self.backend = backend
-        self.score_threshold = score_threshold
+        self.selection = Selection.of(self.class_names, score_threshold, classes, max_detections)
+        #: the lowest threshold of a class
+        self.score_threshold = self.selection.floor
         self.nms = nms or ("cross-class" if backend.metadata.cross_class else "fast")
         self.lazy_masks = lazy_masks
         #: milliseconds of each of :attr:`stages` in the last call; "paste" is 0 if masks are lazy
@@ -254,7 +265,7 @@ class Predictor:
             self._require_finite(outputs)
             self._proven = True
         with timer.stage("detect"):
-            results = [self._detections(image, image.masks.height, image.masks.width) for image in images]
+            results = [self._detections(self._selected(i), i.masks.height, i.masks.width) for i in images]
         timer.add(ticket.timings)
         return results
 
@@ -298,6 +309,11 @@ class Predictor:
                 f"backend {self.backend.name!r} cannot leave results on a GPU with nms={self.nms!r}: load a TensorRT "
                 "engine and leave nms at its default, or call the predictor for results in host memory"
             )
+        if self.selection.narrows:
+            raise InputError(
+                "results on the device are not selected by class, by thresholds of classes or by number: load the "
+                "model with one score_threshold, or call the predictor for results in host memory"
+            )
         sources, single = self._sources(images)
         if len(sources) > self.backend.max_batch:
             raise InputError(
@@ -335,13 +351,18 @@ class Predictor:
         """
         timer = timer or StageTimer()
         height, width, *_ = shape
-        detected = self.backend.tail.detect(outputs, index, self._settings, timer)
+        detected = self._selected(self.backend.tail.detect(outputs, index, self._settings, timer))
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
                 masks = detected.masks.placed(place(height, width, self.config))
                 detected = detected._replace(masks=self.backend.tail.paste(masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
+
+    def _selected(self, detected: ImageDetections) -> ImageDetections:
+        if not self.selection.narrows:
+            return detected
+        return detected.select(self.selection.rows(detected.scores, detected.labels))
 
     def _detections(self, detected: ImageDetections, height: int, width: int) -> Detections:
         return Detections.from_normalized(

@@ -80,6 +80,15 @@ class ImageDetections(NamedTuple):
     masks: MaskWindows | MaskCrops | PackedMasks
     mask_scores: Floats | None = None  #: [n] for a YOLACT++: scores times the predicted IoUs of the masks
 
+    def select(self, rows: NDArray[np.intp]) -> ImageDetections:
+        """Some of the detections."""
+        if len(rows) == len(self.scores):  # all of them: rows are distinct
+            return self
+        mask_scores = None if self.mask_scores is None else self.mask_scores[rows]
+        return ImageDetections(
+            self.boxes[rows], self.scores[rows], self.labels[rows], self.masks.select(rows), mask_scores
+        )
+
 
 @dataclass(frozen=True)
 class DetectSettings:
@@ -110,6 +119,10 @@ class Tail(abc.ABC):
             timer: receives the time of each of :attr:`stages`
         """
 
+    def with_config(self, config: YolactConfig) -> Tail:
+        """The same tail with other settings of NMS; only those have it that run NMS themselves."""
+        raise NotImplementedError
+
     def paste(self, masks: MaskWindows, height: int, width: int) -> MaskCrops:
         """Masks from :meth:`detect` at the size of the image."""
         return paste_windows(masks, height, width)
@@ -128,6 +141,9 @@ class HostTail(Tail):
 
     def __init__(self, config: YolactConfig, mask_iou: HostMaskIouNet | None = None) -> None:
         self._config, self._mask_iou = config, mask_iou
+
+    def with_config(self, config: YolactConfig) -> HostTail:
+        return HostTail(config, self._mask_iou)
 
     def detect(
         self, outputs: HeadOutputs, index: int, settings: DetectSettings, timer: StageTimer | None = None

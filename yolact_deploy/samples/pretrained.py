@@ -1,5 +1,8 @@
 """Official YOLACT weights from the Hugging Face hub, downloaded once and checked against their SHA-256.
 
+Of most of them no digest is published apart from the hub's own. Their digest is stored when they are first fetched, and
+a later download that differs is refused.
+
 Requires the optional package ``huggingface_hub``, which has its own cache and resumes broken downloads; never torch.
 """
 
@@ -7,17 +10,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from yolact_deploy.artifact import sha256_file
+from yolact_deploy.artifact import sha256_file, write_json
+from yolact_deploy.cache import cache_folder, cache_root
 from yolact_deploy.config import list_configs
-from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
-from yolact_deploy.untrusted import styled
+from yolact_deploy.errors import CheckpointError, DownloadError, OutputError, import_optional
+from yolact_deploy.untrusted import read_json, styled
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Pin:
     """Which file the official weights are.
 
     Attributes:
-        sha256: of the file; empty if not known, then only the hub vouches for it
+        sha256: of the file; empty if not known, then the hub vouches for it the first time, and :func:`first_digest`
+            afterwards
         revision: of the hub's repository
     """
 
@@ -107,9 +115,44 @@ def fetch_weights(
         raise DownloadError(_why_failed(name, revision, error)) from error
     path = Path(downloaded)
     pinned = ("you", sha256) if sha256 else ("this version", OFFICIAL[name].sha256)
+    if not pinned[1]:
+        pinned = (f"the first download here ({_first_digests()})", first_digest(name, revision))
     expected = {"the hub": _declared_sha256(hub, name, revision, path), pinned[0]: pinned[1]}
-    _verify(path, {source: digest.lower() for source, digest in expected.items() if digest})
+    actual = _verify(path, {source: digest.lower() for source, digest in expected.items() if digest})
+    if not pinned[1]:
+        _store_digest(name, revision, actual)
     return path
+
+
+def first_digest(name: str, revision: str | None = None) -> str:
+    """SHA-256 of official weights when they were first fetched on this machine; empty if they never were.
+
+    Raises:
+        DownloadError: the file of these digests is damaged.
+    """
+    return _stored_digests().get(f"{name}@{revision or OFFICIAL[name].revision}", "")
+
+
+def _first_digests() -> Path:
+    return cache_root() / "weights" / "first_digests.json"
+
+
+def _stored_digests() -> dict[str, str]:
+    path = _first_digests()
+    if not path.exists():
+        return {}
+    stored = read_json(path, "digests of weights", DownloadError)
+    if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
+        raise DownloadError(f"{path} is damaged: delete it, and the next download counts as the first")
+    return stored
+
+
+def _store_digest(name: str, revision: str, sha256: str) -> None:
+    try:
+        cache_folder("weights")
+        write_json(_first_digests(), {**_stored_digests(), f"{name}@{revision}": sha256})
+    except OutputError as error:
+        _log.warning("the SHA-256 of %s is not kept for the next download: %s", name, error)
 
 
 def _why_failed(name: str, revision: str, error: Exception) -> str:
@@ -140,7 +183,8 @@ def _declared_sha256(hub: ModuleType, name: str, revision: str, path: Path) -> s
     return text if re.fullmatch(r"[0-9a-fA-F]{64}", text) else None
 
 
-def _verify(path: Path, expected: dict[str, str]) -> None:
+def _verify(path: Path, expected: dict[str, str]) -> str:
+    """The SHA-256 of a file that has all expected ones."""
     if not expected:
         raise DownloadError(
             f"the hub declares no SHA-256 for {path.name}, so it cannot be checked: "
@@ -153,3 +197,4 @@ def _verify(path: Path, expected: dict[str, str]) -> None:
                 f"{path} has the SHA-256 {actual}, {source} said {digest}: delete the file and download it again, "
                 "or give --sha256 if you know the right one"
             )
+    return actual

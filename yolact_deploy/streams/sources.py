@@ -14,7 +14,7 @@ import cv2
 
 from yolact_deploy.datasets.annotations import read_picture_ids
 from yolact_deploy.errors import InputError
-from yolact_deploy.preprocess import foreign_picture, read_image
+from yolact_deploy.preprocess import foreign_picture, is_picture, read_image
 from yolact_deploy.streams.marks import is_marked
 from yolact_deploy.streams.readers.kinds import KINDS, is_stream_name, kind_of
 from yolact_deploy.streams.timed_frames import without_password
@@ -162,7 +162,7 @@ def _add(sources: Sources, name: str, recursive: bool, together: str | None = No
                 _add(sources, listed, recursive, together=name)
         except InputError as error:
             raise InputError(f"{path} lists sources, one a line: {error}") from error
-    elif path.suffix.lower() not in VIDEO_SUFFIXES and (_is_picture(path) or foreign_picture(path, _head(path))):
+    elif path.suffix.lower() not in VIDEO_SUFFIXES and (is_picture(path) or foreign_picture(path, _head(path))):
         sources.pictures.append(Picture(path))
     else:
         sources.streams.append(NamedStream(name, together=together))
@@ -260,15 +260,10 @@ def _reason_against(path: Path, recursive: bool) -> str | None:
         return "dead links" if path.is_symlink() else "files of special kinds"
     if path.suffix.lower() in VIDEO_SUFFIXES:
         return "files of earlier runs" if path.stem.endswith("_overlay") and is_marked(path) else None
-    is_picture = _is_picture(path)
-    if (not is_picture or path.stem.endswith("_overlay")) and is_marked(path):
+    picture = is_picture(path)
+    if (not picture or path.stem.endswith("_overlay")) and is_marked(path):
         return "files of earlier runs"
-    return None if is_picture else "files that OpenCV cannot read as pictures"
-
-
-def _is_picture(path: Path) -> bool:
-    """By suffix; files with other suffixes are opened."""
-    return path.suffix.lower() in IMAGE_SUFFIXES or bool(cv2.haveImageReader(os.fspath(path)))
+    return None if picture else "files that OpenCV cannot read as pictures"
 
 
 def _head(path: Path) -> bytes:

@@ -41,6 +41,9 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "folder; images to judge by are left out of the calibration)",
     )
     group.add_argument(
+        "--lenient", action="store_true", help="leave out images to judge by and annotations that are not sound"
+    )
+    group.add_argument(
         "--search-images", type=int, default=100, metavar="N", help="images to judge by, spread evenly (default 100)"
     )
     group.add_argument(
@@ -58,8 +61,8 @@ def search_limits(args: argparse.Namespace) -> Target | None:
     from yolact_deploy.export.search.bisect import Target
 
     if args.max_ap_drop is None and args.min_agreement is None:
-        for option in ("coco", "annotations", "images_dir", "sensitivity"):
-            if getattr(args, option) is not None:
+        for option in ("coco", "annotations", "images_dir", "sensitivity", "lenient"):
+            if getattr(args, option) not in (None, False):
                 name = option.replace("_", "-")
                 raise InputError(f"--{name} requires a limit for --int8: give --max-ap-drop or --min-agreement")
         return None
@@ -86,7 +89,7 @@ def judged_images(args: argparse.Namespace) -> CocoImages:
         images = judged_of_folder(args.calibration, args.search_images)
     else:
         coco = args.coco if named else args.calibration
-        images = open_images(coco=coco, annotations=args.annotations, images_dir=args.images_dir)
+        images = open_images(coco=coco, annotations=args.annotations, images_dir=args.images_dir, lenient=args.lenient)
     if args.max_ap_drop is not None and images.content is None:
         raise DatasetError("--max-ap-drop needs ground truth: give --coco DIR or --annotations FILE with annotations")
     return replace(images, images=tuple(spread(images.images, args.search_images)))

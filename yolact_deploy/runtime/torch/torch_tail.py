@@ -53,6 +53,9 @@ class TorchTail(Tail):
     def __init__(self, config: YolactConfig, rescorer: Callable[[Tensor], Tensor] | None, place: str) -> None:
         self._config, self._rescorer, self._place = config, rescorer, place
 
+    def with_config(self, config: YolactConfig) -> TorchTail:
+        return TorchTail(config, self._rescorer, self._place)
+
     @torch.inference_mode()
     def detect(
         self, outputs: HeadOutputs, index: int, settings: DetectSettings, timer: StageTimer | None = None

@@ -71,6 +71,7 @@ def test_a_coco_folder(tmp_path: Path, pictures: str) -> None:
         ("names: [cat, cow]\n" + TRAIN, "no category called 'cow', only 'cat', 'dog'"),
         ("names: [cat, cat]\n" + TRAIN, "two classes called 'cat'"),
         ("names: cat\n" + TRAIN, "expected a list of names"),
+        ("names:\n" + TRAIN, "names has no value: list the classes"),
         (f"names: {LAUGHS}\n{TRAIN}", r"aliases \(\*name\), more than"),
         ("[" * 5000 + "]" * 5000, "opening brackets, more than"),
         ("{a: " * 5000 + "}" * 5000, "opening brackets, more than"),

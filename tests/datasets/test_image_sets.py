@@ -89,11 +89,9 @@ def test_plain_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jp2", ".pgm", ".hdr", ""])
 def test_what_opencv_reads_is_a_picture(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
     (picture,) = write_pictures(tmp_path / "set", [1])
-    named = {".jp2": ".jp2", ".pgm": ".pgm", ".hdr": ".hdr", "": ".png"}[suffix]
-    encoded = cv2.imencode(
-        named, np.full((60, 80, 3), 0.4 if named == ".hdr" else 9, np.float32 if named == ".hdr" else np.uint8)
-    )[1]
-    (tmp_path / "set" / f"b{suffix}").write_bytes(encoded.tobytes())
+    picture_of: dict[str, Any] = {".pgm": np.full((60, 80), 9, np.uint8), ".hdr": np.full((60, 80, 3), 0.4, np.float32)}
+    encoded = cv2.imencode(suffix or ".png", picture_of.get(suffix, np.full((60, 80, 3), 9, np.uint8)))[1]
+    (tmp_path / "set" / f"b{suffix}").write_bytes(np.asarray(encoded).tobytes())
     assert [path.name for path in plain_images([tmp_path / "set"]).paths] == [picture.name, f"b{suffix}"]
     assert not caplog.messages
 
@@ -109,7 +107,7 @@ def test_what_is_left_out_of_a_folder_is_named(tmp_path: Path, caplog: pytest.Lo
     assert lines == [
         "1 dead links: gone.jpg",
         "2 files that OpenCV cannot read as pictures: clip.mp4, notes.txt",
-        "2 hidden files: ._000001.png, .DS_Store",
+        "2 hidden files: .DS_Store, ._000001.png",
     ]
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scripted import CONFIG, Instance, ScriptedBackend
+from scripted import CONFIG, HeadsBackend, Instance, ScriptedBackend
 
 import yolact_deploy
 from yolact_deploy import samples
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.errors import ConfigError, InputError
+from yolact_deploy.errors import BackendError, ConfigError, InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.selection import NmsSettings, Selection
@@ -145,3 +146,20 @@ def test_settings_out_of_range(options: dict[str, Any]) -> None:
 def test_top_k_without_effect() -> None:
     with pytest.raises(InputError, match="top_k has no effect with nms='traditional'"):
         yolact_deploy.load(samples.DEMO_MODEL, top_k=3, nms="traditional", tail="host")
+
+
+@pytest.mark.parametrize("label", [3, 80, -1])
+def test_classes_that_the_metadata_does_not_name(label: int) -> None:
+    script = {1: [Instance(0, 0.9, (10, 10, 40, 40)), Instance(label, 0.8, (10, 10, 40, 40))]}
+    model = Predictor(ScriptedBackend(script))
+    with pytest.raises(BackendError, match=r"detects class number .* has 3 classes, from 0: the file was changed"):
+        model(np.full((60, 80, 3), 10, np.uint8))
+
+
+@pytest.mark.parametrize("classes", [2, 4, 80])
+def test_heads_of_another_number_of_classes(classes: int) -> None:
+    backend = HeadsBackend()
+    config = YolactConfig(name="other", image_size=64, num_classes=classes)
+    backend.metadata = dataclasses.replace(backend.metadata, config=config)
+    with pytest.raises(BackendError, match=f"scores of 3 classes, and the metadata of the file names {classes}"):
+        Predictor(backend)(np.full((60, 80, 3), 10, np.uint8))

@@ -287,6 +287,10 @@ def _from_yaml(path: Path, content: Mapping[Any, Any]) -> DatasetFiles:
     splits = tuple(_from_entry(path, name, content[name]) for name in SPLITS if content.get(name) is not None)
     if not splits:
         raise DatasetError(f"{path} has neither {' nor '.join(SPLITS)}: give each annotations and images")
+    if "names" in content and content["names"] is None:
+        raise DatasetError(
+            f"{path}: names has no value: list the classes, or leave it out for those of the annotations"
+        )
     return DatasetFiles(path, splits, content.get("names"))
 
 

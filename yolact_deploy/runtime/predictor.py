@@ -30,7 +30,14 @@ from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.selection import SCORE_THRESHOLD, ScoreThreshold, Selection
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.streaming import StreamFrame, ahead, check_multiframe, detect_stages, in_lists, through_hook
-from yolact_deploy.runtime.tails import DetectionOutputs, DetectSettings, ImageDetections, Outputs, require_shapes
+from yolact_deploy.runtime.tails import (
+    DetectionOutputs,
+    DetectSettings,
+    HeadOutputs,
+    ImageDetections,
+    Outputs,
+    require_shapes,
+)
 from yolact_deploy.streams.threaded_stages import Pipeline
 from yolact_deploy.vocabulary import NMS_VARIANTS, check_word
 
@@ -272,6 +279,11 @@ class Predictor:
     def _require_finite(self, outputs: Outputs) -> None:
         """Raise :class:`BackendError` if the network's outputs are not finite: then nothing would be detected."""
         require_shapes(outputs, self.backend.name)
+        if isinstance(outputs, HeadOutputs) and outputs.scores.shape[2] != self.config.num_classes:
+            raise BackendError(
+                f"{self.backend.name} has scores of {outputs.scores.shape[2]} classes, and the metadata of the file "
+                f"names {self.config.num_classes}: the file was changed. Export it again"
+            )
         checked = outputs._asdict()
         if isinstance(outputs, DetectionOutputs):  # the other masks are zero
             checked["masks"] = outputs.masks[:, : outputs.num_detections.max(initial=0)]
@@ -360,6 +372,12 @@ class Predictor:
             return self._detections(detected, height, width)
 
     def _selected(self, detected: ImageDetections) -> ImageDetections:
+        labels, classes = detected.labels, len(self.class_names)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise BackendError(
+                f"{self.backend.name} detects class number {labels.max()}, and the metadata of the file has {classes} "
+                "classes, from 0: the file was changed. Export it again"
+            )
         if not self.selection.narrows:
             return detected
         return detected.select(self.selection.rows(detected.scores, detected.labels))

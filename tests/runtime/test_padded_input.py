@@ -9,13 +9,13 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.mask_forms import MaskCrops, cut_crops
 from yolact_deploy.preprocess import fit_image, resize_image
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.tails import HeadOutputs
 
-CONFIG = YolactConfig(image_size=128, num_classes=1, class_names=("box",), fit="pad", num_prototypes=1)
+INPUT = 128
+CONFIG = YolactConfig(image_size=INPUT, num_classes=1, class_names=("box",), fit="pad", num_prototypes=1)
 SIDE = 32
 
 
@@ -32,8 +32,8 @@ class FindsBright(Backend):
         bright = image[..., 0] > 200
         rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
         edges = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-        box = (np.array(edges, np.float32) / CONFIG.image_size).astype(np.float32)
-        step = CONFIG.image_size // SIDE
+        box = (np.array(edges, np.float32) / INPUT).astype(np.float32)
+        step = INPUT // SIDE
         proto = np.where(bright[step // 2 :: step, step // 2 :: step], 20.0, -20.0).astype(np.float32)
         ones = np.ones((1, 1, 1), np.float32)
         return HeadOutputs(box[None, None], 0.9 * ones, ones, proto[None, ..., None])
@@ -53,7 +53,7 @@ def test_a_rectangle_in_a_corner_is_found(shape: tuple[int, int], corner: tuple[
     image[y : y + h, x : x + w] = 255
     (found,) = [Predictor(FindsBright(), lazy_masks=lazy)(image)]
     assert len(found) == 1
-    slack = 2 * max(shape) / CONFIG.image_size
+    slack = 2 * max(shape) / INPUT
     np.testing.assert_allclose(found.boxes[0], [x, y, x + w, y + h], atol=slack)
     (mask,) = found.masks
     assert mask.shape == shape
@@ -72,11 +72,3 @@ def test_the_padding_is_the_mean_color_on_the_right_or_below() -> None:
     np.testing.assert_array_equal(fit_image(image, CONFIG), np.rint(fitted).astype(np.uint8))
     square = np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)
     np.testing.assert_array_equal(fit_image(square, CONFIG), resize_image(square, 128))
-
-
-def test_masks_beyond_the_picture_are_empty() -> None:
-    crops = (np.ones((4, 6), bool), np.ones((3, 3), bool))
-    masks = MaskCrops(20, 20, np.array([[2, 3], [15, 15]]), crops)
-    cut = cut_crops(masks, 5, 20)
-    np.testing.assert_array_equal(cut.full(), masks.full()[:, :5, :])
-    assert not cut.full()[1].any()

@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from detweights import det_state, load_keys  # tests/golden is on sys.path, see conftest.py
 
-from yolact_deploy.config import get_config
+from yolact_deploy.config import YolactConfig, get_config
 
 GOLDEN = Path(__file__).parent / "golden"
+
+#: for tests that need a whole network but none of the originals': a ninth of the weights of ResNet-50
+SMALL = YolactConfig(name="small", backbone="mobilenet_v2", fpn_channels=64)
+
+
+def named_config(name: str, size: int | None = None) -> YolactConfig:
+    """The named configuration, or :data:`SMALL` for "small", at another size."""
+    config = SMALL if name == SMALL.name else get_config(name)
+    return config if size is None else config.with_size(size)
 
 
 def golden_networks() -> list[str]:
@@ -33,7 +42,7 @@ def deterministic_state(config_name: str) -> dict[str, Any]:
         from yolact_deploy.model import YolactModel
 
         with torch.device("meta"):
-            model = YolactModel(get_config(config_name))
+            model = YolactModel(named_config(config_name))
         keys = [(name, list(value.shape)) for name, value in model.state_dict().items()]
     return {name: torch.from_numpy(np.asarray(array)) for name, array in det_state(keys).items()}
 

@@ -31,7 +31,7 @@ from yolact_deploy.graph.trunk_graph import trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
 from yolact_deploy.samples import sample_images
 
-NAME, SMALL = "yolact_edge_mobilenetv2", 138
+NAME, SMALL = "small", 138
 Export = Callable[..., Path]
 
 

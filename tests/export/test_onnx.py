@@ -28,6 +28,7 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from deterministic import named_config
 from traces import TraceCache
 
 from yolact_deploy.export import onnx as exporter
@@ -144,8 +145,8 @@ def test_every_configuration_exports_and_runs(export: Export, name: str, precisi
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_heads(export: Export, precision: str) -> None:
-    path = export("yolact_resnet50", SMALL, precision=precision, tail="heads")
-    config = get_config("yolact_resnet50").with_size(SMALL)
+    path = export("small", SMALL, precision=precision, tail="heads")
+    config = named_config("small", SMALL)
     model = onnx.load(str(path))
     wanted = expected_outputs(config, "heads", precision)
     assert signature(model.graph.output) == wanted
@@ -161,14 +162,14 @@ def test_the_heads_are_those_of_the_eager_model(export: Export, make_model: Call
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     images = pictures(1, SMALL)
-    eager = TorchBackend(make_model("yolact_resnet50", SMALL)).run(images)
-    found: Any = OnnxRuntimeBackend(export("yolact_resnet50", SMALL, tail=tail), tail="host").run(images)
+    eager = TorchBackend(make_model("small", SMALL)).run(images)
+    found: Any = OnnxRuntimeBackend(export("small", SMALL, tail=tail), tail="host").run(images)
     for ours, theirs, atol in zip(found, eager, (2e-5, 5e-5, 2e-4, 5e-4), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=atol)
 
 
 def test_nodes_are_standard_but_for_our_two(export: Export) -> None:
-    model = onnx.load(str(export("yolact_resnet50", SMALL)))
+    model = onnx.load(str(export("small", SMALL)))
     ours = [(node.domain, node.op_type) for node in model.graph.node if node.domain]
     assert ours == [("yolact", "FastNMS"), ("yolact", "MaskAssembly")]
     assert [(function.domain, function.name) for function in model.functions] == ours
@@ -188,7 +189,7 @@ def test_nodes_are_standard_but_for_our_two(export: Export) -> None:
 def test_cross_class(export: Export, make_model: Callable[..., Any]) -> None:
     from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 
-    path = export("yolact_resnet50", SMALL, cross_class=True)
+    path = export("small", SMALL, cross_class=True)
     assert onnx_metadata(read_onnx(path), path).cross_class
     images = pictures(1, SMALL)
     found = run(path, images)
@@ -206,7 +207,7 @@ def test_cross_class(export: Export, make_model: Callable[..., Any]) -> None:
 
 
 def test_metadata_round_trip(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    model = make_model("yolact_edge_mobilenetv2", 96)
+    model = make_model("small", 96)
     path = tmp_path / "model.onnx"
     spec = ExportSpec(precision="fp16", tail="heads", batch=(1, 2, 5), input_dtype="float32", cross_class=True)
     written = export_onnx(model, path, spec, weights_sha256="ab" * 32)
@@ -224,7 +225,7 @@ def test_metadata_round_trip(make_model: Callable[..., Any], tmp_path: Path) -> 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "fp16"}, {"tail": "heads"}])
 def test_nothing_tells_of_the_machine(export: Export, options: dict[str, str]) -> None:
-    data = export("yolact_resnet50", SMALL, **options).read_bytes()
+    data = export("small", SMALL, **options).read_bytes()
     root = re.escape(str(Path(__file__).parents[2]).encode())
     paths = rb"/work|/root|/home|/tmp|site-packages|\w{2}\.py\b|torch/nn|" + root
     assert not [data[max(0, hit.start() - 40) : hit.end() + 40] for hit in re.finditer(paths, data)]
@@ -235,7 +236,7 @@ def test_the_same_model_gives_the_same_file(
     make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also if its trace is that of a network with other weights, as tests share them."""
-    model = make_model("yolact_edge_mobilenetv2", SMALL)
+    model = make_model("small", SMALL)
     export_onnx(model, tmp_path / "fresh.onnx")
     monkeypatch.setattr(exporter, "_trace", TraceCache(exporter._trace, tmp_path / "traces"))
     other = copy.deepcopy(model)
@@ -263,8 +264,8 @@ def test_the_model_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_dynamic_batch(export: Export) -> None:
-    path = export("yolact_edge_mobilenetv2", SMALL, batch=(1, 2, 4))
-    config = get_config("yolact_edge_mobilenetv2").with_size(SMALL)
+    path = export("small", SMALL, batch=(1, 2, 4))
+    config = named_config("small", SMALL)
     model = onnx.load(str(path))
     assert signature(model.graph.input) == {"images": ("uint8", [-1, SMALL, SMALL, 3])}
     assert signature(model.graph.output) == expected_outputs(config, "functions", "fp32", batch=-1)
@@ -282,12 +283,12 @@ def test_dynamic_batch(export: Export) -> None:
 
 
 def test_fixed_batch(export: Export) -> None:
-    path = export("yolact_edge_mobilenetv2", SMALL, batch=(2, 2, 2))
+    path = export("small", SMALL, batch=(2, 2, 2))
     assert signature(onnx.load(str(path)).graph.input) == {"images": ("uint8", [2, SMALL, SMALL, 3])}
     images = pictures(2, SMALL)
     together = run(path, images)
     for number in (0, 1):
-        alone = run(export("yolact_edge_mobilenetv2", SMALL), images[number : number + 1])
+        alone = run(export("small", SMALL), images[number : number + 1])
         np.testing.assert_allclose(together["scores"][number], alone["scores"][0], atol=5e-5)
     with pytest.raises(Exception, match="Got: 1 Expected: 2"):
         run(path, images[:1])
@@ -297,13 +298,13 @@ def test_fixed_batch(export: Export) -> None:
 def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[..., Any], size: int) -> None:
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
-    path = export("yolact_edge_mobilenetv2", size, tail="heads")
-    config = get_config("yolact_edge_mobilenetv2").with_size(size)
+    path = export("small", size, tail="heads")
+    config = named_config("small", size)
     images = pictures(1, size)
     found = run(path, images)
     assert found["boxes"].shape == (1, config.num_priors, 4)
     assert found["proto"].shape == (1, config.prototype_size, config.prototype_size, 32)
-    model = make_model("yolact_edge_mobilenetv2", size)
+    model = make_model("small", size)
     np.testing.assert_array_equal(model.priors.numpy(), make_priors(config))
     eager = TorchBackend(model).run(images)
     np.testing.assert_allclose(found["boxes"], eager.boxes, atol=1e-4, rtol=1e-4)
@@ -326,8 +327,8 @@ def test_few_classes(tmp_path: Path, classes: int, cross_class: bool) -> None:
 
 def test_both_input_dtypes_give_the_same_for_the_same_pixels(export: Export) -> None:
     images = pictures(1, 200)
-    a = run(export("yolact_edge_mobilenetv2", 200, tail="heads"), images)
-    b = run(export("yolact_edge_mobilenetv2", 200, tail="heads", input_dtype="float32"), images.astype(np.float32))
+    a = run(export("small", 200, tail="heads"), images)
+    b = run(export("small", 200, tail="heads", input_dtype="float32"), images.astype(np.float32))
     for key, value in a.items():
         np.testing.assert_allclose(b[key], value, atol=1e-5)
 
@@ -346,7 +347,7 @@ def test_more_slots_than_entries(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite(
     make_model: Callable[..., Any], tmp_path: Path, value: float, precision: str
 ) -> None:
-    model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
+    model = copy.deepcopy(make_model("small", 96))
     model.proto_net[0].weight.data[3, 1, 0, 0] = value
     with pytest.raises(
         ExportError, match=r"proto_net\.0\.weight has values that are not finite: the checkpoint is dam"
@@ -355,7 +356,7 @@ def test_weights_that_are_not_finite(
 
 
 def test_weights_too_large_for_fp16(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    model = copy.deepcopy(make_model("yolact_edge_mobilenetv2", 96))
+    model = copy.deepcopy(make_model("small", 96))
     model.prediction_layers[0].bbox_layer.bias.data[0] = 1e5
     name = r"prediction_layers\.0\.bbox_layer\.bias"
     with pytest.raises(ExportError, match=rf"{name} has values that are not finite in fp16: keep its layer in FP32"):

@@ -25,7 +25,7 @@ from yolact_deploy.export import parity
 from yolact_deploy.export.parity import ParityReport, TensorParity, check_parity
 
 Export = Callable[..., Path]
-NAME, SMALL = "yolact_resnet50", 138
+NAME, SMALL = "small", 138
 HEADS = ("boxes", "scores", "coeff", "proto")
 
 

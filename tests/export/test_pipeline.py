@@ -23,7 +23,7 @@ from yolact_deploy.export import pipeline
 from yolact_deploy.export.pipeline import export_model
 from yolact_deploy.export.spec import ExportSpec
 
-NAME, SMALL = "yolact_resnet50", 97
+NAME, SMALL = "small", 97
 ONE = sample_images()[:1]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deterministic import deterministic_state
+from deterministic import deterministic_state, named_config
 
-from yolact_deploy.config import YolactConfig, get_config
+from yolact_deploy.config import YolactConfig
 
 # Of ExportSpec, so that exports with and without explicit defaults share a file.
 DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input_dtype": "uint8", "cross_class": False}
@@ -18,7 +18,7 @@ DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
-    """``make_model(name, size)``: a named network with its deterministic weights, cached, in evaluation mode."""
+    """``make_model(name, size)``: a named network or "small" with deterministic weights, for evaluation, cached."""
     torch = pytest.importorskip("torch")
     from yolact_deploy.model import YolactModel
 
@@ -26,7 +26,7 @@ def make_model() -> Callable[..., Any]:
     models: dict[YolactConfig, Any] = {}
 
     def make(name: str, size: int | None = None) -> Any:
-        config = get_config(name) if size is None else get_config(name).with_size(size)
+        config = named_config(name, size)
         if config not in models:
             if name not in states:
                 states.clear()  # those of one network at a time: ResNet-101 has 200 MB

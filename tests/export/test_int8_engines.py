@@ -24,7 +24,7 @@ from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 Export = Callable[..., Path]
-EDGE, SMALL = "yolact_edge_mobilenetv2", 138
+NAME, SMALL = "small", 138
 BATCHES = {"static": (1, 1, 1), "dynamic": (1, 2, 4)}
 NO_CACHE = BuildOptions(cache=False)
 
@@ -78,7 +78,7 @@ def check_pair(single: Path, int8: Path, folder: Path) -> tuple[int, int]:
 @needs_rtx
 @pytest.mark.parametrize("batch", BATCHES)
 def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
-    single = export(EDGE, SMALL, batch=BATCHES[batch])
+    single = export(NAME, SMALL, batch=BATCHES[batch])
     fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
     assert (
         int8 < 0.6 * fp32
@@ -88,7 +88,7 @@ def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
 @needs_rtx
 def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
     """The network is strongly typed: where FP32 meets INT8, the Q/DQ nodes say how."""
-    single = export(EDGE, SMALL)
+    single = export(NAME, SMALL)
     kept = ("proto_net.10", "fpn.lat_layers.1", "backbone.layers.3")
     some = quantized(single, tmp_path / "some.onnx", keep_fp32=kept)
     fp32, mixed = check_pair(single, some, tmp_path)
@@ -117,7 +117,7 @@ def test_resnet50_in_full(export: Export, tmp_path: Path, batch: str) -> None:
 
 @needs_rtx
 def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> None:
-    unsigned = quantized(export(EDGE, SMALL), tmp_path / "unsigned.onnx", form="onnxruntime")
+    unsigned = quantized(export(NAME, SMALL), tmp_path / "unsigned.onnx", form="onnxruntime")
     cure = r"unsigned\.onnx is in the INT8 form of ONNX Runtime, .*: export it with --int8 --target tensorrt$"
     with pytest.raises(ExportError, match=cure):
         build_engine(unsigned, tmp_path / "m.trt", flavour="rtx", options=NO_CACHE)
@@ -127,7 +127,7 @@ def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> 
 @needs_rtx
 def test_why_it_is_refused(export: Export, tmp_path: Path) -> None:
     """The parser takes no zero points: should a later TensorRT do, the refusal can go."""
-    model: Any = read_onnx(quantized(export(EDGE, SMALL), tmp_path / "int8.onnx"))
+    model: Any = read_onnx(quantized(export(NAME, SMALL), tmp_path / "int8.onnx"))
     values = onnx.numpy_helper
     changed = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:

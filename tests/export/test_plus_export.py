@@ -152,6 +152,7 @@ def test_weights_that_were_never_trained(picture: Any, tmp_path: Path) -> None:
     assert report.tail.reference_detections > 0
 
 
+@pytest.mark.slow
 def test_an_open_batch(export: Export, picture: Any, eager: Any) -> None:
     path = export(NAME, SMALL, batch=(1, 2, 4))
     for tail in ("host", "graph"):

@@ -33,6 +33,7 @@ from yolact_deploy.samples import sample_images
 
 NAME, SMALL = "small", 138
 SIZES = {NAME: 138, "yolact_darknet53": 138, "yolact_plus_resnet50": 138}
+NETWORKS = [NAME, pytest.param("yolact_darknet53", marks=pytest.mark.slow), "yolact_plus_resnet50"]
 KEPT = ("proto_net.8", "prediction_layers.0.conf_layer", "backbone.layers.3.1")
 Export = Callable[..., Path]
 _calibrations: dict[Path, Calibration] = {}
@@ -85,7 +86,7 @@ def convolutions(model: Any) -> dict[str, Any]:
 # -- form -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_symmetric_form(export: Export, name: str) -> None:
     """What TensorRT parses: zero points of 0, biases in FP32, no Q between an operator and its activation."""
     path = export(name, SIZES[name])
@@ -119,7 +120,7 @@ def test_the_symmetric_form(export: Export, name: str) -> None:
             assert {made_by[one].op_type for one in read} == {"DequantizeLinear"}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_form_of_onnxruntime(export: Export, name: str) -> None:
     """uint8 around a zero point, biases in int32, and 8 bits out of each convolution."""
     path = export(name, SIZES[name])
@@ -147,7 +148,7 @@ def test_the_form_of_onnxruntime(export: Export, name: str) -> None:
 
 
 @pytest.mark.parametrize("target", QUANTIZATION_FORMS)
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_numbers_are_those_of_fp32(export: Export, name: str, target: str) -> None:
     path = export(name, SIZES[name])
     expected = heads(read_onnx(path), SIZES[name])

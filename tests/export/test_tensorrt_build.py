@@ -43,7 +43,7 @@ def have_rtx() -> bool:
 
 
 needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
-EDGE = "yolact_edge_mobilenetv2"  # the smallest
+NAME = "small"
 
 
 def check_engine(path: Path, source: Path, batch: tuple[int, int, int] | None = None, plugin: str = "none") -> None:
@@ -75,7 +75,7 @@ def check_engine(path: Path, source: Path, batch: tuple[int, int, int] | None = 
 )
 def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, Any]) -> None:
     """Some of them; every configuration is in test_engine_builds.py."""
-    source = export(EDGE, SMALL, **options)
+    source = export(NAME, SMALL, **options)
     report = build_engine(source, tmp_path / "made" / "model.trt", flavour="rtx")
     assert report.path == tmp_path / "made" / "model.trt"
     assert report.flavour == "rtx"
@@ -98,7 +98,7 @@ def test_resnet50_in_full(resnet50_fp16: Path, tmp_path: Path) -> None:
 @needs_rtx
 def test_options_and_progress(export: Export, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     report = build_engine(
         source,
         tmp_path / "m.trt",
@@ -117,7 +117,7 @@ def test_options_and_progress(export: Export, tmp_path: Path) -> None:
 
 @needs_rtx
 def test_several_targets(export: Export, tmp_path: Path) -> None:
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     options = BuildOptions(targets=("8.6", "sm_89", "120", "SM86"))
     report = build_engine(source, tmp_path / "m.trt", flavour="rtx", options=options)
     assert report.target == "SM86, SM89, SM120"
@@ -126,7 +126,7 @@ def test_several_targets(export: Export, tmp_path: Path) -> None:
 
 @needs_rtx
 def test_several_profiles(export: Export, tmp_path: Path) -> None:
-    source = export(EDGE, SMALL, precision="fp16", batch=(1, 2, 4))
+    source = export(NAME, SMALL, precision="fp16", batch=(1, 2, 4))
     one = build_engine(source, tmp_path / "one.trt", flavour="rtx")
     two = build_engine(
         source, tmp_path / "two.trt", flavour="rtx", options=BuildOptions(profiles=((1, 1, 1), (2, 4, 8)))
@@ -159,7 +159,7 @@ def test_which_profiles(batch: Any, wanted: Any, expected: Any) -> None:
 @needs_rtx
 @pytest.mark.parametrize("mode", ["off", "on"])
 def test_rtx_keeps_the_functions(export: Export, tmp_path: Path, mode: str) -> None:
-    source, options = export(EDGE, SMALL), BuildOptions(plugin=mode)
+    source, options = export(NAME, SMALL), BuildOptions(plugin=mode)
     if mode == "on":
         with pytest.raises(ExportError, match="v3"):
             build_engine(source, tmp_path / "m.trt", flavour="rtx", options=options)
@@ -173,7 +173,7 @@ def test_rtx_keeps_the_functions(export: Export, tmp_path: Path, mode: str) -> N
 @needs_rtx
 def test_plugins_on_rtx_for_those_who_ask(export: Export, tmp_path: Path) -> None:
     """In a process that finds RTX's library under the name that its package lacks, without which the parser dies."""
-    source, target = export(EDGE, SMALL, precision="fp16", batch=(1, 2, 4)), tmp_path / "m.trt"
+    source, target = export(NAME, SMALL, precision="fp16", batch=(1, 2, 4)), tmp_path / "m.trt"
     code = f"""
 import os, sys
 sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
@@ -201,7 +201,7 @@ def test_plugins_on_rtx_say_what_they_need(export: Export, tmp_path: Path) -> No
         pytest.skip("somebody made the link")
     with pytest.raises(BackendError, match=r"--plugin off, or create the link: ln -s libtensorrt_rtx.so.1 /"):
         build_engine(
-            export(EDGE, SMALL, precision="fp16"), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(plugin="v3")
+            export(NAME, SMALL, precision="fp16"), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(plugin="v3")
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -210,7 +210,7 @@ def test_plugins_on_rtx_say_what_they_need(export: Export, tmp_path: Path) -> No
 def test_an_engine_is_replaced_only_by_a_whole_one(export: Export, tmp_path: Path) -> None:
     target = tmp_path / "m.trt"
     target.write_bytes(b"old")
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     with pytest.raises(ExportError, match=r"--target-sm: expected one of .*SM89.*, got '12345'"):
         build_engine(source, target, flavour="rtx", options=BuildOptions(targets=("12345",)))
     assert target.read_bytes() == b"old"
@@ -231,7 +231,7 @@ def test_ctrl_c_stops_the_build(export: Export, tmp_path: Path) -> None:
         steps.append(done)
 
     with pytest.raises(KeyboardInterrupt):
-        build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="rtx", progress=press)
+        build_engine(export(NAME, SMALL), tmp_path / "m.trt", flavour="rtx", progress=press)
     assert 0 < len(steps) < 50  # of hundreds
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is handler
@@ -241,7 +241,7 @@ def test_ctrl_c_stops_the_build(export: Export, tmp_path: Path) -> None:
 
 
 def test_another_build_of_the_engine_is_waited_for(export: Export, tmp_path: Path, built: list[str]) -> None:
-    source, target, told = export(EDGE, SMALL), tmp_path / "m.trt", list[str]()
+    source, target, told = export(NAME, SMALL), tmp_path / "m.trt", list[str]()
     lock = tmp_path / ".m.trt.lock"
 
     def hold() -> None:
@@ -269,7 +269,7 @@ def test_another_build_of_the_engine_is_waited_for(export: Export, tmp_path: Pat
 
 def test_a_lock_file_left_behind_does_not_matter(export: Export, tmp_path: Path, built: list[str]) -> None:
     (tmp_path / ".m.trt.lock").touch()
-    build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(wait=0))
+    build_engine(export(NAME, SMALL), tmp_path / "m.trt", flavour="rtx", options=BuildOptions(wait=0))
     assert [path.name for path in tmp_path.iterdir()] == ["m.trt"]
 
 
@@ -297,7 +297,7 @@ CACHED = BuildOptions(cache=True)
 
 
 def test_the_same_engine_is_built_once(export: Export, tmp_path: Path, built: list[str]) -> None:
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     first = build_engine(source, tmp_path / "a.trt", flavour="rtx", options=CACHED)
     second = build_engine(source, tmp_path / "b.trt", flavour="rtx", options=CACHED)
     assert (first.cached, second.cached) == (False, True)
@@ -325,10 +325,10 @@ def test_the_same_engine_is_built_once(export: Export, tmp_path: Path, built: li
 def test_whatever_changes_the_engine_is_in_the_key(
     export: Export, tmp_path: Path, built: list[str], monkeypatch: pytest.MonkeyPatch, options: BuildOptions | str
 ) -> None:
-    source = export(EDGE, SMALL, precision="fp16", batch=(1, 2, 4))
+    source = export(NAME, SMALL, precision="fp16", batch=(1, 2, 4))
     build_engine(source, tmp_path / "a.trt", flavour="rtx", options=CACHED)
     if options == "another file":
-        source = export(EDGE, SMALL)
+        source = export(NAME, SMALL)
     elif options == "another package":
         monkeypatch.setattr(build_module, "__version__", "99")
     elif options == "another TensorRT":
@@ -340,7 +340,7 @@ def test_whatever_changes_the_engine_is_in_the_key(
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "no engine", "no record", "bad record"])
 def test_a_damaged_entry_is_built_again(export: Export, tmp_path: Path, built: list[str], damage: str) -> None:
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     build_engine(source, tmp_path / "a.trt", flavour="rtx", options=CACHED)
     folder = Path(os.environ["YOLACT_DEPLOY_CACHE"]) / "engines"
     (engine,), (record,) = folder.glob("*.trt"), folder.glob("*.json")
@@ -361,7 +361,7 @@ def test_a_damaged_entry_is_built_again(export: Export, tmp_path: Path, built: l
 
 def test_two_builds_of_one_engine_are_one(export: Export, tmp_path: Path, built: list[str]) -> None:
     """To two places, by two threads."""
-    source, reports, told = export(EDGE, SMALL), list[Any](), list[str]()
+    source, reports, told = export(NAME, SMALL), list[Any](), list[str]()
 
     def build(name: str) -> None:
         reports.append(build_engine(source, tmp_path / name, flavour="rtx", options=CACHED, tell=told.append))
@@ -401,7 +401,7 @@ def test_a_full_cache_disk_is_no_failure(
 
     monkeypatch.setattr(EngineCache, "store", store)
     told: list[str] = []
-    report = build_engine(export(EDGE, SMALL), tmp_path / "a.trt", flavour="rtx", options=CACHED, tell=told.append)
+    report = build_engine(export(NAME, SMALL), tmp_path / "a.trt", flavour="rtx", options=CACHED, tell=told.append)
     assert report.path.exists()
     assert told == ["the engine was not kept in the cache: cannot write it: No space left on device"]
 
@@ -410,14 +410,14 @@ def test_a_full_cache_disk_is_no_failure(
 def test_rtx_has_no_timing_cache(export: Export, tmp_path: Path) -> None:
     options = BuildOptions(timing_cache=tmp_path / "t.cache")
     with pytest.raises(ExportError, match="--timing-cache requires TensorRT"):
-        build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="rtx", options=options)
+        build_engine(export(NAME, SMALL), tmp_path / "m.trt", flavour="rtx", options=options)
 
 
 def test_tensorrt_needs_a_gpu(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", object())
     monkeypatch.setattr(nvidia, "require_gpu", no_gpu)
     with pytest.raises(BackendError, match="no NVIDIA driver here"):
-        build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="tensorrt")
+        build_engine(export(NAME, SMALL), tmp_path / "m.trt", flavour="tensorrt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -442,7 +442,7 @@ def test_a_node_that_cannot_be_parsed_is_named(export: Export, tmp_path: Path) -
         node.op_type, node.domain, node.name = "Sorcery", "elsewhere", "the_odd_one"
         model.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
 
-    source = doctored(export(EDGE, SMALL), tmp_path / "odd.onnx", change)
+    source = doctored(export(NAME, SMALL), tmp_path / "odd.onnx", change)
     with pytest.raises(ExportError) as caught:
         build_engine(source, tmp_path / "odd.trt", flavour="rtx")
     message = str(caught.value)
@@ -460,7 +460,7 @@ def test_a_network_that_cannot_be_built(export: Export, tmp_path: Path) -> None:
         nms = next(node for node in model.graph.node if node.op_type == "FastNMS")
         next(a for a in nms.attribute if a.name == "max_detections").i = 5000
 
-    source = doctored(export(EDGE, SMALL), tmp_path / "large.onnx", change)
+    source = doctored(export(NAME, SMALL), tmp_path / "large.onnx", change)
     with pytest.raises(ExportError, match=r"cannot build .*large\.onnx: .*TopK"):
         build_engine(source, tmp_path / "large.trt", flavour="rtx")
     assert [path.name for path in tmp_path.iterdir()] == ["large.onnx"]
@@ -517,7 +517,7 @@ def test_files_that_are_not_ours(
     export: Export, tmp_path: Path, write: Callable[[Path, Path], None], message: str
 ) -> None:
     path = tmp_path / "model.onnx"
-    write(path, export(EDGE, SMALL))
+    write(path, export(NAME, SMALL))
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ArtifactError, match=message) as caught:
         build_engine(path, tmp_path / "model.trt")
@@ -530,7 +530,7 @@ def test_a_place_that_cannot_be_written(export: Export, tmp_path: Path, monkeypa
     monkeypatch.setattr(Build, "run", lambda *args: pytest.fail("the work was begun"))
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot write .*Choose another place with -o"):
-        build_engine(export(EDGE, SMALL), tmp_path / "file" / "m.trt")
+        build_engine(export(NAME, SMALL), tmp_path / "file" / "m.trt")
 
 
 # -- which TensorRT -------------------------------------------------------------------------------------------------
@@ -548,7 +548,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_missing_tensorrt(export: Export, tmp_path: Path, without: Callable[..., None]) -> None:
-    source = export(EDGE, SMALL)
+    source = export(NAME, SMALL)
     without("tensorrt")
     with pytest.raises(
         MissingDependencyError, match=r"needs the Python package 'tensorrt' .*'yolact-deploy\[tensorrt\]'"
@@ -573,7 +573,7 @@ def test_tensorrt_has_no_target_sm(export: Export, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "tensorrt", object())
     options = BuildOptions(targets=("89",))
     with pytest.raises(ExportError, match="--target-sm requires TensorRT for RTX"):
-        build_engine(export(EDGE, SMALL), tmp_path / "m.trt", flavour="tensorrt", options=options)
+        build_engine(export(NAME, SMALL), tmp_path / "m.trt", flavour="tensorrt", options=options)
 
 
 def test_no_torch_is_needed() -> None:

@@ -16,13 +16,13 @@ from yolact_deploy.graph.macs import Macs, count_macs
 from yolact_deploy.model.model_macs import count_model_macs
 
 SMALL = 138
-# Those files that the other tests of this folder export, too: they are made once.
+# Structures that other tests export as well: they are traced once.
 CASES = [
-    ("yolact_base", "fp16"),
+    pytest.param("yolact_base", "fp16", marks=pytest.mark.slow),
     ("yolact_resnet50", "fp32"),
     ("yolact_darknet53", "fp32"),
     ("yolact_edge_mobilenetv2", "fp32"),
-    ("yolact_resnet50_pascal", "fp16"),
+    pytest.param("yolact_resnet50_pascal", "fp16", marks=pytest.mark.slow),
     ("yolact_plus_resnet50", "fp32"),
     ("yolact_plus_resnet50", "fp16"),
 ]

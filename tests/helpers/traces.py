@@ -41,7 +41,7 @@ class TraceCache:
 
     @staticmethod
     def _key(pipeline: Any, metadata: Any, weights: dict[str, Any]) -> str:
-        """All that a trace depends on: buffers, what is read of the metadata, and of the weights their structure.
+        """All that a trace depends on: buffers, what it reads of the metadata, and of the weights their structure.
 
         Which are equal and which are zero counts as structure, because the exporter merges equal ones.
         """
@@ -51,9 +51,9 @@ class TraceCache:
             values = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
             alike = first.setdefault(values.digest(), name)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {alike} {bool(tensor.any())}".encode())
-        read = (metadata.config, metadata.tail, metadata.cross_class, metadata.batch, metadata.input_dtype,
-                metadata.tail == "functions" and pipeline.mask_dtype)  # fmt: skip
-        digest.update(repr(read).encode())
+        from yolact_deploy.export.onnx import _read_by_trace
+
+        digest.update(repr(_read_by_trace(metadata)).encode())
         return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,20 @@ pytest.importorskip("onnxscript")
 
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 
-SIZE = 97
+SIZE = 138
 
 
 @pytest.fixture(scope="module")
-def files(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def files(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """A small network: "dynamic" takes 1 to 4 images, "two" says that it takes 2, "heads" ends in heads."""
     import onnx
 
     from yolact_deploy.export.onnx import export_onnx
     from yolact_deploy.export.spec import ExportSpec
-    from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("onnxruntime")
     paths = {name: folder / f"{name}.onnx" for name in ("dynamic", "two", "heads")}
-    written = export_onnx(
-        load_model(resnet50_checkpoint, image_size=SIZE), paths["dynamic"], ExportSpec(batch=(1, 2, 4))
-    )
+    written = export_onnx(make_model("small", SIZE), paths["dynamic"], ExportSpec(batch=(1, 2, 4)))
     # The others are made from it, which is quicker than to export them.
     model = onnx.load(str(paths["dynamic"]))
     model.metadata_props[0].value = dataclasses.replace(written, batch=(2, 2, 2)).to_json()

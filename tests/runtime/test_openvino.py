@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,13 @@ CAN_BF16 = "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIE
 
 
 @pytest.fixture(scope="module")
-def file(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def file(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small network that takes 1 to 4 images."""
     from yolact_deploy.export.onnx import export_onnx
     from yolact_deploy.export.spec import ExportSpec
-    from yolact_deploy.model.checkpoint import load_model
 
     path = tmp_path_factory.mktemp("openvino") / "small.onnx"
-    export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), path, ExportSpec(batch=(1, 2, 4)))
+    export_onnx(make_model("small", SIZE), path, ExportSpec(batch=(1, 2, 4)))
     yield path
     path.unlink()
 

@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 
 from yolact_deploy import ops
 from yolact_deploy.artifact import METADATA_KEY, Metadata
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
+from yolact_deploy.export.tail import PADDING, append_tail, nms_attributes
 from yolact_deploy.graph.half_precision import BF16_OPSET
 from yolact_deploy.graph.onnx_graph import copy_model
 from yolact_deploy.model import YolactModel
@@ -66,25 +69,15 @@ class _Pipeline(nn.Module):
         return self._tail(boxes, scores, coeff, proto)
 
     def _tail(self, boxes: Tensor, scores: Tensor, coeff: Tensor, proto: Tensor) -> tuple[Tensor, ...]:
-        config = self.metadata.config
-        attributes = ops.FAST_NMS.attribute_values(
-            {
-                "score_threshold": config.nms_score_threshold,
-                "iou_threshold": config.iou_threshold,
-                "top_k": min(config.top_k, config.num_priors),
-                "max_detections": config.top_k if self.metadata.cross_class else config.max_detections,
-                "cross_class": int(self.metadata.cross_class),
-                "second_threshold": -1.0 if config.second_threshold is None else config.second_threshold,
-            }
-        )
-        counts, boxes, scores, labels, coeff = _node(ops.FAST_NMS, (boxes, scores, coeff), attributes)
-        (masks,) = _node(ops.MASK_ASSEMBLY, (proto, coeff, boxes), {"padding": 1.0})
-        detections = counts, boxes, scores, labels, masks.to(self.mask_dtype)
-        network = self.model.maskiou_net
-        if network is None:
-            return detections
-        ious = network(masks.flatten(0, 1)[:, None]).reshape(*labels.shape, config.num_classes)
-        return (*detections, scores * ious.gather(2, labels.long()[..., None])[..., 0])
+        """The tail of a network that rescores masks: its mask-IoU network reads the masks."""
+        nms = _node(ops.FAST_NMS, (boxes, scores, coeff), nms_attributes(self.metadata))
+        counts, boxes, scores, labels, coeff = nms
+        (masks,) = _node(ops.MASK_ASSEMBLY, (proto, coeff, boxes), PADDING)
+        network, classes = self.model.maskiou_net, self.metadata.config.num_classes
+        assert network is not None
+        ious = network(masks.flatten(0, 1)[:, None]).reshape(*labels.shape, classes)
+        rescored = scores * ious.gather(2, labels.long()[..., None])[..., 0]
+        return counts, boxes, scores, labels, masks.to(self.mask_dtype), rescored
 
 
 def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
@@ -123,9 +116,13 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
     Raises:
         ExportError: weights that are not finite.
     """
-    pipeline = _Pipeline(model, metadata).eval()
+    appended = metadata.tail == "functions" and not metadata.config.mask_iou
+    traced = replace(metadata, tail="heads") if appended else metadata
+    pipeline = _Pipeline(model, traced).eval()
     _check_weights(pipeline.model)
-    graph = _trace(pipeline, metadata) if _shared is None else _shared_trace(pipeline, metadata, _shared)
+    graph = _trace(pipeline, traced) if _shared is None else _shared_trace(pipeline, traced, _shared)
+    if appended:
+        append_tail(graph, metadata)
     if metadata.precision == "bf16":
         (opset,) = (entry for entry in graph.opset_import if not entry.domain)
         opset.version = BF16_OPSET  # what the exporter emits means the same in both, but only this one knows BF16
@@ -149,9 +146,7 @@ def shared_traces() -> Iterator[None]:
 
 
 def _shared_trace(pipeline: _Pipeline, metadata: Metadata, shared: dict[str, onnx.ModelProto]) -> onnx.ModelProto:
-    masks = pipeline.mask_dtype if metadata.tail == "functions" else None
-    read = (metadata.config, metadata.tail, metadata.cross_class, metadata.batch, metadata.input_dtype, masks)
-    digest = hashlib.sha256(repr((type(pipeline.model), read)).encode())
+    digest = hashlib.sha256(repr((type(pipeline.model), _read_by_trace(metadata))).encode())
     for name, tensor in (*pipeline.named_parameters(), *pipeline.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + tensor.detach().cpu().numpy().tobytes())
     key = digest.hexdigest()
@@ -159,6 +154,21 @@ def _shared_trace(pipeline: _Pipeline, metadata: Metadata, shared: dict[str, onn
         shared[key] = _trace(pipeline, metadata)
     copy: onnx.ModelProto = copy_model(shared[key])
     return copy
+
+
+def _read_by_trace(metadata: Metadata) -> tuple[object, ...]:
+    """What a trace depends on apart from the model's tensors."""
+    low, _, high = metadata.batch
+    if metadata.tail == "functions":
+        tail = metadata.config, metadata.cross_class, metadata.precision == "fp32"
+        return (*tail, low, high, metadata.input_dtype)
+    plain = YolactConfig()
+    network = replace(
+        metadata.config, name=plain.name, class_names=(), category_ids=(), top_k=plain.top_k,
+        max_detections=plain.max_detections, nms_score_threshold=plain.nms_score_threshold,
+        iou_threshold=plain.iou_threshold, second_threshold=plain.second_threshold,
+    )  # fmt: skip
+    return network, low, high, metadata.input_dtype
 
 
 def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:

@@ -198,7 +198,7 @@ def test_nothing_to_find(plain: dict[str, Path]) -> None:
     assert (report.unsafe, report.near) == ({}, ())
     assert 1 < report.widest.largest < 1000
     assert all(1e-5 < layer.weight_error < 1e-3 for layer in report.layers), "half of 2^-11 and less"
-    assert json.loads(json.dumps(report.to_json()))["layers"][0]["layer"] == "backbone.conv1"
+    assert json.loads(json.dumps(report.to_json()))["layers"][0]["layer"] == "backbone.layers.0.0"
 
 
 def test_values_are_those_of_the_tensors(plain: dict[str, Path]) -> None:

@@ -149,7 +149,7 @@ def test_other_weights_fail(export: Export, make_model: Callable[..., Any], imag
 
     shutil.copy(export(NAME, SMALL), tmp_path / "m.onnx")
     model = copy.deepcopy(make_model(NAME, SMALL))
-    model.backbone.layers[0][0].conv1.weight.data *= 1.01
+    model.proto_net[0].weight.data *= 1.01
     assert check_parity(model, tmp_path / "m.onnx", images).failures
 
 

@@ -64,7 +64,7 @@ def perturbed(pipeline: Any, metadata: Any) -> Any:
 def without_flip(pipeline: Any, metadata: Any) -> Any:
     """The graph of an RGB network that is fed BGR."""
     pipeline.mean, pipeline.std = pipeline.mean.flip(0), pipeline.std.flip(0)
-    weight = pipeline.model.backbone.conv1.weight
+    weight = next(pipeline.model.backbone.parameters())
     weight.data = weight.data.flip(1)
     return TRACE(pipeline, metadata)
 

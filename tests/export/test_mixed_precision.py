@@ -24,7 +24,7 @@ from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_graph import cut_tail, onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
-NAME, SMALL = "small", 138
+NAME, SMALL = "yolact_edge_mobilenetv2", 138
 KEPT = ("proto_net", "prediction_layers.0.conf_layer", "backbone.layers.0.0")
 FLOAT, HALF = 1, 10
 Export = Callable[..., Path]

@@ -99,7 +99,7 @@ def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [(), ("proto_net.10", "backbone.layers.3")], ids=["all", "kept"])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_fp16_beside_int8(export: Export, tmp_path: Path, batch: str, kept: tuple[str, ...]) -> None:
-    single = export(EDGE, SMALL, batch=BATCHES[batch])
+    single = export(NAME, SMALL, batch=BATCHES[batch])
     half = quantized(single, tmp_path / "half.onnx", rest="fp16", keep_fp32=kept)
     fp32, mixed = check_pair(single, half, tmp_path)
     assert mixed < 0.6 * fp32

@@ -88,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("results")
     output.add_argument("--report", metavar="FILE.html", help="write an HTML report with pictures")
     output.add_argument("--output", "-o", metavar="FILE.json", help="write the result as JSON")
+    _add_limits(parser)
+    _add_actions(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     gates = parser.add_argument_group("limits")
     gates.add_argument(
         "--max-ap-drop", type=float, metavar="POINTS", help="points of mask AP (of 100) an engine may lose"
@@ -105,7 +110,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share by which the median may exceed the baseline's, beyond chance (default 0.05)",
     )  # fmt: skip
     gates.add_argument("--junit", metavar="FILE.xml", help="write a test case for each limit and engine")
-    _add_actions(parser)
 
 
 def _add_actions(parser: argparse.ArgumentParser) -> None:

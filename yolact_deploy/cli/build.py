@@ -57,6 +57,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         metavar="MIN:OPT:MAX",
         help="batches to optimize for, if the ONNX file has a dynamic batch; may be repeated (default: as exported)",
     )
+    _add_parser_arguments(parser)
+    _add_cache_arguments(parser)
+
+
+def _add_parser_arguments(parser: argparse.ArgumentParser) -> None:
+    """What becomes of the graph, and for which GPUs."""
     parser.add_argument(
         "--plugin",
         choices=PLUGIN_MODES,
@@ -78,7 +84,6 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         action="store_true",
         help="keep precisions and tactics of the layers in the engine, for 'inspect --profile'",
     )
-    _add_cache_arguments(parser)
 
 
 def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:

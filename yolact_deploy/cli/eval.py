@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from yolact_deploy.evaluation.accuracy import Accuracy
     from yolact_deploy.evaluation.bootstrap import Interval
     from yolact_deploy.evaluation.engines import EngineSource
-    from yolact_deploy.evaluation.evaluate import EvalTime
+    from yolact_deploy.evaluation.evaluate import Evaluation, EvalTime
 
 _EPILOG = """\
 examples:
@@ -170,7 +170,6 @@ def _image_ids(text: str | None) -> list[int] | None:
 
 def _score_model(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.datasets.coco_results import results_file
-    from yolact_deploy.evaluation.bootstrap import differences
     from yolact_deploy.evaluation.detection_cache import DetectionCache
     from yolact_deploy.evaluation.evaluate import cache_key, evaluate
 
@@ -197,19 +196,24 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             workers=_workers(args, source, len(images) - (cache.stored if cache else 0)),
             progress=args.progress,
         )
-    difference = {}
-    if args.reference:
-        assert images.content is not None  # evaluate refuses images without annotations
-        difference = differences(
-            args.reference,
-            done.matches,
-            images.content,
-            images.image_ids,
-            samples=args.samples,
-            seed=args.seed,
-            max_detections=done.accuracy.max_detections,
-        )
+    difference = _differences(args, images, done) if args.reference else {}
     return _Scored(source.name, done.accuracy, done.time, difference)
+
+
+def _differences(args: argparse.Namespace, images: CocoImages, done: Evaluation) -> dict[str, Interval]:
+    """Differences to the reference, with their confidence intervals."""
+    from yolact_deploy.evaluation.bootstrap import differences
+
+    assert images.content is not None  # evaluate refuses images without annotations
+    return differences(
+        args.reference,
+        done.matches,
+        images.content,
+        images.image_ids,
+        samples=args.samples,
+        seed=args.seed,
+        max_detections=done.accuracy.max_detections,
+    )
 
 
 def _check_model_options(args: argparse.Namespace) -> None:

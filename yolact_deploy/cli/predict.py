@@ -72,6 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stream_options.add_arguments(parser)
     part_options.add_arguments(parser)
+    _add_model_arguments(parser)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add_selection_arguments(parser)

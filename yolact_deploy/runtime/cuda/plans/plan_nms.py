@@ -84,8 +84,8 @@ def fast_nms(
         _merge_entries(batch, priors, lists, length, coefficients, max_detections, defines, cross_class),
     )
     operations = priors * classes + lists * _OVERLAP_OPERATIONS * top_k * (top_k - 1) // 2
-    moved = batch * _bytes(priors, classes, coefficients, max_detections)
-    return LaunchPlan(launches, scratch, moved, batch * operations)
+    moved = _bytes(priors, classes, coefficients, max_detections)
+    return LaunchPlan(launches, scratch, batch * moved, batch * operations)
 
 
 def kernel_defines(classes: int, *, cross_class: bool) -> Defines:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from yolact_deploy.evaluation.accuracy import Accuracy
     from yolact_deploy.evaluation.bootstrap import Interval
     from yolact_deploy.evaluation.engines import EngineSource
-    from yolact_deploy.evaluation.evaluate import Evaluation, EvalTime
+    from yolact_deploy.evaluation.evaluate import EvalTime, Evaluation
 
 _EPILOG = """\
 examples:

@@ -58,6 +58,8 @@ def test_signature_of_load() -> None:
         "device": None,
         "provider": None,
         "compile": None,
+        "frames": None,
+        "decode": None,
         "config": None,
         "image_size": None,
         "fit": None,

@@ -24,7 +24,7 @@ from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 Export = Callable[..., Path]
-NAME, SMALL = "small", 138
+NAME, SMALL = "yolact_edge_mobilenetv2", 138
 BATCHES = {"static": (1, 1, 1), "dynamic": (1, 2, 4)}
 NO_CACHE = BuildOptions(cache=False)
 

@@ -19,13 +19,13 @@ from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.loading import load
 from yolact_deploy.model.checkpoint import load_model
 from yolact_deploy.preprocess import read_image
-from yolact_deploy.samples import DEMO_MODEL, sample_images
+from yolact_deploy.samples import DEMO_MODEL
 
 #: size and fit; all but the first two take long for what they add
 INPUTS = [((224, 352), "letterbox"), ((352, 224), "stretch")]
 MORE = [((224, 352), "stretch"), ((352, 224), "letterbox"), ((224, 352), "pad"), (320, "letterbox")]
-#: the least share of detections that agree with eager
-LEAST = {"fp32": 0.999, "int8": 0.85}
+#: the least share of eager's detections that are matched; INT8 at 320 x 320 matches 0.93 of them
+LEAST = {"fp32": 0.999, "int8": 0.88}
 
 
 @pytest.fixture(
@@ -37,19 +37,32 @@ def network(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(network: Any) -> list[Any]:
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures of what the network was trained for; the last eight are not for calibration."""
+    from yolact_deploy.datasets.shapes import write_shapes
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for _ in write_shapes(folder, {"val": 24}):
+        pass
+    return sorted(folder.glob("images/*.png"))
+
+
+@pytest.fixture(scope="module")
+def expected(network: Any, pictures: list[Path]) -> list[Any]:
     from yolact_deploy.runtime.predictor import Predictor
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     eager = Predictor(TorchBackend(network))
-    return [eager(read_image(path)) for path in sample_images()]
+    return [eager(read_image(path)) for path in pictures[16:]]
 
 
 @pytest.fixture(scope="module", params=sorted(LEAST))
-def exported(request: pytest.FixtureRequest, network: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def exported(
+    request: pytest.FixtureRequest, network: Any, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """A file that passed the comparison of every export, before and after quantization."""
     path = tmp_path_factory.mktemp("shapes") / f"{request.param}.onnx"
-    calibration = sample_images() if request.param == "int8" else None
+    calibration = pictures[:16] if request.param == "int8" else None
     done = export_model(network, path, ExportSpec(precision=request.param, calibration=calibration))
     assert done.parity.failures == []
     yield path
@@ -65,16 +78,18 @@ def test_metadata(network: Any, exported: Path) -> None:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("tail", ["host", "graph"])
-def test_agreement_with_eager(exported: Path, expected: list[Any], backend: str, tail: str) -> None:
+def test_agreement_with_eager(
+    exported: Path, expected: list[Any], pictures: list[Path], backend: str, tail: str
+) -> None:
     pytest.importorskip(backend)
     meter = AgreementMeter()
     with load(exported, backend=backend, tail=tail) as model:
-        for path, detections in zip(sample_images(), expected, strict=True):
+        for path, detections in zip(pictures[16:], expected, strict=True):
             meter.add(detections, model(read_image(path)))
     result = meter.result()
-    assert sum(map(len, expected)) > 5, "the weights detect something at this shape"
-    assert result.agreed_share is not None
-    assert result.agreed_share >= LEAST[exported.stem]
+    assert sum(map(len, expected)) > 40, "the weights detect something at this shape"
+    assert result.matched_share is not None
+    assert result.matched_share >= LEAST[exported.stem]
 
 
 @pytest.mark.slow

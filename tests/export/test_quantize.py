@@ -31,7 +31,7 @@ from yolact_deploy.graph.trunk_graph import layer_names, trunk_nodes
 from yolact_deploy.preprocess import read_image, resize_image
 from yolact_deploy.samples import sample_images
 
-NAME, SMALL = "small", 138
+NAME, SMALL = "yolact_edge_mobilenetv2", 138
 SIZES = {NAME: 138, "yolact_darknet53": 138, "yolact_plus_resnet50": 138}
 NETWORKS = [NAME, pytest.param("yolact_darknet53", marks=pytest.mark.slow), "yolact_plus_resnet50"]
 KEPT = ("proto_net.8", "prediction_layers.0.conf_layer", "backbone.layers.3.1")

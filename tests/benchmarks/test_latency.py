@@ -19,9 +19,9 @@ from yolact_deploy.benchmarks.record import Latency
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.environment import environment
+from yolact_deploy.runtime import any_image, tails
 from yolact_deploy.runtime import predictor as runtime_predictor
 from yolact_deploy.runtime import stage_timer as stages
-from yolact_deploy.runtime import tails
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import NETWORK_WITH_TAIL
 from yolact_deploy.runtime.tails import Outputs
@@ -65,8 +65,8 @@ def test_every_millisecond_is_where_it_belongs(tmp_path: Path, monkeypatch: pyte
     clock = stop_clock(monkeypatch)
     model = predictor(HeadsBackend())
     for milliseconds, owner, name in (
-        (1, runtime_predictor, "read_image"),
-        (2, runtime_predictor, "resize_image"),
+        (1, any_image, "read_image"),
+        (2, runtime_predictor, "fit_image"),
         (4, model.backend, "run"),
         (8, tails, "detect"),
         (16, tails, "mask_windows"),

@@ -156,7 +156,7 @@ def test_interrupted(
     assert list(here.iterdir()) == []
     assert cli.main(arguments) == 0
     assert "calibrating (8 known already): 28/28 images" in capsys.readouterr().err
-    assert len(calls) == 9 + 28
+    assert 0 <= len(calls) - (9 + 28) <= tensor_probe._AT_ONCE, "none is read again but those that were at work"
 
 
 def test_useless_pictures(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,8 +137,8 @@ def test_an_abbreviation_is_answered_by_the_option(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("words", "name", "value"),
     [
-        (["predict", "m.onnx", "a.jpg", "--conf", "0.5"], "score_threshold", 0.5),
-        (["predict", "m.onnx", "a.jpg", "--score_threshold=0.5"], "score_threshold", 0.5),
+        (["predict", "m.onnx", "a.jpg", "--conf", "0.5"], "score_threshold", "0.5"),
+        (["predict", "m.onnx", "a.jpg", "--score_threshold=0.5"], "score_threshold", "0.5"),
         (["compare", "--reference", "a", "--engine", "b", "--images", "c", "--conf=0.3"], "score", 0.3),
         (["compare", "--reference", "a", "--engine", "b", "--images", "c", "--score", "0.3"], "score", 0.3),
         (["export", "--weights", "w.pth", "--imgsz", "320"], "size", 320),

@@ -447,7 +447,7 @@ def test_other_backbones_export(backbone: str, tmp_path: Path) -> None:
     model = YolactModel(config).eval()
     images = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3)).astype(np.float32)
     expected = TorchBackend(model).run(images)
-    for precision, atol in (("fp32", 1e-4), ("fp16", 2e-2)):
+    for precision, atol in (("fp32", 1e-4), ("fp16", 5e-2)):
         path = tmp_path / f"{precision}.onnx"
         export_onnx(model, path, ExportSpec(input_dtype="float32", precision=precision, tail="heads"))
         outputs = OnnxRuntimeBackend(path, tail="host").run(images)

@@ -202,8 +202,15 @@ def test_outputs_are_told_by_the_metadata() -> None:
     assert Metadata(config=get_config(NAME), tail="heads").outputs == HeadOutputs._fields
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("tail", ["functions", "heads"])
+@pytest.mark.parametrize(
+    ("tail", "precision"),
+    [
+        ("functions", "fp16"),
+        ("heads", "fp32"),
+        pytest.param("functions", "fp32", marks=pytest.mark.slow),
+        pytest.param("heads", "fp16", marks=pytest.mark.slow),
+    ],
+)
 def test_an_engine(export: Export, tmp_path: Path, precision: str, tail: str) -> None:
     from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
 

@@ -55,6 +55,7 @@ def test_yolact_plus(export: Export, images: CocoImages) -> None:
     assert found.crops.rle() == expected.crops.rle()
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_gives_the_same(export: Export, images: CocoImages) -> None:
     """Three images in batches of two, of which the last one is filled up."""
     one, two = (make_trials(export("small", SIZE, batch=(n, n, n)), images) for n in (1, 2))

@@ -175,7 +175,7 @@ CASES = {
     "wrong-device-predict": ("predict model.onnx@openvino:device=cuda good.png", "openvino runs on the CPU"),
     # images
     "unreadable-image": ("predict model.onnx bad.jpg", "bad.jpg|damaged or not a JPEG"),
-    "empty-folder": ("predict model.onnx empty", "no pictures in folder empty"),
+    "empty-folder": ("predict model.onnx empty", "no pictures or videos in folder empty"),
     "empty-folder-bench": ("bench --engine model.onnx --images-dir empty", "empty has no pictures"),
     "empty-coco-folder": ("bench --engine model.onnx --coco empty", "empty"),
     # annotations

@@ -20,6 +20,7 @@ import pytest
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.machine.nvidia import Gpu
+from yolact_deploy.runtime import any_image
 from yolact_deploy.runtime import predictor as predictor_module
 from yolact_deploy.runtime import stage_timer as stages_module
 from yolact_deploy.runtime import tails as tails_module
@@ -132,8 +133,8 @@ WAYS: dict[str, tuple[Callable[[Path, pytest.MonkeyPatch], Backend], tuple[str, 
 
 #: who does a stage; "run" is what the backend calls to run its network
 NUMPY = {
-    "decode": (predictor_module, "read_image"),
-    "preprocess": (predictor_module, "resize_image"),
+    "decode": (any_image, "read_image"),
+    "preprocess": (predictor_module, "fit_image"),
     "nms": (tails_module, "detect"),
     "assembly": (tails_module, "mask_windows"),
     "detect": (Detections, "from_normalized"),

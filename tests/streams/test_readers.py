@@ -112,7 +112,7 @@ def test_a_clip_that_is_cut(
         count = sum(1 for _ in frames)
         assert 10 < count < 30
     if name == "a.mp4":
-        assert frames.counts.damaged == 1
+        assert frames.counts.damaged <= 1, "none if it is cut between two packets"
         assert "ended after" in caplog.text
 
 

@@ -19,7 +19,9 @@ from random_coco import make_content, make_results
 from yolact_deploy.datasets.coco_results import score_of
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.evaluation.accuracy import KINDS, AccuracyMeter, accuracy, average_precision, by_image
+from yolact_deploy.evaluation.coco_rules import areas_of
 from yolact_deploy.evaluation.matches import Matcher, Matches
+from yolact_deploy.mask_forms import compress_counts
 from yolact_deploy.vocabulary import EVALUATORS
 
 
@@ -236,3 +238,16 @@ def test_every_threshold_and_the_recall_are_pycocotools_figures(evaluator: str) 
         assert value == pytest.approx(precision[place][precision[place] > -1].mean(), abs=1e-12)
     assert scored.ar == pytest.approx(recall[recall > -1].mean(), abs=1e-12)
     assert sum(filter(None, scored.per_iou.values())) / 10 == pytest.approx(scored.ap)
+
+
+@pytest.mark.parametrize("count", [255, 256, 300])
+def test_more_masks_than_eight_bits_count(count: int) -> None:
+    results = [rle_result(row) for row in range(count)]
+    assert areas_of(results, "segm") == [float(row % 7 + 1) for row in range(count)]
+
+
+def rle_result(row: int) -> dict[str, Any]:
+    """A mask of ``row % 7 + 1`` pixels in a picture of 8 x 8."""
+    pixels = row % 7 + 1
+    counts = np.array([row % 9, pixels, 64 - row % 9 - pixels])
+    return {"segmentation": {"size": [8, 8], "counts": compress_counts(counts)}}

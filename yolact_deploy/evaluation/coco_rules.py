@@ -63,8 +63,11 @@ def areas_of(results: Sequence[Result], kind: str) -> list[float]:
     """Pixels of each detection: of its box, or of its mask."""
     if kind == "bbox":
         return [result["bbox"][2] * result["bbox"][3] for result in results]
-    areas: list[float] = cocotools("pycocotools.mask").area([result["segmentation"] for result in results]).tolist()
-    return areas
+    area = cocotools("pycocotools.mask").area
+    masks = [result["segmentation"] for result in results]
+    # pycocotools 2.0.11 keeps the number of masks in 8 bits: 256 wrap around or fail, depending on NumPy.
+    groups = (masks[start : start + 255] for start in range(0, len(masks), 255))
+    return [float(pixels) for group in groups for pixels in area(group)]
 
 
 def thresholds_reached(

@@ -162,25 +162,32 @@ def _best_priors(iou: Tensor, count: int) -> Tensor:
 def _forced_priors(keys: Tensor, num_priors: int) -> Tensor:
     """The prior assigned to each object, int64 [N, G]; ``num_priors`` if there is no object or no prior is left.
 
-    Takes the pair with the highest IoU of all, removes its object and prior, and repeats. An object can lose at most
-    G - 1 priors to others, so its G best ones suffice.
+    The original takes the pair with the highest IoU of all, removes its object and prior, and repeats. Here all objects
+    ask at once, each for its best prior that no better one holds (Gale and Shapley's deferred acceptance). As objects
+    and priors rank pairs by the same order, the result is the same. Each round makes at least one more pair final, so
+    G rounds suffice; on the CPU, where looking is free, a picture full of objects needs a few.
 
     Args:
-        keys: candidates of each object, best first, int64 [N, G, k] from :func:`_best_priors`
+        keys: candidates of each object, best first, int64 [N, G, k] from :func:`_best_priors`. An object can lose at
+            most G - 1 priors to others, so its G best ones suffice.
     """
-    images, most, count = keys.shape
-    overlap = keys >> 32
-    candidate = num_priors - 1 - (keys & 0xFFFFFFFF)
-    flat = candidate.flatten(1)
-    place = torch.arange(most, device=keys.device)
-    given = torch.full((images, most), num_priors, dtype=torch.int64, device=keys.device)
+    images, most, _ = keys.shape
+    place = torch.arange(most - 1, -1, -1, device=keys.device)
+    bids = (keys >> 32) * most + place[:, None]  # ties: the first object
+    # Bids of no worth, on no prior: those of crowds, and the last of each object, for when no prior is left.
+    bids = pad(bids.masked_fill(keys < 0, -1), (0, 1), value=-1)
+    priors = pad((num_priors - 1 - (keys & 0xFFFFFFFF)).masked_fill(keys < 0, num_priors), (0, 1), value=num_priors)
+    flat = priors.flatten(1)
+    best = torch.full((images, num_priors + 1), -1, dtype=torch.int64, device=keys.device)
+    prior = priors[:, :, -1]
     for _ in range(most):
-        value, pair = overlap.flatten(1).max(dim=1, keepdim=True)  # ties: the first object, then its first prior
-        mine = (place == pair // count) & (value >= 0)
-        prior = flat.gather(1, pair)
-        given = torch.where(mine, prior, given)
-        overlap.masked_fill_(mine[:, :, None] | (candidate == prior[:, :, None]), -1)
-    return given
+        before = best
+        ask = (bids >= best.gather(1, flat).view_as(bids)).to(torch.uint8).argmax(dim=2, keepdim=True)
+        prior = priors.gather(2, ask)[:, :, 0]
+        best = before.scatter_reduce(1, prior, bids.gather(2, ask)[:, :, 0], "amax")
+        if keys.device.type == "cpu" and torch.equal(best, before):  # elsewhere the host would wait for the answer
+            break
+    return prior
 
 
 def _force(best: Tensor, rows: Tensor, given: Tensor, truth: GroundTruth) -> tuple[Tensor, Tensor]:

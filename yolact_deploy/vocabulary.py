@@ -64,6 +64,8 @@ EXPORT_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 HALF_PRECISIONS = ("fp16", "bf16")
 #: precision of what an INT8 trunk does not quantize
 INT8_RESTS = ("fp32", "fp16")
+#: what ``export --format`` writes; all but the first are folders beside the ONNX file
+EXPORT_FORMATS = ("onnx", "openvino", "web")
 #: what an exported graph ends in
 EXPORT_TAILS = ("functions", "heads")
 #: outputs of a graph that ends in heads

@@ -29,6 +29,7 @@ from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, po
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
 from yolact_deploy.cli.options.selection_options import add_nms_arguments
 from yolact_deploy.cli.options.size_options import add_size_arguments
+from yolact_deploy.cli.options.target_options import add_target_arguments, chosen_formats, write_formats
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cross-class", action="store_true", help="one Fast NMS over all classes")
     add_nms_arguments(parser)
+    add_target_arguments(parser)
     add_engine_arguments(parser, choices=("auto", *FLAVOURS, "none"))
     parser.add_argument(
         "-o", "--output", metavar="STEM",
@@ -184,10 +186,11 @@ def run(args: argparse.Namespace) -> int:
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         import_optional(module, "export", "Exporting")
     from yolact_deploy.export.pipeline import export_model
+    from yolact_deploy.export.targets.target_source import TargetSource
     from yolact_deploy.model.checkpoint import load_model
     from yolact_deploy.samples.pretrained import resolve_weights
 
-    spec = export_spec(args)
+    spec, formats = export_spec(args), chosen_formats(args)
     flavour = _flavour(args)
     weights = resolve_weights(args.weights) if args.weights else checkpoint_at_hand(args)
     model = load_model(weights, **spec.of_checkpoint)
@@ -205,11 +208,13 @@ def run(args: argparse.Namespace) -> int:
     if not args.json and not args.quiet:
         print_export(exported)
     say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
+    source = TargetSource(onnx_path=onnx_path, metadata=exported.metadata, model=model)
+    written = write_formats(args, formats, source)
     engine = None
     if flavour is not None:
         engine = build(args, onnx_path, onnx_path.with_suffix(".trt"), flavour).to_json()
     if args.json:
-        print_json({**_facts(exported, onnx_path, seconds), "engine": engine})
+        print_json({**_facts(exported, onnx_path, seconds), "formats": written, "engine": engine})
     return 0
 
 

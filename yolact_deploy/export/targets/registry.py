@@ -18,7 +18,7 @@ Write = Callable[[TargetSource, Path], list[Path]]
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportTarget:
     """A form of the model for another runtime.
 
     Attributes:
@@ -44,14 +44,14 @@ class Target:
 
 
 TARGETS = {
-    "openvino": Target(
+    "openvino": ExportTarget(
         "_openvino_model", "openvino_ir", "OpenVINO IR: .xml and .bin", (("openvino", "openvino"), ("onnx", "onnx"))
     ),
-    "web": Target("_web", "web", "a web page that runs the model in the browser", (("onnx", "onnx"),)),
+    "web": ExportTarget("_web", "web", "a web page that runs the model in the browser", (("onnx", "onnx"),)),
 }
 
 
-def check_available(name: str) -> Target:
+def check_available(name: str) -> ExportTarget:
     """The target of this name, once everything that it needs is installed.
 
     Raises:

@@ -71,6 +71,7 @@ def test_signature_of_load() -> None:
         "max_detections": None,
         "top_k": None,
         "nms_iou": None,
+        "slicing": None,
     }
     kinds = {parameter.kind for name, parameter in parameters.items() if name != "model"}
     assert kinds == {inspect.Parameter.KEYWORD_ONLY}

@@ -27,6 +27,8 @@ from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.remote_names import remote_url
 from yolact_deploy.runtime.selection import SCORE_THRESHOLD, NmsSettings, ScoreThreshold
+from yolact_deploy.runtime.sliced_predictor import SlicedPredictor
+from yolact_deploy.runtime.slicing import Slicing
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import (
     BACKENDS,
@@ -289,6 +291,7 @@ def load(
     max_detections: int | None = None,
     top_k: int | None = None,
     nms_iou: float | None = None,
+    slicing: Slicing | Size | None = None,
 ) -> Predictor:
     """Load an ONNX file, an engine or a checkpoint, or open the network of a model that a server has.
 
@@ -323,6 +326,8 @@ def load(
         top_k: best candidates of each class that enter NMS (200 unless exported otherwise), where NMS can be changed
         nms_iou: IoU with a better detection of its class from which one is dropped (0.5), where NMS can be changed:
             for checkpoints, and for ONNX files whose tail runs on the host
+        slicing: cut pictures into tiles of this size (height, width, or a side) and merge their detections; a
+            :class:`~yolact_deploy.runtime.slicing.Slicing` also has the overlap and the rules
 
     Raises:
         InputError, ArtifactError, CheckpointError: a file that cannot be used, or options that do not fit it
@@ -347,14 +352,10 @@ def load(
     network = _open(spec, settings, given)
     try:
         _set_nms(network, spec.path, settings)
-        predictor = Predictor(
-            network,
-            score_threshold=score_threshold,
-            nms=nms,
-            lazy_masks=lazy_masks,
-            classes=classes,
-            max_detections=max_detections,
-        )
+        chosen: dict[str, Any] = {"score_threshold": score_threshold, "nms": nms, "lazy_masks": lazy_masks}
+        chosen |= {"classes": classes, "max_detections": max_detections}
+        tiles = Slicing.of(slicing)
+        predictor = Predictor(network, **chosen) if tiles is None else SlicedPredictor(network, slicing=tiles, **chosen)
         _check_choices(network, spec.path, predictor.score_threshold, nms)
     except (InputError, ConfigError):
         network.close()

@@ -89,6 +89,8 @@ PLUGIN_MODES = ("auto", "on", "off", "v3", "aot")
 # -- scoring --------------------------------------------------------------------------------------------------------
 
 EVALUATORS = ("pycocotools", "faster-coco-eval")
+#: how the detections of overlapping tiles are compared: intersection over the smaller one, or over union
+MATCH_METRICS = ("ios", "iou")
 
 
 def check_word(what: str, value: object, words: Iterable[str], error: type[YolactDeployError] = InputError) -> None:

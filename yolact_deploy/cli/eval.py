@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
 from yolact_deploy.vocabulary import EVALUATORS
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_size_arguments(parser, of="the input of --weights")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     add_nms_arguments(parser, max_detections=False)
+    add_slice_arguments(parser)
     parser.add_argument("--cache", metavar="FILE", help="save the detections to this file, image by image")
     parser.add_argument("--resume", action="store_true", help="continue with the --cache file of an earlier run")
     parser.add_argument("--save-results", metavar="FILE", help="write the model's COCO results")
@@ -137,7 +139,19 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
     from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
-    for option in ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray", "top_k", "nms_iou"):
+    of_model = (
+        "images",
+        "images_dir",
+        "save_results",
+        "cache",
+        "workers",
+        "shards",
+        "ray",
+        "top_k",
+        "nms_iou",
+        "slice",
+    )
+    for option in of_model:
         if getattr(args, option) is not None:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")
@@ -227,7 +241,7 @@ def _score_on_ray(args: argparse.Namespace, source: EngineSource, images: CocoIm
     from yolact_deploy.errors import InputError
     from yolact_deploy.scale.evaluation_ray import accuracy_on_ray
 
-    for option in ("cache", "reference", "save_results", "weights", "shards"):
+    for option in ("cache", "reference", "save_results", "weights", "shards", "slice"):
         if getattr(args, option) is not None:
             raise InputError(f"--{option.replace('_', '-')} does not work with --ray: leave it out")
     images.require_objects()
@@ -275,6 +289,7 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
 
     given = {name: value for name, value in nms_settings(args).items() if value is not None}
     options: dict[str, Any] = {"threads": args.threads, **given}
+    tiles = slicing(args)
     model = args.engine
     if args.weights:
         import_optional("torch", "train", "The eager model")
@@ -284,7 +299,9 @@ def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:
         options |= {"backend": "torch", "config": args.config, "image_size": None, **size_options(args)}
     elif args.config or size_options(args):
         raise InputError("--fit, --priors, --config and --size require --weights: give it instead of --engine")
-    source = EngineSource.from_spec(model, **options)
+    source = EngineSource.from_spec(model, slicing=tiles, **options)
+    if tiles is not None:
+        options["slicing"] = tiles.describe()
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}  # as in JSON
     return source, {**known, "spec": ModelSpec.parse(model).spelling()[len(str(source.path)) :]}
 

@@ -165,6 +165,9 @@ _ALSO_UNDERSTOOD = {
     "--coco": "--data",
     "--trained-model": "--weights",
     "--classes": "--class",
+    "--postprocess-match-metric": "--match-metric",
+    "--postprocess-match-threshold": "--match-threshold",
+    "--postprocess-class-agnostic": "--class-agnostic",
 }
 
 

@@ -19,6 +19,7 @@ from yolact_deploy.cli import stream_options
 from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.selection_options import add_selection_arguments, selection
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
 from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _EXAMPLES = """examples:
   yolact-deploy predict yolact.onnx street.jpg photos/ -o results
   yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
   yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)
+  yolact-deploy predict yolact.onnx aerial.tif --slice 640 --overlap 0.2
   yolact-deploy predict yolact.onnx rtsp://camera/1 --max-frames 1000
   ffmpeg -i a.mov -f mpegts - | yolact-deploy predict yolact.onnx -"""
 
@@ -79,6 +81,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add_selection_arguments(parser)
+    add_slice_arguments(parser)
     parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
     add_size_arguments(parser, of="the input of a checkpoint")
@@ -146,6 +149,7 @@ def _load_options(args: argparse.Namespace) -> dict[str, Any]:
         **size_options(args),
         "nms": args.nms,
         **selection(args),
+        "slicing": slicing(args),
     }
 
 

@@ -30,6 +30,7 @@ from yolact_deploy.errors import BackendError, InputError, OutputError, YolactDe
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.sliced_predictor import SlicedPredictor
 from yolact_deploy.runtime.streaming import StreamFrame, check_multiframe, detect_stages
 from yolact_deploy.streams.marks import JSON_MARK, is_marked, mark_picture
 from yolact_deploy.streams.readers.av_reader import has_av
@@ -225,9 +226,7 @@ class PredictionJob:
         self, work: Sequence[_Work], coco: _CocoOutputs | None, stopped: threading.Event, alone: bool
     ) -> None:
         """Decoding, the network, drawing and writing overlap; this thread writes."""
-        batch = self.multiframe or self.model.backend.max_batch
-        stages = (*detect_stages(self.model, batch, stopped=stopped.is_set), each(self._draw_picture))
-        with Pipeline[StreamFrame](self._read_pictures(work, alone), *stages, name="pictures") as done:
+        with self._running(self._read_pictures(work, alone), stopped) as done:
             for job in self.progress.track(done, "predict", len(work)):
                 one, detections = job.tag, job.detections
                 assert detections is not None
@@ -240,6 +239,18 @@ class PredictionJob:
         if stopped.is_set():
             left = len(work) - self.summary.images - len(self.summary.failed)
             self._interrupt(f"{left} of {len(work)} pictures are left")
+
+    def _running(
+        self, pictures: Iterator[StreamFrame], stopped: threading.Event
+    ) -> contextlib.AbstractContextManager[Iterator[StreamFrame]]:
+        """Pictures with their detections, drawn; tiled ones in this thread, which also shows the progress of tiles."""
+        batch = self.multiframe or self.model.backend.max_batch
+        stages = (*detect_stages(self.model, batch, stopped=stopped.is_set), each(self._draw_picture))
+        if isinstance(self.model, SlicedPredictor):
+            self.model.progress = self.progress
+            detect, draw = stages
+            return contextlib.nullcontext(iter(draw(iter(detect(pictures)))))
+        return Pipeline[StreamFrame](pictures, *stages, name="pictures")
 
     def _read_pictures(self, work: Iterable[_Work], alone: bool) -> Iterator[StreamFrame]:
         for one in work:

@@ -28,6 +28,8 @@ KINDS = {"bbox": "box", "segm": "mask"}
 
 IMAGES_AT_ONCE = 64
 _CURVE_DECIMALS = 5
+#: detections that count where a picture may have any number of them
+_ALL = 100_000
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,13 @@ class Accuracy:
         return asdict(self)
 
 
-def scoring_limit(config: YolactConfig) -> int:
-    """How many detections per image and class count for a model: COCO's 100, or more if the model reports more."""
-    return max(COCO_LIMIT, config.max_detections)
+def scoring_limit(config: YolactConfig, *, sliced: bool = False) -> int:
+    """How many detections per image and class count for a model: COCO's 100, or more if the model reports more.
+
+    Args:
+        sliced: whether pictures are cut into tiles, each of which has as many; then practically all count
+    """
+    return _ALL if sliced else max(COCO_LIMIT, config.max_detections)
 
 
 class AccuracyMeter:

@@ -14,6 +14,7 @@ from yolact_deploy.errors import InputError
 from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.predictor_pool import worker_count
+from yolact_deploy.runtime.slicing import Slicing
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 #: row name of the model that --weights names
@@ -30,6 +31,7 @@ class EngineSource:
         weights_sha256: of a checkpoint file; empty for other files, whose metadata has it
         path: the model's file
         spec: how the file is run; None where ``load`` is made otherwise
+        slicing: the tiles that pictures are cut into, if any
     """
 
     name: str
@@ -38,6 +40,7 @@ class EngineSource:
     weights_sha256: str = ""
     path: Path | None = None
     spec: ModelSpec | None = None
+    slicing: Slicing | None = None
 
     def workers(self, pictures: int) -> int:
         """How many predictors of this model, each with a core, are worth their start for a number of pictures."""
@@ -58,6 +61,7 @@ class EngineSource:
         max_detections: int | None = None,
         top_k: int | None = None,
         nms_iou: float | None = None,
+        slicing: Slicing | None = None,
         **options: Any,
     ) -> EngineSource:
         """From ``FILE[@BACKEND...]``, arguments of :func:`~yolact_deploy.loading.load` and fields of `ModelSpec`.
@@ -73,7 +77,7 @@ class EngineSource:
         choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         network: dict[str, Any] = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
-        network |= {"max_detections": max_detections, "top_k": top_k, "nms_iou": nms_iou}
+        network |= {"max_detections": max_detections, "top_k": top_k, "nms_iou": nms_iou, "slicing": slicing}
         return cls(
             name or spec.path.name + choice,
             partial(load, spec, score_threshold=0.0, lazy_masks=False, **network),
@@ -81,6 +85,7 @@ class EngineSource:
             sha256_file(spec.path) if checkpoint else "",
             None if spec.url else spec.path,
             spec,
+            slicing,
         )
 
 

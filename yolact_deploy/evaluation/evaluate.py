@@ -25,6 +25,7 @@ from yolact_deploy.inspection import inspect_file
 from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.predictor_pool import PredictorPool
+from yolact_deploy.runtime.sliced_predictor import SlicedPredictor
 from yolact_deploy.runtime.stage_timer import StageTimer, stage_with
 from yolact_deploy.version import __version__
 from yolact_deploy.vocabulary import EVALUATORS
@@ -137,10 +138,11 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         running = None
         if stored < len(images):
-            running = _open(model, workers, stack)
+            running = _open(model, workers, stack, progress)
             load_s = time.perf_counter() - start
             images.check_classes(running.config)
-        limit = scoring_limit(running.config if running else _stored_config(model))
+        config = running.config if running else _stored_config(model)
+        limit = scoring_limit(config, sliced=model.slicing is not None)
         meter = AccuracyMeter(images.content, images.image_ids, evaluator=evaluator, max_detections=limit)
         run = _Run(meter, on_results)
         if cache and stored:
@@ -180,11 +182,13 @@ class _Running(NamedTuple):
     results: _Results
 
 
-def _open(model: Predictor | EngineSource, workers: int, stack: contextlib.ExitStack) -> _Running:
+def _open(model: Predictor | EngineSource, workers: int, stack: contextlib.ExitStack, progress: Progress) -> _Running:
     """Load a model once, or once in each of several processes; ``stack`` closes what is opened here."""
     if workers == 1:
         predictor = stack.enter_context(model.load()) if isinstance(model, EngineSource) else model
         predictor.stage_times = True  # the report has the time of each stage
+        if isinstance(predictor, SlicedPredictor):
+            predictor.progress = progress
         return _Running(predictor.config, partial(map, partial(coco_results, predictor)))
     if not isinstance(model, EngineSource) or model.spec is None:
         raise InputError(f"{workers} workers load the model themselves: pass an EngineSource of a file")

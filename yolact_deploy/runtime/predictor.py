@@ -28,6 +28,7 @@ from yolact_deploy.priors import place
 from yolact_deploy.runtime.any_image import as_image, is_single
 from yolact_deploy.runtime.backend import Backend, FrameHook, FrameTicket
 from yolact_deploy.runtime.selection import SCORE_THRESHOLD, ScoreThreshold, Selection
+from yolact_deploy.runtime.slicing import Slicing
 from yolact_deploy.runtime.stage_timer import StageTimer
 from yolact_deploy.runtime.streaming import StreamFrame, ahead, check_multiframe, detect_stages, in_lists, through_hook
 from yolact_deploy.runtime.tails import (
@@ -98,6 +99,9 @@ class Predictor:
         classes: names of the classes to return; all by default
         max_detections: return the best so many of each image at most
     """
+
+    #: tiles of large pictures, in a :class:`~yolact_deploy.runtime.sliced_predictor.SlicedPredictor`
+    slicing: Slicing | None = None
 
     def __init__(
         self,
@@ -430,7 +434,7 @@ class Predictor:
             if not overlap:
                 for frame in images:
                     yield frame, self(frame)
-            elif self._hook is not None:
+            elif self._hook is not None and self.slicing is None:
                 for job in through_hook(self, self._hook, in_lists((StreamFrame(image) for image in images), batch)):
                     self.timings = job.spent or self.timings
                     assert job.detections is not None

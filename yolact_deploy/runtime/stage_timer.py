@@ -25,6 +25,7 @@ PARTS = (
     "download",  # results to host memory
     "read",  # packed masks out of pinned memory
     "detect",  # results as `Detections`
+    "merge",  # detections of the tiles of a large picture
 )
 
 #: a graph that ends in detections

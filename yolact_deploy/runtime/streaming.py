@@ -71,6 +71,8 @@ def detect_stages(
         wait: for full batches; live sources do not
         stopped: asked after each batch; True ends the stream with it
     """
+    if model.slicing is not None:
+        return (lambda jobs: _one_by_one(model, jobs, stopped),)
     hook = model._hook
     if hook is not None:
         return (lambda jobs: through_hook(model, hook, _batches(jobs, batch, wait), stopped),)
@@ -96,6 +98,15 @@ def detect_stages(
             yield from group
 
     return prepare, run, finish
+
+
+def _one_by_one(model: Predictor, jobs: Iterable[StreamFrame], stopped: Callable[[], bool]) -> Iterator[StreamFrame]:
+    """Each frame through a call of the predictor, which makes batches of its tiles."""
+    for job in jobs:
+        job.detections, job.spent = model(job.image), model.timings
+        yield job
+        if stopped():
+            return
 
 
 def in_lists(items: Iterable[StreamFrame], most: int) -> Iterator[list[StreamFrame]]:

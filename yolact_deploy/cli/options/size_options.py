@@ -20,7 +20,7 @@ def add_size_arguments(parser: Any, *, of: str = "the network's input") -> None:
     """
     parser.add_argument(
         "--size",
-        type=_size,
+        type=size_argument,
         metavar="S or HxW",
         help=f"{of}: a side, or height x width (default: as configured)",
     )
@@ -53,7 +53,8 @@ def size_words(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _size(text: str) -> Size:
+def size_argument(text: str) -> Size:
+    """A size as an option has it."""
     try:
         return read_size(text)
     except ConfigError as error:

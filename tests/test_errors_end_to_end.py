@@ -1,6 +1,7 @@
-"""Wrong inputs from a user's view: the real program, its one line on stderr, its exit code, and the files it leaves.
+"""Wrong inputs from a user's view: the one line on stderr, the exit code, and the files that are left.
 
-Each case runs in its own process and folder; the contents of the folder must not change.
+Each case runs in its own folder, whose contents must not change: some as the real program, all in this process, where
+PyTorch need not be imported again. `pytest -m slow` runs all of them as the program.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -23,8 +22,9 @@ import numpy as np
 import pytest
 
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.cli.main import main
 from yolact_deploy.config import get_config
-from yolact_deploy.samples import ANNOTATIONS, IMAGES
+from yolact_deploy.samples import ANNOTATIONS, DEMO_MODEL, IMAGES
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -33,18 +33,17 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("pycocotools")
 
 ROOT = Path(__file__).parents[1]
-SIZE = 97
 LIMIT = 120  # seconds
 
 
 @pytest.fixture(scope="module")
 def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """``model.onnx``, a valid file of a small network, and ``w.pth``, its checkpoint."""
+    """``model.onnx``, a valid file of the demo model, and ``w.pth``, a checkpoint of ResNet-50 with 80 classes."""
     from yolact_deploy.export.onnx import export_onnx
     from yolact_deploy.model.checkpoint import load_model
 
     folder = tmp_path_factory.mktemp("store")
-    export_onnx(load_model(resnet50_checkpoint, image_size=SIZE), folder / "model.onnx")
+    export_onnx(load_model(DEMO_MODEL), folder / "model.onnx")
     (folder / "w.pth").symlink_to(resnet50_checkpoint)
     yield folder
     (folder / "model.onnx").unlink()
@@ -228,44 +227,37 @@ def has_driver() -> bool:
     return True
 
 
-@dataclass
-class Outcome:
-    done: subprocess.CompletedProcess[str]
-    before: dict[str, tuple[int, int]]
-    after: dict[str, tuple[int, int]]
+# Of each kind one that fails before it imports PyTorch.
+AS_PROGRAM = ("text-onnx-predict", "truncated-engine-inspect", "missing-results-eval")
+RUNS = [
+    *(pytest.param(case, False, id=case) for case in CASES),
+    *(
+        pytest.param(case, True, id=f"{case}-program", marks=[] if case in AS_PROGRAM else [pytest.mark.slow])
+        for case in CASES
+    ),
+]
 
 
-@pytest.fixture(scope="module")
-def outcomes(
-    request: pytest.FixtureRequest, store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Outcome]]]:
-    """The outcome of each selected case; two run at a time."""
-
-    def run_case(name: str, folder: Path) -> Outcome:
-        fill(folder, store)
-        before = listing(folder)
-        done = run(CASES[name][0], folder)
-        return Outcome(done, before, listing(folder))
-
-    items = [item for item in request.session.items if item.path == request.path and "case" in _parameters(item)]
-    names = [_parameters(item)["case"] for item in items]
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: pool.submit(run_case, name, tmp_path_factory.mktemp("case")) for name in names}
-
-
-def _parameters(item: pytest.Item) -> dict[str, str]:
-    return item.callspec.params if hasattr(item, "callspec") else {}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_wrong_input(outcomes: dict[str, Future[Outcome]], case: str) -> None:
-    outcome = outcomes[case].result()
+@pytest.mark.parametrize(("case", "program"), RUNS)
+def test_wrong_input(
+    here: Path, case: str, program: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if case.endswith("-build"):
         pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
     if case.startswith("no-driver-") and has_driver():
         pytest.skip("this machine has an NVIDIA driver")
-    check(outcome.done.returncode, outcome.done.stderr, CASES[case][1])
-    assert outcome.after == outcome.before
+    command, message = CASES[case]
+    before = listing(here)
+    if program:
+        done = run(command, here)
+        code, stderr = done.returncode, done.stderr
+    else:
+        monkeypatch.chdir(here)
+        capfd.readouterr()
+        code = main(command.split())
+        stderr = capfd.readouterr().err
+    check(code, stderr, message)
+    assert listing(here) == before
 
 
 # -- Ctrl-C ---------------------------------------------------------------------------------------------------------
@@ -281,12 +273,15 @@ def wait_until(done: Callable[[], object], child: subprocess.Popen[str]) -> None
 
 @pytest.mark.parametrize(
     ("number", "later"),
-    [(signal.SIGINT, 0.0), (signal.SIGINT, 1.5), (signal.SIGTERM, 1.5)],
-    ids=["at-once", "while-tracing", "SIGTERM"],
+    [
+        pytest.param(signal.SIGINT, 0.0, id="at-once", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 1.5, id="while-tracing"),
+        pytest.param(signal.SIGTERM, 1.5, id="SIGTERM", marks=pytest.mark.slow),
+    ],
 )
 def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, later: float) -> None:
     before = listing(here)
-    command = "export --weights w.pth --size 97 --engine none -o out/model"
+    command = f"export --weights {DEMO_MODEL} --size 128 --engine none -o out/model"
     with subprocess.Popen(
         [sys.executable, "-m", "yolact_deploy", *command.split()],
         cwd=here,
@@ -296,7 +291,7 @@ def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, l
         text=True,
     ) as child:
         assert child.stdout is not None
-        assert child.stdout.readline().startswith("exporting yolact_resnet50 (fp32) to out/model.onnx")
+        assert child.stdout.readline().startswith("exporting shapes_demo (fp32) to out/model.onnx")
         wait_until(lambda: list((here / "out").glob(".model.writing-*")), child)  # the temporary file
         time.sleep(later)
         child.send_signal(number)
@@ -308,7 +303,8 @@ def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, l
     assert after == before
 
 
-def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_the_middle_of_a_build(here: Path, number: signal.Signals) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
     before = listing(here)
     with subprocess.Popen(
@@ -320,7 +316,7 @@ def test_ctrl_c_in_the_middle_of_a_build(here: Path) -> None:
         text=True,
     ) as child:
         wait_until(lambda: list(here.glob(".built.writing-*")), child)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, stderr = child.communicate(timeout=LIMIT)
     check(child.returncode, stderr, "interrupted; no partial files were left")
     assert listing(here) == before

@@ -131,6 +131,7 @@ def _openvino() -> Callable[..., Any]:
     return OpenVinoBackend
 
 
+@pytest.mark.slow  # tests/export/test_input_shapes.py holds exports of such shapes to eager
 @pytest.mark.parametrize("backend", [_onnxruntime, _openvino])
 def test_exported(case: Case, exported: Path, backend: Callable[[], Callable[..., Any]]) -> None:
     config = case.config

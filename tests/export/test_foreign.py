@@ -32,7 +32,17 @@ pytestmark = [
 ]
 
 VARIANTS = {"fast": "fast", "cc": "cross-class", "trad": "traditional"}
+#: eager takes each network; of what is exported one network in one runtime is enough by default
 RUNNERS = ("eager", "onnxruntime", "openvino")
+EXPORTED = "yolact_edge_mobilenetv2"
+#: network, runner, picture
+RUNS = [
+    pytest.param(name, runner, image, id=f"{name}-{runner}-{image}", marks=[] if default else [pytest.mark.slow])
+    for name in foreign.NETS
+    for runner in RUNNERS
+    for image in foreign.IMAGES
+    for default in [runner == "eager" or (name, runner, image) == (EXPORTED, "onnxruntime", foreign.IMAGES[0])]
+]
 
 
 @dataclass
@@ -166,8 +176,7 @@ def test_foreign_pyramid_and_semantic_branch(net: Net, image: int) -> None:
     check(net, f"img{image}.segm", semantic, 5e-4)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("image", foreign.IMAGES)
+@pytest.mark.parametrize(("net", "runner", "image"), RUNS, indirect=["net"])
 def test_foreign_heads(net: Net, image: int, runner: str) -> None:
     heads = net.outputs(runner, "host", image)
     assert isinstance(heads, HeadOutputs)
@@ -197,8 +206,7 @@ def _runs(net: Net, runner: str, image: int, variant: str) -> Iterator[tuple[str
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("image", foreign.IMAGES)
+@pytest.mark.parametrize(("net", "runner", "image"), RUNS, indirect=["net"])
 def test_foreign_detections(net: Net, image: int, runner: str, variant: str) -> None:
     for tail, found in _runs(net, runner, image, variant):
         key = f"img{image}.det.{variant}"
@@ -208,8 +216,7 @@ def test_foreign_detections(net: Net, image: int, runner: str, variant: str) -> 
         assert ours == (len(box), [], []), tail
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("image", foreign.IMAGES)
+@pytest.mark.parametrize(("net", "runner", "image"), RUNS, indirect=["net"])
 def test_foreign_masks_in_the_picture(net: Net, image: int, runner: str) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     facts = foreign.facts(net.name)["images"][image]

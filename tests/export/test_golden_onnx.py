@@ -32,12 +32,14 @@ pytestmark = pytest.mark.golden
 NAMES = golden_networks()
 BACKENDS = ("onnxruntime", "openvino")
 IMAGES = (0, 1)
+#: one picture shows what an export does wrong; eager is compared on both in tests/test_golden_net.py
+PARAMETERS = [0, pytest.param(1, marks=pytest.mark.slow)]
 #: name in the golden files, NMS variant, where the tail runs
 TAILS = (
     ("fast", "fast", "host"),
     ("fast", "fast", "graph"),
     ("cc", "cross-class", "host"),
-    ("cc", "cross-class", "graph"),
+    pytest.param("cc", "cross-class", "graph", marks=pytest.mark.slow),  # a graph of its own
     ("trad", "traditional", "host"),
 )
 
@@ -115,7 +117,7 @@ def _check(net: Net, name: str, array: Any, atol: float) -> None:
 # -- heads ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_scores(net: Net, image: int) -> None:
     scores = net.outputs("host", image).scores.astype(np.float64)
     conf = np.concatenate([1 - scores.sum(axis=2, keepdims=True), scores], axis=2)  # with the background
@@ -124,7 +126,7 @@ def test_scores(net: Net, image: int) -> None:
     np.testing.assert_allclose(best, net.z[f"img{image}.conf_top.val"], atol=5e-5)
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_coefficients_and_prototypes(net: Net, image: int) -> None:
     heads = net.outputs("host", image)
     assert isinstance(heads, HeadOutputs)
@@ -132,7 +134,7 @@ def test_coefficients_and_prototypes(net: Net, image: int) -> None:
     _check(net, f"img{image}.proto", heads.proto, 5e-4)
 
 
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_boxes(net: Net, image: int) -> None:
     """Encoded again, which magnifies errors by the priors' size, the boxes are the original's regression."""
     boxes = net.outputs("host", image).boxes.astype(np.float64)
@@ -146,7 +148,7 @@ def test_boxes(net: Net, image: int) -> None:
 
 
 @pytest.mark.parametrize(("key", "nms", "tail"), TAILS)
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_detections(net: Net, image: int, key: str, nms: str, tail: str) -> None:
     box, label, score = (net.z[f"img{image}.det.{key}.{part}"] for part in ("box", "class", "score"))
     found = net.detect(image, nms, tail)
@@ -185,7 +187,7 @@ def _check_masks(masks: Any, rles: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
 @pytest.mark.parametrize(("key", "nms", "tail"), TAILS)
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_masks_in_the_image(net: Net, image: int, key: str, nms: str, tail: str) -> None:
     name = f"img{image}.post.{key}"
     found = net.detections(image, nms, tail, 0.15)
@@ -199,7 +201,7 @@ def test_masks_in_the_image(net: Net, image: int, key: str, nms: str, tail: str)
 
 
 @pytest.mark.parametrize("tail", ["host", "graph"])
-@pytest.mark.parametrize("image", IMAGES)
+@pytest.mark.parametrize("image", PARAMETERS)
 def test_all_masks(net: Net, image: int, tail: str) -> None:
     name = f"img{image}.post_thr0.fast"
     found = net.detections(image, "fast", tail, 0.0)
@@ -209,6 +211,7 @@ def test_all_masks(net: Net, image: int, tail: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with NumPy 2
+@pytest.mark.slow  # of both pictures
 @pytest.mark.parametrize("tail", ["host", "graph"])
 def test_coco_results(net: Net, tail: str) -> None:
     path = GOLDEN / f"coco_json_{net.name}.json"

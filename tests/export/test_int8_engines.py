@@ -17,7 +17,7 @@ from yolact_deploy.samples import sample_images
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from yolact_deploy.export.calibration import calibrate
+from yolact_deploy.export.calibration import Calibration, calibrate
 from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.quantize import quantize_trunk
@@ -26,7 +26,10 @@ from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 Export = Callable[..., Path]
 NAME, SMALL = "yolact_edge_mobilenetv2", 138
 BATCHES = {"static": (1, 1, 1), "dynamic": (1, 2, 4)}
+#: a build with an open batch does all that one with a fixed batch does
+PARAMETERS = ["dynamic", pytest.param("static", marks=pytest.mark.slow)]
 NO_CACHE = BuildOptions(cache=False)
+_calibrations: dict[Path, Calibration] = {}
 
 
 def have_rtx() -> bool:
@@ -45,7 +48,9 @@ def quantized(
 ) -> Path:
     """The INT8 file of one in FP32, with ranges from the sample pictures."""
     model = read_onnx(source)
-    found = calibrate(model, sample_images())
+    if source not in _calibrations:
+        _calibrations[source] = calibrate(model, sample_images())
+    found = _calibrations[source]
     quantize_trunk(model, found, target=form, keep_fp32=keep_fp32)
     how = {"target": form, "method": found.method, "images": found.images, "images_sha256": found.images_sha256}
     if rest != "fp32":
@@ -76,7 +81,7 @@ def check_pair(single: Path, int8: Path, folder: Path) -> tuple[int, int]:
 
 
 @needs_rtx
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("batch", PARAMETERS)
 def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
     single = export(NAME, SMALL, batch=BATCHES[batch])
     fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
@@ -86,6 +91,7 @@ def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
     """The network is strongly typed: where FP32 meets INT8, the Q/DQ nodes say how."""
     single = export(NAME, SMALL)
@@ -96,8 +102,12 @@ def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize("kept", [(), ("proto_net.10", "backbone.layers.3")], ids=["all", "kept"])
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    "kept",
+    [pytest.param((), marks=pytest.mark.slow), ("proto_net.10", "backbone.layers.3")],
+    ids=["all", "kept"],
+)
+@pytest.mark.parametrize("batch", PARAMETERS)
 def test_fp16_beside_int8(export: Export, tmp_path: Path, batch: str, kept: tuple[str, ...]) -> None:
     single = export(NAME, SMALL, batch=BATCHES[batch])
     half = quantized(single, tmp_path / "half.onnx", rest="fp16", keep_fp32=kept)

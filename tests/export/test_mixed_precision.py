@@ -81,7 +81,7 @@ def test_lowered_as_pytorch_does_it(
         assert decibels(expected, ours) == pytest.approx(decibels(expected, torchs.float().numpy()), abs=4)
 
 
-@pytest.mark.parametrize("batch", [(1, 1, 1), (1, 2, 4)])
+@pytest.mark.parametrize("batch", [(1, 1, 1), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
 def test_the_kept_layers_compute_in_fp32(export: Export, batch: tuple[int, int, int]) -> None:
     model = lowered(export(NAME, SMALL, batch=batch), KEPT)
     onnx.checker.check_model(model, full_check=True)

@@ -284,6 +284,7 @@ def test_fusing_refuses_a_lonely_normalization() -> None:
         fuse_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)))
 
 
+@pytest.mark.slow  # exports with an open batch in tests/export trace the same
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_trunk_exports_with_an_open_batch(backbone: str) -> None:
     class Trunk(torch.nn.Module):
@@ -428,7 +429,7 @@ def test_weights_of_torchvision_fit_other_backbones(backbone: str, tmp_path: Pat
     torch.testing.assert_close(c5, expected)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("resnet34", marks=pytest.mark.slow)])
 def test_other_backbones_export(backbone: str, tmp_path: Path) -> None:
     for module in ("onnxscript", "onnxruntime"):
         pytest.importorskip(module)

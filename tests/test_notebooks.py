@@ -52,6 +52,7 @@ def test_committed_without_outputs(path: Path) -> None:
     assert content.metadata.language_info == {"name": "python"}  # no version, which changes with each machine
 
 
+@pytest.mark.slow  # CI runs it; tests/test_examples.py runs much of it
 def test_try_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("torch", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(module)

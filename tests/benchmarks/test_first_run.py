@@ -54,6 +54,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, st
     return env
 
 
+@pytest.mark.slow  # tests/benchmarks/test_gpu_check.py runs the checks, in one process
 def test_dry(tmp_path: Path, environment: dict[str, str]) -> None:
     config = YolactConfig(
         name="small", backbone="resnet50", image_size=128, num_classes=5, top_k=20, max_detections=15,

@@ -111,6 +111,7 @@ def test_a_baseline(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert " (limit 1.05)" in error
 
 
+@pytest.mark.slow  # tests/benchmarks/test_gates.py does the same with scripted engines
 def test_a_slowed_paste_of_a_real_engine_is_caught(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,9 @@ def test_doctored_files(small: Path, tmp_path: Path, doctor: Callable[[Any], Non
     assert diagnosis.explained > 0.9
 
 
-@pytest.mark.parametrize(("doctor", "kind", "words"), [DOCTORED[0], DOCTORED[2], DOCTORED[3]])
+@pytest.mark.parametrize(
+    ("doctor", "kind", "words"), [DOCTORED[0], *(pytest.param(*DOCTORED[i], marks=pytest.mark.slow) for i in (2, 3))]
+)
 def test_the_command_prints_the_diagnosis(
     small: Path,
     tmp_path: Path,

@@ -150,7 +150,7 @@ def test_foreign_pyramid_is_reversed_and_nothing_else_changes(implementation: st
     assert model.config.to_dict() == {**config.to_dict(), "name": model.config.name}
 
 
-@pytest.mark.parametrize("implementation", ["mmdet", "yolact_minimal"])
+@pytest.mark.parametrize("implementation", ["mmdet", pytest.param("yolact_minimal", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "wrap",
     [

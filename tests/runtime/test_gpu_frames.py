@@ -32,6 +32,7 @@ from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
 from yolact_deploy.runtime.cuda.driver import Device, Stream
 from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.samples import DEMO_MODEL
 
 __all__ = ["emulated"]
 
@@ -144,7 +145,7 @@ def torch_on_cpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Iterator[No
         buffer.free()
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "bf16"])
 def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) -> None:
     options: dict[str, Any] = {"image_size": 64, "score_threshold": 0.05}
     expected = yolact_deploy.load(f"{resnet50_checkpoint}@torch-{precision}:tail=host", **options)
@@ -158,28 +159,24 @@ def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) ->
 
 
 @pytest.mark.parametrize("options", ["tail=graph", "tail=host"])
-def test_torch_by_itself(
-    torch_on_cpu: None, resnet50_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, options: str
-) -> None:
+def test_torch_by_itself(torch_on_cpu: None, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
     from yolact_deploy.runtime.torch import torch_backend as backend
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     monkeypatch.setattr(backend, "place", lambda index: "cpu")
-    with yolact_deploy.load(f"{resnet50_checkpoint}@torch-bf16:device=cuda,{options}", image_size=64) as model:
+    with yolact_deploy.load(f"{DEMO_MODEL}@torch-bf16:device=cuda,{options}", image_size=64) as model:
         assert isinstance(model.backend, TorchBackend)
         assert (model.backend.frames is None) == (options == "tail=host")
         assert model.backend.precision == "bf16"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
-def test_plain_torch_is_the_eager_way(
-    torch_on_cpu: None, resnet50_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, precision: str
-) -> None:
+def test_plain_torch_is_the_eager_way(torch_on_cpu: None, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     from yolact_deploy.runtime.torch import torch_backend as backend
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
     monkeypatch.setattr(backend, "place", lambda index: "cpu")
-    with yolact_deploy.load(f"{resnet50_checkpoint}@torch-{precision}:device=cuda", image_size=64) as model:
+    with yolact_deploy.load(f"{DEMO_MODEL}@torch-{precision}:device=cuda", image_size=64) as model:
         assert isinstance(model.backend, TorchBackend)
         assert model.backend.frames is not None
         assert model.backend.precision == precision

@@ -112,6 +112,7 @@ def test_steps(tmp_path: Path) -> None:
     assert not torch.equal(step.model.get_parameter(OFFSETS), before)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_gives_its_mask_iou_network() -> None:
     model = make_model().train()
     torch.compiler.reset()

@@ -46,6 +46,7 @@ def command(tmp_path: Path) -> list[str]:
     return [sys.executable, str(script), "--engine", str(tmp_path / "m.onnx"), "--coco", str(tmp_path / "coco")]
 
 
+@pytest.mark.slow
 def test_measure(tmp_path: Path, command: list[str]) -> None:
     result = measure(command, 3, tmp_path)
     assert 1 <= result["interrupted_after"] < 3

@@ -17,6 +17,7 @@ from yolact_deploy.benchmarks.scenarios import serve_load
 require_serving()
 
 
+@pytest.mark.slow
 def test_short_run(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "result.json"
     command = ["--engine", f"{demo_onnx}@onnxruntime:threads=1", "--predictors", "1", "--seconds", "1"]

@@ -322,8 +322,15 @@ class Mirror(SharedArray):
         return super().__dlpack__(stream=-1, max_version=max_version, dl_device=dl_device, copy=copy)
 
 
-@pytest.mark.parametrize("library", ["numpy", "torch"])
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float32", "bool"])
+@pytest.mark.parametrize(
+    ("dtype", "library"),
+    [
+        pytest.param(dtype, library, marks=[] if (dtype, library) in SHORT else [pytest.mark.slow])
+        for dtype in ("uint8", "int32", "float16", "float32", "bool")
+        for library in ("numpy", "torch")
+        for SHORT in [(("float32", "torch"), ("bool", "numpy"))]
+    ],
+)
 def test_other_libraries_take_our_capsules(library: str, dtype: str) -> None:
     take = pytest.importorskip(library).from_dlpack
     values = np.arange(24).reshape(2, 3, 4).astype(dtype)

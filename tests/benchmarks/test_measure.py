@@ -82,7 +82,7 @@ def test_the_reference_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_json(tmp_path: Path) -> None:
-    values = json.loads(json.dumps(to_json(bench(tmp_path))))
+    values = json.loads(json.dumps(to_json(bench_run(tmp_path).record)))
     assert values["dataset"]["images"] == 3
     assert values["settings"]["repeats"] == 1
     assert [engine["name"] for engine in values["engines"]] == ["eager", "fast"]

@@ -33,13 +33,14 @@ needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not i
 
 
 @pytest.fixture(scope="module")
-def source(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from yolact_deploy.export.onnx import export_onnx
     from yolact_deploy.export.spec import ExportSpec
     from yolact_deploy.model.checkpoint import load_model
+    from yolact_deploy.samples import DEMO_MODEL
 
     path = tmp_path_factory.mktemp("build") / "small.onnx"
-    export_onnx(load_model(resnet50_checkpoint, image_size=97), path, ExportSpec(precision="fp16"))
+    export_onnx(load_model(DEMO_MODEL, image_size=128), path, ExportSpec(precision="fp16"))
     yield path
     path.unlink()
 
@@ -61,7 +62,7 @@ def names(folder: Path) -> list[str]:
 def test_beside_the_onnx_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["build", "small.onnx"]) == 0
     assert names(file.parent) == ["small.onnx", "small.trt"]
-    assert read_engine_metadata("small.trt").config.image_size == 97
+    assert read_engine_metadata("small.trt").config.image_size == 128
     out, err = capsys.readouterr()
     first, second = out.splitlines()
     assert first.startswith("wrote small.trt (")

@@ -64,21 +64,26 @@ def train(*arguments: object, settings: tuple[str, ...] = ()) -> int:
                      "--device", "cpu", "--quiet"])  # fmt: skip
 
 
-def test_a_set_of_ones_own_trains_exports_and_predicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("iterations", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_set_of_ones_own_trains_exports_and_predicts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], iterations: int
+) -> None:
+    """A hundred iterations find the boxes; ten show that each step takes what the one before it wrote."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     data, run = two_classes(tmp_path / "set"), tmp_path / "run"
     settings = (
-        "iterations=100", "batch=8", "optimizer=adamw", "lr=4e-3", "milestones=80", "warmup_iterations=10",
+        f"iterations={iterations}", "batch=8", "optimizer=adamw", "lr=4e-3", f"milestones={iterations * 4 // 5}",
+        f"warmup_iterations={iterations // 10}",
         "augmentation.expand=1", "augmentation.crop=no", "augmentation.hue=0", "augmentation.brightness=0",
-        "augmentation.contrast=1,1", "augmentation.saturation=1,1", "eval_interval=50",
-        "save_interval=100", "log_interval=20",
+        "augmentation.contrast=1,1", "augmentation.saturation=1,1",
+        f"eval_interval={iterations // 2}", f"save_interval={iterations}", f"log_interval={iterations // 5}",
     )  # fmt: skip
     assert train("--data", data, "--output", run, "--json", settings=settings) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["finished"]
-    assert result["accuracy"]["box"]["ap50"] > 0.5
-    assert (run / "best.safetensors").exists()
+    assert iterations < 100 or result["accuracy"]["box"]["ap50"] > 0.5
+    assert iterations < 100 or (run / "best.safetensors").exists()
 
     weights = run / "last.safetensors"
     assert (
@@ -89,8 +94,12 @@ def test_a_set_of_ones_own_trains_exports_and_predicts(tmp_path: Path, capsys: p
         out = tmp_path / f"out_{model.suffix[1:]}"
         assert cli.main(["predict", str(model), str(pictures), "-o", str(out), "--quiet"]) == 0
         detections = [json.loads((out / f"{number}.json").read_text())["detections"] for number in range(8)]
+        if iterations < 100:
+            continue
         assert {d["name"] for of_picture in detections for d in of_picture} == {"green box", "pink box"}
         firsts.append([of_picture[0]["name"] if of_picture else "" for of_picture in detections])
+    if iterations < 100:
+        return
     assert firsts[0] == firsts[1]
     # What is right differs by a picture between CPUs: a hundred iterations amplify the rounding of each.
     assert sum(name == ("green box", "pink box")[i % 2] for i, name in enumerate(firsts[0])) >= 4

@@ -210,12 +210,12 @@ def test_layer_by_layer(export: Export, images: Any, runtime: str, precision: st
 
 
 def test_a_good_export(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    exported = export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC)
+    exported = export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC)
     parity = exported.parity
     assert parity.failures == []
     assert [tensor.limit for tensor in parity.traced] == [1e-4] * 4
     for tensor in parity.tensors:
-        assert 1e-3 < tensor.relative_rms < tensor.limit / 2
+        assert 1e-3 < tensor.relative_rms < 0.7 * tensor.limit
     assert [tensor["ok"] for tensor in parity.to_json()["traced"]] == [True] * 4
 
 
@@ -231,7 +231,7 @@ def test_a_wrong_graph_does_not_hide_behind_the_rounding(
 
     monkeypatch.setattr(onnx_module, "_trace", perturbed)
     with pytest.raises(ExportError, match=r"proto of the graph in FP32 differ by .* \(relative RMS; at most 0\.0001\)"):
-        export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
+        export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -249,12 +249,12 @@ def test_a_wrong_lowering_fails(
 
     monkeypatch.setattr(pipeline, "lower_trunk", lower)
     with pytest.raises(ExportError, match=r"eager model: proto differ by .* \(relative RMS; at most 0\.3\)"):
-        export_model(make_model("yolact_resnet50", SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
+        export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
 
 
 def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path) -> None:
     """What overflows FP16 needs no care in BF16."""
-    model = copy.deepcopy(make_model("yolact_resnet50", SMALL))
+    model = copy.deepcopy(make_model(NAME, SMALL))
     head = model.prediction_layers[0]
     head.upfeature[0].weight.data *= 2.0**40
     head.upfeature[0].bias.data *= 2.0**40
@@ -263,7 +263,7 @@ def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path
     exported = export_model(model, tmp_path / "m.onnx", SPEC)
     assert exported.metadata.keep_fp32 == ()
     for tensor in exported.parity.tensors:
-        assert tensor.relative_rms < tensor.limit / 2
+        assert tensor.relative_rms < 0.7 * tensor.limit
 
 
 # -- engines --------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def plain(export: Export) -> dict[str, Path]:
     ("name", "spoil", "layers", "batch"),
     [
         pytest.param("yolact_resnet50", spoil_bottleneck, BOTTLENECK, (1, 1, 1), marks=pytest.mark.slow),
-        pytest.param(NAME, spoil_head, HEAD, (1, 1, 1)),
+        pytest.param(NAME, spoil_head, HEAD, (1, 1, 1), marks=pytest.mark.slow),
         pytest.param("yolact_resnet50", spoil_bottleneck, BOTTLENECK, (2, 2, 2), marks=pytest.mark.slow),
         pytest.param("yolact_resnet50", spoil_bottleneck, BOTTLENECK, (1, 2, 4), marks=pytest.mark.slow),
     ],

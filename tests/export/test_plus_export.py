@@ -69,8 +69,15 @@ def eager(make_model: Callable[..., Any], picture: Any) -> Any:
     return found
 
 
-@pytest.mark.parametrize("tail", ["auto", "host", "graph"])
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "tail"),
+    [
+        pytest.param(backend, tail, id=f"{name}-{tail}", marks=[] if short else [pytest.mark.slow])
+        for name, backend in BACKENDS.items()
+        for tail in ("auto", "host", "graph")
+        for short in [name == "onnxruntime" or tail == "auto"]
+    ],
+)
 def test_mask_scores(export: Export, picture: Any, eager: Any, backend: Callable[..., Backend], tail: str) -> None:
     with Predictor(backend(export(NAME, SMALL), tail=tail), score_threshold=0.0) as model:
         outputs = model.backend.run(model.preprocess([picture]))
@@ -88,7 +95,9 @@ def test_torch_with_its_tail_on_the_host(make_model: Callable[..., Any], picture
     np.testing.assert_allclose(found.mask_scores, eager.mask_scores, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("backend", BACKENDS.values(), ids=BACKENDS)
+@pytest.mark.parametrize(
+    "backend", [onnxruntime_backend, pytest.param(openvino_backend, marks=pytest.mark.slow)], ids=BACKENDS
+)
 def test_thresholds_are_of_box_scores(export: Export, picture: Any, eager: Any, backend: Any) -> None:
     threshold = float(np.sort(eager.scores)[50:52].mean())
     for tail in ("host", "graph"):
@@ -124,6 +133,7 @@ def test_parity_sees_a_damaged_mask_iou_network(export: Export, make_model: Call
     assert failure.startswith("mask scores differ by ")
 
 
+@pytest.mark.slow
 def test_heads_have_no_mask_scores(export: Export, picture: Any, eager: Any) -> None:
     """A file that ends in heads does not hold the network that tells them."""
     path = export(NAME, SMALL, tail="heads")
@@ -178,6 +188,7 @@ def test_layers_of_deformable_convolutions(export: Export) -> None:
     assert not any("maskiou" in layer for layer in layers)
 
 
+@pytest.mark.slow
 def test_layers_that_stay_in_fp32(export: Export, make_model: Callable[..., Any]) -> None:
     kept = ("backbone.layers.3.2.conv2",)
     path = export(NAME, SMALL, precision="fp16", keep_fp32=kept)
@@ -206,8 +217,8 @@ def test_outputs_are_told_by_the_metadata() -> None:
     ("tail", "precision"),
     [
         ("functions", "fp16"),
-        ("heads", "fp32"),
         pytest.param("functions", "fp32", marks=pytest.mark.slow),
+        pytest.param("heads", "fp32", marks=pytest.mark.slow),
         pytest.param("heads", "fp16", marks=pytest.mark.slow),
     ],
 )

@@ -177,12 +177,21 @@ def write_coco(folder: Path, content: object | None = None, name: str = "annotat
     return path
 
 
+_measured: list[Record] = []
 WORSE = {**SCRIPT, 1: (Instance(0, 0.85, (10, 15, 35, 45)),)}
 
 
 def bench(tmp_path: Path, **options: object) -> Record:
-    """The record of eager and fast, where fast loses a detection of the first image and moves the other."""
-    return bench_run(tmp_path, **options).record
+    """The record of eager and fast, where fast loses a detection of the first image and moves the other.
+
+    Without options it is measured once: `bench_run` measures anew.
+    """
+    if options:
+        return bench_run(tmp_path, **options).record
+    write_coco(tmp_path)
+    if not _measured:
+        _measured.append(bench_run(tmp_path).record)
+    return _measured[0]
 
 
 def bench_run(tmp_path: Path, **options: object) -> BenchRun:

@@ -15,7 +15,7 @@ from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter
 from yolact_deploy.mask_forms import MaskWindows
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.runtime.predictor import Predictor
-from yolact_deploy.samples import sample_images
+from yolact_deploy.samples import DEMO_MODEL, sample_images
 
 torch = pytest.importorskip("torch")
 
@@ -27,19 +27,33 @@ def pictures() -> list[Any]:
     return [read_image(path) for path in sample_images()]
 
 
-# -- exports against the eager model, at full size --------------------------------------------------------------------
+# -- exports against the eager model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["demo", pytest.param("resnet50", marks=pytest.mark.slow)])
+def weights(request: pytest.FixtureRequest) -> Path:
+    """The demo model, or random weights of ResNet-50 at full size."""
+    return DEMO_MODEL if request.param == "demo" else request.getfixturevalue("resnet50_checkpoint")
 
 
 @pytest.fixture(scope="module")
-def by_eager(resnet50_checkpoint: Path, pictures: list[Any]) -> list[Any]:
+def frames(weights: Path, pictures: list[Any]) -> list[Any]:
+    """Pictures in which the network detects something."""
+    from yolact_deploy.datasets.shapes import render
+
+    return pictures if weights != DEMO_MODEL else [render(seed, height=240, width=320).image for seed in range(24)]
+
+
+@pytest.fixture(scope="module")
+def by_eager(weights: Path, frames: list[Any]) -> list[Any]:
     """All detections of the eager model; nothing but the resized images is shared with the other backends."""
-    with yolact_deploy.load(resnet50_checkpoint, score_threshold=0, lazy_masks=False) as eager:
-        return [eager(picture) for picture in pictures]
+    with yolact_deploy.load(weights, score_threshold=0, lazy_masks=False) as eager:
+        return [eager(picture) for picture in frames]
 
 
 @pytest.fixture(scope="module")
-def export(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """``export(precision)``: yolact_resnet50 at 550, uint8 input, as users get it."""
+def export(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """``export(precision)``: with uint8 input, as users get it."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     from yolact_deploy.export.onnx import export_onnx
@@ -51,7 +65,7 @@ def export(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     def get(precision: str) -> Path:
         path = folder / f"{precision}.onnx"
         if not path.exists():
-            export_onnx(load_model(resnet50_checkpoint), path, ExportSpec(precision=precision))
+            export_onnx(load_model(weights), path, ExportSpec(precision=precision))
         return path
 
     yield get
@@ -69,11 +83,11 @@ def agreement(path: Path, tail: str, by_eager: list[Any], pictures: list[Any]) -
 
 @pytest.mark.parametrize("tail", ["host", "graph"])
 def test_fp32_agrees_with_eager(
-    export: Callable[[str], Path], by_eager: list[Any], pictures: list[Any], tail: str
+    export: Callable[[str], Path], by_eager: list[Any], frames: list[Any], tail: str
 ) -> None:
-    result = agreement(export("fp32"), tail, by_eager, pictures)
+    result = agreement(export("fp32"), tail, by_eager, frames)
     print(result)
-    assert result.images == 3
+    assert result.images == len(frames)
     assert result.reference_detections > 50
     assert (result.missed, result.extra) == (0, 0)
     assert result.min_box_iou is not None
@@ -86,9 +100,9 @@ def test_fp32_agrees_with_eager(
 
 @pytest.mark.parametrize("tail", ["host", "graph"])
 def test_fp16_agrees_with_eager(
-    export: Callable[[str], Path], by_eager: list[Any], pictures: list[Any], tail: str
+    export: Callable[[str], Path], by_eager: list[Any], frames: list[Any], tail: str
 ) -> None:
-    result = agreement(export("fp16"), tail, by_eager, pictures)
+    result = agreement(export("fp16"), tail, by_eager, frames)
     print(result)
     assert result.matched_share_90 is not None
     assert result.matched_share_90 >= 0.97  # of the same class, box IoU 0.9 or more

@@ -45,7 +45,7 @@ def test_text() -> None:
 )
 def test_shapes_are_those_of_the_file(export: Callable[..., Path], options: dict[str, Any]) -> None:
     onnx = pytest.importorskip("onnx")
-    path = export("yolact_edge_mobilenetv2", 96, **options)
+    path = export("small", 138, **options)
     model = onnx.load(path)
     metadata = Metadata.from_json(next(p.value for p in model.metadata_props if p.key == "yolact_deploy"), "file")
     stated = {

@@ -28,7 +28,7 @@ with contextlib.suppress(ImportError):
     assert not any(name.partition(".")[0] == "yolact_deploy" for name in sys.modules), "imported before the hook"
     jaxtyping.install_import_hook([f"yolact_deploy.{name}" for name in MODULES], "array_checker.checker")
 
-pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services")
+pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime")
 
 
 # pytest-xdist tells its workers the width of its own terminal; tables are to be as wide as in a plain run.

@@ -29,15 +29,23 @@ class Page:
 
 
 class Chromium:
-    """One browser with one tab; use it as a context manager."""
+    """One browser with one tab; use it as a context manager.
+
+    Args:
+        flags: of the command line, besides those that every run has
+    """
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = flags
 
     def __enter__(self) -> Chromium:
         assert PROGRAM
         self._profile = tempfile.TemporaryDirectory()
         (there_read, self._write), (self._read, there_write) = _pipe(), _pipe()
         command = [
-            PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            PROGRAM, "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run",
             "--disable-background-networking", "--remote-debugging-pipe", f"--user-data-dir={self._profile.name}",
+            *(self._flags or ("--disable-gpu",)),
         ]  # fmt: skip
         # The browser reads commands from file descriptor 3 and answers on 4; a zero byte ends each message.
         connect = (

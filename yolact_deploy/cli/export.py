@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json and not args.quiet:
         print_export(exported)
     say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
-    source = TargetSource(onnx_path=onnx_path, metadata=exported.metadata, model=model)
+    source = TargetSource(onnx_path=onnx_path, metadata=exported.metadata, model=model, ort_web=args.ort_web)
     written = write_formats(args, formats, source)
     engine = None
     if flavour is not None:

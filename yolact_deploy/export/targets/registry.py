@@ -47,7 +47,8 @@ TARGETS = {
     "openvino": ExportTarget(
         "_openvino_model", "openvino_ir", "OpenVINO IR: .xml and .bin", (("openvino", "openvino"), ("onnx", "onnx"))
     ),
-    "web": ExportTarget("_web", "web", "a web page that runs the model in the browser", (("onnx", "onnx"),)),
+    "web": ExportTarget("_web", "web", "a web page that runs the model in the browser"),
+    "html": ExportTarget("_html", "html_file", "the same page in one file, which needs no web server"),
 }
 
 

@@ -24,11 +24,13 @@ class TargetSource:
         onnx_path: the file, checked against the network
         metadata: as in the file
         model: the network, for targets that are converted from PyTorch; None if only the file is there
+        ort_web: folder with the files of ONNX Runtime Web; None takes those in the cache, or fetches them with npm
     """
 
     onnx_path: Path
     metadata: Metadata
     model: YolactModel | None = None
+    ort_web: Path | None = None
 
     @cached_property
     def portable(self) -> Any:

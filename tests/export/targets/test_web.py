@@ -158,3 +158,29 @@ def test_both_modules_are_targets() -> None:
     from yolact_deploy.export.targets.registry import TARGETS
 
     assert (TARGETS["web"].write, TARGETS["html"].write) == (web.write, html_file.write)
+
+
+def test_command(tmp_path: Path, dist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both pages from one export, each with the next step."""
+    for module in ("torch", "torchvision", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from yolact_deploy import samples
+    from yolact_deploy.cli.main import main
+
+    command = ["export", "--weights", str(samples.DEMO_MODEL), "--engine", "none", "-o", str(tmp_path / "shapes")]
+    assert main([*command, "--format", "web", "--format", "html", "--ort-web", str(dist)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    folder = tmp_path / "shapes_web"
+    assert any(f"--directory {folder} 8000, then http://127.0.0.1:8000" in line for line in lines)
+    assert f"Open {tmp_path / 'shapes_html' / 'shapes.html'} in a browser" in lines
+    assert (folder / "model_fp32.onnx").read_bytes() == (tmp_path / "shapes.onnx").read_bytes()
+
+
+def test_option_of_pages_without_a_page(tmp_path: Path, dist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(module)
+    from yolact_deploy.cli.main import main
+
+    assert main(["export", "--ort-web", str(dist), "--engine", "none", "-o", str(tmp_path / "shapes")]) == 2
+    assert "--ort-web is for pages: add --format web or --format html" in capsys.readouterr().err
+    assert not (tmp_path / "shapes.onnx").exists()

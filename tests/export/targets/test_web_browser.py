@@ -234,3 +234,27 @@ def test_policy_forbids_requests_to_elsewhere(browser: chromium.Chromium, page: 
         failed = f"fetch('{elsewhere}/test_web.py').then(() => 'done', error => error.name)"
         assert browser.evaluate(failed) == "TypeError"
         assert "Content Security Policy" in " ".join(browser.events_since_open().errors)
+
+
+@pytest.mark.slow  # minutes: the GPU is emulated
+def test_gpu(page: str, demo_onnx: Path) -> None:
+    """WebGPU is taken once it has found what the CPU finds, if it is asked for; else not, because it is emulated."""
+    image = render(3).image
+    with chromium.Chromium("--enable-unsafe-webgpu") as browser:
+        seen = browser.open(f"{page}/", 1280)
+        ready(browser)
+        if not browser.evaluate("navigator.gpu.requestAdapter().then(adapter => adapter !== null)"):
+            pytest.skip("this chromium does not emulate a GPU")
+        look_at(browser, encoded(image, ".png"))
+        wait_for(browser, "engine", lambda words: "is emulated" in words)
+        browser.evaluate("$('compute').value = 'webgpu'; $('compute').dispatchEvent(new Event('change'))")
+        words = wait_for(browser, "engine", lambda words: "first picture" in words or "not used" in words, 600)
+        assert words == "Runs on the GPU (WebGPU) in FP32. It found the same as the CPU on the first picture."
+        browser.evaluate("answer = null; detect()")
+        wait_for(browser, "status", lambda words: "pixels" in words and browser.evaluate("answer !== null"), 300)
+        with load(demo_onnx, tail="graph") as model:
+            expected = model(image)
+        found = answered(browser)
+        assert [one["label"] for one in found] == expected.labels.tolist()
+        np.testing.assert_allclose([one["score"] for one in found], expected.scores, atol=0.01)
+        assert_clean(browser, seen, page)

@@ -223,10 +223,9 @@ function answer({ outputs, where, milliseconds }, threshold) {
 
 const actions = {
   load,
-  // The pixels go back with the answer, so that no copy is made.
   async detect({ pixels, width, height, threshold }) {
     last = await run(session, pixels, width, height);
-    return { ...answer(last, threshold), pixels };
+    return answer(last, threshold);
   },
   // The same picture with another threshold.
   async select({ threshold }) {
@@ -246,8 +245,7 @@ const actions = {
 if (typeof WorkerGlobalScope !== "undefined") {
   self.onmessage = async ({ data: { id, action, values } }) => {
     try {
-      const result = await actions[action](values);
-      self.postMessage({ id, result }, result && result.pixels ? [result.pixels] : []);
+      self.postMessage({ id, result: await actions[action](values) });
     } catch (error) {
       self.postMessage({ id, error: String(error && error.message || error) });
     }

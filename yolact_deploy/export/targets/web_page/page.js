@@ -7,7 +7,7 @@ const embedded = $("embedded") ? JSON.parse($("embedded").textContent) : null;
 
 let config = null, engine = null, cpu = null, gpu = null;
 let frame = null;  // the shown picture: {pixels, width, height}
-let answer = null, current = 0, playing = false, pending = false;
+let answer = null, current = 0, opened = 0, playing = false, pending = false;
 
 function say(message, wrong = false) {
   $("status").textContent = message;
@@ -91,14 +91,14 @@ function describe(reason = "") {
 
 // Loads the chosen model for the CPU, which serves until the GPU has shown that it computes the same.
 async function openModel() {
-  const wanted = config.models[$("model").selectedIndex];
+  const wanted = config.models[$("model").selectedIndex], number = ++opened;
   [cpu, gpu].forEach(one => one && one.close());
   [engine, cpu, gpu, answer] = [null, null, null, null];
   describe();
   say(`Loading ${wanted.file} ...`);
-  const opened = await Engine.open("wasm", wanted, count => say(`Loading ${wanted.file}: ${megabytes(count)}`));
-  if (wanted !== config.models[$("model").selectedIndex]) return opened.close();
-  engine = cpu = opened;
+  const made = await Engine.open("wasm", wanted, count => say(`Loading ${wanted.file}: ${megabytes(count)}`));
+  if (number !== opened) return made.close();  // another one was chosen meanwhile
+  engine = cpu = made;
   gpuState = "";
   describe();
   say("");
@@ -160,9 +160,8 @@ async function detect() {
   if (!playing) say("Detecting ...");
   const used = engine, shown = frame;
   try {
-    const { width, height } = shown, values = { pixels: shown.pixels, width, height, threshold: threshold() };
-    const result = await used.call("detect", values, [shown.pixels]);
-    shown.pixels = result.pixels;
+    const { width, height } = shown, pixels = shown.pixels.slice(0);
+    const result = await used.call("detect", { pixels, width, height, threshold: threshold() }, [pixels]);
     pending = false;
     if (shown !== frame || used !== engine) return detect();  // another picture or model has come in between
     answer = { width, height, detections: result.detections.map(named), milliseconds: result.milliseconds };
@@ -194,7 +193,7 @@ function rgb(index) {
 const zoom = () => Math.max(1, Math.floor(960 / Math.max(answer.width, answer.height)));
 
 function draw(highlight) {
-  if (!answer || pending) return;  // the worker has the pixels
+  if (!answer || !frame) return;
   const { width, height, detections } = answer, canvas = $("canvas"), scale = zoom();
   const image = new ImageData(new Uint8ClampedArray(frame.pixels.slice(0)), width, height);
   for (let i = detections.length - 1; i >= 0; i--) {

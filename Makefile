@@ -12,12 +12,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model test lint docs gpu-check clean distclean
+.PHONY: help setup demo demo-model test test-all lint docs gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       export the demo model, run it in every runtime of this machine, print AP and speed"
-	@echo "make test       run the linters, the type checker, and all tests"
+	@echo "make test       run the linters, the type checker, and the tests but for the slow ones"
+	@echo "make test-all   the same with the slow tests"
 	@echo "make lint       run the linters and the type checker only"
 	@echo "make docs       build the documentation into site/"
 	@echo "make gpu-check  check and measure everything on a machine with an NVIDIA GPU, into $(DEMO)/gpu.json"
@@ -55,6 +56,9 @@ gpu-check: $(DEMO)/weights.pth
 
 test: lint
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test-all: lint
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

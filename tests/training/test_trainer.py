@@ -308,16 +308,16 @@ def test_the_average_follows_the_weights(batches: list[Batch]) -> None:
         assert torch.allclose(step.weights()[name], expected, atol=1e-7)
 
 
-def test_it_learns_eight_images(shapes: Path, tmp_path: Path) -> None:
-    recipe = tiny.tiny_recipe(
-        f"config.image_size={SIDE}",
-        "iterations=30",
-        "batch=8",
-        "optimizer=adamw",
-        "lr=3e-3",
-        "amp=bf16",
-        "channels_last=yes",
-    )
+@pytest.mark.parametrize(
+    ("iterations", "settings"),
+    [
+        (16, ()),
+        pytest.param(30, (f"config.image_size={SIDE}", "amp=bf16", "channels_last=yes"), marks=pytest.mark.slow),
+    ],
+    ids=["fp32", "bf16"],
+)
+def test_it_learns_eight_images(shapes: Path, tmp_path: Path, iterations: int, settings: tuple[str, ...]) -> None:
+    recipe = tiny.tiny_recipe(f"iterations={iterations}", "batch=8", "optimizer=adamw", "lr=3e-3", *settings)
     train(recipe, shapes, tmp_path)
     totals = [sum(losses.values()) for _, losses, *_ in curve(tmp_path)]
     assert sum(totals[-5:]) < 0.75 * sum(totals[:5])

@@ -17,8 +17,8 @@ from yolact_deploy.artifact import try_lock
 from yolact_deploy.errors import OutputError
 
 #: built engines; timing caches of TensorRT; compiled CUDA kernels; kernels that RTX compiled at load; states of INT8
-#: calibrations; digests of downloaded weights; ONNX Runtime Web
-KINDS = ("engines", "timing", "kernels", "rtx", "calibration", "weights", "web")
+#: calibrations; digests of downloaded weights; ONNX Runtime Web; datasets of other formats as COCO files
+KINDS = ("engines", "timing", "kernels", "rtx", "calibration", "weights", "web", "datasets")
 
 
 def cache_root() -> Path:

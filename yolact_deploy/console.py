@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from yolact_deploy.progress import SILENT, Progress, ReportStep
@@ -49,7 +50,9 @@ class ConsoleProgress(Progress):
             for item in items:
                 yield item
                 done += 1
-                update(done, total, f"{unit} ({done / (time.perf_counter() - start):.1f} {unit}/s)")
+                rate = done / (time.perf_counter() - start)
+                left = f" {timedelta(seconds=round(max(total - done, 0) / rate))} left" if total is not None else ""
+                update(done, total, f"{unit} ({rate:.1f} {unit}/s){left}")
             if not done:
                 update(done, total, unit)
 
@@ -72,27 +75,38 @@ class ConsoleProgress(Progress):
     @contextmanager
     def _bar(self, description: str, total: int | None) -> Iterator[_Update]:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         outermost = self._bars is None
         if outermost:
-            text = TextColumn("{task.description}", markup=False)
-            state = TextColumn("{task.fields[state]}", markup=False)
-            columns = (text, BarColumn(20), MofNCompleteColumn(), state, TimeRemainingColumn())
-            self._bars = Bars(*columns, console=Console(file=styled(sys.stderr)))
+            # One text, numbers first: where it is too long, its end is cut and not a column in the middle.
+            line = TextColumn(
+                "{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            )
+            self._bars = Bars(BarColumn(10), line, console=Console(file=styled(sys.stderr)))
             self._bars.start()
             protect_output()  # while bars are drawn, rich puts streams of its own in place
         bars = self._bars
-        task = bars.add_task(printable(description), total=total, state="")
+        task = bars.add_task("", total=total, line=printable(description))
+
+        def update(done: int, total: int | None, state: str) -> None:
+            bars.update(task, completed=done, total=total, line=printable(_line(description, done, total, state)))
+
         try:
-            yield lambda done, total, state: bars.update(task, completed=done, total=total, state=printable(state))
+            yield update
         finally:
             if outermost:
                 bars.stop()
                 self._bars = None
             else:
                 bars.remove_task(task)
+
+
+def _line(description: str, done: int, total: int | None, state: str) -> str:
+    """The counter before all else that may be long."""
+    return f"{description} {done}{'' if total is None else f'/{total}'} {state}"
 
 
 @contextmanager
@@ -107,7 +121,7 @@ def _lines(description: str) -> Iterator[_Update]:
 
     def update(done: int, total: int | None, state: str) -> None:
         nonlocal latest
-        latest = f"{description}: {done}{'' if total is None else f'/{total}'} {state}"
+        latest = _line(f"{description}:", done, total, state)
         if time.perf_counter() - shown_at > _SECONDS_BETWEEN_LINES:
             show()
 

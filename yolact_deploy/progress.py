@@ -11,6 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+#: level of log records that say what is done with the input, between information and warnings
+NOTE = 25
+
 #: reports (phase, steps done, steps in all)
 ReportStep = Callable[[str, int, int], None]
 

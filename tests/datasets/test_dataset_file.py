@@ -12,6 +12,7 @@ pytest.importorskip("pycocotools")
 
 from sets import SPEC, content, write_set
 
+from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.training.data import open_dataset
 
@@ -31,7 +32,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         ("names: [cat, dog]\n", {"cat": 7, "dog": 42}),
         ("names: [dog, cat]\n", {"dog": 42, "cat": 7}),
-        ("names: {42: hound, 7: tom}\n", {"hound": 42, "tom": 7}),
+        ("names: {42: dog, 7: cat}\n", {"dog": 42, "cat": 7}),
         ("", {"cat": 7, "dog": 42}),
     ],
 )
@@ -40,6 +41,15 @@ def test_classes_by_name_by_id_or_of_the_file(tmp_path: Path, names: str, expect
     assert dict(zip(spec.names, spec.category_ids, strict=True)) == expected
     assert list(spec.names) == list(expected)
     assert spec.classes == {number: name for name, number in expected.items()}
+
+
+@pytest.mark.parametrize("names", ["{42: hound, 7: tom}", "{42: cat, 7: dog}"])
+def test_names_that_the_annotations_do_not_have_are_refused(names: str, tmp_path: Path) -> None:
+    """By training and evaluation alike: figures of a class under another name would mislead."""
+    path = write_set(tmp_path, spec=f"names: {names}\n" + TRAIN)
+    for use in (open_dataset, lambda source: open_images(coco=source)):
+        with pytest.raises(DatasetError, match=r"set.yaml: names: category 42 is '\w+', but 'dog' in train.json"):
+            use(path)
 
 
 def test_a_folder_with_one_yaml_file(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Check a dataset before training, fit prior scales to it, or generate one."""
+"""Check, convert, divide, join and look at datasets, fit prior scales to one, or generate one."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.cli import data_sets
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 
 if TYPE_CHECKING:
@@ -15,10 +16,14 @@ _EPILOG = """\
 examples:
   yolact-deploy data check my.yaml --deep
   yolact-deploy data check coco/ --json
+  yolact-deploy data convert labels/ -o coco
+  yolact-deploy data split coco/ -o parts --val 0.2
+  yolact-deploy data merge first/ second/ -o both
+  yolact-deploy data view my.yaml -o view.html
   yolact-deploy data priors my.yaml --recipe yolact_edge_mobilenetv2 --size 320
   yolact-deploy data shapes -o shapes --train 4000 --val 500
 
-A dataset file:
+Every action takes every format that 'data convert --help' lists. A dataset file:
   names: [cat, dog]
   train: {annotations: train.json, images: images}
   val: {annotations: val.json, images: images}
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
     check.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     check.add_argument("--deep", action="store_true", help="also read every picture")
+    data_sets.add_actions(commands)
     _add_priors(commands)
     shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations")
     shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
@@ -73,6 +79,8 @@ def _add_priors(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.action in data_sets.ACTIONS:
+        return data_sets.run(args)
     return {"check": _check, "priors": _priors, "shapes": _shapes}[args.action](args)
 
 

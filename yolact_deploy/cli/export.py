@@ -20,6 +20,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -215,6 +216,8 @@ def run(args: argparse.Namespace) -> int:
         engine = build(args, onnx_path, onnx_path.with_suffix(".trt"), flavour).to_json()
     if args.json:
         print_json({**_facts(exported, onnx_path, seconds), "formats": written, "engine": engine})
+    model_path = str(onnx_path.with_suffix(".trt") if engine is not None else onnx_path)
+    say(args, f"next: {shlex.join(['yolact-deploy', 'bench', '--engine', model_path])}")
     return 0
 
 

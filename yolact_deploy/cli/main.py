@@ -24,6 +24,7 @@ from typing import Any
 
 from yolact_deploy.console import console_progress
 from yolact_deploy.errors import YolactDeployError, describe_import_error
+from yolact_deploy.progress import NOTE
 from yolact_deploy.untrusted import printable, safe_output, styled
 from yolact_deploy.version import __version__
 
@@ -255,18 +256,22 @@ class _StderrHandler(logging.Handler):
     """Writes to the current ``sys.stderr``: a progress bar replaces it while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        kind = "note" if record.levelno == NOTE else record.levelname.lower()
+        print(f"{kind}: {record.getMessage()}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _warnings_on_stderr(quiet: bool) -> Iterator[None]:
     logger = logging.getLogger("yolact_deploy")
-    handler = _StderrHandler(logging.ERROR if quiet else logging.WARNING)
+    handler, before = _StderrHandler(logging.ERROR if quiet else NOTE), logger.level
     logger.addHandler(handler)
+    if not logger.isEnabledFor(NOTE):
+        logger.setLevel(NOTE)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _discard_stdout() -> None:

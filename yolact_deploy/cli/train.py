@@ -15,6 +15,7 @@ show the choices.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,6 +115,10 @@ def _print_result(args: argparse.Namespace, result: FitResult) -> None:
         table = accuracy_table([(result.folder.name, outcome.accuracy)])
         print_table(table.columns, table.rows, title=table.title)
     print(result.folder / "last.safetensors")
+    best = result.folder / "best.safetensors"
+    weights = best if best.is_file() else result.folder / "last.safetensors"
+    command = shlex.join(["yolact-deploy", "export", "--weights", str(weights), "-o", str(result.folder / "model")])
+    args.progress.note(f"next: {command}")
 
 
 def _list_recipes() -> int:

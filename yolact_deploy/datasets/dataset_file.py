@@ -73,7 +73,7 @@ def open_dataset(
     Raises:
         DatasetError: no such file, or a description with an error.
     """
-    dataset = resolve_dataset(path)
+    dataset = resolve_dataset(path, images_dir=images_dir)
     files = {name: split.with_pictures(images_dir) for name in SPLITS if (split := dataset.find(name))}
     if not files and len(dataset.splits) == 1:
         files = {"train": dataset.splits[0].with_pictures(images_dir)}
@@ -108,6 +108,7 @@ def classes_of(names: Any, content: Mapping[str, Any], path: Path, annotations: 
     if isinstance(names, dict):
         if not names or not all(is_id(k) and isinstance(v, str) for k, v in names.items()):
             raise DatasetError(f"{path}: names: expected names by category id, such as {{7: cat}}, got {shown(names)}")
+        _refuse_renamed(names, categories_of(content, annotations), path, annotations)
         return _distinct(path, names)
     categories = categories_of(content, annotations)
     if not categories:
@@ -115,6 +116,18 @@ def classes_of(names: Any, content: Mapping[str, Any], path: Path, annotations: 
     if names is None:
         return _distinct(annotations, _without_root(categories, content))
     return _named(names, {name: number for number, name in categories.items()}, path, annotations)
+
+
+def _refuse_renamed(names: Mapping[int, str], own: Mapping[int, str], path: Path, annotations: Path) -> None:
+    """Refuse names that are not those of the annotations, which may only be told apart where two are the same."""
+    given = list(own.values())
+    renamed = [f"{n} is {shown(name)}, but {shown(own[n])} in {annotations.name}" for n, name in names.items()
+               if own.get(n, name) != name and given.count(own[n]) == 1]  # fmt: skip
+    if renamed:
+        raise DatasetError(
+            f"{path}: names: category {'; '.join(renamed[:3])}: correct the name or its id, or rename the class in the "
+            "annotations"
+        )
 
 
 def _without_root(categories: dict[int, str], content: Mapping[str, Any]) -> dict[int, str]:

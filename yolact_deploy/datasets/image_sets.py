@@ -154,7 +154,7 @@ def open_images(
     """
     if limit is not None and limit < 1:
         raise DatasetError(f"--limit: expected 1 or more, got {limit}")
-    dataset, files = _split_files(coco, annotations)
+    dataset, files = _split_files(coco, annotations, images_dir)
     if files is None and coco is None and images_dir is None:
         raise DatasetError("no images named: give --data DIR, or --annotations FILE with --images-dir DIR")
     if files is None:
@@ -184,10 +184,12 @@ def open_truth(
 
 
 def _split_files(
-    coco: str | os.PathLike[str] | None, annotations: str | os.PathLike[str] | None
+    coco: str | os.PathLike[str] | None,
+    annotations: str | os.PathLike[str] | None,
+    images_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[DatasetFiles, SplitFiles | None]:
     """The dataset, and the files of the split to evaluate on; None if there are no annotations."""
-    dataset = DatasetFiles(Path()) if coco is None else resolve_dataset(coco)
+    dataset = DatasetFiles(Path()) if coco is None else resolve_dataset(coco, images_dir=images_dir)
     if annotations is not None:
         root = dataset.path if dataset.path.is_dir() else dataset.path.parent
         return replace(dataset, names=None), annotations_file(Path(annotations), None if coco is None else root)

@@ -6,6 +6,7 @@ A dataset is named by one of
 - a COCO folder: ``annotations/instances_*.json`` or ``instances_*.json``
 - a Roboflow folder: ``train/_annotations.coco.json``, ``valid/_annotations.coco.json``, or one of those folders
 - an annotations file (JSON)
+- a format of another tool (see `formats`), which is read into a COCO file in the cache
 
 The pictures of a COCO folder are in the folder, in ``images``, or in a folder called like the split or the annotations
 file, beside the annotations or in ``images``.
@@ -14,6 +15,7 @@ file, beside the annotations or in ``images``.
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,8 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.datasets.foreign import read_foreign
+from yolact_deploy.datasets.formats.registry import DatasetFormat, recognized
 from yolact_deploy.errors import DatasetError, MissingDependencyError, import_optional
 from yolact_deploy.untrusted import read_bytes, shown
+from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +40,14 @@ SPLITS = ("train", "val")
 #: absolute paths of Windows and its network
 _WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _YAML_SUFFIXES = (".yaml", ".yml")
+#: JSON files of a folder that are looked at
+_MOST_FILES = 20
+_COCO_LISTS = tuple(re.compile(rb'"%s"\s*:\s*\[' % name) for name in (b"images", b"annotations", b"categories"))
 _ROBOFLOW = "_annotations.coco.json"
 #: other names of the folders of a split
 _ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 #: where pictures are often kept under a name that says nothing about the annotations file
-_SHARED = ("images", ".", "val2017", "train2017", "images/val2017", "images/train2017")
+_SHARED = ("images", ".", "data", "val2017", "train2017", "images/val2017", "images/train2017")
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,14 @@ class SplitFiles:
         name: "train", "val", or what the annotations file is called
         own: folders that would hold pictures of this split alone
         shared: further folders in which its pictures may be
+        is_fixed: the folder is known, and ``--images-dir`` has been followed
     """
 
     name: str
     annotations: Path
     own: tuple[Path, ...] = ()
     shared: tuple[Path, ...] = ()
+    is_fixed: bool = False
 
     @property
     def folders(self) -> list[Path]:
@@ -94,7 +104,7 @@ class SplitFiles:
         if not exists(path) or not path.is_dir():
             hint = "it is a file" if exists(path) else "there is none"
             raise DatasetError(f"--images-dir: expected a folder, {hint}: {folder}")
-        return replace(self, own=(), shared=(path,))
+        return self if self.is_fixed else replace(self, own=(), shared=(path,))
 
     def __str__(self) -> str:
         """The annotations file by the part of its path that sets it apart."""
@@ -147,24 +157,48 @@ class DatasetFiles:
         return val[0]
 
 
-def resolve_dataset(source: str | os.PathLike[str]) -> DatasetFiles:
-    """Find the files of a dataset; none of the annotations is read.
+def resolve_dataset(
+    source: str | os.PathLike[str], *, images_dir: str | os.PathLike[str] | None = None
+) -> DatasetFiles:
+    """Find the files of a dataset; of COCO files, none of the annotations is read.
+
+    Args:
+        images_dir: folder of the pictures of a format of another tool; by default it is searched
 
     Raises:
         DatasetError: no such dataset, a dataset file with an error, or several dataset files in the folder.
     """
     path = Path(source)
+    foreign = foreign_format(path)
+    if foreign is not None:
+        files = read_foreign(path, foreign, None if images_dir is None else Path(images_dir))
+        splits = (SplitFiles(name, file, shared=(folder,), is_fixed=True) for name, file, folder in files)
+        return DatasetFiles(path, tuple(splits))
     if path.suffix.lower() == ".json" and is_file(path):
         return DatasetFiles(path, (annotations_file(path),))
     if not exists(path) or not path.is_dir():
         return _from_yaml(path, read_dataset_file(path))
-    described = _dataset_files(path)
-    if len(described) > 1:
-        names = ", ".join(file.name for file in described)
-        raise DatasetError(f"{path} has several dataset files ({names}): name one of them")
-    for file, content in described.items():
+    for file, content in _described(path).items():
         return _from_yaml(file, content)
     return DatasetFiles(path, tuple(_coco_files(path)))
+
+
+def foreign_format(path: Path) -> DatasetFormat | None:
+    """The format of another tool that a dataset has; None for a dataset file (YAML), COCO, and all else."""
+    if not exists(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+        return None
+    if path.is_dir() and (_described(path) or _coco_files(path)):
+        return None
+    return recognized(path)
+
+
+def _described(folder: Path) -> dict[Path, Mapping[Any, Any]]:
+    """The dataset file of a folder, if it has one; raises :class:`DatasetError` if it has several."""
+    described = _dataset_files(folder)
+    if len(described) > 1:
+        names = ", ".join(file.name for file in described)
+        raise DatasetError(f"{folder} has several dataset files ({names}): name one of them")
+    return described
 
 
 def has_annotations(source: str | os.PathLike[str]) -> bool:
@@ -223,7 +257,26 @@ def _coco_files(folder: Path) -> list[SplitFiles]:
     """The splits of a COCO or Roboflow folder, in the order of their files."""
     coco = [path for place in (folder / "annotations", folder) for path in place.glob("instances_*.json")]
     roboflow = [*folder.glob(_ROBOFLOW), *folder.glob(f"*/{_ROBOFLOW}")]
-    return [annotations_file(path, folder) for path in sorted(coco or roboflow)]
+    return [annotations_file(path, folder) for path in sorted(coco or roboflow or _other_coco_files(folder))]
+
+
+def _other_coco_files(folder: Path) -> list[Path]:
+    """The COCO files of a folder or of ``annotations`` in it, whatever they are called."""
+    for place in (folder / "annotations", folder):
+        files = sorted(place.glob("*.json"))[:_MOST_FILES]
+        if found := [file for file in files if _looks_like_coco(file)]:
+            return found
+    return []
+
+
+def _looks_like_coco(file: Path) -> bool:
+    """Whether a file has the names of COCO's three lists, each before a list; it is not parsed."""
+    try:
+        with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
+            return start.startswith(b"{") and all(name.search(data) for name in _COCO_LISTS)
+    except (OSError, ValueError):  # ValueError: an empty file
+        return False
 
 
 def _split_name(name: str) -> str:

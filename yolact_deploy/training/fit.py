@@ -27,8 +27,9 @@ from yolact_deploy.training.data import Batch, CocoDataset, DatasetSpec, open_da
 from yolact_deploy.training.data.batch import Normalizer
 from yolact_deploy.training.distributed import World, processes
 from yolact_deploy.training.interrupt import spare_workers
+from yolact_deploy.training.model_card import write_model_card
 from yolact_deploy.training.monitors import JsonLog, ProgressMonitor, TrainingMonitor, closing, read_log, tensorboard
-from yolact_deploy.training.plot import draw_curves
+from yolact_deploy.training.plot import draw_confusion, draw_curves
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.state import StateFolder, set_seed
 from yolact_deploy.training.step import TrainStep, freezes_batch_norm
@@ -81,7 +82,8 @@ def fit(
     """Train a network for the classes of a dataset, and write states, logs and weights into a folder.
 
     The folder gets ``log.jsonl``, ``state_*.pt``, ``best.safetensors`` (the best mask AP), ``last.safetensors``,
-    ``result.json``, curves if matplotlib is installed and TensorBoard files if TensorBoard is.
+    ``result.json``, ``model_card.md``, ``curves.png`` and ``confusion.png`` if matplotlib is installed, and TensorBoard
+    files with curves and pictures of predictions if TensorBoard is.
 
     Args:
         data: a dataset, see `datasets.resolve`
@@ -109,8 +111,20 @@ def fit(
         result = FitResult(outcome, folder, seconds, world.is_main)
         if world.is_main and outcome.finished:
             write_json(folder / "result.json", {**result.to_json(), **_origin(trainer)})
-            draw_curves(read_log(folder / LOG), folder / "curves.png")
+            _write_pictures_and_card(trainer, dataset, result)
     return result
+
+
+def _write_pictures_and_card(trainer: Trainer, dataset: DatasetSpec, result: FitResult) -> None:
+    """What a person looks at when the training has ended."""
+    records = read_log(result.folder / LOG)
+    draw_curves(records, result.folder / "curves.png")
+    matrix = trainer.evaluate.confusion() if isinstance(trainer.evaluate, Evaluator) else None
+    if matrix is not None:
+        draw_confusion(matrix, result.folder / "confusion.png")
+    initial = next((record["initial"] for record in records if record["event"] == "start"), "unknown")
+    facts = {**_origin(trainer), "seconds": result.seconds}
+    write_model_card(result.folder, dataset, trainer.recipe, result.outcome, initial, facts)
 
 
 def _prepare(
@@ -143,7 +157,7 @@ def _prepare(
     if resume:
         trainer.resume()
     if world.is_main:
-        trainer.monitors = _monitors(folder, trainer.done if resume else None, progress)
+        trainer.monitors = _monitors(folder, trainer.done if resume else None, progress, evaluator)
     _report_start(trainer, initial, len(dataset))
     return trainer
 
@@ -194,9 +208,11 @@ def _evaluator(
     return Evaluator(model, spec, world, limit=recipe.eval_images, progress=progress)
 
 
-def _monitors(folder: Path, resume_at: int | None, progress: Progress) -> list[TrainingMonitor]:
+def _monitors(
+    folder: Path, resume_at: int | None, progress: Progress, evaluator: Evaluator | None
+) -> list[TrainingMonitor]:
     monitors: list[TrainingMonitor] = [JsonLog(folder / LOG, resume_at)]
-    board = tensorboard(folder)
+    board = tensorboard(folder, None if evaluator is None else evaluator.sheet)
     if board is not None:
         monitors.append(board)
     return [*monitors, ProgressMonitor(progress)]

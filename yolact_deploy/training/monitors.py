@@ -5,6 +5,7 @@ Each takes records, which are dictionaries with ``event`` and ``step``:
 - ``start``: ``iterations``, ``recipe``, ``initial`` (the weights), ``images`` of the dataset, ``environment``
 - ``step``: ``losses`` and their sum ``loss``, means since the last record; ``lr``, ``gradient`` (norm), ``skipped``
   (steps since the last record that were not finite), ``images_per_second``, ``eta`` in seconds
+- ``pace``: after each step, ``images_per_second`` and ``eta``; for the display alone
 - ``evaluation``: ``box`` and ``mask``, each with the figures of `AveragePrecision`; ``is_best``
 - ``saved``: ``path``
 - ``end``: ``seconds``, ``stopped`` (before the last iteration)
@@ -16,15 +17,21 @@ import contextlib
 import datetime
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.errors import OutputError
 from yolact_deploy.progress import Progress, ReportStep
 
 Record = Mapping[str, Any]
+
+#: the event of every step, which is shown and not stored
+PACE = "pace"
 
 
 class TrainingMonitor(Protocol):
@@ -51,6 +58,8 @@ class JsonLog:
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in close)
 
     def write(self, record: Record) -> None:
+        if record["event"] == PACE:
+            return
         with _as_output_error(self._path):
             self._file.write(f"{json.dumps(_finite(record))}\n".encode())
 
@@ -96,14 +105,19 @@ class ProgressMonitor:
     def __init__(self, progress: Progress) -> None:
         self._progress, self._stack, self._total = progress, contextlib.ExitStack(), 0
         self._report: ReportStep = lambda phase, done, total: None
+        self._losses = ""  # of the last record, since reading them waits for the GPU
 
     def write(self, record: Record) -> None:
         if record["event"] == "start":
             self._total = record["iterations"]
             self._progress.note(f"{record['recipe']['name']}: {record['images']} images, {record['initial']}")
             self._report = self._stack.enter_context(self._progress.steps("training"))
+            self._report("waiting for the first images", record["step"], self._total)
+        elif record["event"] == PACE:
+            self._report(f"{describe_pace(record)}{self._losses}", record["step"], self._total)
         elif record["event"] == "step":
-            self._report(describe_step(record), record["step"], self._total)
+            self._losses = f" {describe_losses(record)}"
+            self._report(f"{describe_pace(record)}{self._losses}", record["step"], self._total)
             if record["skipped"]:
                 self._progress.note(
                     f"iteration {record['step']}: skipped {record['skipped']} steps that were not finite"
@@ -116,16 +130,25 @@ class ProgressMonitor:
         self._stack.close()
 
 
-def describe_step(record: Record) -> str:
-    """One line of losses, speed and remaining time.
+def describe_pace(record: Record) -> str:
+    """Speed and remaining time, which are first in the line and never cut off.
 
-    >>> describe_step({"losses": {"box": 1.5}, "loss": 1.5, "lr": 1e-3, "images_per_second": 20.0, "eta": 90.0})
-    'loss 1.500 (box 1.500) lr 0.001 20.0 images/s 0:01:30 left'
+    >>> describe_pace({"images_per_second": 20.0, "eta": 90.0})
+    '20.0 images/s 0:01:30 left'
+    """
+    left = datetime.timedelta(seconds=round(record["eta"]))
+    return f"{record['images_per_second']:.1f} images/s {left} left"
+
+
+def describe_losses(record: Record) -> str:
+    """The losses and the learning rate.
+
+    >>> describe_losses({"losses": {"box": 1.5}, "loss": 1.5, "lr": 1e-3})
+    'loss 1.500 (box 1.500) lr 0.001'
     """
     terms = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-    left = datetime.timedelta(seconds=round(record["eta"]))
     loss = f"loss {record['loss']:.3f} ({terms})" if record["losses"] else "all steps skipped"
-    return f"{loss} lr {record['lr']:.3g} {record['images_per_second']:.1f} images/s {left} left"
+    return f"{loss} lr {record['lr']:.3g}"
 
 
 def describe_accuracy(record: Record) -> str:
@@ -142,29 +165,40 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-class TensorBoard:
-    """Scalars for TensorBoard; made by :func:`tensorboard`."""
+#: draws predictions, uint8 BGR [H, W, 3]; None if there are none
+DrawPredictions = Callable[[], NDArray[np.uint8] | None]
 
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+
+class TensorBoard:
+    """Scalars and pictures of predictions for TensorBoard; made by :func:`tensorboard`."""
+
+    def __init__(self, writer: Any, predictions: DrawPredictions | None = None) -> None:
+        self._writer, self._predictions = writer, predictions
 
     def write(self, record: Record) -> None:
         with _as_output_error(Path(self._writer.log_dir)):
             for name, value in scalars(record).items():
                 self._writer.add_scalar(name, value, record["step"])
+            sheet = self._predictions() if self._predictions and record["event"] == "evaluation" else None
+            if sheet is not None:
+                self._writer.add_image("predictions", sheet[..., ::-1].copy(), record["step"], dataformats="HWC")
 
     def close(self) -> None:
         with _as_output_error(Path(self._writer.log_dir)):
             self._writer.close()
 
 
-def tensorboard(folder: Path) -> TensorBoard | None:
-    """A monitor that writes TensorBoard files into ``folder``; None if TensorBoard is not installed."""
+def tensorboard(folder: Path, predictions: DrawPredictions | None = None) -> TensorBoard | None:
+    """A monitor that writes TensorBoard files into ``folder``; None if TensorBoard is not installed.
+
+    Args:
+        predictions: draws those of the last evaluation
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return TensorBoard(SummaryWriter(str(folder)))
+    return TensorBoard(SummaryWriter(str(folder)), predictions)
 
 
 def scalars(record: Record) -> dict[str, float]:

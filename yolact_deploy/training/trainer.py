@@ -21,7 +21,7 @@ from yolact_deploy.model.checkpoint import save_checkpoint
 from yolact_deploy.training.data.batch import Batch
 from yolact_deploy.training.distributed import World
 from yolact_deploy.training.interrupt import StopRequest
-from yolact_deploy.training.monitors import TrainingMonitor
+from yolact_deploy.training.monitors import PACE, TrainingMonitor
 from yolact_deploy.training.recipe import Recipe
 from yolact_deploy.training.schedule import learning_rate
 from yolact_deploy.training.state import StateFolder, random_states, require_same, set_random_states
@@ -124,6 +124,7 @@ class Trainer:
         for batch in _with_plain_errors(islice(self.batches(self.done), total - self.done)):
             self.step(batch, self.done)
             self.done += 1
+            self._pace()
             if self.done % recipe.log_interval == 0 or self.done == total:
                 self._log()
             if self.world.any(stop.wanted):
@@ -158,9 +159,6 @@ class Trainer:
                 f"the last {int(self.step.in_a_row)} steps were not finite: the training has diverged. Lower the "
                 "learning rate (--set lr=...), limit the gradient (--set clip=10), or use --set amp=bf16"
             )
-        first, since = self._logged
-        seconds = max(time.perf_counter() - since, 1e-9)
-        per_step = seconds / max(self.done - first, 1)
         gradient = losses.pop("gradient", 0.0)
         self.report(
             "step",
@@ -169,10 +167,20 @@ class Trainer:
             gradient=gradient,
             lr=learning_rate(self.recipe, self.done - 1),
             skipped=skipped,
-            images_per_second=self.recipe.batch / per_step,
-            eta=per_step * (self.recipe.iterations - self.done),
+            **self._speed(),
         )
         self._restart_clock()
+
+    def _speed(self) -> dict[str, float]:
+        """Images per second since the last record, and the seconds that remain."""
+        first, since = self._logged
+        per_step = max(time.perf_counter() - since, 1e-9) / max(self.done - first, 1)
+        return {"images_per_second": self.recipe.batch / per_step,
+                "eta": per_step * (self.recipe.iterations - self.done)}  # fmt: skip
+
+    def _pace(self) -> None:
+        """Show every step from the first on; nothing is read from the GPU."""
+        self.report(PACE, **self._speed())
 
     def _evaluate(self) -> Accuracy | None:
         if self.evaluate is None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
+from yolact_deploy.datasets.formats.labelme_json import labelme_content, mask_shape
 from yolact_deploy.detections import Detections
 from yolact_deploy.streams.marks import JSON_MARK
 from yolact_deploy.streams.sinks.sink import Sink, SinkItem
@@ -43,22 +40,7 @@ def to_labelme(detections: Detections, picture: str) -> dict[str, Any]:
         crop, (x, y) = crops.crops[index], crops.offsets[index].tolist()
         if not crop.any():
             continue
-        height, width = crop.shape
-        data = cv2.imencode(".png", crop.view(np.uint8))[1].tobytes()
         track = None if detections.track_ids is None else int(detections.track_ids[index])
-        shapes.append(
-            {
-                "label": name,
-                "points": [[x, y], [x + width - 1, y + height - 1]],
-                "group_id": track if track is not None and track >= 0 else None,
-                "description": "",
-                "shape_type": "mask",
-                "flags": {},
-                "mask": base64.b64encode(data).decode("ascii"),
-                "score": round(float(score), 6),
-            }
-        )
-    return {
-        **JSON_MARK, "version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": picture, "imageData": None,
-        "imageHeight": detections.height, "imageWidth": detections.width,
-    }  # fmt: skip
+        group = track if track is not None and track >= 0 else None
+        shapes.append({**mask_shape(name, crop, x, y, group), "score": round(float(score), 6)})
+    return {**JSON_MARK, **labelme_content(shapes, picture, detections.height, detections.width)}

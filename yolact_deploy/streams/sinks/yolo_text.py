@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.datasets.formats.mask_shapes import join_rings
 from yolact_deploy.detections import Detections
 from yolact_deploy.streams.sinks.sink import Sink, SinkItem
 
@@ -44,19 +45,9 @@ def outlines(detections: Detections) -> list[NDArray[np.int64]]:
         rings: Any = ()
         if crop.size:
             rings, _ = cv2.findContours(crop.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        points = sorted((ring.reshape(-1, 2).astype(np.int64) for ring in rings), key=len, reverse=True)
-        joined = points[0] if points else np.zeros((0, 2), np.int64)
-        for ring in points[1:]:
-            joined = _joined(joined, ring)
+        points = [ring.reshape(-1, 2).astype(np.int64) for ring in rings]
+        joined = join_rings(points) if points else np.zeros((0, 2), np.int64)
         if 0 < len(joined) < 3:  # a dot or a line: readers expect three points
             joined = np.concatenate([joined, np.repeat(joined[-1:], 3 - len(joined), axis=0)])
         result.append(joined + np.array([x, y]))
     return result
-
-
-def _joined(outline: NDArray[np.int64], ring: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The outline with a way to the nearest point of a ring, around it, and back."""
-    apart = ((outline[:, None] - ring[None]) ** 2).sum(axis=2)
-    here, there = np.unravel_index(apart.argmin(), apart.shape)
-    around = np.concatenate([ring[there:], ring[: there + 1]])
-    return np.concatenate([outline[: here + 1], around, outline[here:]])

@@ -69,7 +69,10 @@ class GateError(YolactDeployError):
 #: the extra that brings each optional package, and packages that are no option
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "safetensors", "onnxscript"), "export"),
-    **dict.fromkeys(("torchinfo", "tensorboard", "yaml"), "train"),
+    **dict.fromkeys(("torchinfo", "yaml"), "train"),
+    "tensorboard": "tensorboard",
+    "matplotlib": "plots",
+    "scipy": "sbd",
     **dict.fromkeys(("pycocotools", "msgspec", "psutil", "pynvml"), "bench"),
     **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "openvino": "openvino",

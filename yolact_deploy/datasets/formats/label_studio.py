@@ -22,6 +22,7 @@ from yolact_deploy.datasets.formats.read_set import (
     check_size,
     ellipse,
     find_picture,
+    from_shares,
     number,
     points,
     rectangle,
@@ -118,7 +119,7 @@ def _part(
 ) -> list[float] | NDArray[np.bool_]:
     share = (picture.width / 100, picture.height / 100)
     if kind == "polygonlabels":
-        return [v * share[i % 2] for i, v in enumerate(points(value.get("points"), f"{where}: points"))]
+        return from_shares(points(value.get("points"), f"{where}: points"), picture, 100)
     if kind == "brushlabels":
         return brush_mask(value.get("rle"), picture.height, picture.width, where)
     result.notes[f"{'box' if kind == 'rectanglelabels' else 'ellipse'} taken as a mask of that shape"] += 1

@@ -179,6 +179,18 @@ def points(values: Any, where: str) -> list[float]:
     return numbers((value for pair in values for value in pair), where)
 
 
+def from_shares(values: Sequence[float], picture: ReadPicture, whole: float = 1.0) -> list[float]:
+    """Pixels of shares x, y, ... of width and height, to a thousandth.
+
+    COCO's rule rounds to fifths of a pixel, where the digits that a share lacks would decide about corners at half ones.
+
+    Args:
+        whole: what the full width is, 1 or 100
+    """
+    sides = picture.width / whole, picture.height / whole
+    return [round(value * sides[place % 2], 3) for place, value in enumerate(values)]
+
+
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
     return [x0, y0, x1, y0, x1, y1, x0, y1]
 

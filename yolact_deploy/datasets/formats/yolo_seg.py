@@ -17,6 +17,7 @@ from yolact_deploy.datasets.formats.read_set import (
     ReadOptions,
     ReadPicture,
     ReadSet,
+    from_shares,
     is_picture_name,
     numbers,
     pictures_below,
@@ -193,7 +194,7 @@ def _read_line(words: list[str], picture: ReadPicture, where: str, result: ReadS
         else:
             result.notes["box without an outline left out"] += 1
         return
-    scaled = [v * (picture.height if i % 2 else picture.width) for i, v in enumerate(values)]
+    scaled = from_shares(values, picture)
     result.add_rings(picture, name, [scaled])
 
 
@@ -227,4 +228,4 @@ def _line(o: ReadObject, picture: ReadPicture, dataset: ReadSet) -> str:
         return ""
     if isinstance(o.mask, list) and len(o.mask) > 1:
         dataset.notes["object of several parts written as one outline"] += 1
-    return " ".join(f"{value:.6f}" for value in outline.clip(0, 1).ravel())
+    return " ".join(f"{value:.8f}" for value in outline.clip(0, 1).ravel())

@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,6 +280,25 @@ def test_bars_and_colors_on_a_terminal_pass_and_names_in_them_do_not(monkeypatch
     assert text.count(r"\x1b]0;evil\x07") >= 4
     assert "[red]pictures" in text
     assert "\x1b[31myolact-deploy: error:" in text
+
+
+def test_the_numbers_of_a_training_are_not_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    numbers = "1234.5 images/s 1 day, 10:01:30 left"
+    with safe_output(), console_progress().steps("training") as report:
+        report(f"{numbers} loss 12.345 (box 1.234 class 2.345 mask 3.456 semantic 4.567) lr 0.001", 79999, 800000)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    (line,) = {line.rstrip() for line in re.split(r"[\r\n]", plain) if "79999" in line}
+    assert f"training 79999/800000 {numbers}" in line
+    assert len(line) <= 80
+    assert line.endswith("…")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

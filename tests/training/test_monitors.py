@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("tensorboard")
 
+import cv2
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from yolact_deploy.progress import Progress, ReportStep
 from yolact_deploy.training.fit import fit
+from yolact_deploy.training.model_card import NAME
 from yolact_deploy.training.monitors import read_log, scalars, tensorboard
 
 
@@ -33,6 +39,40 @@ def test_the_curves_of_a_training(tmp_path: Path) -> None:
     logged = {r["step"]: r["loss"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"}
     for step, value in curves["train/loss"]:
         assert value == pytest.approx(logged[step], rel=1e-6)
+
+
+def test_pictures_of_predictions_and_what_a_person_looks_at(tmp_path: Path) -> None:
+    recipe = tiny.tiny_recipe("iterations=2", "eval_interval=1")
+    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu")
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    (tag,) = events.Tags()["images"]
+    pictures = events.Images(tag)
+    assert (tag, [picture.step for picture in pictures]) == ("predictions", [1, 2])
+    assert pictures[0].height == 320
+    assert pictures[0].width == pytest.approx(2 * 320 * 96 / 72, abs=2)
+    card = (tmp_path / "run" / NAME).read_text()
+    assert "| val | 2 |" in card
+    assert "2 iterations of 4 images" in card
+    assert "pace" not in (tmp_path / "run" / "log.jsonl").read_text()
+    if importlib.util.find_spec("matplotlib") is not None:
+        assert cv2.imread(str(tmp_path / "run" / "curves.png")) is not None
+
+
+def test_every_step_is_shown_from_the_first_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[tuple[str, int, int]] = []
+
+    class Recorder(Progress):
+        def steps(self, description: str) -> AbstractContextManager[ReportStep]:
+            return nullcontext(lambda phase, done, total: lines.append((phase, done, total)))
+
+    recipe = tiny.tiny_recipe("iterations=4", "log_interval=3", "eval_interval=0")
+    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu", progress=Recorder())
+    assert [done for _, done, _ in lines] == [0, 1, 2, 3, 3, 4, 4]
+    assert {total for _, _, total in lines} == {4}
+    assert all(re.match(r"[\d.]+ images/s 0:00:\d\d left", phase) for phase, _, _ in lines[1:])
+    assert "loss" not in lines[2][0]
+    assert "loss" in lines[-1][0]
 
 
 def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_what_is_written(undisturbed: FitResult) -> None:
 # -- signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_after_the_step_with_a_saved_state(
     shapes: Path, undisturbed: FitResult, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,13 +163,13 @@ def test_a_signal_ends_after_the_step_with_a_saved_state(
         if iteration == 5:
             os.kill(os.getpid(), number)
 
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", step)
         stopped = train(tiny.tiny_recipe(), shapes, tmp_path)
     assert (stopped.outcome.step, stopped.outcome.finished) == (6, False)
     assert (tmp_path / "state_00000006.pt").exists()
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
     train(tiny.tiny_recipe(), shapes, tmp_path, resume=True)
     assert curve(tmp_path) == curve(undisturbed.folder)
 

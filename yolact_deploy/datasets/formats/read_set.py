@@ -182,7 +182,7 @@ def points(values: Any, where: str) -> list[float]:
 def from_shares(values: Sequence[float], picture: ReadPicture, whole: float = 1.0) -> list[float]:
     """Pixels of shares x, y, ... of width and height, to a thousandth.
 
-    COCO's rule rounds to fifths of a pixel, where the digits that a share lacks would decide about corners at half ones.
+    COCO's rule rounds to fifths of a pixel, where the digits that a share lacks would decide about half ones.
 
     Args:
         whole: what the full width is, 1 or 100

@@ -15,7 +15,7 @@ from yolact_deploy.datasets.annotations import check_records, read_coco
 from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.foreign import common_folder, require_pictures
 from yolact_deploy.datasets.formats.coco_content import category_ids, coco_content
-from yolact_deploy.datasets.formats.read_set import ReadObject, ReadOptions, ReadPicture, ReadSet
+from yolact_deploy.datasets.formats.read_set import ReadObject, ReadOptions, ReadPicture, ReadSet, Segmentation
 from yolact_deploy.datasets.formats.registry import FORMATS
 from yolact_deploy.datasets.resolve import SPLITS, SplitFiles, foreign_format, is_file, resolve_dataset
 from yolact_deploy.errors import DatasetError, InputError, OutputError, import_optional
@@ -88,8 +88,17 @@ def _read_split(split: SplitFiles, names: object, result: ReadSet, lenient: bool
             result.notes["object of a class that is not in the names left out"] += 1
             continue
         more = {key: value for key, value in record.items() if key not in _OWN}
-        o = ReadObject(name, record["segmentation"], bool(record["iscrowd"]), more)
+        o = ReadObject(name, _rounded(record["segmentation"]), bool(record["iscrowd"]), more)
         pictures[record["image_id"]].objects.append(o)
+
+
+def _rounded(mask: Segmentation) -> Segmentation:
+    """Polygons to a thousandth of a pixel: the last digits of 32-bit numbers would decide about half pixels.
+
+    >>> _rounded([[10.100000381, 2, 3.5]])
+    [[10.1, 2, 3.5]]
+    """
+    return mask if isinstance(mask, dict) else [[round(value, 3) for value in ring] for ring in mask]
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

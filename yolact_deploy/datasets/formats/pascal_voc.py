@@ -227,10 +227,12 @@ def _read_object(
 
 
 def _ring(polygon: ElementTree.Element, where: str) -> list[float]:
-    """The corners x1, y1, x2, y2, ... of a polygon."""
+    """The corners x1, y1, x2, y2, ... of a polygon; whole numbers are VOC's, which count pixels from 1."""
     values = {child.tag: child.text for child in polygon}
     count = len(values) // 2
     names = [f"{axis}{place}" for place in range(1, count + 1) for axis in "xy"]
     if len(values) % 2 or set(names) != set(values):
         raise DatasetError(f"{where}: polygon: expected x1, y1, x2, y2, ..., got {shown(list(values))}: correct it")
-    return [number(values[name], f"{where}: polygon: {name}") for name in names]
+    corners = [number(values[name], f"{where}: polygon: {name}") for name in names]
+    middle = 0.5 if all(value.is_integer() for value in corners) else 0.0  # of a pixel
+    return [value - middle for value in corners]

@@ -70,7 +70,7 @@ def _from_text(text: bytes) -> NDArray[np.int64] | None:
     return values
 
 
-def decode(counts: bytes, height: int, width: int) -> NDArray[np.uint8]:
+def decode(counts: Any, height: int, width: int) -> NDArray[np.uint8]:
     """The mask uint8 [height, width], zero and one, of a valid encoding."""
     runs = run_lengths(counts)
     assert runs is not None

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.datasets.formats.read_set import ReadObject, ReadPicture, ReadSet, Segmentation
+from yolact_deploy.datasets.rle import decode
 from yolact_deploy.errors import import_optional
 from yolact_deploy.mask_forms import MaskCrops
 
@@ -43,12 +44,10 @@ def crops_of_masks(masks: Sequence[Bools]) -> MaskCrops:
 
 def pixels(mask: Segmentation, height: int, width: int) -> Bools:
     """The pixels of a mask by COCO's rule, bool [H, W]."""
-    coco = import_optional("pycocotools.mask", extra="train", purpose="drawing polygons")
-    if isinstance(mask, dict):
-        runs = coco.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
-    else:
-        runs = coco.merge(coco.frPyObjects(mask, height, width))
-    return np.asarray(coco.decode(runs)).astype(np.bool_)
+    if isinstance(mask, list):
+        coco = import_optional("pycocotools.mask", extra="train", purpose="drawing polygons")
+        mask = coco.merge(coco.frPyObjects(mask, height, width))
+    return decode(mask["counts"], height, width).astype(np.bool_)
 
 
 def add_parts(

@@ -69,6 +69,8 @@ def _chosen(dataset: ReadSet, limit: int, split: str | None, only_class: str | N
     if only_class is not None:
         kept = (_only(picture, only_class) for picture in pictures)
         pictures = [picture for picture in kept if picture.objects]
+    if not pictures:
+        raise DatasetError(f"{dataset.path}: no pictures to draw: choose another split or class")
     count = min(limit, len(pictures))
     return [pictures[i * len(pictures) // count] for i in range(count)]
 

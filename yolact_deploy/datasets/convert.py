@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from yolact_deploy.artifact import write_bytes, write_json
+from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.annotations import check_records, read_coco
 from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.foreign import common_folder, require_pictures
@@ -182,7 +183,7 @@ def _write_coco(dataset: ReadSet, folder: Path, placed: Mapping[tuple[str, Path]
             )
             names[picture.path] = place.relative_to(root).as_posix()
         file = f"annotations/instances_{split}.json"
-        write_json(folder / file, coco_content(dataset, pictures, names))
+        write_bytes(folder / file, json.dumps(coco_content(dataset, pictures, names)).encode())
         entries[split] = {"annotations": file, "images": str(root) if placed is None else root.as_posix()}
     if not set(entries) & set(SPLITS):  # one of another name, or several
         entries["train"] = entries[next(iter(entries))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import write_json
+from yolact_deploy.artifact import write_bytes, write_json
 from yolact_deploy.cache import cache_folder
 from yolact_deploy.datasets.formats.coco_content import coco_content
 from yolact_deploy.datasets.formats.read_set import ReadOptions, ReadPicture, ReadSet
@@ -65,7 +66,7 @@ def _store(dataset: ReadSet, folder: Path) -> dict[str, Any]:
         for number, (name, pictures) in enumerate(dataset.splits.items()):
             root = common_folder(pictures)
             names = {picture.path: Path(os.path.relpath(picture.path, root)).as_posix() for picture in pictures}
-            write_json(folder / f"{number}.json", coco_content(dataset, pictures, names))
+            write_bytes(folder / f"{number}.json", json.dumps(coco_content(dataset, pictures, names)).encode())
             splits.append([name, str(root.absolute())])
         manifest = {"line": dataset.describe(), "splits": splits, "inputs": _states(sorted(dataset.inputs))}
         write_json(folder / _MANIFEST, manifest)

@@ -169,27 +169,32 @@ def resolve_dataset(
         DatasetError: no such dataset, a dataset file with an error, or several dataset files in the folder.
     """
     path = Path(source)
-    foreign = foreign_format(path)
+    if exists(path) and path.is_dir():
+        for file, content in _described(path).items():
+            return _from_yaml(file, content)
+        if splits := tuple(_coco_files(path)):
+            return DatasetFiles(path, splits)
+    foreign = _recognized(path)
     if foreign is not None:
         files = read_foreign(path, foreign, None if images_dir is None else Path(images_dir))
-        splits = (SplitFiles(name, file, shared=(folder,), is_fixed=True) for name, file, folder in files)
-        return DatasetFiles(path, tuple(splits))
+        read = (SplitFiles(name, file, shared=(folder,), is_fixed=True) for name, file, folder in files)
+        return DatasetFiles(path, tuple(read))
     if path.suffix.lower() == ".json" and is_file(path):
         return DatasetFiles(path, (annotations_file(path),))
     if not exists(path) or not path.is_dir():
         return _from_yaml(path, read_dataset_file(path))
-    for file, content in _described(path).items():
-        return _from_yaml(file, content)
-    return DatasetFiles(path, tuple(_coco_files(path)))
+    return DatasetFiles(path)
 
 
 def foreign_format(path: Path) -> DatasetFormat | None:
     """The format of another tool that a dataset has; None for a dataset file (YAML), COCO, and all else."""
-    if not exists(path) or path.suffix.lower() in IMAGE_SUFFIXES:
+    if exists(path) and path.is_dir() and (_described(path) or _coco_files(path)):
         return None
-    if path.is_dir() and (_described(path) or _coco_files(path)):
-        return None
-    return recognized(path)
+    return _recognized(path)
+
+
+def _recognized(path: Path) -> DatasetFormat | None:
+    return recognized(path) if exists(path) and path.suffix.lower() not in IMAGE_SUFFIXES else None
 
 
 def _described(folder: Path) -> dict[Path, Mapping[Any, Any]]:

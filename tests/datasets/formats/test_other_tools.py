@@ -1,7 +1,7 @@
 """What datumaro and supervision have written is read by us: four generated pictures, and thirty of COCO.
 
-The generated ones are golden files. For COCO's, ``YOLACT_CONVERTERS`` names a Python with both tools; they bring another
-OpenCV, and so need an environment of their own.
+The generated ones are golden files. For COCO's, ``YOLACT_CONVERTERS`` names a Python with both tools, which need an
+environment of their own, since they bring another OpenCV.
 
 What the tools themselves change is allowed for, and nothing else: CVAT and VOC of datumaro do not keep crowds; in VOC a
 pixel has one owner; supervision draws polygons with their border and traces them again, which moves outlines by up to

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = commands.add_parser("check", help="report the problems of a dataset and how to fix them")
-    check.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    check.add_argument("data", metavar="DATA", help="dataset in any format that 'data convert --help' lists")
     check.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     check.add_argument("--deep", action="store_true", help="also read every picture")
     data_sets.add_actions(commands)
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_priors(commands: Any) -> None:
     priors = commands.add_parser("priors", help="fit prior scales to the objects of a dataset")
-    priors.add_argument("data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    priors.add_argument("data", metavar="DATA", help="dataset in any format that 'data convert --help' lists")
     priors.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     priors.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
     priors.add_argument(

@@ -90,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace, source: str) -> ReadSet:
     from yolact_deploy.datasets.convert import read_any
-    from yolact_deploy.datasets.formats.read_set import ReadOptions
+    from yolact_deploy.datasets.formats.read_set import FormatOptions
     from yolact_deploy.errors import InputError
 
     images_dir = None if args.images_dir is None else Path(args.images_dir)
     if images_dir is not None and not images_dir.is_dir():
         raise InputError(f"--images-dir: expected a folder, there is none: {images_dir}")
-    options = ReadOptions(boxes=args.boxes, class_name=args.class_name, images_dir=images_dir)
+    options = FormatOptions(boxes=args.boxes, class_name=args.class_name, images_dir=images_dir)
     return read_any(source, options, lenient=args.lenient)
 
 

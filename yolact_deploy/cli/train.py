@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="how to train: the name of a recipe ('list' shows all), or your own Python file, which is executed",
     )
-    parser.add_argument("--data", metavar="DATA", help="dataset: YAML file, COCO folder or annotations file")
+    parser.add_argument("--data", metavar="DATA", help="dataset in any format that 'data convert --help' lists")
     parser.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")
     parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
     parser.add_argument(

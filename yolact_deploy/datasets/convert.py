@@ -16,8 +16,8 @@ from yolact_deploy.datasets.annotations import check_records, read_coco
 from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.foreign import common_folder, require_pictures
 from yolact_deploy.datasets.formats.coco_content import category_ids, coco_content
-from yolact_deploy.datasets.formats.read_set import ReadObject, ReadOptions, ReadPicture, ReadSet, Segmentation
-from yolact_deploy.datasets.formats.registry import FORMATS
+from yolact_deploy.datasets.formats.format_table import FORMATS
+from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadObject, ReadPicture, ReadSet, Segmentation
 from yolact_deploy.datasets.resolve import SPLITS, SplitFiles, foreign_format, is_file, resolve_dataset
 from yolact_deploy.errors import DatasetError, InputError, OutputError, import_optional
 from yolact_deploy.progress import SILENT, Progress
@@ -32,7 +32,7 @@ _DESCRIPTION = "dataset.yaml"
 _OWN = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 
 
-def read_any(source: str | os.PathLike[str], options: ReadOptions | None = None, *, lenient: bool = False) -> ReadSet:
+def read_any(source: str | os.PathLike[str], options: FormatOptions | None = None, *, lenient: bool = False) -> ReadSet:
     """Read a whole dataset in any form.
 
     Args:
@@ -41,14 +41,14 @@ def read_any(source: str | os.PathLike[str], options: ReadOptions | None = None,
     Raises:
         DatasetError: it is none, or has an error; the message names file and field.
     """
-    path, options = Path(source), options or ReadOptions()
+    path, options = Path(source), options or FormatOptions()
     foreign = foreign_format(path)
     dataset = foreign.read(path, options) if foreign is not None else _read_coco(path, options, lenient)
     require_pictures(dataset)
     return dataset
 
 
-def _read_coco(path: Path, options: ReadOptions, lenient: bool) -> ReadSet:
+def _read_coco(path: Path, options: FormatOptions, lenient: bool) -> ReadSet:
     files = resolve_dataset(path)
     if not files.splits:
         forms = ", ".join(["COCO", *(one.title for one in FORMATS.values())])

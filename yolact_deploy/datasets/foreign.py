@@ -14,8 +14,8 @@ from typing import Any
 from yolact_deploy.artifact import write_bytes, write_json
 from yolact_deploy.cache import cache_folder
 from yolact_deploy.datasets.formats.coco_content import coco_content
-from yolact_deploy.datasets.formats.read_set import ReadOptions, ReadPicture, ReadSet
-from yolact_deploy.datasets.formats.registry import DatasetFormat
+from yolact_deploy.datasets.formats.format_table import DatasetFormat
+from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadPicture, ReadSet
 from yolact_deploy.errors import DatasetError, OutputError
 from yolact_deploy.progress import NOTE
 from yolact_deploy.untrusted import read_json
@@ -40,7 +40,7 @@ def read_foreign(path: Path, kind: DatasetFormat, images_dir: Path | None = None
     folder = cache_folder("datasets") / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:20]
     manifest = _fresh(folder)
     if manifest is None:
-        dataset = kind.read(path, ReadOptions(images_dir=images_dir))
+        dataset = kind.read(path, FormatOptions(images_dir=images_dir))
         require_pictures(dataset)
         manifest = _store(dataset, folder)
     _say(f"{path}: {manifest['line']} ('data convert' writes them as COCO)")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.datasets.foreign import read_foreign
-from yolact_deploy.datasets.formats.registry import DatasetFormat, recognized
+from yolact_deploy.datasets.formats.format_table import DatasetFormat, recognized
 from yolact_deploy.errors import DatasetError, MissingDependencyError, import_optional
 from yolact_deploy.untrusted import read_bytes, shown
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES

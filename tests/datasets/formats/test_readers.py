@@ -21,7 +21,7 @@ from yolact_deploy.datasets.convert import read_any
 from yolact_deploy.datasets.dataset_file import open_dataset
 from yolact_deploy.datasets.formats.mask_shapes import pixels
 from yolact_deploy.datasets.formats.pascal_voc import voc_color
-from yolact_deploy.datasets.formats.read_set import ReadOptions, ReadSet
+from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadSet
 from yolact_deploy.errors import DatasetError
 
 HEIGHT, WIDTH = 40, 60
@@ -113,7 +113,7 @@ def test_yolo_boxes_are_counted_or_taken(tmp_path: Path) -> None:
     dataset = read_any(tmp_path)
     assert [name for name, _ in only(dataset)] == ["dog"]
     assert dict(dataset.notes) == {"box without an outline left out": 1}
-    taken = read_any(tmp_path, ReadOptions(boxes=True))
+    taken = read_any(tmp_path, FormatOptions(boxes=True))
     assert iou(only(taken)[0][1], box(24, 16, 36, 24)) == 1
 
 
@@ -260,7 +260,7 @@ def test_voc_of_boxes_alone_is_refused(tmp_path: Path) -> None:
           "<xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>")  # fmt: skip
     with pytest.raises(DatasetError, match="1 objects are boxes without masks"):
         read_any(tmp_path)
-    assert iou(only(read_any(tmp_path, ReadOptions(boxes=True)))[0][1], box(2, 2, 9, 9)) == 1
+    assert iou(only(read_any(tmp_path, FormatOptions(boxes=True)))[0][1], box(2, 2, 9, 9)) == 1
 
 
 def test_sbd(tmp_path: Path) -> None:
@@ -355,7 +355,7 @@ def test_mask_pictures(layout: str, tmp_path: Path) -> None:
     for name, image in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / name), image)
-    dataset = read_any(tmp_path, ReadOptions(class_name="nucleus"))
+    dataset = read_any(tmp_path, FormatOptions(class_name="nucleus"))
     objects = only(dataset)
     assert {name for name, _ in objects} == {"cell" if layout == "class folders" else "nucleus"}
     assert [iou(a, b) for (_, a), b in zip(objects, (first, second), strict=True)] == [1, 1]

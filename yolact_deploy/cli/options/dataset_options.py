@@ -13,7 +13,7 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
         "--data", "--coco", dest="coco", metavar="DATA",
-        help="dataset: YAML file, COCO folder or annotations file; or a folder of pictures",
+        help="dataset in any format that 'data convert --help' lists; or a folder of pictures",
     )  # fmt: skip
     group.add_argument("--annotations", metavar="FILE", help="COCO instances file; its pictures: see --images-dir")
     group.add_argument("--images-dir", metavar="DIR", help="folder of the pictures (default: searched)")

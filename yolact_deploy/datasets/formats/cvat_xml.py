@@ -15,7 +15,7 @@ import numpy as np
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.formats.mask_shapes import Bools, add_parts, picture_crops
 from yolact_deploy.datasets.formats.read_set import (
-    ReadOptions,
+    FormatOptions,
     ReadPicture,
     ReadSet,
     check_size,
@@ -48,7 +48,7 @@ def _files(path: Path) -> list[Path]:
     return [file for file in files if starts_with(file, b"<annotations>")]
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     result = ReadSet(TITLE, path)
     for file in _files(path):
         root = read_xml(file, result)
@@ -67,7 +67,7 @@ def read(path: Path, options: ReadOptions) -> ReadSet:
     return result
 
 
-def _read_image(image: Element, file: Path, folders: list[Path], result: ReadSet, options: ReadOptions) -> None:
+def _read_image(image: Element, file: Path, folders: list[Path], result: ReadSet, options: FormatOptions) -> None:
     name = image.get("name", "")
     subset = image.get("subset") or (file.stem if file.stem != "annotations" else "train")
     more = [folder / sub for folder in folders for sub in (subset, f"images/{subset}")]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.datasets.formats.mask_shapes import add_parts
 from yolact_deploy.datasets.formats.read_set import (
-    ReadOptions,
+    FormatOptions,
     ReadPicture,
     ReadSet,
     check_size,
@@ -54,7 +54,7 @@ def _is_export(file: Path) -> bool:
     )
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     result = ReadSet(TITLE, path)
     for file in _files(path):
         tasks = parse_json(result.data(file, "Label Studio file"), f"Label Studio file {file}", DatasetError)
@@ -63,7 +63,7 @@ def read(path: Path, options: ReadOptions) -> ReadSet:
     return result
 
 
-def _read_task(task: Any, where: str, file: Path, result: ReadSet, options: ReadOptions) -> None:
+def _read_task(task: Any, where: str, file: Path, result: ReadSet, options: FormatOptions) -> None:
     if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
         raise DatasetError(f"{where}: expected data and annotations, got {shown(task)}: export it as JSON again")
     given = [value for value in task["data"].values() if isinstance(value, str) and "." in value]
@@ -94,7 +94,7 @@ def _picture(address: str, folders: list[Path], where: str) -> Path:
 
 
 def _read_item(
-    item: Mapping[str, Any], picture: ReadPicture, where: str, result: ReadSet, options: ReadOptions
+    item: Mapping[str, Any], picture: ReadPicture, where: str, result: ReadSet, options: FormatOptions
 ) -> None:
     value = item["value"]
     kind = next((kind for kind in _KINDS if kind in value), None)

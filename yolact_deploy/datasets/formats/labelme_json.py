@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.formats.mask_shapes import Bools, add_parts, picture_crops
 from yolact_deploy.datasets.formats.read_set import (
-    ReadOptions,
+    FormatOptions,
     ReadPicture,
     ReadSet,
     check_size,
@@ -55,7 +55,7 @@ def _is_labelme(file: Path) -> bool:
     return all(key in start or key in end for key in (b'"shapes"', b'"imagePath"'))
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     result = ReadSet(TITLE, path, _label_list(path))
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*.json") if _is_labelme(file))
     root = path.parent if path.is_file() else path

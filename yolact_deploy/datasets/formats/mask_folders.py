@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle, pixels
 from yolact_deploy.datasets.formats.read_set import (
+    FormatOptions,
     ReadObject,
-    ReadOptions,
     ReadPicture,
     ReadSet,
     pictures_below,
@@ -73,7 +73,7 @@ def _pair_below(folder: Path) -> bool:
     return any(_pair(inner) for inner in sorted(p for p in folder.iterdir() if p.is_dir())[:_TRIED])
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     result = ReadSet(TITLE, path)
     for split, images, masks in _places(path):
         listed = pictures_below(images)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle
 from yolact_deploy.datasets.formats.read_set import (
+    FormatOptions,
     ReadObject,
-    ReadOptions,
     ReadPicture,
     ReadSet,
     find_picture,
@@ -66,7 +66,7 @@ def _xml_files(root: Path, *, first: bool = False) -> list[Path]:
     return found
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     root, result = _root(path), ReadSet(TITLE, path)
     if (root / "SegmentationObject").is_dir():
         _read_masks(root, result, options)
@@ -91,7 +91,7 @@ def voc_color(index: int) -> Color:
     return channels[0], channels[1], channels[2]
 
 
-def _read_masks(root: Path, result: ReadSet, options: ReadOptions) -> None:
+def _read_masks(root: Path, result: ReadSet, options: FormatOptions) -> None:
     names = _class_colors(root, result)
     result.names = [name for name in names.values() if name not in ("background", "ignored", "void")]
     lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
@@ -184,7 +184,7 @@ def _read_objects(picture: ReadPicture, file: Path, root: Path, names: dict[Colo
 # -- XML --------------------------------------------------------------------------------------------------------------
 
 
-def _read_polygons(root: Path, result: ReadSet, options: ReadOptions) -> None:
+def _read_polygons(root: Path, result: ReadSet, options: FormatOptions) -> None:
     boxes = 0
     for file in _xml_files(root):
         tree = read_xml(file, result)
@@ -206,7 +206,7 @@ def _read_polygons(root: Path, result: ReadSet, options: ReadOptions) -> None:
 
 
 def _read_object(
-    item: ElementTree.Element, picture: ReadPicture, where: str, result: ReadSet, options: ReadOptions
+    item: ElementTree.Element, picture: ReadPicture, where: str, result: ReadSet, options: FormatOptions
 ) -> int:
     """Add an object; 1 if it is a box that was left out."""
     name = (item.findtext("name") or "").strip()

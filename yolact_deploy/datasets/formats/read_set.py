@@ -22,7 +22,7 @@ _SIDE = 1 << 20
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class FormatOptions:
     """Choices where a format leaves one.
 
     Attributes:

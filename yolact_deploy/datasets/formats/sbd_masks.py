@@ -10,7 +10,7 @@ import numpy as np
 
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle
 from yolact_deploy.datasets.formats.pascal_voc import CLASSES
-from yolact_deploy.datasets.formats.read_set import ReadObject, ReadOptions, ReadSet, find_picture
+from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadObject, ReadSet, find_picture
 from yolact_deploy.errors import DatasetError, import_optional
 
 TITLE = "SBD"
@@ -26,7 +26,7 @@ def _root(path: Path) -> Path | None:
     return next((p for p in places if (p / "inst").is_dir() and any((p / "inst").glob("*.mat"))), None)
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     root, result = _root(path), ReadSet(TITLE, path, CLASSES)
     assert root is not None
     lists = {split: root / f"{split}.txt" for split in _SPLITS if (root / f"{split}.txt").is_file()}

@@ -13,8 +13,8 @@ from typing import Any
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.formats.mask_shapes import one_outline
 from yolact_deploy.datasets.formats.read_set import (
+    FormatOptions,
     ReadObject,
-    ReadOptions,
     ReadPicture,
     ReadSet,
     from_shares,
@@ -74,7 +74,7 @@ def _yaml(text: str) -> Any:
         return None
 
 
-def read(path: Path, options: ReadOptions) -> ReadSet:
+def read(path: Path, options: FormatOptions) -> ReadSet:
     file = _description(path)
     assert file is not None
     result = ReadSet(TITLE, path)
@@ -164,7 +164,7 @@ def _labels(picture: Path) -> Path:
     return (beside if beside.parent.is_dir() else picture).with_suffix(".txt")
 
 
-def _read_picture(path: Path, split: str, file: Path, result: ReadSet, options: ReadOptions) -> None:
+def _read_picture(path: Path, split: str, file: Path, result: ReadSet, options: FormatOptions) -> None:
     if not is_picture_name(path):
         return
     picture = result.picture(path, path.parent, split, file)
@@ -177,7 +177,7 @@ def _read_picture(path: Path, split: str, file: Path, result: ReadSet, options: 
             _read_line(line.split(), picture, f"{labels} line {number}", result, options)
 
 
-def _read_line(words: list[str], picture: ReadPicture, where: str, result: ReadSet, options: ReadOptions) -> None:
+def _read_line(words: list[str], picture: ReadPicture, where: str, result: ReadSet, options: FormatOptions) -> None:
     if not words[0].isdecimal() or len(words[0]) > 6 or int(words[0]) >= len(result.names):
         raise DatasetError(
             f"{where}: class {shown(words[0])}: expected 0 to {len(result.names) - 1}, the names in data.yaml"

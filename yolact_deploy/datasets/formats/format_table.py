@@ -15,7 +15,7 @@ from yolact_deploy.datasets.formats import (
     sbd_masks,
     yolo_seg,
 )
-from yolact_deploy.datasets.formats.read_set import ReadOptions, ReadSet
+from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadSet
 
 #: writes a dataset into a folder, whose pictures are where the last argument says, by split and path
 Write = Callable[[ReadSet, Path, Mapping[tuple[str, Path], str]], None]
@@ -35,7 +35,7 @@ class DatasetFormat:
 
     title: str
     recognizes: Callable[[Path], bool]
-    read: Callable[[Path, ReadOptions], ReadSet]
+    read: Callable[[Path, FormatOptions], ReadSet]
     write: Write | None = None
     pictures: str = "images/{split}"
 

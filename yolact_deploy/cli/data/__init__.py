@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from yolact_deploy.cli import data_sets
+from yolact_deploy.cli.data import data_sets
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 
 if TYPE_CHECKING:

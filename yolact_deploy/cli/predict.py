@@ -73,7 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-frames", type=stream_options.positive, metavar="N", help="stop each video or camera after N frames"
     )
     stream_options.add_arguments(parser)
-    part_options.add_arguments(parser)
+    part_options.add_arguments(
+        parser,
+        workers="run pictures in N processes, each with its share of the cores or with --threads (default 1; with "
+        "--ray as many as there is room for)",
+        ray="run pictures on a Ray cluster, by default one on this machine, into Parquet; a second run continues",
+        shards="run only part I of N of the pictures, as the jobs of an array do; see 'merge'",
+    )
     _add_model_arguments(parser)
 
 

@@ -46,6 +46,19 @@ class Shard:
         """
         return items[self.index :: self.count]
 
+    def some_of(self, items: Sequence[Item]) -> Sequence[Item]:
+        """The pictures of this part.
+
+        Raises:
+            InputError: there are none.
+        """
+        part = self.of(items)
+        if not part:
+            raise InputError(
+                f"--shards {self.index + 1}/{self.count}: there are only {len(items)} pictures: use fewer shards"
+            )
+        return part
+
     def name(self, stem: str) -> str:
         """A name for the results of this part.
 

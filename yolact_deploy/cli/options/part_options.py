@@ -1,4 +1,4 @@
-"""Options of ``predict`` for many pictures: processes, a Ray cluster, and shards."""
+"""Options of ``predict`` and ``eval`` for many pictures: processes, a Ray cluster, and shards."""
 
 from __future__ import annotations
 
@@ -13,20 +13,26 @@ if TYPE_CHECKING:
 _PARTED = ("overlay", "json", "coco")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, *, workers: str, ray: str, shards: str) -> None:
+    """The options, with what ``--help`` says of each."""
     group = parser.add_argument_group("many pictures")
-    group.add_argument(
-        "--workers", type=int, metavar="N",
-        help="run pictures in N processes, each with its share of the cores or with --threads (default 1; with --ray "
-        "as many as there is room for)",
-    )  # fmt: skip
-    group.add_argument(
-        "--ray", metavar="ADDRESS", nargs="?", const="",
-        help="run pictures on a Ray cluster, by default one on this machine, into Parquet; a second run continues",
-    )  # fmt: skip
-    group.add_argument(
-        "--shards", metavar="I/N", help="run only part I of N of the pictures, as the jobs of an array do; see 'merge'"
-    )
+    group.add_argument("--workers", type=int, metavar="N", help=workers)
+    group.add_argument("--ray", metavar="ADDRESS", nargs="?", const="", help=ray)
+    group.add_argument("--shards", metavar="I/N", help=shards)
+
+
+def checked_workers(args: argparse.Namespace) -> int | None:
+    """Processes at once, None where the command chooses.
+
+    Raises:
+        InputError: less than one.
+    """
+    from yolact_deploy.errors import InputError
+
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers: expected 1 or more, got {args.workers}")
+    workers: int | None = args.workers
+    return workers
 
 
 def checked_shard(args: argparse.Namespace, sources: Sources) -> Shard | None:
@@ -38,9 +44,7 @@ def checked_shard(args: argparse.Namespace, sources: Sources) -> Shard | None:
     from yolact_deploy.datasets.shard import Shard
     from yolact_deploy.errors import InputError
 
-    workers = 1 if args.workers is None else args.workers
-    if workers < 1:
-        raise InputError(f"--workers: expected 1 or more, got {workers}")
+    workers = checked_workers(args) or 1
     if workers == 1 and args.shards is None:
         return None
     option = "--workers" if args.shards is None else "--shards"
@@ -51,6 +55,5 @@ def checked_shard(args: argparse.Namespace, sources: Sources) -> Shard | None:
     if workers > 1:
         raise InputError("--shards runs pictures in one process: leave out --workers")
     shard = Shard.parse(args.shards)
-    if not shard.of(sources.pictures):
-        raise InputError(f"--shards {args.shards}: there are only {len(sources.pictures)} pictures: use fewer shards")
+    shard.some_of(sources.pictures)
     return shard

@@ -31,7 +31,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("pictures", ["copy", "link"])
 def test_there_and_back(target: str, pictures: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, out = write_coco(tmp_path / "coco"), tmp_path / target
+    source, out = write_coco(tmp_path / "source"), tmp_path / target
     words = ["data", "convert", str(source), "-o", str(out), "--to", target, "--pictures", pictures, "--json"]
     assert main(words) == 0
     printed = json.loads(capsys.readouterr().out)

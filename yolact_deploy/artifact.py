@@ -35,6 +35,8 @@ from yolact_deploy.vocabulary import (
 )
 
 METADATA_KEY = "yolact_deploy"
+#: names of the tensors around our two nodes, beside the metadata in an ONNX file
+TAIL_KEY = "yolact_deploy_tail"
 SCHEMA_VERSION = 1
 _LARGEST_BATCH = 65_536
 #: characters of a file's name in its temporary name

@@ -218,8 +218,9 @@ def test_metadata_round_trip(make_model: Callable[..., Any], tmp_path: Path) -> 
     assert (written.precision, written.tail, written.batch) == ("fp16", "heads", (1, 2, 4))
     assert (written.input_dtype, written.cross_class, written.weights_sha256) == ("uint8", True, "ab" * 32)
     assert written.versions == {name: version(name) for name in ("torch", "onnx", "onnxscript")}
-    assert [entry.key for entry in onnx.load(str(path)).metadata_props] == [METADATA_KEY]
-    assert session(path).get_modelmeta().custom_metadata_map == {METADATA_KEY: written.to_json()}
+    properties = {METADATA_KEY: written.to_json(), "names": repr(dict(enumerate(model.config.class_names)))}
+    assert {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props} == properties
+    assert session(path).get_modelmeta().custom_metadata_map == properties
     file = onnx.load(str(path))
     assert signature(file.graph.input) == {"images": ("uint8", [-1, SMALL, SMALL, 3])}
     assert signature(file.graph.output) == expected_outputs(model.config, "heads", "fp16", batch=-1)

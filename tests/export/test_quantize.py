@@ -274,9 +274,9 @@ def test_noise_is_measured_on_exact_values(export: Export) -> None:
     config = onnx_metadata(model, "").config
     images = np.stack([resize_image(read_image(p), SMALL) for p in sample_images()]).astype(np.float64)
     values = (images - config.pixel_mean) / config.pixel_std
-    scale = max(-calibrated(path).ranges["flip"][0], calibrated(path).ranges["flip"][1]) / 127
+    scale = max(-calibrated(path).ranges["index_select"][0], calibrated(path).ranges["index_select"][1]) / 127
     error = np.clip(np.round(values / scale), -128, 127) * scale - values
-    assert noise["flip"] == pytest.approx(10 * np.log10(values.var() / np.mean(error**2)), abs=0.05)
+    assert noise["index_select"] == pytest.approx(10 * np.log10(values.var() / np.mean(error**2)), abs=0.05)
 
 
 @pytest.mark.parametrize(

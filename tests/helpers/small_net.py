@@ -48,8 +48,7 @@ def make_model(doctor: Callable[[onnx.GraphProto], None] | None = None) -> onnx.
     builder.node("Sub", ["gray", builder.constant("mean", np.array([104, 117, 124], np.float32))], "centered")
     builder.node("Div", ["centered", builder.constant("std", np.array([57, 57, 58], np.float32))], "scaled")
     builder.node("Transpose", ["scaled"], "permute", perm=[0, 3, 1, 2])
-    ends = [builder.constant(name, np.array([v], np.int64)) for name, v in (("last", -1), ("first", -9), ("axis", 1))]
-    builder.node("Slice", ["permute", *ends, ends[0]], "flip")
+    builder.node("Gather", ["permute", builder.constant("rgb", np.array([2, 1, 0]))], "flip", axis=1)
     builder.relu(builder.conv("flip", "backbone.conv1", 3, CHANNELS, stride=2))
     stem = builder.relu(builder.conv("backbone.conv1_relu", "backbone.conv2", CHANNELS, CHANNELS, stride=2))
     block = builder.conv(stem, "backbone.layers.0.conv1", CHANNELS, CHANNELS)

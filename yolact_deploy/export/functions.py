@@ -22,6 +22,7 @@ import onnx
 import onnx.parser
 
 from yolact_deploy import ops
+from yolact_deploy.graph.portable import use_tensors
 
 DOMAIN = ops.DOMAIN
 OPSET = 20
@@ -332,4 +333,5 @@ def _parse(text: str) -> onnx.FunctionProto:
     for holder in (function, *function.node):
         for names in (holder.input, holder.output):
             names[:] = [f"{function.name}_{name}" for name in names]
+    use_tensors(function.node)
     return function

@@ -28,11 +28,14 @@ from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
+from yolact_deploy.export.contract import describe
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
-from yolact_deploy.export.tail import PADDING, append_tail, nms_attributes
+from yolact_deploy.export.tail import append_tail
 from yolact_deploy.graph.half_precision import BF16_OPSET
+from yolact_deploy.graph.inlined_tail import PADDING, nms_attributes
 from yolact_deploy.graph.onnx_graph import copy_model
+from yolact_deploy.graph.portable import use_tensors
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fuse import fuse_batch_norm
@@ -45,6 +48,7 @@ class _Pipeline(nn.Module):
 
     mean: Tensor
     std: Tensor
+    rgb: Tensor
 
     def __init__(self, model: YolactModel, metadata: Metadata) -> None:
         super().__init__()
@@ -58,10 +62,13 @@ class _Pipeline(nn.Module):
                 module.sample = partial(_deform_conv_node, module)  # type: ignore[method-assign]
         self.register_buffer("mean", torch.tensor(metadata.config.pixel_mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(metadata.config.pixel_std, dtype=torch.float32))
+        self.register_buffer("rgb", torch.tensor([2, 1, 0]))  # BGR to RGB
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         normalized = (images.float() - self.mean) / self.std
-        loc, logits, coeff, proto = self.model.heads(normalized.permute(0, 3, 1, 2).flip(1))  # BGR to RGB
+        # Becomes a Gather. A flip becomes a Slice with step -1, which stops OpenCV and which onnx2tf gets wrong.
+        channels = normalized.permute(0, 3, 1, 2).index_select(1, self.rgb)
+        loc, logits, coeff, proto = self.model.heads(channels)
         boxes = decode_boxes(loc, self.priors, clip=self.metadata.config.clip_boxes)
         scores = logits.softmax(dim=-1)[..., 1:]
         if self.metadata.tail == "heads":
@@ -271,5 +278,5 @@ def _finish(proto: onnx.ModelProto, metadata: Metadata) -> None:
     proto.graph.name = metadata.config.name
     proto.producer_name = "yolact-deploy"
     proto.producer_version = __version__
-    del proto.metadata_props[:]
-    onnx.helper.set_model_props(proto, {METADATA_KEY: metadata.to_json()})
+    use_tensors(proto.graph.node)
+    describe(proto, metadata)

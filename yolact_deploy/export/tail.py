@@ -16,25 +16,10 @@ from onnx import TensorProto, ValueInfoProto, helper
 
 from yolact_deploy import ops
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.graph.inlined_tail import PADDING, nms_attributes
 
 _ORIGINAL_NAME = "pkg.torch.onnx.original_node_name"
 _TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
-PADDING = {"padding": 1.0}
-
-
-def nms_attributes(metadata: Metadata) -> ops.Attributes:
-    """Attributes of the FastNMS node of a file."""
-    config = metadata.config
-    return ops.FAST_NMS.attribute_values(
-        {
-            "score_threshold": config.nms_score_threshold,
-            "iou_threshold": config.iou_threshold,
-            "top_k": min(config.top_k, config.num_priors),
-            "max_detections": config.top_k if metadata.cross_class else config.max_detections,
-            "cross_class": int(metadata.cross_class),
-            "second_threshold": -1.0 if config.second_threshold is None else config.second_threshold,
-        }
-    )
 
 
 def append_tail(model: onnx.ModelProto, metadata: Metadata) -> None:

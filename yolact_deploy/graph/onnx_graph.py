@@ -11,6 +11,7 @@ get the operator itself, which is several times as fast.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.errors import ArtifactError, import_optional
 from yolact_deploy.graph.half_precision import widen
+from yolact_deploy.graph.inlined_tail import has_nodes, restore_tail
 from yolact_deploy.graph.onnx_int8 import use_unsigned
 from yolact_deploy.mask_iou import PARAMETERS, HostMaskIouNet
 from yolact_deploy.ops import DOMAIN, ONNX_DEFORM_CONV, is_deform_conv
@@ -30,6 +32,7 @@ from yolact_deploy.untrusted import read_bytes
 
 _EXPORT_AGAIN = "make it with: yolact-deploy export --weights WEIGHTS"
 _MOST_NODES = 1_000_000
+_log = logging.getLogger(__name__)
 
 
 def read_onnx(path: str | os.PathLike[str]) -> Any:
@@ -225,6 +228,21 @@ def inline_functions(model: Any) -> Any:
     return inliner.inline_local_functions(model)
 
 
+def _can_cut(model: Any, metadata: Metadata, tail: str, path: Path) -> bool:
+    """Whether the tail can be cut off, once the nodes that other tools have inlined are restored; in place.
+
+    Raises:
+        ArtifactError: it cannot, and ``tail`` demands it.
+    """
+    if has_nodes(model) or restore_tail(model, metadata) or model.functions:
+        return True  # of files with functions, :func:`cut_tail` says what is wrong
+    lost = f"{path}: another tool has inlined Fast NMS and masks and renamed the tensors before them, so they"
+    if tail != "auto":
+        raise ArtifactError(f"{lost} cannot run on the host: load it with tail=graph, or export it again")
+    _log.warning("%s run in the graph, with NMS as exported", lost)
+    return False
+
+
 @dataclass(frozen=True)
 class LoadedGraph:
     """An exported file as a runtime gets it.
@@ -245,7 +263,8 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     """Read an exported file and fit it to a runtime.
 
     Args:
-        tail: "graph" keeps Fast NMS and masks in the graph, if they are there; anything else cuts them off
+        tail: "graph" keeps Fast NMS and masks in the graph, if they are there; anything else cuts them off. "auto"
+            keeps them as well, with a warning, if other tools have changed the file so that they cannot be cut off
         gpu: keep deformable convolutions as functions
         half: how a runtime computes what the trunk has in FP16 or BF16: "keep" it; "round": in FP32, with the results
             of operators rounded; "fp32": in FP32 without rounding
@@ -254,7 +273,7 @@ def load_graph(path: Path, tail: str, *, gpu: bool = False, half: str = "keep", 
     model = read_onnx(path)
     metadata = onnx_metadata(model, path)
     _require_finite(model, path)
-    on_host = metadata.tail == "heads" or tail != "graph"
+    on_host = metadata.tail == "heads" or (tail != "graph" and _can_cut(model, metadata, tail, path))
     mask_iou = None
     if not gpu:
         use_deform_conv(model)

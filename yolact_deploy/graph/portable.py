@@ -47,7 +47,7 @@ def use_tensors(nodes: Iterable[Any]) -> None:
         if dtype is None or attribute.ref_attr_name:
             continue
         value = np.asarray(onnx.helper.get_attribute_value(attribute), dtype)
-        tensor = onnx.numpy_helper.from_array(value, node.output[0])
+        tensor = onnx.numpy_helper.from_array(value)
         node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
 
 

@@ -12,11 +12,12 @@ A file that ends in heads has neither op; the same kernels then run on the engin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from yolact_deploy.errors import BackendError, ConfigError, ExportError
+from yolact_deploy.graph.inlined_tail import restore_tail
 from yolact_deploy.graph.onnx_graph import onnx_metadata
 from yolact_deploy.ops import DOMAIN
 from yolact_deploy.runtime import tensorrt_api
@@ -70,11 +71,7 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
     if mode == "off":
         return PluginChoice(model, "none", "Plugins are off.")
     if not rewrite.has_tail(model):
-        if mode != "auto":
-            raise ExportError(
-                "plugins cannot replace anything, because the file ends in heads: export with --tail functions"
-            )
-        return PluginChoice(model, "none", "The file ends in heads: NMS and masks run beside the engine.")
+        return _without_nodes(model, trt, flavour, mode, arch)
     if mode == "auto":
         return _automatic(model, trt, flavour, arch)
     quick = tensorrt_api.quick_plugins(trt, flavour)
@@ -85,6 +82,27 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
             f"{_name(trt, flavour)} has no ahead-of-time plugins: use TensorRT 10.9 or later, or --plugin on"
         )
     return _ahead_of_time(model, trt, quick, arch)
+
+
+def _without_nodes(model: Any, trt: Any, flavour: str, mode: str, arch: str | None) -> PluginChoice:
+    """For a file that ends in heads, or whose functions are inlined: then the nodes are restored where possible."""
+    metadata = onnx_metadata(model, "the file")
+    if metadata.tail == "heads":
+        if mode != "auto":
+            raise ExportError(
+                "plugins cannot replace anything, because the file ends in heads: export with --tail functions"
+            )
+        return PluginChoice(model, "none", "The file ends in heads: NMS and masks run beside the engine.")
+    restored = rewrite.with_shapes(model)
+    if not restore_tail(restored, metadata):
+        if mode != "auto":
+            raise ExportError(
+                "plugins cannot replace anything: another tool has inlined NMS and masks and renamed the tensors "
+                "before them. Build from the file as it was exported, or with --plugin off"
+            )
+        return PluginChoice(model, "none", "NMS and masks are inlined in the file, as standard operators.")
+    choice = prepare(restored, trt, flavour, mode, arch=arch)
+    return replace(choice, model=model) if choice.kind == "none" else choice
 
 
 def _automatic(model: Any, trt: Any, flavour: str, arch: str | None) -> PluginChoice:

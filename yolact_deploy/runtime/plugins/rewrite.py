@@ -50,6 +50,12 @@ def has_tail(model: Any) -> bool:
     return any(True for _ in _our_nodes(model.graph))
 
 
+def with_shapes(model: Any) -> Any:
+    """A copy with the shapes of all tensors, which other tools drop."""
+    inference = import_optional("onnx.shape_inference", "onnx", "Fitting an ONNX graph to plugins")
+    return inference.infer_shapes(model, data_prop=True)
+
+
 def bare_copy(model: Any) -> Any:
     """A copy of a ``ModelProto`` without the function bodies of the tail and without casts around MaskAssembly."""
     copy = type(model)()

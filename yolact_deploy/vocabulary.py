@@ -65,7 +65,7 @@ HALF_PRECISIONS = ("fp16", "bf16")
 #: precision of what an INT8 trunk does not quantize
 INT8_RESTS = ("fp32", "fp16")
 #: what ``export --format`` writes; all but the first are folders beside the ONNX file
-EXPORT_FORMATS = ("onnx", "openvino", "web", "html")
+EXPORT_FORMATS = ("onnx", "openvino", "opencv", "ncnn", "coreml", "web", "html")
 #: what an exported graph ends in
 EXPORT_TAILS = ("functions", "heads")
 #: outputs of a graph that ends in heads

@@ -87,6 +87,11 @@ class _Pipeline(nn.Module):
         return counts, boxes, scores, labels, masks.to(self.mask_dtype), rescored
 
 
+def heads_module(model: YolactModel, metadata: Metadata) -> nn.Module:
+    """What a file that ends in heads computes, in FP32, as a module: for converters that start from PyTorch."""
+    return _Pipeline(model, replace(metadata, tail="heads", precision="fp32", input_dtype="float32")).eval()
+
+
 def _node(op: ops.Op, inputs: tuple[Tensor, ...], attributes: ops.Attributes) -> tuple[Tensor, ...]:
     """The outputs of a node of our domain, for the exporter to trace."""
     outputs = torch.onnx.ops.symbolic_multi_out(

@@ -24,9 +24,10 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         dest="formats",
         action="append",
         choices=EXPORT_FORMATS,
-        help="write a folder for another runtime beside the ONNX file, which is always written: openvino is "
-        "STEM_openvino_model/, ...; repeatable (default onnx). web is a page that runs the model in the browser, html "
-        "the same in one file",
+        help="write a folder for another runtime beside the ONNX file, which is always written: STEM_openvino_model, "
+        "STEM_opencv_model (OpenCV 5), STEM_ncnn_model (heads), STEM.mlpackage (Core ML, heads). Each is run and compared "
+        "where its runtime is. web is a page that runs the model in the browser, html the same in one file; repeatable "
+        "(default onnx)",
     )
     group.add_argument(
         "--ort-web",
@@ -34,6 +35,11 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="with --format web or html, a folder in which 'npm install --ignore-scripts onnxruntime-web' has run "
         "(default: fetched with npm once, into the cache)",
+    )
+    group.add_argument(
+        "--inline",
+        action="store_true",
+        help="also write STEM_inlined.onnx, without functions, for tools that know ONNX's own operators only",
     )
 
 
@@ -61,9 +67,14 @@ def chosen_formats(args: argparse.Namespace) -> list[str]:
 
 def write_formats(args: argparse.Namespace, names: list[str], source: TargetSource) -> list[dict[str, Any]]:
     """Write each format; returns what ``--json`` prints of them."""
+    from yolact_deploy.export.targets.inlined_file import write_inlined
     from yolact_deploy.export.targets.registry import TARGETS, write_target
 
-    facts = []
+    facts: list[dict[str, Any]] = []
+    if args.inline:
+        path = write_inlined(source)
+        say(args, f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), for tools without ONNX functions")
+        facts.append({"format": "inlined", "path": str(path), "bytes": path.stat().st_size, "files": [path.name]})
     for name in names:
         files = write_target(name, source)
         folder = TARGETS[name].folder(source.onnx_path)

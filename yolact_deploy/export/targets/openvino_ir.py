@@ -25,7 +25,8 @@ def write(source: TargetSource, folder: Path) -> list[Path]:
     core = shared_core()
     model = core.read_model(source.portable.SerializeToString())
     model.set_rt_info(source.metadata.to_json(), METADATA_KEY)
-    model.set_rt_info(list(source.metadata.config.class_names), ["model_info", "labels"])
+    labels = " ".join(name.replace(" ", "_") for name in source.metadata.config.class_names)
+    model.set_rt_info(labels, ["model_info", "labels"])  # where OpenVINO's Model API looks for them
     path = folder / f"{source.onnx_path.stem}.xml"
     ov.save_model(model, path, compress_to_fp16=False)
     compiled = core.compile_model(core.read_model(path), "CPU", cpu_properties(HINTS["fp32"], None))

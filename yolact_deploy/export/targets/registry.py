@@ -24,13 +24,11 @@ class ExportTarget:
     Attributes:
         folder_suffix: what follows the stem of the ONNX file in the name of the folder
         module: in this package, with the function ``write``
-        summary: what it is, for help texts
         needs: modules that it imports, each with the extra that installs it
     """
 
     folder_suffix: str
     module: str
-    summary: str
     needs: tuple[tuple[str, str], ...] = ()
 
     def folder(self, onnx_path: Path) -> Path:
@@ -43,12 +41,15 @@ class ExportTarget:
         return cast(Write, importlib.import_module(f"yolact_deploy.export.targets.{self.module}").write)
 
 
+_ONNX = ("onnx", "onnx")
+
 TARGETS = {
-    "openvino": ExportTarget(
-        "_openvino_model", "openvino_ir", "OpenVINO IR: .xml and .bin", (("openvino", "openvino"), ("onnx", "onnx"))
-    ),
-    "web": ExportTarget("_web", "web", "a web page that runs the model in the browser"),
-    "html": ExportTarget("_html", "html_file", "the same page in one file, which needs no web server"),
+    "openvino": ExportTarget("_openvino_model", "openvino_ir", (("openvino", "openvino"), _ONNX)),
+    "opencv": ExportTarget("_opencv_model", "opencv_dnn", (_ONNX,)),
+    "ncnn": ExportTarget("_ncnn_model", "ncnn_param", (("ncnn", "ncnn"), ("pnnx", "ncnn"), _ONNX)),
+    "coreml": ExportTarget(".mlpackage", "coreml_package", (("coremltools", "coreml"),)),
+    "web": ExportTarget("_web", "web"),
+    "html": ExportTarget("_html", "html_file"),
 }
 
 

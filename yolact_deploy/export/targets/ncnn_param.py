@@ -1,0 +1,98 @@
+"""ncnn's files, for phones and boards: the heads of the network, converted by pnnx.
+
+ncnn lacks operators of the tail: NMS and masks are left to the program, as for a file that ends in heads. Input in0 is
+float32 [H, W, 3] BGR in 0..255, outputs out0 to out3 are boxes, scores, coeff and proto.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.errors import ExportError, InputError, import_optional
+from yolact_deploy.export.targets.agreement_check import check_agreement
+from yolact_deploy.export.targets.target_metadata import write_metadata
+from yolact_deploy.export.targets.target_source import TargetSource
+from yolact_deploy.graph.onnx_graph import load_graph
+
+_SECONDS = 600
+
+
+def write(source: TargetSource, folder: Path) -> list[Path]:
+    """Write model.ncnn.param, model.ncnn.bin and metadata.json; runs them in ncnn on the CPU.
+
+    Weights are in single precision, whatever half precision the file has.
+
+    Raises:
+        InputError: a file in INT8, which pnnx cannot convert.
+    """
+    if source.metadata.precision == "int8":
+        raise InputError("the format ncnn cannot be made from INT8: export without --int8")
+    onnx = import_optional("onnx", "onnx", "Writing the format ncnn")
+    ncnn = import_optional("ncnn", "ncnn", "Writing the format ncnn")
+    height, width = source.metadata.config.input_shape
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.onnx"
+        onnx.save(_float_heads(onnx, source), str(path))
+        _convert(path, f"inputshape=[1,{height},{width},3]f32")
+        written = [(path.with_name(name), folder / name) for name in ("model.ncnn.param", "model.ncnn.bin")]
+        for made, kept in written:
+            kept.write_bytes(made.read_bytes())
+    with ncnn.Net() as net:
+        net.opt.use_vulkan_compute = False
+        net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
+        net.opt.use_bf16_storage = False
+        net.load_param(str(folder / "model.ncnn.param"))
+        net.load_model(str(folder / "model.ncnn.bin"))
+        check_agreement(source, lambda images: _run(ncnn, net, images), target="ncnn", heads=True)
+    return [*(kept for _, kept in written), write_metadata(source.metadata, folder)]
+
+
+def _float_heads(onnx: Any, source: TargetSource) -> Any:
+    """The graph up to its heads, in FP32, with float32 images of batch 1."""
+    model = onnx.load_model_from_string(load_graph(source.onnx_path, "host", half="fp32").data)
+    images = model.graph.input[0]
+    images.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    batch = images.type.tensor_type.shape.dim[0]
+    batch.Clear()
+    batch.dim_value = 1
+    del model.graph.value_info[:]
+    return model
+
+
+def _convert(path: Path, shape: str) -> None:
+    """Run pnnx, which writes beside ``path``."""
+    import_optional("pnnx", "ncnn", "Writing the format ncnn")
+    program = next(_programs(), None)
+    if program is None:
+        raise ExportError("the program pnnx is not beside its Python package: pip install --force-reinstall pnnx")
+    command = [str(program), path.name, "fp16=0", shape]
+    done = subprocess.run(
+        command, cwd=path.parent, capture_output=True, text=True, timeout=_SECONDS, check=False, errors="replace"
+    )
+    if done.returncode or not path.with_name("model.ncnn.bin").is_file():
+        last = " ".join((done.stderr or done.stdout).split()[-40:])
+        raise ExportError(f"pnnx cannot convert the file (exit code {done.returncode}): {last}")
+
+
+def _programs() -> Iterator[Path]:
+    """Where the wheel puts the converter."""
+    pnnx = import_optional("pnnx", "ncnn", "Writing the format ncnn")
+    for folder in (Path(pnnx.__file__).parent / "bin", Path(pnnx.__file__).parent, Path(sys.executable).parent):
+        yield from (path for name in ("pnnx", "pnnx.exe") if (path := folder / name).is_file())
+
+
+def _run(ncnn: Any, net: Any, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    outputs = []
+    for image in images:
+        with net.create_extractor() as extractor:
+            extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image, np.float32)))
+            outputs.append([np.array(extractor.extract(f"out{i}")[1])[None] for i in range(4)])
+    return tuple(np.concatenate(same) for same in zip(*outputs, strict=True))

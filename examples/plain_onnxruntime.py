@@ -2,7 +2,7 @@
 
     python examples/plain_onnxruntime.py yolact.onnx street.jpg overlay.png
 
-The file takes uint8 BGR pictures [N, S, S, 3]; docs/architecture.md describes its outputs. Copy this file as a start
+The file takes uint8 BGR pictures [N, S, S, 3]; docs/contract.md describes its outputs. Copy this file as a start
 for another language or an embedded target. Files exported with `--input float32` or `--tail heads` need more code.
 """
 

@@ -3,11 +3,7 @@
 // Prints a line for each detection: class, score, box x1 y1 x2 y2 in pixels, number of mask pixels.
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
-#include <stdexcept>
-#include <vector>
-
 #include <openvino/openvino.hpp>
 
 // Bilinear value at output pixel (x, y), when a map is enlarged by (sx, sy); pixel centers are at one half.
@@ -16,9 +12,8 @@ static float sample(const T* map, int width, int height, int channels, float x, 
     x = std::clamp(x, 0.f, width - 1.f), y = std::clamp(y, 0.f, height - 1.f);
     int x0 = int(x), y0 = int(y), x1 = std::min(x0 + 1, width - 1), y1 = std::min(y0 + 1, height - 1);
     auto at = [&](int row, int column) { return float(map[(size_t(row) * width + column) * channels]); };
-    float top = at(y0, x0) + (at(y0, x1) - at(y0, x0)) * (x - x0);
-    float bottom = at(y1, x0) + (at(y1, x1) - at(y1, x0)) * (x - x0);
-    return top + (bottom - top) * (y - y0);
+    auto along = [&](int row) { return at(row, x0) + (at(row, x1) - at(row, x0)) * (x - x0); };
+    return along(y0) + (along(y1) - along(y0)) * (y - y0);
 }
 
 int main(int argc, char** argv) try {

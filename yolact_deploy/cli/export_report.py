@@ -28,8 +28,8 @@ def print_export(exported: Exported) -> None:
     _print_parity(exported.parity)
     if metadata.precision == "int8" and not metadata.has_zero_points:
         print(
-            "this INT8 form suits TensorRT, OpenVINO and this package. In programs that use ONNX Runtime directly, most "
-            "of it computes in FP32 and is slower than an FP32 file: export with --target onnxruntime for those"
+            "this INT8 form suits TensorRT, OpenVINO and this package. In programs that use ONNX Runtime directly, "
+            "most of it computes in FP32 and is slower than an FP32 file: export with --target onnxruntime for those"
         )
     if metadata.config.mask_iou and metadata.tail == "heads":
         print("a file that ends in heads has no mask scores: masks are ranked by the scores of their boxes")

@@ -59,8 +59,8 @@ def restore_tail(model: Any, metadata: Metadata) -> bool:
     helper = import_optional("onnx", "onnx", "Reading an ONNX file").helper
     around = _named(model)
     graph = model.graph
-    place = {name: index for index, node in enumerate(graph.node) for name in node.output}
-    if around is None or any(name not in place for name in _required(around)):
+    there = {name for node in graph.node for name in node.output} | {value.name for value in graph.input}
+    if around is None or not there.issuperset(_required(around)):
         return False
     attributes = {ops.FAST_NMS.name: nms_attributes(metadata), ops.MASK_ASSEMBLY.name: PADDING}
     made = {name for _, outputs in around.values() for name in outputs}
@@ -70,7 +70,7 @@ def restore_tail(model: Any, metadata: Metadata) -> bool:
         place = {name: index for index, node in enumerate(nodes) for name in node.output}
         values = {name: attributes[op.name][name] for name in op.exported_attributes}
         new = helper.make_node(op.name, inputs, outputs, op.name, domain=ops.DOMAIN, **values)
-        nodes.insert(1 + max(place[name] for name in inputs), new)
+        nodes.insert(1 + max(place.get(name, -1) for name in inputs), new)
     _replace(graph, _needed(nodes, {output.name for output in graph.output}))
     model.opset_import.append(helper.make_opsetid(ops.DOMAIN, ops.DOMAIN_VERSION))
     return True

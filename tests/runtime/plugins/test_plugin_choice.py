@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,11 @@ onnx = pytest.importorskip("onnx")
 from onnx import helper
 from tail_model import tail_model
 
+from yolact_deploy.artifact import METADATA_KEY
 from yolact_deploy.errors import BackendError, ConfigError, ExportError
+from yolact_deploy.export.contract import describe
+from yolact_deploy.graph.onnx_graph import onnx_metadata
+from yolact_deploy.graph.portable import make_portable
 from yolact_deploy.machine import nvidia
 from yolact_deploy.ops import FAST_NMS, MASK_ASSEMBLY
 from yolact_deploy.runtime import plugins, tensorrt_api
@@ -86,7 +91,19 @@ def quick(monkeypatch: pytest.MonkeyPatch, trt: Any) -> Any:
 def heads_only() -> Any:
     model = tail_model()
     del model.graph.node[:]
+    heads = dataclasses.replace(onnx_metadata(model, ""), tail="heads")
+    helper.set_model_props(model, {METADATA_KEY: heads.to_json()})
     return model
+
+
+def inlined(*, named: bool) -> Any:
+    """A file after another tool has inlined its functions, and maybe renamed tensors."""
+    model = tail_model()
+    describe(model, onnx_metadata(model, ""))
+    portable = make_portable(model)
+    if not named:
+        portable.metadata_props.pop()
+    return portable
 
 
 # -- modes ----------------------------------------------------------------------------------------------------------
@@ -113,6 +130,30 @@ def test_heads(trt: Any, quick: Any) -> None:
     for mode in ("on", "v3", "aot"):
         with pytest.raises(ExportError, match=r"ends in heads: export with --tail functions"):
             plugins.prepare(model, trt, "tensorrt", mode)
+
+
+def test_inlined_files_get_their_nodes_back(trt: Any, quick: Any) -> None:
+    choice = plugins.prepare(inlined(named=True), trt, "tensorrt")
+    assert choice.kind == "aot"
+    assert {node.domain for node in choice.model.graph.node} == {"yolact"}
+    off = plugins.prepare(inlined(named=True), trt, "tensorrt", "off")
+    assert off.kind == "none"
+
+
+def test_inlined_files_without_plugins(trt: Any) -> None:
+    model = inlined(named=True)
+    choice = plugins.prepare(model, trt, "tensorrt")
+    assert choice.model is model
+    assert choice.reason.startswith("TensorRT 10.5.0 has no ahead-of-time plugins")
+
+
+def test_inlined_files_with_other_names(trt: Any, quick: Any) -> None:
+    model = inlined(named=False)
+    choice = plugins.prepare(model, trt, "tensorrt")
+    assert choice.model is model
+    assert choice.reason == "NMS and masks are inlined in the file, as standard operators."
+    with pytest.raises(ExportError, match="another tool has inlined NMS and masks"):
+        plugins.prepare(model, trt, "tensorrt", "on")
 
 
 def test_auto_without_ahead_of_time_plugins(trt: Any) -> None:

@@ -36,7 +36,7 @@ CLIENT = Path(__file__).resolve().parents[2] / "examples/clients/cpp_openvino"
 @pytest.fixture
 def source(demo_onnx: Path, tmp_path: Path) -> TargetSource:
     """A copy of the demo model, in a folder of its own."""
-    path = shutil.copy(demo_onnx, tmp_path / "demo.onnx")
+    path = Path(shutil.copy(demo_onnx, tmp_path / "demo.onnx"))
     return TargetSource(onnx_path=path, metadata=onnx_metadata(read_onnx(path), path), model=load_model(DEMO_MODEL))
 
 
@@ -151,7 +151,7 @@ def test_the_client_in_cpp(source: TargetSource, tmp_path: Path) -> None:
     build = tmp_path / "build"
     found = f"-DOpenVINO_DIR={Path(ov.__file__).parent / 'cmake'}"
     for command in (["cmake", "-S", CLIENT, "-B", build, found], ["cmake", "--build", build]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     write_target("openvino", source)
     xml = source.onnx_path.with_name("demo_openvino_model") / "demo.xml"
@@ -159,8 +159,8 @@ def test_the_client_in_cpp(source: TargetSource, tmp_path: Path) -> None:
         for path in sample_images():
             picture = read_image(path)
             cv2.imwrite(str(tmp_path / "picture.ppm"), picture)
-            command = [build / "detect", xml, tmp_path / "picture.ppm", "0.2"]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            arguments = [str(build / "detect"), str(xml), str(tmp_path / "picture.ppm"), "0.2"]
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             rows = np.array([line.split() for line in done.stdout.splitlines()], float).reshape(-1, 7)
             expected = model(picture)

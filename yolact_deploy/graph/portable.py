@@ -70,8 +70,9 @@ def _fix_shapes(model: Any) -> None:
             nodes.append(node)
             continue
         start, end = span.get("start", 0), span.get("end", np.iinfo(np.int64).max)
-        lengths = shapes.get(node.input[0], [None])[start:end]
-        if None in lengths:
+        every = shapes[node.input[0]][start:end] if node.input[0] in shapes else [None]
+        lengths = [length for length in every if length is not None]
+        if len(lengths) < len(every):
             nodes += _sliced_shape(onnx, node, start, end)
         else:
             nodes.append(_constant(onnx, node.output[0], lengths))

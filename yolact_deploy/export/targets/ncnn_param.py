@@ -85,7 +85,8 @@ def _convert(path: Path, shape: str) -> None:
 def _programs() -> Iterator[Path]:
     """Where the wheel puts the converter."""
     pnnx = import_optional("pnnx", "ncnn", "Writing the format ncnn")
-    for folder in (Path(pnnx.__file__).parent / "bin", Path(pnnx.__file__).parent, Path(sys.executable).parent):
+    package = Path(pnnx.__path__[0])
+    for folder in (package / "bin", package, Path(sys.executable).parent):
         yield from (path for name in ("pnnx", "pnnx.exe") if (path := folder / name).is_file())
 
 

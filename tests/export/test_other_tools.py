@@ -34,7 +34,8 @@ from yolact_deploy.model.checkpoint import load_model
 from yolact_deploy.preprocess import read_image, resize_image
 from yolact_deploy.samples import DEMO_MODEL, sample_images
 
-PRECISIONS = ("fp32", "fp16", "int8")
+_slow = pytest.mark.slow  # the same tools again
+PRECISIONS = ("fp32", pytest.param("fp16", marks=_slow), pytest.param("int8", marks=_slow))
 NAMES = ["num_detections", "boxes", "scores", "labels", "masks"]
 #: how far scores may move where a tool fuses operators
 DRIFT = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-2}

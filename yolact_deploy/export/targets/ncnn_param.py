@@ -64,7 +64,16 @@ def _float_heads(onnx: Any, source: TargetSource) -> Any:
     batch.Clear()
     batch.dim_value = 1
     del model.graph.value_info[:]
+    _drop_cast(model.graph, images.name)
     return model
+
+
+def _drop_cast(graph: Any, images: str) -> None:
+    """Let the readers of the cast of the images read the images: ncnn has no casts."""
+    for cast in [node for node in graph.node if node.op_type == "Cast" and node.input[0] == images]:
+        for node in graph.node:
+            node.input[:] = [images if name == cast.output[0] else name for name in node.input]
+        graph.node.remove(cast)
 
 
 def _convert(path: Path, shape: str) -> None:

@@ -1,4 +1,4 @@
-"""A Core ML package for Apple's devices: the heads of the network in FP16, converted from PyTorch. Needs torch.
+"""A Core ML package for Apple's devices: the heads of the network in FP16, converted from PyTorch; needs torch.
 
 Core ML runs on macOS and iOS only, so elsewhere the package is converted and its inputs and outputs are checked; what
 it computes is not. NMS and masks are left to the program, as for a file that ends in heads.

@@ -65,6 +65,7 @@ def _float_heads(onnx: Any, source: TargetSource) -> Any:
     batch.dim_value = 1
     del model.graph.value_info[:]
     _drop_cast(model.graph, images.name)
+    _reverse_by_slice(onnx, model.graph)
     return model
 
 
@@ -74,6 +75,21 @@ def _drop_cast(graph: Any, images: str) -> None:
         for node in graph.node:
             node.input[:] = [images if name == cast.output[0] else name for name in node.input]
         graph.node.remove(cast)
+
+
+def _reverse_by_slice(onnx: Any, graph: Any) -> None:
+    """Reverse the channels of the images by a Slice with step -1, which pnnx knows to convert, in place of a Gather."""
+    constants = {tensor.name: tensor for tensor in graph.initializer if list(tensor.dims) == [3]}
+    order = next((name for name, t in constants.items() if onnx.numpy_helper.to_array(t).tolist() == [2, 1, 0]), None)
+    if order is None:  # a file of an earlier version, which has the Slice
+        return
+    numbers = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": 1, "steps": -1}
+    names = [f"{order}_{name}" for name in numbers]
+    for name, number in zip(names, numbers.values(), strict=True):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), name))
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[1] == order:
+            node.CopyFrom(onnx.helper.make_node("Slice", [node.input[0], *names], node.output, node.name))
 
 
 def _convert(path: Path, shape: str) -> None:

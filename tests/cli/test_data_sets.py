@@ -87,7 +87,9 @@ def test_view_draws_the_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "has no class 'cow'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["yolo", "labelme", "cvat", "masks"])
+@pytest.mark.parametrize(
+    "target", ["yolo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("labelme", "cvat", "masks"))]
+)
 def test_another_format_as_data(target: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is checked, evaluated, calibrated on, and trained on without a dataset file."""
     folder = tmp_path / target

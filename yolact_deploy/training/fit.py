@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,10 +119,15 @@ def fit(
 def _write_pictures_and_card(trainer: Trainer, dataset: DatasetSpec, result: FitResult) -> None:
     """What a person looks at when the training has ended."""
     records = read_log(result.folder / LOG)
-    draw_curves(records, result.folder / "curves.png")
     matrix = trainer.evaluate.confusion() if isinstance(trainer.evaluate, Evaluator) else None
-    if matrix is not None:
-        draw_confusion(matrix, result.folder / "confusion.png")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # matplotlib's, about what it imports
+            draw_curves(records, result.folder / "curves.png")
+            if matrix is not None:
+                draw_confusion(matrix, result.folder / "confusion.png")
+    except Exception as error:  # hours of training do not fail for a picture
+        _log.warning("curves and confusion matrix were not drawn: %s: %s", type(error).__name__, error)
     initial = next((record["initial"] for record in records if record["event"] == "start"), "unknown")
     facts = {**_origin(trainer), "seconds": result.seconds}
     write_model_card(result.folder, dataset, trainer.recipe, result.outcome, initial, facts)

@@ -73,11 +73,11 @@ def write_engine(path: Path, metadata: Metadata) -> Path:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ([], samples.DEMO_MODEL),
+        ([], samples.NUCLEI_MODEL),
         (["mine.pth"], Path("mine.pth")),
         (["weights/mine.safetensors"], Path("weights/mine.safetensors")),
         (["MINE.PT", "notes.txt", "weights/readme.md"], Path("MINE.PT")),
-        ([".hidden.pth", "weights/resnet101_reducedfc.pth", "other/mine.pth"], samples.DEMO_MODEL),
+        ([".hidden.pth", "weights/resnet101_reducedfc.pth", "other/mine.pth"], samples.NUCLEI_MODEL),
         (["weights/yolact_base_54_800000.pth", "weights/darknet53.pth"], Path("weights/yolact_base_54_800000.pth")),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_checkpoint_at_hand(args: argparse.Namespace, files: list[str], expe
     assert at_hand.checkpoint_at_hand(args) == expected
     (note,) = args.progress.notes
     assert note.startswith("note: no weights named")
-    assert ("the model that ships" if expected == samples.DEMO_MODEL else str(expected)) in note
+    assert ("the model that ships" if expected == samples.NUCLEI_MODEL else str(expected)) in note
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,9 @@ def test_the_checkpoint_of_an_engine(place: str) -> None:
     assert at_hand.made_from(metadata, Path("models/m.trt")) == Path(place)
     assert at_hand.made_from(Metadata(config=SHAPES, weights_sha256="0" * 64), Path("models/m.trt")) is None
     assert at_hand.made_from(Metadata(config=SHAPES), Path("models/m.trt")) is None
-    shipped = Metadata(config=SHAPES, weights_sha256=sha256_file(samples.DEMO_MODEL))
-    assert at_hand.made_from(shipped, Path("m.onnx")) == samples.DEMO_MODEL
+    for model in samples.MODELS:
+        shipped = Metadata(config=SHAPES, weights_sha256=sha256_file(model))
+        assert at_hand.made_from(shipped, Path("m.onnx")) == model
 
 
 # -- exported models ------------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_nothing_at_hand(capsys: pytest.CaptureFixture[str], command: str) -> No
 
 def test_inspect_shows_the_model_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["path"] == str(samples.DEMO_MODEL)
+    assert json.loads(capsys.readouterr().out)["path"] == str(samples.NUCLEI_MODEL)
     write_engine(Path("m.trt"), Metadata(config=SHAPES))
     assert cli.main(["inspect", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == "m.trt"
@@ -265,7 +266,7 @@ def test_summary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     put(*files)
     monkeypatch.setattr(checkpoint, "load_model", load)
     assert cli.main(["summary"]) == 2
-    assert f"reading {files[0] if files else samples.DEMO_MODEL}" in capsys.readouterr().err
+    assert f"reading {files[0] if files else samples.NUCLEI_MODEL}" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_a_threshold_below_that_of_nms(
 @pytest.mark.parametrize(
     ("files", "arguments", "weights", "written"),
     [
-        ([], [], samples.DEMO_MODEL, "yolact.onnx"),
+        ([], [], samples.NUCLEI_MODEL, "yolact.onnx"),
         (["weights/mine.pth"], ["--fp16"], Path("weights/mine.pth"), "yolact.onnx"),
         (["mine.pth"], ["-o", "other"], Path("mine.pth"), "other.onnx"),
         (["mine.pth"], ["--weights", "mine.pth"], Path("mine.pth"), "yolact_plus.onnx"),

@@ -46,9 +46,9 @@ def checkpoint_at_hand(args: argparse.Namespace) -> Path:
         args.progress.note(f"note: no weights named: taking {there[0]}, the only checkpoint here")
         return there[0]
     args.progress.note(
-        "note: no weights named and no checkpoint here: taking the model that ships, which detects generated shapes"
+        "note: no weights named and no checkpoint here: taking the model that ships, which finds cell nuclei"
     )
-    return samples.DEMO_MODEL
+    return samples.NUCLEI_MODEL
 
 
 def exported_at_hand(args: argparse.Namespace, suffixes: Sequence[str] | None = None) -> Path | None:
@@ -85,9 +85,9 @@ def onnx_at_hand(args: argparse.Namespace) -> Path:
 
 
 def made_from(metadata: Metadata, engine: Path) -> Path | None:
-    """The checkpoint of an exported file by its SHA-256: beside the file, at hand, or the one that ships; else None."""
+    """The checkpoint of an exported file by its SHA-256: beside the file, at hand, or one that ships; else None."""
     folders = tuple(dict.fromkeys((engine.parent, engine.parent / "weights", *FOLDERS)))
-    for path in (samples.DEMO_MODEL, *_files(folders, CHECKPOINT_SUFFIXES)):
+    for path in (*samples.MODELS, *_files(folders, CHECKPOINT_SUFFIXES)):
         if metadata.weights_sha256 and sha256_file(path) == metadata.weights_sha256:
             return path
     return None
@@ -164,10 +164,11 @@ def pictures_at_hand(args: argparse.Namespace, config: YolactConfig, limit: int 
                 pass
             yield open_images(coco=folder)
         return
-    images = open_images(annotations=samples.ANNOTATIONS, images_dir=samples.IMAGES)
+    shipped = samples.annotated_images(config.class_names)
+    images = open_images(annotations=shipped.annotations, images_dir=shipped.images)
     if not _knows(config, images):
         args.progress.note("note: no annotated pictures of the model's classes here, so there is no AP: name some")
-        images = plain_images(samples.sample_images())
+        images = plain_images(shipped.paths())
     yield images
 
 

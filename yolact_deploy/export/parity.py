@@ -123,11 +123,11 @@ def check_parity(
     """Compare an ONNX file in ONNX Runtime with the model it was made from.
 
     Args:
-        images: pictures to compare on; by default the samples of the package
+        images: pictures to compare on; by default those of the package that suit the model
         traced: heads of each picture from the graph before it was lowered, see :func:`run_heads`
         noise: noise of each activation of an INT8 file
     """
-    pictures = [read_image(path) for path in (images or sample_images())]
+    pictures = [read_image(path) for path in (images or sample_images(model.config.class_names))]
     host = OnnxRuntimeBackend(onnx_path, tail="host")
     metadata = host.metadata
     engine = Predictor(host, score_threshold=0.0)

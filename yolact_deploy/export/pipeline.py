@@ -98,7 +98,7 @@ def export_model(
         model: a checkpoint, the name of published weights, or a model in memory
         output: the ONNX file
         weights: the checkpoint of a model in memory, for the record
-        check_images: pictures for the comparison with the model; by default the samples of the package
+        check_images: pictures for the comparison with the model; by default those of the package that suit it
 
     Raises:
         ExportError: the file disagrees with the model, or the spec does not fit it; no file is left.
@@ -109,7 +109,7 @@ def export_model(
     if not isinstance(model, YolactModel):
         weights = resolve_weights(os.fspath(model))
         model = load_model(weights, **spec.of_checkpoint)
-    compared = check_images or sample_images()
+    compared = check_images or sample_images(model.config.class_names)
     pictures = _calibration_pictures(spec, progress)
     with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work
         sha256 = "" if weights is None else sha256_file(Path(weights))

@@ -62,7 +62,7 @@ def check_agreement(
     written = Predictor(_Target(run, source.metadata, heads=heads), score_threshold=0.0)
     meter = AgreementMeter()
     failures = []
-    for path in sample_images():
+    for path in sample_images(source.metadata.config.class_names):
         picture = read_image(path)
         images = reference.preprocess([picture])
         expected, actual = reference.backend.run(images), written.backend.run(images)

@@ -22,6 +22,7 @@ RECIPES = (
     "yolact_edge_mobilenetv2",
     "yolact_resnet50_pascal",
     "shapes_demo",
+    "nuclei",
     "sixteen_images",
 )
 

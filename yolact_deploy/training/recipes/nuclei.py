@@ -1,13 +1,19 @@
-"""A small network for cell nuclei in microscopy pictures: the second model that ships, trained on real pictures.
+"""A small network for cell nuclei in microscopy pictures: the model that ships, trained on real pictures.
 
-The data is the corrected stage 1 training set of the 2018 Data Science Bowl (BBBC038v1, CC0), up to 375 nuclei in a
-picture, most of them 10 to 20 pixels wide. So the priors are small, NMS and scoring keep 500 detections, and nothing
-shrinks the pictures in training. Its first part trains at 320 pixels, where a step costs 0.6 of one at 416:
+Most nuclei are 10 to 20 pixels wide, and a picture has up to 375. So the priors are small, NMS and scoring keep 500
+detections, and no augmentation shrinks a picture. The first two parts train on crops of 256 pixels with the priors of
+416: an object in a crop is as large as in the whole picture at 416, and an iteration costs 0.4 as much. The third part
+trains briefly on whole pictures. ``make nuclei-model`` runs all three; `train --recipe nuclei` alone is the second at
+its full size:
 
-    yolact-deploy train --recipe nuclei --data nuclei.yaml --output runs/nuclei_320 --size 320 \\
-        --weights yolact_deploy/samples/shapes_demo.safetensors
-    yolact-deploy train --recipe nuclei --data nuclei.yaml --output runs/nuclei \\
-        --weights runs/nuclei_320/last.safetensors --set lr=5e-4 --set iterations=600 --set 'milestones=(400,520)'
+    yolact-deploy data nuclei nuclei-source -o nuclei
+    yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_1 --size 256 --priors pixels \\
+        --weights yolact_deploy/samples/shapes_demo.safetensors --set iterations=771 --set milestones=771 --set lr=8e-4
+    yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_2 --size 256 --priors pixels \\
+        --weights runs/nuclei_1/last.safetensors
+    yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei \\
+        --weights runs/nuclei_2/last.safetensors --set iterations=40 --set milestones=40 --set lr=1e-4 \\
+        --set augmentation.crop=no
 """
 
 from __future__ import annotations
@@ -34,18 +40,21 @@ RECIPE = Recipe(
     paper="YOLACT (arXiv:1904.02689), with the backbone of YolactEdge (arXiv:2012.12259)",
     command="make nuclei-model",
     weights="imagenet-int8",
-    batch=16,
-    iterations=1_500,
+    batch=8,
+    iterations=600,
     optimizer="adamw",
+    lr=7e-4,
     weight_decay=0.02,
-    milestones=(1_200, 1_400),
+    milestones=(320, 470, 560),
     gamma=0.3,
-    warmup_iterations=100,
+    warmup_iterations=20,
     clip=10.0,
     ema_decay=0.995,
-    freeze_stages=1,
+    # Saves a third of the time per step. The initial weights already detect edges and corners in photographs.
+    freeze_stages=3,
     channels_last=True,
+    # Nuclei have no upper side, and turned pictures are as good as new ones.
     augmentation=Augmentation(size=416, expand=1.0, flip=True),
     eval_interval=0,
-    save_interval=250,
+    save_interval=100,
 )

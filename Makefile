@@ -50,13 +50,14 @@ demo-model: $(STAMP)
 # Pictures of a quarter of the area first, where an iteration costs less; see yolact_deploy/training/recipes/nuclei.py.
 NUCLEI_SOURCE ?= nuclei-source
 TRAIN_NUCLEI := $(BIN)/yolact-deploy train --recipe nuclei --data $(RUNS)/nuclei_data/nuclei.yaml --resume
-SMALL_NUCLEI := --size 256 --priors pixels --set iterations=771 --set milestones=771 --set lr=8e-4
+SMALL_NUCLEI := --size 256 --priors pixels --set iterations=771 --set milestones=771 --set lr=8e-4 --set warmup_iterations=100
 nuclei-model: $(STAMP)
 	$(BIN)/yolact-deploy data nuclei $(NUCLEI_SOURCE) -o $(RUNS)/nuclei_data
 	$(TRAIN_NUCLEI) -o $(RUNS)/nuclei_1 --weights yolact_deploy/samples/shapes_demo.safetensors $(SMALL_NUCLEI)
 	$(TRAIN_NUCLEI) -o $(RUNS)/nuclei_2 --weights $(RUNS)/nuclei_1/last.safetensors --size 256 --priors pixels
 	$(TRAIN_NUCLEI) -o $(RUNS)/nuclei --weights $(RUNS)/nuclei_2/last.safetensors \
-	  --set iterations=40 --set milestones=40 --set lr=1e-4 --set augmentation.crop=no
+	  --set iterations=100 --set 'milestones=(60,85)' --set lr=3e-4 \
+	  --set ema_decay=0.98 --set warmup_iterations=5 --set augmentation.crop=no
 	@echo "The weights are $(RUNS)/nuclei/last.safetensors"
 
 # Pseudo-random weights of ResNet-50: speed and agreement need no trained ones.

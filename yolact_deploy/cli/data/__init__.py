@@ -66,16 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_nuclei(commands: Any) -> None:
-    from yolact_deploy.datasets.nuclei import COMMIT, REPOSITORY
-
     nuclei = commands.add_parser(
         "nuclei",
-        help="turn the pictures of cell nuclei that a model here was trained on into a COCO dataset",
-        description="The source: git clone REPOSITORY nuclei-source && git -C nuclei-source checkout COMMIT, with "
-        f"REPOSITORY = {REPOSITORY} and COMMIT = {COMMIT}. 564 pictures are for training, 60 for validation and 40 "
-        "for a last test. License: CC0 1.0.",
+        help="turn the pictures that the model of cell nuclei was trained on into a COCO dataset",
+        description="564 pictures are for training, 60 for validation and 40 for a last test. docs/training.md says "
+        "where the source is. License: CC0 1.0.",
     )
-    nuclei.add_argument("source", metavar="SOURCE", help="checkout of the repository named above")
+    nuclei.add_argument("source", metavar="SOURCE", help="checkout of the source's repository")
     nuclei.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
 
 

@@ -8,12 +8,13 @@ its full size:
 
     yolact-deploy data nuclei nuclei-source -o nuclei
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_1 --size 256 --priors pixels \\
-        --weights yolact_deploy/samples/shapes_demo.safetensors --set iterations=771 --set milestones=771 --set lr=8e-4
+        --weights yolact_deploy/samples/shapes_demo.safetensors --set iterations=771 --set milestones=771 --set lr=8e-4 \\
+        --set warmup_iterations=100
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_2 --size 256 --priors pixels \\
         --weights runs/nuclei_1/last.safetensors
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei \\
-        --weights runs/nuclei_2/last.safetensors --set iterations=40 --set milestones=40 --set lr=1e-4 \\
-        --set augmentation.crop=no
+        --weights runs/nuclei_2/last.safetensors --set iterations=100 --set 'milestones=(60,85)' --set lr=3e-4 \\
+        --set ema_decay=0.98 --set warmup_iterations=5 --set augmentation.crop=no
 """
 
 from __future__ import annotations

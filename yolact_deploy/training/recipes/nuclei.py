@@ -8,8 +8,8 @@ its full size:
 
     yolact-deploy data nuclei nuclei-source -o nuclei
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_1 --size 256 --priors pixels \\
-        --weights yolact_deploy/samples/shapes_demo.safetensors --set iterations=771 --set milestones=771 --set lr=8e-4 \\
-        --set warmup_iterations=100
+        --weights yolact_deploy/samples/shapes_demo.safetensors --set iterations=771 --set milestones=771 \\
+        --set lr=8e-4 --set warmup_iterations=100
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei_2 --size 256 --priors pixels \\
         --weights runs/nuclei_1/last.safetensors
     yolact-deploy train --recipe nuclei --data nuclei/nuclei.yaml --output runs/nuclei \\

@@ -1,8 +1,8 @@
 """Data in the package: annotated pictures, on which exports are checked, and weights.
 
-`NUCLEI_MODEL` finds cell nuclei in microscopy pictures, and six annotated ones come with it; `DEMO_MODEL` was trained on
-generated shapes. Their recipes are `nuclei` and `shapes_demo`. Both started from `MOBILENET_V2`, an 8-bit backbone
-trained on ImageNet. Three COCO images serve every other model. ATTRIBUTION.md states the origin and license of each file.
+`NUCLEI_MODEL` finds cell nuclei in microscopy pictures, and six annotated ones come with it; `DEMO_MODEL` was trained
+on generated shapes. Their recipes are `nuclei` and `shapes_demo`. Both started from `MOBILENET_V2`, an 8-bit backbone
+trained on ImageNet. Three COCO images serve every other model. ATTRIBUTION.md states origins and licenses.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from yolact_deploy.artifact import sha256_file
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
 from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.samples import DEMO_MODEL
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
@@ -29,6 +30,8 @@ from yolact_deploy.export.parity import check_parity
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 SMALL = ["--size", "97"]
+#: a trained model, whose trace at this size other tests share
+DEMO = ["--weights", str(DEMO_MODEL), "--size", "128"]
 
 
 def have_rtx() -> bool:
@@ -72,32 +75,32 @@ def never_exported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_rtx
-def test_fp16_onnx_and_engine(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fp16_onnx_and_engine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command of the README: both files in the current folder, named after the configuration."""
-    assert cli.main(["export", "--weights", str(resnet50_checkpoint), "--fp16", *SMALL, "--engine", "rtx"]) == 0
-    assert names(here) == ["yolact_resnet50.onnx", "yolact_resnet50.trt"]
-    metadata = onnx_metadata(read_onnx("yolact_resnet50.onnx"), "")
+    assert cli.main(["export", *DEMO, "--fp16", "--engine", "rtx"]) == 0
+    assert names(here) == ["shapes_demo.onnx", "shapes_demo.trt"]
+    metadata = onnx_metadata(read_onnx("shapes_demo.onnx"), "")
     assert metadata.precision == "fp16"
-    assert metadata.config.image_size == 97
-    assert metadata.weights_sha256 == sha256_file(resnet50_checkpoint)
-    assert read_engine_metadata("yolact_resnet50.trt").config == metadata.config
+    assert metadata.config.image_size == 128
+    assert metadata.weights_sha256 == sha256_file(DEMO_MODEL)
+    assert read_engine_metadata("shapes_demo.trt").config == metadata.config
     out, err = capsys.readouterr()
-    assert out.startswith("exporting yolact_resnet50 (fp16) to yolact_resnet50.onnx ...\n")
+    assert out.startswith("exporting shapes_demo (fp16) to shapes_demo.onnx ...\n")
     assert "no layer overflows in 3 images: values up to " in out
     assert "ONNX Runtime against eager FP32, 3 images" in out
     for word in ("boxes", "scores", "coeff", "proto", "ok", "whole file, eager", "functions in the file"):
         assert word in out
     assert "FAILED" not in out
-    assert "wrote yolact_resnet50.onnx (6" in out
-    assert "wrote yolact_resnet50.trt (" in out
+    assert "wrote shapes_demo.onnx (3." in out
+    assert "wrote shapes_demo.trt (" in out
     assert "TensorRT for RTX " in out
-    assert err.startswith("building yolact_resnet50.trt ...\n")
+    assert err.startswith("building shapes_demo.trt ...\n")
 
 
 @pytest.mark.usefixtures("short_check")
-def test_json_and_options(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tail", "heads", "--batch", "1:2:4", "--input", "float32", "--engine", "none", "-o", "out/net.onnx"]
-    assert cli.main(["export", "--json", "--weights", str(resnet50_checkpoint), *SMALL, *arguments]) == 0
+    assert cli.main(["export", "--json", *DEMO, *arguments]) == 0
     assert names(here) == ["out"]
     assert names(here / "out") == ["net.onnx"]
     out, err = capsys.readouterr()
@@ -106,7 +109,7 @@ def test_json_and_options(resnet50_checkpoint: Path, here: Path, capsys: pytest.
     path = Path(result["onnx"]["path"])
     assert path == Path("out/net.onnx")
     assert result["onnx"]["bytes"] == path.stat().st_size
-    assert (result["config"], result["precision"], result["engine"]) == ("yolact_resnet50", "fp32", None)
+    assert (result["config"], result["precision"], result["engine"]) == ("shapes_demo", "fp32", None)
     assert [tensor["name"] for tensor in result["parity"]["tensors"]] == ["boxes", "scores", "coeff", "proto"]
     assert result["parity"]["tail"] is None
     metadata = onnx_metadata(read_onnx(path), path)
@@ -114,10 +117,10 @@ def test_json_and_options(resnet50_checkpoint: Path, here: Path, capsys: pytest.
 
 
 @pytest.mark.usefixtures("short_check")
-def test_layers_kept_in_fp32(resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layers_kept_in_fp32(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "keep.json").write_text(json.dumps({"keep_fp32": ["proto_net.10", "fpn"]}))
     arguments = ["--fp16", "--keep-fp32", "keep.json", "--engine", "none", "-o", "m"]
-    assert cli.main(["export", "--json", "--weights", str(resnet50_checkpoint), *SMALL, *arguments]) == 0
+    assert cli.main(["export", "--json", *DEMO, *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["precision"], result["keep_fp32"]) == ("fp16", ["proto_net.10", "fpn"])
     assert onnx_metadata(read_onnx("m.onnx"), "").keep_fp32 == ("proto_net.10", "fpn")
@@ -126,23 +129,24 @@ def test_layers_kept_in_fp32(resnet50_checkpoint: Path, here: Path, capsys: pyte
 
 
 @pytest.fixture
-def overflowing(resnet50_checkpoint: Path, tmp_path: Path) -> Path:
+def overflowing(tmp_path: Path) -> Path:
     """A checkpoint whose head has values past 65504 between two of its layers, and is the same network otherwise."""
-    import torch
+    from yolact_deploy.model.checkpoint import load_model, save_checkpoint
 
-    state = torch.load(resnet50_checkpoint, weights_only=True)
-    for name in ("upfeature.0.weight", "upfeature.0.bias"):
-        state[f"prediction_layers.0.{name}"] *= 2.0**15
-    for name in ("bbox_layer", "conf_layer", "mask_layer"):
-        state[f"prediction_layers.0.{name}.weight"] /= 2.0**15
-    torch.save(state, tmp_path / "w.pth")
-    return tmp_path / "w.pth"
+    model = load_model(DEMO_MODEL)
+    head = model.prediction_layers[0]
+    for parameter in head.upfeature[0].parameters():
+        parameter.data *= 2.0**15
+    for layer in (head.bbox_layer, head.conf_layer, head.mask_layer):
+        layer.weight.data /= 2.0**15
+    save_checkpoint(model, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
 
 
 @pytest.mark.usefixtures("short_check")
 def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are named with the reason, kept, and told by inspect; without the search nothing broken is written."""
-    arguments = ["--weights", str(overflowing), *SMALL, "--engine", "none", "-o", "m"]
+    arguments = ["--weights", str(overflowing), "--size", "128", "--engine", "none", "-o", "m"]
     assert cli.main(["export", "--fp16", "--no-overflow-check", *arguments]) == 2
     assert "disagrees with the eager model: boxes differ by nan" in error_of(capsys)
     assert names(here) == []
@@ -155,7 +159,7 @@ def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.Capt
     given = ["--keep-fp32", "proto_net.10", "--calibration", str(more)]
     assert cli.main(["export", "--fp16", *given, *arguments]) == 0
     out = capsys.readouterr().out
-    assert "4 of 70 layers exceed FP16 in 5 images" in out  # three are samples
+    assert "4 of 65 layers exceed FP16 in 5 images" in out  # three are samples
     for layer in ("upfeature.0", "bbox_layer", "conf_layer", "mask_layer"):
         assert f"prediction_layers.0.{layer} " in out
     assert "values up to " in out
@@ -173,10 +177,10 @@ def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.Capt
 @pytest.mark.usefixtures("short_check")
 def test_bf16(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It has the range of FP32, so that nothing is looked for and nothing is kept."""
-    arguments = ["--weights", str(overflowing), *SMALL, "--engine", "rtx", "-o", "m", "--batch", "1:2:4"]
+    arguments = ["--weights", str(overflowing), "--size", "128", "--engine", "rtx", "-o", "m"]
     assert cli.main(["export", "--bf16", *arguments]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("exporting yolact_resnet50 (bf16) to m.onnx ...\n")
+    assert out.startswith("exporting shapes_demo (bf16) to m.onnx ...\n")
     assert "overflow" not in out
     for line in ("boxes before rounding", "proto before rounding", "boxes ", "proto "):
         assert line in out
@@ -184,17 +188,17 @@ def test_bf16(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str])
         assert (metadata.precision, metadata.keep_fp32) == ("bf16", ())
     assert cli.main(["--json", "inspect", "m.onnx"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parameters"]["bfloat16"]["bytes"] == 2 * facts["parameters"]["bfloat16"]["values"] > 5e7
+    assert facts["parameters"]["bfloat16"]["bytes"] == 2 * facts["parameters"]["bfloat16"]["values"] > 3e6
 
 
 @pytest.mark.usefixtures("short_check")
 def test_quiet_without_any_tensorrt(
-    resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from yolact_deploy.export import engine as tensorrt
 
     monkeypatch.setattr(tensorrt, "available_flavour", lambda: None)
-    arguments = ["--weights", str(resnet50_checkpoint), *SMALL, "-o", "m", "--cross-class"]
+    arguments = [*DEMO, "-o", "m", "--cross-class"]
     assert cli.main(["--quiet", "export", *arguments]) == 0
     assert names(here) == ["m.onnx"]
     assert onnx_metadata(read_onnx("m.onnx"), "").cross_class
@@ -318,10 +322,10 @@ def test_a_failing_export(
 @needs_rtx
 @pytest.mark.usefixtures("short_check")
 def test_a_failing_build_keeps_the_onnx_file(
-    resnet50_checkpoint: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was checked, and can be built elsewhere."""
-    arguments = ["--weights", str(resnet50_checkpoint), *SMALL, "--quiet", "--engine", "rtx", "--target-sm", "12345"]
+    arguments = [*DEMO, "--quiet", "--engine", "rtx", "--target-sm", "12345"]
     assert cli.main(["export", *arguments]) == 2
     assert "got '12345'" in error_of(capsys)
-    assert names(here) == ["yolact_resnet50.onnx"]
+    assert names(here) == ["shapes_demo.onnx"]

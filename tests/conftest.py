@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -50,7 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep torch to two threads, or to one in each worker of pytest-xdist, once a collected test has imported it."""
+    """Keep torch to two threads, or to one in each worker of pytest-xdist, once a collected test has imported it.
+
+    What is there by now stays: tests that collect garbage to see that nothing is left need not look through it.
+    """
+    gc.collect()
+    gc.freeze()
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

@@ -16,7 +16,7 @@ from host_network import emulated
 from plain_values import check_another_process, check_plain_value, outlive
 
 from yolact_deploy.detections import Detections
-from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError, YolactDeployError
+from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError, YolactDeployError
 from yolact_deploy.loading import load
 from yolact_deploy.runtime.predictor import Predictor
 
@@ -218,6 +218,25 @@ def test_several_engines(make_engine: Any, tmp_path: Path) -> None:
         assert_same(one(FRAMES[0]), two(FRAMES[0]))
         one.close()
         assert len(two(FRAMES[1])) > 0
+
+
+@with_driver
+@pytest.mark.parametrize("tail", ["functions", "heads"])
+def test_nms_of_an_engine_is_as_exported(make_engine: Any, tail: str) -> None:
+    """Other settings are refused; fewer detections are picked afterwards."""
+    _, engine = make_engine(tail)
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"top_k": 3}, r"top_k=3 instead of \d+", "--top-k"),
+        ({"nms_iou": 0.9}, r"nms_iou=0\.9 instead of 0\.5", "--nms-iou"),
+        ({"top_k": 3, "nms_iou": 0.9}, r"top_k=3 instead of \d+, nms_iou=0\.9 instead of 0\.5", "--top-k --nms-iou"),
+        ({"max_detections": 1000}, r"max_detections=1000 instead of \d+", "--max-detections"),
+    ]
+    for option, change, name in cases:
+        text = rf"^{change}: NMS of .*tiny\.trt runs on the GPU as exported: export it again with {name}, or "
+        with pytest.raises(InputError, match=text):
+            load(engine, **option)
+    with load(engine, max_detections=1) as model:
+        assert len(model(FRAMES[1])) == 1
 
 
 @with_driver

@@ -6,7 +6,7 @@ import pytest
 from house import complex_functions, long_functions
 
 #: how many functions may exceed the limits of house.py
-MOST_LONG, MOST_COMPLEX = 8, 0
+MOST_LONG, MOST_COMPLEX = 11, 0
 
 
 def test_few_functions_are_long() -> None:

@@ -118,6 +118,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+#: options that have no effect with --results
+_OF_MODEL = ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray", "top_k", "nms_iou", "slice")
+
+
 def _score_file(args: argparse.Namespace) -> _Scored:
     from pathlib import Path
 
@@ -128,19 +132,7 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.bootstrap import differences, read_matches
     from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
-    of_model = (
-        "images",
-        "images_dir",
-        "save_results",
-        "cache",
-        "workers",
-        "shards",
-        "ray",
-        "top_k",
-        "nms_iou",
-        "slice",
-    )
-    for option in of_model:
+    for option in _OF_MODEL:
         if getattr(args, option) is not None:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")

@@ -244,7 +244,7 @@ def _nuclei(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from yolact_deploy.console import print_json
-    from yolact_deploy.datasets.nuclei import pictures_in, write_nuclei
+    from yolact_deploy.datasets.nuclei_set import pictures_in, write_nuclei
 
     source, folder = Path(args.source), Path(args.output)
     count = len(pictures_in(source))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yolact_deploy.datasets import rle
-from yolact_deploy.datasets.nuclei import HELD_OUT, pictures_in, write_nuclei
+from yolact_deploy.datasets.nuclei_set import HELD_OUT, pictures_in, write_nuclei
 from yolact_deploy.errors import DatasetError
 
 GRAY, STAINED = "a" * 64, HELD_OUT["val"].split()[0].ljust(64, "0")

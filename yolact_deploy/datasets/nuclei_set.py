@@ -80,10 +80,7 @@ def write_nuclei(folder: Path, source: Path) -> Iterator[str]:
         picture = _read(place / "images" / f"{place.name}.png")
         height, width = picture.shape[:2]
         name = f"{place.name[:16]}.png"
-        gray = bool((picture == picture[:, :, :1]).all())
-        ok, data = cv2.imencode(".png", picture[:, :, 0] if gray else picture)
-        assert ok
-        write_bytes(images / name, data.tobytes())
+        _copy(picture, images / name)
         content["images"].append({"id": number, "file_name": name, "height": height, "width": width, "license": 1})
         for mask in _masks(place, (height, width)):
             count += 1
@@ -95,6 +92,14 @@ def write_nuclei(folder: Path, source: Path) -> Iterator[str]:
         f"{part}:\n  annotations: annotations/instances_{part}.json\n  images: images\n" for part in ("train", "val")
     )
     write_bytes(folder / "nuclei.yaml", f"# made by: yolact-deploy data nuclei\nnames: [nucleus]\n{splits}".encode())
+
+
+def _copy(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture as PNG, in gray with one channel."""
+    gray = bool((picture == picture[:, :, :1]).all())
+    ok, data = cv2.imencode(".png", picture[:, :, 0] if gray else picture)
+    assert ok
+    write_bytes(path, data.tobytes())
 
 
 def _content() -> dict[str, Any]:

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from blobs import SIDE, BlobBackend, Image
-from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
@@ -31,7 +30,7 @@ def detect(picture: Image, backend: BlobBackend | None = None, **rules: Any) -> 
         return found
 
 
-def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+def iou(a: Any, b: Any) -> float:
     return float((a & b).sum() / (a | b).sum())
 
 
@@ -152,7 +151,8 @@ def test_progress_counts_groups_of_tiles() -> None:
             self.seen.append(f"{description} in {total} {unit}")
             return iter(items)
 
-    with SlicedPredictor(BlobBackend(max_batch=2), slicing=Slicing(size=SIDE)) as model:
+    model = SlicedPredictor(BlobBackend(max_batch=2), slicing=Slicing(size=SIDE))
+    with model:
         model.progress = counting = Counting()
         model(canvas())
         model(canvas(600, 600))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from yolact_deploy.cli.eval_report import MOST_REPORTED, ReportJob, check_report, pictures_of_results
 from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
@@ -26,6 +27,7 @@ examples:
   yolact-deploy eval --weights yolact_base_54_800000.pth --coco coco/
   yolact-deploy eval --engine yolact_base.onnx@openvino --annotations instances_val2017.json --images-dir val2017/
   yolact-deploy eval --results detections.json --annotations instances_val2017.json --json
+  yolact-deploy eval --engine yolact_base.onnx --coco coco/ --report eval.html
   yolact-deploy eval --weights yolact_base_54_800000.pth --coco coco/ --cache eager.jsonl
   yolact-deploy eval --engine yolact_base.onnx --coco coco/ --cache onnx.jsonl --resume --reference eager.jsonl
 
@@ -71,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="detections of an image that a model reports (default: as exported); with --results, those per image and "
         "class that count (default 100, as COCO's; a model's own limit if that is higher)",
     )
+    scoring.add_argument(
+        "--report",
+        metavar="FILE.html",
+        help="write a page: AP, errors by kind, confusions, the best score thresholds, the worst pictures",
+    )
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
     scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
@@ -103,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--max-detections: expected 1 or more, got {args.max_detections}")
     if args.samples < 2:
         raise InputError(f"--samples: expected 2 or more, got {args.samples}")
+    check_report(args)
     scored = _score_file(args) if args.results else _score_model(args)
     if args.json:
         difference = {kind: interval.to_json() for kind, interval in scored.difference.items()}
@@ -133,7 +141,8 @@ def _score_file(args: argparse.Namespace) -> _Scored:
     from yolact_deploy.evaluation.coco_rules import COCO_LIMIT
 
     for option in _OF_MODEL:
-        if getattr(args, option) is not None:
+        used = option == "images_dir" and args.report
+        if getattr(args, option) is not None and not used:
             name = {"images": "limit"}.get(option, option.replace("_", "-"))
             raise InputError(f"--{name} has no effect with --results: leave it out")
     truth = open_truth(coco=args.coco, annotations=args.annotations, lenient=args.lenient)
@@ -150,7 +159,27 @@ def _score_file(args: argparse.Namespace) -> _Scored:
         difference = differences(
             args.reference, matches, content, ids, samples=args.samples, seed=args.seed, max_detections=limit
         )
+    if args.report:
+        _report_file(args, truth, results, scored, limit)
     return _Scored(Path(args.results).name, scored, None, difference)
+
+
+def _report_file(
+    args: argparse.Namespace, truth: CocoImages, results: Sequence[dict[str, Any]], scored: Accuracy, limit: int
+) -> None:
+    from pathlib import Path
+
+    from yolact_deploy.evaluation.accuracy import by_image, result_kinds
+    from yolact_deploy.evaluation.bootstrap import read_matches
+
+    pictures = pictures_of_results(args)
+    job = ReportJob(args.report, truth, result_kinds(results), limit)
+    for of_image in by_image(results).values():
+        job.add(of_image)
+    assert truth.content is not None
+    matches = read_matches(args.results, truth.content, truth.image_ids, limit)
+    job.write(Path(args.results).name, scored, matches, pictures)
+    args.progress.note(f"wrote {args.report}")
 
 
 def _image_ids(text: str | None) -> list[int] | None:
@@ -182,17 +211,34 @@ def _score_model(args: argparse.Namespace) -> _Scored:
             cache = stack.enter_context(DetectionCache(args.cache, key, images.image_ids, resume=args.resume))
             stack.enter_context(_resume_hint(args))
         save = stack.enter_context(results_file(args.save_results)) if args.save_results else None
+        report = ReportJob(args.report, images, ("bbox", "segm"), MOST_REPORTED) if args.report else None
         done = evaluate(
             source,
             images,
             evaluator=args.evaluator,
             cache=cache,
-            on_results=save,
+            on_results=_both(save, report),
             workers=_workers(args, source, len(images) - (cache.stored if cache else 0)),
             progress=args.progress,
         )
+    if report is not None:
+        report.write(source.name, done.accuracy, done.matches, images)
+        args.progress.note(f"wrote {args.report}")
     difference = _differences(args, images, done) if args.reference else {}
     return _Scored(source.name, done.accuracy, done.time, difference)
+
+
+def _both(
+    save: Callable[[Sequence[dict[str, Any]]], None] | None, report: ReportJob | None
+) -> Callable[[Sequence[dict[str, Any]]], None] | None:
+    """What takes the results of each image."""
+    takers = [taker for taker in (save, report.add if report else None) if taker is not None]
+
+    def take(results: Sequence[dict[str, Any]]) -> None:
+        for taker in takers:
+            taker(results)
+
+    return take if takers else None
 
 
 def _differences(args: argparse.Namespace, images: CocoImages, done: Evaluation) -> dict[str, Interval]:

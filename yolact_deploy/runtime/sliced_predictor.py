@@ -35,6 +35,8 @@ class SlicedPredictor(Predictor):
             Without it, a picture has as many as all its tiles have
     """
 
+    slicing: Slicing
+
     def __init__(self, backend: Backend, *, slicing: Slicing, **options: Any) -> None:
         super().__init__(backend, **options)
         self.slicing = slicing

@@ -40,11 +40,11 @@ class Patch:
 
     @property
     def right(self) -> int:
-        return self.left + self.mask.shape[1]
+        return self.left + int(self.mask.shape[1])
 
     @property
     def bottom(self) -> int:
-        return self.top + self.mask.shape[0]
+        return self.top + int(self.mask.shape[0])
 
     @classmethod
     def trimmed(cls, left: int, top: int, mask: Mask) -> Patch:

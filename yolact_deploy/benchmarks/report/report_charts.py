@@ -19,6 +19,7 @@ from yolact_deploy.benchmarks.report.report_style import DASHES, PALETTE
 
 _BINS = 100
 _STRIP_HEIGHT, _BAR_HEIGHT = 44, 20
+_HEATMAP_HEIGHT = 420
 #: least height of a bar in percent, for a single call among many
 _LEAST = 5
 #: end of a histogram, as a multiple of the largest p99; its last bin holds what is above
@@ -292,6 +293,28 @@ _HATCH = (
     '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect class="fill c0" width="2.5" height="6"/></pattern></defs></svg>\n'
 )
+
+
+# -- tables of counts ----------------------------------------------------------------------------------------------
+
+
+def heatmap(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int64], label: str) -> str:
+    """A square for each count, darker the larger its share of its row; names stand beside a small one.
+
+    Args:
+        counts: [rows, columns]
+    """
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    step_x, step_y = 100 / len(columns), 100 / len(rows)
+    parts = []
+    for r, c in np.argwhere(counts > 0).tolist():
+        title = f"{rows[r]}, reported as {columns[c]}: {counts[r, c]} ({100 * shares[r, c]:.0f} %)"
+        parts.append(
+            f'<rect class="fill" fill-opacity="{0.12 + 0.88 * shares[r, c]:.2f}" x="{c * step_x:.3f}%" '
+            f'y="{r * step_y:.3f}%" width="{step_x:.3f}%" height="{step_y:.3f}%"><title>{text(title)}</title></rect>'
+        )
+    edges = '<rect fill="none" stroke="var(--line)" width="100%" height="100%"/>'
+    return f'<div class="heatmap">{_svg(_HEATMAP_HEIGHT, [edges, *parts], label)}</div>'
 
 
 # -- differences ----------------------------------------------------------------------------------------------------

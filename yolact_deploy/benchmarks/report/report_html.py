@@ -88,6 +88,28 @@ def table(content: Table, *, words: bool = False) -> str:
     return f'<p class="caption">{title}</p>\n{scrolling}'
 
 
+def document(title: str, subject: str, head: Iterable[str], sections: Sequence[Section], style: str) -> str:
+    """A whole page: title and subject, links to the sections, what comes before them, and the sections."""
+    links = "\n".join(f'<li><a href="#{s.key}">{text(s.title)}</a></li>' for s in sections)
+    body = "\n".join(
+        [
+            f"<header>\n<h1>{text(title)}</h1>\n{paragraph(subject)}\n</header>",
+            f'<nav aria-label="Contents"><ul>\n{links}\n</ul></nav>',
+            "<main>",
+            *head,
+            *(section.html() for section in sections),
+            "</main>",
+        ]
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{text(title)}</title>\n"
+        '<link rel="icon" href="data:,">\n'  # or browsers that get the file from a server ask for an icon
+        f"<style>{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
 def folded(title: str, inner: str) -> str:
     """Collapsed on a screen, always shown on paper."""
     return f"<details>\n<summary>{text(title)}</summary>\n{inner}\n</details>"

@@ -33,13 +33,13 @@ from yolact_deploy.benchmarks.report.report_charts import (
 from yolact_deploy.benchmarks.report.report_html import (
     Section,
     box,
+    document,
     folded,
     is_nothing,
     listing,
     paragraph,
     plain,
     table,
-    text,
 )
 from yolact_deploy.benchmarks.report.report_pictures import picture_parts
 from yolact_deploy.benchmarks.report.report_style import STYLE
@@ -79,24 +79,7 @@ def render(record: Record, *, pictures: Sequence[WorstPicture] = (), checks: Seq
     if not all(engine.latency.samples_ms for engine in record.engines):
         raise DatasetError(f"{record.name} has no times of single calls: {CURE}")
     sections = list(_sections(record, pictures))
-    links = "\n".join(f'<li><a href="#{s.key}">{text(s.title)}</a></li>' for s in sections)
-    body = "\n".join(
-        [
-            f"<header>\n<h1>{_TITLE}</h1>\n{paragraph(_subject(record))}\n</header>",
-            f'<nav aria-label="Contents"><ul>\n{links}\n</ul></nav>',
-            "<main>",
-            *_head(record, checks),
-            *(section.html() for section in sections),
-            "</main>",
-        ]
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_TITLE}</title>\n"
-        '<link rel="icon" href="data:,">\n'  # or browsers that get the file from a server ask for an icon
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(_TITLE, _subject(record), _head(record, checks), sections, STYLE)
 
 
 # -- in sentences ---------------------------------------------------------------------------------------------------

@@ -19,14 +19,14 @@ from yolact_deploy.preprocess import read_image
 PICTURE_WIDTH = 480
 _JPEG_QUALITY = 80
 #: budget for all pictures in the file; the rest of it takes about 100 kB
-_PICTURE_BYTES = 2_400_000
+PICTURE_BYTES = 2_400_000
 #: class names in a caption
 _NAMED = 6
 
 
 def picture_parts(pictures: Sequence[WorstPicture], reference: str) -> Iterator[str]:
     """The detections of each model, drawn over the worst images, as long as there is room."""
-    room = _PICTURE_BYTES
+    room = PICTURE_BYTES
     for worst in pictures:
         figures = list(_figures(worst, reference))
         room -= sum(len(figure) for figure in figures)
@@ -37,9 +37,18 @@ def picture_parts(pictures: Sequence[WorstPicture], reference: str) -> Iterator[
         yield f'<div class="pictures">\n{"".join(figures)}</div>'
 
 
+def drawn_figure(picture: NDArray[np.uint8], drawn: NDArray[np.uint8], title: str, caption: str, alt: str) -> str:
+    """A drawn picture, small enough for the page, under its title and caption."""
+    height, width = _shown_size(picture)
+    data = base64.b64encode(_jpeg(drawn)).decode("ascii")
+    return (
+        f'<figure><img alt="{text(alt)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
+        f"<figcaption><b>{broken(title)}</b> {text(caption)}</figcaption></figure>\n"
+    )
+
+
 def _figures(worst: WorstPicture, reference: str) -> Iterator[str]:
     picture = read_image(worst.path)
-    height, width = _shown_size(picture)
     for name, detections in worst.detections.items():
         caption = f"{len(detections)} detection{'s' * (len(detections) != 1)}"
         if errors := worst.errors.engines.get(name):
@@ -47,19 +56,15 @@ def _figures(worst: WorstPicture, reference: str) -> Iterator[str]:
             counts = ((errors.missed, "missed"), (errors.extra, "extra"), (errors.label_flips, flips))
             wrong = ", ".join(f"{count} {word}" for count, word in counts if count)
             caption += f": {wrong or 'none missed, none extra'}{_differences(worst.detections[reference], detections)}"
-        data = base64.b64encode(_jpeg(detections.draw(picture))).decode("ascii")
-        alt = f"{worst.path.name}, with what {name} detects: {_counted(detections.names)}"
-        yield (
-            f'<figure><img alt="{text(alt)}" width="{width}" height="{height}" src="data:image/jpeg;base64,{data}">'
-            f"<figcaption><b>{broken(name)}</b> {text(caption)}</figcaption></figure>\n"
-        )
+        alt = f"{worst.path.name}, with what {name} detects: {counted(detections.names)}"
+        yield drawn_figure(picture, detections.draw(picture), name, caption, alt)
 
 
 def _differences(reference: Detections, detections: Detections) -> str:
     """Classes that one side has more of; empty if both have the same number of each."""
     expected, actual = Counter(reference.names), Counter(detections.names)
     fewer, more = (expected - actual).elements(), (actual - expected).elements()
-    parts = [f"{word} {_counted(list(names))}" for word, names in (("without", fewer), ("with", more))]
+    parts = [f"{word} {counted(list(names))}" for word, names in (("without", fewer), ("with", more))]
     parts = [part for part in parts if not part.endswith(_NOTHING)]
     return f" ({', '.join(parts)})" if parts else ""
 
@@ -67,7 +72,7 @@ def _differences(reference: Detections, detections: Detections) -> str:
 _NOTHING = "nothing"
 
 
-def _counted(names: Sequence[str]) -> str:
+def counted(names: Sequence[str]) -> str:
     """For example "2 dog, 1 cat"."""
     counts = Counter(names).most_common()
     words = [f"{count} {name}" for name, count in counts[:_NAMED]]

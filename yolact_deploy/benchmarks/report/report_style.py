@@ -63,6 +63,8 @@ svg .measured {{ fill: var(--accent); stroke: var(--back); stroke-width: 1.5; }}
 svg .pale {{ fill-opacity: .65; }}
 svg .mark {{ stroke: var(--ink); stroke-width: 2; }}
 .plot {{ padding: 1.6rem 1.2rem 3rem 3rem; }}
+.heatmap {{ max-width: 36rem; padding: .2rem 0 .4rem; }}
+pre {{ background: var(--panel); padding: .6rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .strip {{ margin: .9rem 0 0; }}
 .strip > p {{ margin: 0 0 .2rem; max-width: none; }}
 .ticks {{ padding-bottom: 1.4rem; }}

@@ -60,7 +60,8 @@ class Net:
 
     @cached_property
     def z(self) -> Any:
-        return np.load(foreign.FOREIGN / f"net_{self.name}.npz")
+        with np.load(foreign.FOREIGN / f"net_{self.name}.npz") as arrays:
+            return dict(arrays)
 
     @cached_property
     def inputs(self) -> list[Any]:

@@ -130,7 +130,7 @@ def test_outlines_of_supervision(name: str, truth: Masks, written: Path) -> None
             before = np.logical_or.reduce([m for n, _, m in objects if n == label])
             after = np.logical_or.reduce([m for n, _, m in read[stem] if n == label] or [np.zeros_like(before)])
             border = cv2.dilate(filled(before), np.ones((5, 5), np.uint8)).astype(np.bool_)
-            inner = cv2.erode(before.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(np.bool_)
+            inner = cv2.erode(np.pad(before, 2).astype(np.uint8), np.ones((5, 5)))[2:-2, 2:-2].astype(np.bool_)
             assert not (after & ~border).any(), (stem, label)
             assert not inner.any() or iou(inner & after, inner) >= 0.99, (stem, label)
 

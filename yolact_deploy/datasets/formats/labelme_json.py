@@ -92,7 +92,8 @@ def _read_shapes(shapes: list[Any], picture: ReadPicture, file: Path, result: Re
         part = _part(shape, picture, where, result)
         if part is not None:
             group = shape.get("group_id")
-            flags = shape.get("flags") if isinstance(shape.get("flags"), dict) else {}
+            given = shape.get("flags")
+            flags = given if isinstance(given, dict) else {}
             key = (shape["label"], number if group is None else f"group {group}")
             groups.setdefault(key, []).append((part, bool(flags.get(_CROWD))))
     for (label, _), parts in groups.items():

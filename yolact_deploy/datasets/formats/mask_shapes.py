@@ -46,8 +46,10 @@ def pixels(mask: Segmentation, height: int, width: int) -> Bools:
     """The pixels of a mask by COCO's rule, bool [H, W]."""
     if isinstance(mask, list):
         coco = import_optional("pycocotools.mask", extra="train", purpose="drawing polygons")
-        mask = coco.merge(coco.frPyObjects(mask, height, width))
-    return decode(mask["counts"], height, width).astype(np.bool_)
+        counts = coco.merge(coco.frPyObjects(mask, height, width))["counts"]
+    else:
+        counts = mask["counts"]
+    return decode(counts, height, width).astype(np.bool_)
 
 
 def add_parts(
@@ -138,4 +140,4 @@ def _walk(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> list[tuple[int,
 def _corners(way: list[tuple[int, int]]) -> NDArray[np.int64]:
     points = np.array(way, np.int64)
     turns = ((points - np.roll(points, 1, axis=0)) != (np.roll(points, -1, axis=0) - points)).any(axis=1)
-    return points[turns]
+    return np.asarray(points[turns])

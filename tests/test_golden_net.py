@@ -100,7 +100,9 @@ def net(request: pytest.FixtureRequest) -> Net:
             raw.append(model.predict(levels[-1]))
             semantic.append(model.semantic_seg_conv(levels[-1][0]))
     facts = json.loads((GOLDEN / f"net_{name}.json").read_text())
-    return Net(config, np.load(GOLDEN / f"net_{name}.npz"), facts, model, inputs, raw, stages, levels, semantic)
+    with np.load(GOLDEN / f"net_{name}.npz") as arrays:
+        golden = dict(arrays)
+    return Net(config, golden, facts, model, inputs, raw, stages, levels, semantic)
 
 
 def _check(net: Net, name: str, tensor: Any, atol: float) -> None:

@@ -40,7 +40,8 @@ class Case:
 
     @cached_property
     def z(self) -> Any:
-        return np.load(GOLDEN / f"{self.name}.npz")
+        with np.load(GOLDEN / f"{self.name}.npz") as arrays:
+            return dict(arrays)
 
     @cached_property
     def facts(self) -> dict[str, Any]:

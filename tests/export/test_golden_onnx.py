@@ -57,7 +57,8 @@ class Net:
     done: dict[Any, Outputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.z = np.load(GOLDEN / f"net_{self.name}.npz")
+        with np.load(GOLDEN / f"net_{self.name}.npz") as arrays:
+            self.z = dict(arrays)
         self.facts = json.loads((GOLDEN / f"net_{self.name}.json").read_text())
 
     @cached_property

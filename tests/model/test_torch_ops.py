@@ -27,22 +27,24 @@ NMS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(params=FILES)
 def golden(request: pytest.FixtureRequest) -> Any:
-    return np.load(GOLDEN / f"{request.param}.npz")
+    with np.load(GOLDEN / f"{request.param}.npz") as arrays:
+        return dict(arrays)
 
 
 def _cases(*fields: str) -> list[tuple[str, str]]:
     """(file, case) for every case of the golden files that has all the fields."""
     found = []
     for name in FILES:
-        keys = set(np.load(GOLDEN / f"{name}.npz").files)
+        with np.load(GOLDEN / f"{name}.npz") as arrays:
+            keys = set(arrays.files)
         cases = sorted({key.split(".")[0] for key in keys})
         found += [(name, case) for case in cases if all(f"{case}.{field}" in keys for field in fields)]
     return found
 
 
 def _load(name: str, case: str, *fields: str) -> list[Any]:
-    z = np.load(GOLDEN / f"{name}.npz")
-    return [torch.from_numpy(z[f"{case}.{field}"]) for field in fields]
+    with np.load(GOLDEN / f"{name}.npz") as arrays:
+        return [torch.from_numpy(arrays[f"{case}.{field}"]) for field in fields]
 
 
 def _close(found: Any, expected: Any) -> None:

@@ -20,6 +20,7 @@ from format_sets import masks_of, worst_iou, write_coco
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets.calibration_images import calibration_images
 from yolact_deploy.datasets.image_sets import open_images
+from yolact_deploy.preprocess import read_image
 from yolact_deploy.training.model_card import NAME
 
 
@@ -70,9 +71,9 @@ def test_merge_joins_classes_by_name(shapes: Path, tmp_path: Path, capsys: pytes
 def test_view_draws_the_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     coco = write_coco(tmp_path / "coco")
     assert main(["data", "view", str(coco), "-o", str(tmp_path / "sheet.png"), "--split", "train"]) == 0
-    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape[1] == 3 * 320
-    source = cv2.imread(str(coco / "images" / "train" / "a.png"))
+    source = read_image(coco / "images" / "train" / "a.png")
     cell = sheet[130:190, 120:200]
     changed = (cell != source).any(axis=2)
     masks = np.logical_or.reduce([mask for _, _, mask in masks_of(coco)["a"]])

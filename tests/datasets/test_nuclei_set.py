@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,12 @@ from yolact_deploy.datasets.nuclei_set import HELD_OUT, pictures_in, write_nucle
 from yolact_deploy.errors import DatasetError
 
 GRAY, STAINED = "a" * 64, HELD_OUT["val"].split()[0].ljust(64, "0")
+
+
+def read(path: Path, flags: int) -> Any:
+    picture = cv2.imread(str(path), flags)
+    assert picture is not None
+    return picture
 
 
 def put(place: Path, picture: np.ndarray, masks: list[np.ndarray]) -> None:
@@ -45,12 +52,12 @@ def test_every_pixel_is_kept(source: Path, tmp_path: Path) -> None:
     (stained,) = json.loads((folder / "annotations" / "instances_val.json").read_text())["annotations"]
     assert (stained["bbox"], stained["area"]) == ([5, 4, 10, 8], 76)
     mask = rle.decode(stained["segmentation"]["counts"].encode(), 20, 30)
-    written = cv2.imread(str(source / "stage1_train" / STAINED / "masks" / "0.png"), cv2.IMREAD_GRAYSCALE)
+    written = read(source / "stage1_train" / STAINED / "masks" / "0.png", cv2.IMREAD_GRAYSCALE)
     np.testing.assert_array_equal(mask, written > 127)  # the hole is still one
     for name, channels in ((GRAY, 2), (STAINED, 3)):
-        copied = cv2.imread(str(folder / "images" / f"{name[:16]}.png"), cv2.IMREAD_UNCHANGED)
+        copied = read(folder / "images" / f"{name[:16]}.png", cv2.IMREAD_UNCHANGED)
         assert copied.ndim == channels
-        original = cv2.imread(str(source / "stage1_train" / name / "images" / f"{name}.png"), cv2.IMREAD_COLOR)
+        original = read(source / "stage1_train" / name / "images" / f"{name}.png", cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(copied if channels == 3 else copied[..., None].repeat(3, axis=2), original)
 
 

@@ -133,7 +133,8 @@ def _masks(place: Path, shape: tuple[int, int]) -> Iterator[NDArray[np.bool_]]:
 def _annotation(mask: NDArray[np.bool_]) -> dict[str, Any]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
-    crops = MaskCrops(*mask.shape, np.zeros((1, 2), np.int64), (mask,))
+    height, width = mask.shape
+    crops = MaskCrops(height, width, np.zeros((1, 2), np.int64), (mask,))
     return {
         "category_id": 1,
         "iscrowd": 0,

@@ -30,6 +30,7 @@ from format_sets import Masks, iou, masks_of, worst_iou
 
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets.convert import read_any
+from yolact_deploy.preprocess import read_image
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "other_tools.py"
 GOLDEN = Path(__file__).parents[2] / "golden" / "formats"
@@ -113,7 +114,7 @@ def test_voc_of_datumaro(written: Path) -> None:
     """Against the colors of its pictures, counted here without our reader."""
     read = masks_of(written / "voc")
     for file in sorted((written / "voc" / "SegmentationObject").glob("*.png")):
-        colors = cv2.imread(str(file)).reshape(-1, 3)
+        colors = read_image(file).reshape(-1, 3)
         values, counts = np.unique(colors, axis=0, return_counts=True)
         black = [not value.any() or value.tolist() == [192, 224, 224] for value in values]
         expected = sorted(int(count) for count, is_black in zip(counts, black, strict=True) if not is_black)
@@ -154,7 +155,7 @@ def test_ours_read_by_datumaro_and_supervision(source: Path, tmp_path: Path) -> 
     )
     for target in ("cvat", "yolo"):
         assert main(["data", "convert", str(source), "-o", str(tmp_path / target), "--to", target, "--quiet"]) == 0
-    words = [python, "-c", code, tmp_path / "cvat", tmp_path / "yolo"]
+    words = [str(python), "-c", code, str(tmp_path / "cvat"), str(tmp_path / "yolo")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     cvat, yolo = json.loads(done.stdout.splitlines()[-1])

@@ -120,7 +120,7 @@ def test_yolo_boxes_are_counted_or_taken(tmp_path: Path) -> None:
 # -- LabelMe ----------------------------------------------------------------------------------------------------------
 
 
-def shape(label: str, kind: str, points: list[list[float]], **more: Any) -> dict[str, Any]:
+def shape(label: str, kind: str, points: list[Any], **more: Any) -> dict[str, Any]:
     return {"label": label, "shape_type": kind, "points": points, "group_id": None, "flags": {}, **more}
 
 
@@ -250,8 +250,8 @@ def test_voc_masks(form: str, tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / folder / "a.png"), image)
     objects = only(read_any(tmp_path))
     assert len(objects) == 2
-    names = ("owl", "cat") if form == "labelmap" else ("cat", "person")
-    assert [iou(dict(objects)[name], mask) for name, mask in zip(names, (first, second), strict=True)] == [1, 1]
+    found = ("owl", "cat") if form == "labelmap" else ("cat", "person")
+    assert [iou(dict(objects)[name], mask) for name, mask in zip(found, (first, second), strict=True)] == [1, 1]
 
 
 def test_voc_of_boxes_alone_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def overflowing(tmp_path: Path) -> Path:
     from yolact_deploy.model.checkpoint import load_model, save_checkpoint
 
     model = load_model(DEMO_MODEL)
-    head = model.prediction_layers[0]
+    head: Any = model.prediction_layers[0]
     for parameter in head.upfeature[0].parameters():
         parameter.data *= 2.0**15
     for layer in (head.bbox_layer, head.conf_layer, head.mask_layer):

@@ -84,10 +84,10 @@ def _sliced_shape(onnx: Any, node: Any, start: int, end: int) -> list[Any]:
     result = node.output[0]
     whole, first, last = (f"{result}_{part}" for part in ("whole", "start", "end"))
     return [
-        onnx.helper.make_node("Shape", [node.input[0]], [whole], f"{node.name}_whole"),
+        onnx.helper.make_node("Shape", [node.input[0]], [whole], whole),
         _constant(onnx, first, [start]),
         _constant(onnx, last, [end]),
-        onnx.helper.make_node("Slice", [whole, first, last], [result], node.name),
+        onnx.helper.make_node("Slice", [whole, first, last], [result], result),
     ]
 
 

@@ -65,7 +65,7 @@ def _float_heads(onnx: Any, source: TargetSource) -> Any:
     batch.dim_value = 1
     del model.graph.value_info[:]
     _drop_cast(model.graph, images.name)
-    _reverse_by_slice(onnx, model.graph)
+    _fold_channel_order(onnx, model.graph)
     return model
 
 
@@ -77,19 +77,20 @@ def _drop_cast(graph: Any, images: str) -> None:
         graph.node.remove(cast)
 
 
-def _reverse_by_slice(onnx: Any, graph: Any) -> None:
-    """Reverse the channels of the images by a Slice with step -1, which pnnx knows to convert, in place of a Gather."""
-    constants = {tensor.name: tensor for tensor in graph.initializer if list(tensor.dims) == [3]}
-    order = next((name for name, t in constants.items() if onnx.numpy_helper.to_array(t).tolist() == [2, 1, 0]), None)
-    if order is None:  # a file of an earlier version, which has the Slice
-        return
-    numbers = {"starts": -1, "ends": np.iinfo(np.int64).min, "axes": 1, "steps": -1}
-    names = [f"{order}_{name}" for name in numbers]
-    for name, number in zip(names, numbers.values(), strict=True):
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array([number], np.int64), name))
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[1] == order:
-            node.CopyFrom(onnx.helper.make_node("Slice", [node.input[0], *names], node.output, node.name))
+def _fold_channel_order(onnx: Any, graph: Any) -> None:
+    """Let the first convolution read BGR: its weights take the order of the channels. ncnn reverses none."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for gather in [node for node in graph.node if node.op_type == "Gather" and node.input[1] in constants]:
+        order = onnx.numpy_helper.to_array(constants[gather.input[1]])
+        readers = [node for node in graph.node if gather.output[0] in node.input]
+        if order.tolist() != [2, 1, 0] or any(node.op_type != "Conv" for node in readers):
+            continue
+        for conv in readers:
+            weight = constants[conv.input[1]]
+            values = onnx.numpy_helper.to_array(weight)[:, np.argsort(order)]
+            weight.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values), weight.name))
+            conv.input[0] = gather.input[0]
+        graph.node.remove(gather)
 
 
 def _convert(path: Path, shape: str) -> None:

@@ -89,6 +89,7 @@ def test_ncnn(source: TargetSource) -> None:
 
 
 @pytest.mark.slow  # half a minute: traces and converts
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # coremltools uses what it has deprecated itself
 def test_coreml(source: TargetSource) -> None:
     ct = pytest.importorskip("coremltools")
     write_target("coreml", source)

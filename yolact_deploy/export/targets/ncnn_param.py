@@ -120,6 +120,7 @@ def _run(ncnn: Any, net: Any, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     outputs = []
     for image in images:
         with net.create_extractor() as extractor:
-            extractor.input("in0", ncnn.Mat(np.ascontiguousarray(image, np.float32)))
+            pixels = np.ascontiguousarray(image, np.float32)  # lives as long as the Mat, which does not copy it
+            extractor.input("in0", ncnn.Mat(pixels))
             outputs.append([np.array(extractor.extract(f"out{i}")[1])[None] for i in range(4)])
     return tuple(np.concatenate(same) for same in zip(*outputs, strict=True))

@@ -58,7 +58,7 @@ def flip_masks(graph: Any) -> None:
 
 def swap_red_and_blue(graph: Any) -> None:
     """A missing conversion from BGR to RGB."""
-    (flip,) = (node for node in graph.node if node.output[0] == "flip")
+    (flip,) = (node for node in graph.node if node.output[0] == "index_select")
     flip.op_type = "Identity"
     del flip.input[1:]
 

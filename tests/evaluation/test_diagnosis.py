@@ -58,9 +58,9 @@ def flip_masks(graph: Any) -> None:
 
 def swap_red_and_blue(graph: Any) -> None:
     """A missing conversion from BGR to RGB."""
-    (flip,) = (node for node in graph.node if node.output[0] == "index_select")
+    (flip,) = (node for node in graph.node if node.output[0] == "flip")
     flip.op_type = "Identity"
-    del flip.input[1:]
+    del flip.input[1:], flip.attribute[:]
 
 
 def swap_one_channel(graph: Any) -> None:

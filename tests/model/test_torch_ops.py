@@ -119,7 +119,7 @@ def test_decode_golden(name: str, case: str) -> None:
 
 @pytest.mark.golden
 def test_sanitize_golden(golden: Any) -> None:
-    for key in (k for k in golden.files if k.startswith("sanitize.S")):
+    for key in (k for k in golden if k.startswith("sanitize.S")):
         size, padding, cast = (int("".join(filter(str.isdigit, part))) for part in key.split(".")[1:])
         first, second = (torch.from_numpy(golden[f"sanitize.{v}"]) for v in ("x1", "x2"))
         found = torch.stack(ops.sanitize_coordinates(first, second, size, padding, cast=bool(cast))).double()

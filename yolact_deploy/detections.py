@@ -437,9 +437,7 @@ class Detections:
 
 def _pixel_boxes(boxes: NDArray[np.float32], where: Placement) -> NDArray[np.float32]:
     """Normalized boxes [n, 4] in pixels: corners sorted, clamped to 0 below and to the image's size above."""
-    size = np.array([[where.width], [where.height]], np.float32)
-    # long rows, which NumPy works on much faster
-    corners = np.ascontiguousarray(where.to_picture(boxes).reshape(-1, 4).T).reshape(2, 2, -1)
+    size, corners = where.size, where.corners(boxes.reshape(-1, 4))
     pixels = np.empty_like(corners)
     np.maximum(np.minimum(corners[0], corners[1]), 0, out=pixels[0])
     np.minimum(np.maximum(corners[0], corners[1]), size, out=pixels[1])

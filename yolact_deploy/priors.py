@@ -45,10 +45,28 @@ class Placement(NamedTuple):
         """Whether the canvas is larger than the picture."""
         return self[:2] != self[2:4]
 
-    def to_picture(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes [n, 4] in pixels of the picture, not clamped, from boxes normalized to the network's input; xyxy."""
-        size = np.array([self.canvas_width, self.canvas_height] * 2, np.float32)
-        return boxes * size - np.array([self.left, self.top] * 2, np.float32)
+    def corners(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Corners [2, 2, n] (first and second, x and y) in pixels of the picture, not clamped, of normalized boxes.
+
+        Long rows, because NumPy works on them several times as fast as on four columns.
+
+        Args:
+            boxes: xyxy [n, 4], normalized to the network's input
+        """
+        canvas, origin, _ = _as_columns(self)
+        return np.ascontiguousarray(boxes.T).reshape(2, 2, -1) * canvas - origin
+
+    @property
+    def size(self) -> NDArray[np.float32]:
+        """The picture's width and height [2, 1]."""
+        return _as_columns(self)[2]
+
+
+@lru_cache(maxsize=64)
+def _as_columns(where: Placement) -> tuple[NDArray[np.float32], ...]:
+    """(x, y) of the canvas's size, of the picture's corner and of its size, [2, 1] each; kept, as frames are alike."""
+    pairs = (where.canvas_width, where.canvas_height), (where.left, where.top), (where.width, where.height)
+    return tuple(np.array(pair, np.float32)[:, None] for pair in pairs)
 
 
 def place(height: int, width: int, config: YolactConfig) -> Placement:

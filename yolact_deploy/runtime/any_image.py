@@ -27,7 +27,7 @@ _PATIENCE = 20.0  # seconds for which a server may be silent
 
 def is_single(value: object) -> bool:
     """Whether this is one image and not several, although some of these can be iterated over."""
-    return isinstance(value, (str, os.PathLike, np.ndarray, bytes, bytearray, memoryview)) or _library(value) != ""
+    return isinstance(value, (np.ndarray, str, bytes, bytearray, memoryview, os.PathLike)) or _library(value) != ""
 
 
 def as_image(value: Any) -> Image:
@@ -41,6 +41,8 @@ def as_image(value: Any) -> Image:
     Raises:
         InputError: anything else, or something that cannot be read.
     """
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
     if isinstance(value, (str, os.PathLike)):
         text = os.fspath(value)
         return _fetched(text) if isinstance(text, str) and _ADDRESS.fullmatch(text) else read_image(value)

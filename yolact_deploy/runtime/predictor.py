@@ -498,6 +498,8 @@ class Predictor:
 
 def _frame(source: Source, hook: FrameHook) -> Any:
     """An image in host memory or on the device."""
+    if isinstance(source, np.ndarray):  # first, as it is nearly always one
+        return _image(source)
     if isinstance(source, (str, os.PathLike)) and Path(source).is_file():
         frame = hook.read(source)
         if frame is not None:

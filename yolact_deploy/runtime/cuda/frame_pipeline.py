@@ -225,7 +225,7 @@ class FramePipeline(FrameHook):
     def wait(self, slot: Slot, job: FrameJob) -> None:
         """Wait for the end of a batch; if its masks did not fit, make enough room and paste them again."""
         slot.done.synchronize()
-        needed = int(slot.host["words_needed"][: job.batch].max())
+        needed = max(slot.host["words_needed"][: job.batch].tolist())
         if needed > slot.capacity:
             with self._lock, self.device:
                 self._reserve_bits(slot, needed * 5 // 4)

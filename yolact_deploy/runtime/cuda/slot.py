@@ -95,6 +95,7 @@ class Slot:
         self._staging = staging
         self._bytes: NDArray[np.uint8] = staging.array(np.uint8, (total,))
         self._placements = self._bytes[: self._batch * _PLACEMENT_BYTES].view(np.int32).reshape(self._batch, -1)
+        self._placed: list[Placement] = []
         self.pointers["placements"] = self._frames.pointer
 
     def stage(self, frames: Sequence[NDArray[np.uint8]]) -> tuple[list[int], int]:
@@ -110,9 +111,11 @@ class Slot:
             offset += aligned(frame.size)
         return pointers, offset
 
-    def set_placements(self, placements: Sequence[Placement]) -> None:
+    def set_placements(self, placements: list[Placement]) -> None:
         """Set where each frame lies in the network's input; they are uploaded ahead of the frames."""
-        self._placements[: len(placements)] = placements
+        if placements != self._placed:  # frames of a video all lie alike
+            self._placements[: len(placements)] = placements
+            self._placed = placements
 
     def upload(self, nbytes: int) -> tuple[int, int, int]:
         """Target, source and bytes of the upload."""

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,8 +22,10 @@ import pytest
 import yolact_deploy
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets.shapes import render, write_shapes
-from yolact_deploy.errors import MissingDependencyError
+from yolact_deploy.errors import BackendError, MissingDependencyError
 from yolact_deploy.scale.ray_rows import Predict, coco_results, made_with
+from yolact_deploy.scale.serving_ray import _require_room, _resources
+from yolact_deploy.serving.service_settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = os.environ.get("YOLACT_RAY_PYTHON") or (sys.executable if importlib.util.find_spec("ray") else "")
@@ -155,3 +158,56 @@ def test_eval(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     values: dict[str, Any] = json.loads(done.stdout)
     assert {key: values[key] for key in ("box", "mask")} == {key: expected[key] for key in ("box", "mask")}
     assert values["mask"]["ap"] > 0
+
+
+@needs_ray
+def test_serve(demo_onnx: Path, pictures: Path) -> None:
+    """The answer of one process; what the queue has no room for is refused, and what was accepted is finished."""
+    done = on_ray(ROOT / "tests" / "helpers" / "ray_serve_child.py", f"{demo_onnx}@onnxruntime", pictures / "03.png")
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    with yolact_deploy.load(f"{demo_onnx}@onnxruntime:threads=1") as model:
+        expected = model(pictures / "03.png")
+    assert [item["name"] for item in result["answer"]["detections"]] == expected.names
+    assert [item["score"] for item in result["answer"]["detections"]] == pytest.approx(expected.scores.tolist())
+    assert (result["malformed"], result["health"], result["final"], result["code"]) == (400, 200, 200, 0)
+    assert set(result["statuses"]) == {"200", "429"}, "24 clients at once, and room for few"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--replicas", "2"), "--replicas requires --ray"),
+        (("--ray", "--workers", "2"), "use --replicas instead of --workers"),
+        (("--ray", "--replicas", "0"), "expected 1 <= MIN <= MAX"),
+        (("--ray", "--replicas", "4:2"), "expected 1 <= MIN <= MAX"),
+        (("--ray", "--replicas", "some"), "expected N or MIN:MAX"),
+    ],
+)
+def test_replicas_that_are_refused(
+    demo_onnx: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    pytest.importorskip("fastapi_offline")
+    pytest.importorskip("prometheus_client")
+    monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
+    monkeypatch.setitem(sys.modules, "ray.serve", ModuleType("ray.serve"))
+    assert main(["serve", str(demo_onnx), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_room_for_the_replicas() -> None:
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 4.0})
+    _require_room(ray, {"num_cpus": 2, "num_gpus": 0}, 2)
+    with pytest.raises(BackendError, match="take 6 CPUs, and the cluster has 4"):
+        _require_room(ray, {"num_cpus": 2, "num_gpus": 0}, 3)
+    with pytest.raises(BackendError, match="take 1 GPUs, and the cluster has 0"):
+        _require_room(ray, {"num_cpus": 1, "num_gpus": 1}, 1)
+
+
+def test_a_replica_takes_a_core_for_each_thread(demo_onnx: Path) -> None:
+    models = {"a": f"{demo_onnx}@openvino:threads=2", "b": f"{demo_onnx}@onnxruntime"}
+    assert _resources(ServiceSettings(models=models, predictors=2)) == {"num_cpus": 6, "num_gpus": 0}

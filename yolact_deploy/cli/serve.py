@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from yolact_deploy.scale.serving_ray import Replicas
     from yolact_deploy.serving.service_settings import ServiceSettings
 
 _EXAMPLES = """examples:
   yolact-deploy serve yolact.onnx@openvino
   yolact-deploy serve day=yolact.trt night=other.trt --max-batch 8 --host 0.0.0.0
+  yolact-deploy serve yolact.onnx@openvino --ray --replicas 1:4
   curl --data-binary @street.jpg -H "Content-Type: image/jpeg" http://127.0.0.1:8000/v1/predict"""
 
 
@@ -44,6 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-delay-ms", type=float, default=2.0, metavar="MS", help="how long a picture waits for its batch (2)"
     )
     networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    cluster = parser.add_argument_group("cluster")
+    cluster.add_argument(
+        "--ray", metavar="ADDRESS", nargs="?", const="",
+        help="run in replicas under Ray Serve, on a cluster or on this machine; Ray listens on all interfaces",
+    )  # fmt: skip
+    cluster.add_argument(
+        "--replicas", metavar="N|MIN:MAX",
+        help="with --ray: replicas of the service, each with all models; between MIN and MAX by load (1)",
+    )  # fmt: skip
     _add_limits(parser)
 
 
@@ -85,21 +97,46 @@ def run(args: argparse.Namespace) -> int:
         spec = ModelSpec.parse(spelling)
         spec.check_file()
         spec.check_gpu()
+    replicas = _replicas(args)
     listener = listen(args.host, args.port)
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     names = ", ".join(settings.models)
+    output = sys.stdout
 
     def ready() -> None:
-        if args.json:
-            print_json({"address": address, "models": list(settings.models)})
-        elif not args.quiet:
-            print(f"serving {names} at {address} (Ctrl-C ends)", flush=True)
+        with contextlib.redirect_stdout(output):  # Ray's own messages go elsewhere
+            if args.json:
+                print_json({"address": address, "models": list(settings.models)})
+            elif not args.quiet:
+                print(f"serving {names} at {address} (Ctrl-C ends)", flush=True)
 
+    if replicas is not None:
+        from yolact_deploy.scale.serving_ray import serve_on_ray
+
+        listener.close()  # it has shown that the address can be used; Ray's proxy opens it again
+        serve_on_ray(args.ray or None, settings, host, port, replicas, ready)
+        return 0
     # uvicorn finishes all requests, then repeats the signal that ended it.
     with listener, contextlib.suppress(KeyboardInterrupt):
         serve(settings, listener, ready)
     return 0
+
+
+def _replicas(args: argparse.Namespace) -> Replicas | None:
+    """What --ray runs, None without it."""
+    from yolact_deploy.errors import InputError, import_optional
+
+    if args.ray is None:
+        if args.replicas is not None:
+            raise InputError("--replicas requires --ray; without it, --workers sets the number of processes")
+        return None
+    if args.workers != 1:
+        raise InputError("--ray runs replicas, not workers: use --replicas instead of --workers")
+    import_optional("ray.serve", "ray", "serve --ray")
+    from yolact_deploy.scale.serving_ray import Replicas
+
+    return Replicas.parse(args.replicas or "1")
 
 
 def _settings(args: argparse.Namespace) -> ServiceSettings:

@@ -84,10 +84,19 @@ class ServiceSettings:
     @classmethod
     def from_environment(cls) -> ServiceSettings:
         """The settings that the parent of this process left in :data:`SETTINGS_VARIABLE`."""
-        values: dict[str, Any] = parse_json(os.environ.get(SETTINGS_VARIABLE, ""), SETTINGS_VARIABLE, InputError)
+        return cls.from_json(os.environ.get(SETTINGS_VARIABLE, ""), SETTINGS_VARIABLE)
+
+    @classmethod
+    def from_json(cls, text: str, what: str = "settings of a service") -> ServiceSettings:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            InputError: it is something else.
+        """
+        values: dict[str, Any] = parse_json(text, what, InputError)
         known = {field.name for field in fields(cls)}
         if not isinstance(values, dict) or set(values) - known:
-            raise InputError(f"{SETTINGS_VARIABLE}: expected an object with {', '.join(sorted(known))}")
+            raise InputError(f"{what}: expected an object with {', '.join(sorted(known))}")
         return cls(**values)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -95,6 +97,27 @@ def test_masks_tell_apart_what_boxes_do_not() -> None:
             assert ids.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize(("labels", "limit", "expected"), [((0, 1), 0.4, 1), ((0, 1), 1.0, 2), ((0, 0), 0.4, 2)])
+def test_an_object_of_two_classes_is_tracked_once(labels: tuple[int, int], limit: float, expected: int) -> None:
+    """One object as two classes, the worse row first; NMS has seen to those of one class."""
+    tracker = ByteTracker(TrackOptions(same_object=limit))
+    boxes, scores = np.array([[100, 100, 160, 160], [102, 101, 160, 160]], np.float32), np.array([0.7, 0.9], np.float32)
+    for frame in range(3):
+        given = detections(boxes + 5 * frame, scores)
+        ids = tracker.update(dataclasses.replace(given, labels=np.array(labels), class_names=("car", "truck")))
+    assert (ids > 0).sum() == expected
+    assert ids[1] > 0
+
+
+def test_objects_of_two_classes_in_one_box_are_two() -> None:
+    upper = np.tri(60, dtype=np.bool_)[::-1]
+    tracker, boxes = ByteTracker(), np.array([[100, 100, 160, 160]] * 2, np.float32)
+    for frame in range(2):
+        given = detections(boxes + frame, np.array([0.9, 0.8], np.float32), (upper, ~upper))
+        ids = tracker.update(dataclasses.replace(given, labels=np.array([0, 1]), class_names=("person", "horse")))
+    assert sorted(ids.tolist()) == [1, 2]
+
+
 def test_box_overlaps() -> None:
     first = np.array([[0.0, 0, 10, 10], [5, 5, 5, 5]])
     second = np.array([[5.0, 5, 15, 15], [20, 20, 30, 30], [0, 0, 10, 10]])
@@ -102,7 +125,9 @@ def test_box_overlaps() -> None:
     np.testing.assert_allclose(box_overlaps(first, second), expected)
 
 
-@pytest.mark.parametrize("wrong", [{"high_score": 2.0}, {"min_frames": 0}, {"keep_frames": -1}, {"overlap": "x"}])
+@pytest.mark.parametrize(
+    "wrong", [{"high_score": 2.0}, {"min_frames": 0}, {"keep_frames": -1}, {"overlap": "x"}, {"same_object": 1.5}]
+)
 def test_options_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError):
         TrackOptions(**wrong)  # type: ignore[arg-type]

@@ -5,6 +5,9 @@ scores are matched to the predicted boxes of all tracks; those with low scores o
 Matching is by overlap alone, whatever the class. The tracker returns ids for detections as they are: boxes, masks and
 their order stay.
 
+The paper's detector has one class. YOLACT's NMS works per class and can return an object once for each of several
+classes; the tracker follows the best of these.
+
 A track predicts each side of its box by a Kalman filter with constant velocity. All four sides have the same noise, so
 one covariance of position and velocity serves them.
 
@@ -42,6 +45,8 @@ class TrackOptions:
         min_frames: frames in a row after which a track has an id
         keep_frames: frames at 30 per second for which a track without a detection is kept
         overlap: "box" or "mask", the IoU that is compared; masks are moved as the track predicts
+        same_object: detections of different classes whose masks overlap by more than this show one object: the best
+            is tracked, the others have no id; 1 tracks all
 
     Raises:
         InputError: a value out of range.
@@ -53,9 +58,10 @@ class TrackOptions:
     min_frames: int = 2
     keep_frames: int = 30
     overlap: str = "box"
+    same_object: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("high_score", "new_score", "min_overlap"):
+        for name in ("high_score", "new_score", "min_overlap", "same_object"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}: expected 0 to 1, got {getattr(self, name)}")
         if self.min_frames < 1 or self.keep_frames < 0:
@@ -138,7 +144,8 @@ class ByteTracker:
             track.predict()
         boxes = detections.boxes.astype(np.float64)
         high = detections.scores >= self.options.high_score
-        first, second = np.flatnonzero(high), np.flatnonzero(~high)
+        single = _single(detections, boxes, self.options.same_object)
+        first, second = np.flatnonzero(single & high), np.flatnonzero(single & ~high)
         left, fresh = self._match(self._tracks, first, boxes, detections, ids)
         self._match(left, second, boxes, detections, ids)
         for row in fresh:
@@ -190,7 +197,7 @@ class ByteTracker:
         if self.options.overlap == "mask":
             crops = detections.crops
             for t, d in np.argwhere(similar > 0).tolist():
-                similar[t, d] = _mask_overlap(tracks[t], crops.crops[rows[d]], crops.offsets[rows[d]])
+                similar[t, d] = _moved_overlap(tracks[t], crops.crops[rows[d]], crops.offsets[rows[d]])
         return similar
 
 
@@ -205,18 +212,41 @@ def box_overlaps(first: Floats, second: Floats) -> Floats:
     return overlaps
 
 
-def _mask_overlap(track: _Track, mask: Bools, offset: Ints) -> float:
+def _single(detections: Detections, boxes: Floats, limit: float) -> Bools:
+    """Which detections [n] show an object that no better one of another class shows."""
+    single = np.ones(len(boxes), np.bool_)
+    order = np.argsort(-detections.scores, kind="stable")
+    place = np.empty(len(boxes), np.int64)
+    place[order] = np.arange(len(boxes))
+    labels = detections.labels
+    candidates = (place[:, None] > place[None]) & (labels[:, None] != labels[None])
+    # Masks are pasted only if boxes give a reason to.
+    candidates &= box_overlaps(boxes, boxes) > limit / 2
+    for row in order.tolist():
+        for better in np.flatnonzero(candidates[row] & single).tolist():
+            crops, offsets = detections.crops.crops, detections.crops.offsets
+            if _mask_overlap(crops[row], offsets[row], crops[better], offsets[better]) > limit:
+                single[row] = False
+                break
+    return single
+
+
+def _moved_overlap(track: _Track, mask: Bools, offset: Ints) -> float:
     """IoU of a mask and the last mask of a track, moved as its box has moved since."""
     assert track.mask is not None
     assert track.seen is not None
     last, place = track.mask
     move = ((track.place[:2] + track.place[2:]) - (track.seen[:2] + track.seen[2:])) / 2
-    place = place + np.rint(move).astype(np.int64)
+    return _mask_overlap(last, place + np.rint(move).astype(np.int64), mask, offset)
+
+
+def _mask_overlap(first: Bools, place: Ints, second: Bools, offset: Ints) -> float:
+    """IoU of two masks, each a crop [h, w] whose corner is at (x, y) of the frame."""
     x1, y1 = np.maximum(place, offset)
-    x2, y2 = np.minimum(place + last.shape[::-1], offset + mask.shape[::-1])
+    x2, y2 = np.minimum(place + first.shape[::-1], offset + second.shape[::-1])
     if x2 <= x1 or y2 <= y1:
         return 0.0
-    a = last[y1 - place[1] : y2 - place[1], x1 - place[0] : x2 - place[0]]
-    b = mask[y1 - offset[1] : y2 - offset[1], x1 - offset[0] : x2 - offset[0]]
+    a = first[y1 - place[1] : y2 - place[1], x1 - place[0] : x2 - place[0]]
+    b = second[y1 - offset[1] : y2 - offset[1], x1 - offset[0] : x2 - offset[0]]
     both = int(np.count_nonzero(a & b))
-    return both / max(int(np.count_nonzero(last)) + int(np.count_nonzero(mask)) - both, 1)
+    return both / max(int(np.count_nonzero(first)) + int(np.count_nonzero(second)) - both, 1)

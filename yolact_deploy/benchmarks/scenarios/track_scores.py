@@ -1,6 +1,7 @@
 """Tracking on generated videos with known ids, scored by TrackEval: HOTA, IDF1, MOTA and switches of ids.
 
-    python -m yolact_deploy.benchmarks.scenarios.track_scores run TRACKS.json [--engine SPEC] [--overlap mask]
+    python -m yolact_deploy.benchmarks.scenarios.track_scores run TRACKS.json [--engine SPEC] [--overlap mask] \
+        [--track-score X] [--seed N]
     python -m yolact_deploy.benchmarks.scenarios.track_scores score TRACKS.json
 
 Two steps, because ``trackeval`` installs another OpenCV and wants an environment of its own: ``pip install trackeval``
@@ -25,21 +26,22 @@ from numpy.typing import NDArray
 
 from yolact_deploy.benchmarks.command import command_parser, run_command
 from yolact_deploy.errors import import_optional
+from yolact_deploy.streams.byte_track import TrackOptions
 
 
-def run(engine: str | None, videos: int, frames: int, overlap: str) -> list[dict[str, Any]]:
+def run(engine: str | None, videos: int, frames: int, seed: int, options: TrackOptions) -> list[dict[str, Any]]:
     """Track the objects of each video; per frame their ids, those of the truth, and the IoU of all pairs."""
     from yolact_deploy import samples
     from yolact_deploy.datasets.shape_videos import render_video
     from yolact_deploy.loading import load
-    from yolact_deploy.streams.byte_track import ByteTracker, TrackOptions
+    from yolact_deploy.streams.byte_track import ByteTracker
 
     results = []
     with load(engine or str(samples.DEMO_MODEL)) as model:
         for index in range(videos):
-            tracker = ByteTracker(TrackOptions(overlap=overlap))
+            tracker = ByteTracker(options)
             rows = []
-            for frame in render_video(index, frames=frames):
+            for frame in render_video(index, frames=frames, seed=seed):
                 found = tracker.track(model(frame.image))
                 assert found.track_ids is not None
                 found = found[found.track_ids > 0]
@@ -110,6 +112,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", metavar="SPEC", help="a model of shapes (default: the one that ships)")
     parser.add_argument("--videos", type=int, default=20, metavar="N", help="number of videos (default: 20)")
     parser.add_argument("--frames", type=int, default=40, metavar="N", help="frames of each (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the videos (default: 0)")
+    parser.add_argument(
+        "--track-score", type=float, default=TrackOptions.new_score, metavar="X",
+        help=f"least score of a new track (default: {TrackOptions.new_score})",
+    )  # fmt: skip
     parser.add_argument("--overlap", choices=("box", "mask"), default="box", help="what the tracker compares")
     return run_command(parser, argv, _measure)
 
@@ -118,7 +125,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     path = Path(args.tracks)
     if args.step == "score":
         return score(json.loads(path.read_text(encoding="utf-8")))
-    results = run(args.engine, args.videos, args.frames, args.overlap)
+    options = TrackOptions(high_score=args.track_score, new_score=args.track_score, overlap=args.overlap)
+    results = run(args.engine, args.videos, args.frames, args.seed, options)
     path.write_text(json.dumps(results), encoding="utf-8")
     return {"videos": len(results), "frames": sum(len(one["frames"]) for one in results), "tracks": str(path)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -304,3 +305,9 @@ def test_throughput_is_that_of_a_list(batch: int) -> None:
 def test_missing_weights_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--weights", "nowhere.pth"]) == 2
     assert capsys.readouterr().err == "gpu_check: error: no such checkpoint: nowhere.pth\n"
+
+
+def test_networks_are_measured_without_what_records_need() -> None:
+    """A machine that has only PyTorch has no msgspec."""
+    code = "import sys; sys.modules['msgspec'] = None; import yolact_deploy.benchmarks.gpu.gpu_models"
+    subprocess.run([sys.executable, "-c", code], check=True)

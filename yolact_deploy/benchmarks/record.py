@@ -17,14 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypedDict
 
-import msgspec
 import numpy as np
-from msgspec import Meta
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_json
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline
-from yolact_deploy.errors import DatasetError, InputError, OutputError
+from yolact_deploy.errors import DatasetError, InputError, OutputError, import_optional
 from yolact_deploy.evaluation.accuracy import Accuracy
 from yolact_deploy.evaluation.agreement import Agreement
 from yolact_deploy.evaluation.bootstrap import Interval
@@ -33,6 +31,14 @@ from yolact_deploy.machine.energy import Energy
 from yolact_deploy.machine.peak_memory import PeakMemory
 from yolact_deploy.machine.yardstick import YardstickTimes
 from yolact_deploy.untrusted import read_json, shown
+
+try:
+    from msgspec import Meta
+except ImportError:  # measuring needs no record on disk, such as gpu_check on a machine that has only PyTorch
+
+    def Meta(**bounds: Any) -> Any:  # type: ignore[no-redef]  # noqa: N802  # stands in for the class
+        return bounds
+
 
 SCHEMA: Final = "bench-v1"
 SCHEMA_FILE = Path(__file__).parent / "schema" / f"{SCHEMA}.schema.json"
@@ -379,7 +385,7 @@ class Record:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as JSON values; raises :class:`OutputError` for a figure that is not finite."""
-    content: dict[str, Any] = msgspec.to_builtins(record)
+    content: dict[str, Any] = _msgspec().to_builtins(record)
     del content["name"]
     for place in _not_finite(content, "$"):
         raise OutputError(f"the record cannot be stored: {place} is not finite, which means a fault in the measurement")
@@ -406,14 +412,20 @@ def from_json(content: Any, name: str) -> Record:
     if version != SCHEMA:
         actual = f"has schema {shown(version)}" if version else "names no schema"
         raise DatasetError(f"{name} {actual}, expected {SCHEMA!r}: give a file that bench --output wrote, or {CURE}")
+    msgspec = _msgspec()
     try:
         for place in _not_finite(content, "$"):
             raise ValueError(f"Expected a finite number - at `{place}`")
-        return msgspec.convert({**content, "name": name}, Record)
+        record: Record = msgspec.convert({**content, "name": name}, Record)
     except RecursionError as error:
         raise DatasetError(f"{name} is nested too deeply: {CURE}") from error
     except ValueError as error:  # msgspec's, with the place
         raise DatasetError(f"{name} is not a valid {SCHEMA} file: {error}: {CURE}") from error
+    return record
+
+
+def _msgspec() -> Any:
+    return import_optional("msgspec", "bench", "Reading and writing benchmark records")
 
 
 def find_record(text: str) -> tuple[str, str | None]:
@@ -432,7 +444,7 @@ def find_record(text: str) -> tuple[str, str | None]:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the files, derived from the types; descriptions come from their docstrings."""
-    _, components = msgspec.json.schema_components((Record,), ref_template="#/$defs/{name}")
+    _, components = _msgspec().json.schema_components((Record,), ref_template="#/$defs/{name}")
     for component in components.values():
         words, _, attributes = component.pop("description").partition("\n\nAttributes:\n")
         component["description"] = " ".join(words.split())

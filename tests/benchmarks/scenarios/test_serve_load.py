@@ -20,7 +20,7 @@ require_serving()
 @pytest.mark.slow
 def test_short_run(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "result.json"
-    command = ["--engine", f"{demo_onnx}@onnxruntime:threads=1", "--predictors", "1", "--seconds", "1"]
+    command = ["--engine", f"{demo_onnx}@onnxruntime:threads=1", "--predictors", "1", "--seconds", "1", "--soak", "9"]
     assert serve_load.main([*command, "--malformed", "120", "-o", str(output)]) == 0, capsys.readouterr()
     result = json.loads(output.read_text())
     assert set(result["loads"]) == {"8", "64"}
@@ -31,6 +31,8 @@ def test_short_run(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert min(counts.values()) > 0
     assert result["malformed"]["60000 x 60000 PNG"].keys() == {"413"}
     assert result["malformed"]["slow body"].keys() == {"408"}
+    assert result["soak"]["statuses"]["200"] >= 9
+    assert len(result["soak"]["rss_mib"]) == 10
     assert result["end"] == {"statuses": {"200": 16}, "exit_code": 0}
     assert "malformed" in capsys.readouterr().out
 
@@ -40,6 +42,7 @@ def good_result() -> dict[str, Any]:
         "malformed": {"text": {415: 3}},
         "overload": {"statuses": {200: 5, 429: 7}},
         "end": {"statuses": {200: 2}, "exit_code": 0},
+        "soak": {"statuses": {200: 40}, "rss_mib": [200.0, 201.0, 200.5]},
     }
 
 
@@ -49,6 +52,8 @@ def good_result() -> dict[str, Any]:
         ("malformed", {"text": {200: 1, 415: 2}}, "text: status 200 1 times, expected 4xx"),
         ("malformed", {"text": {0: 1}}, "text: status 0 1 times, expected 4xx"),
         ("overload", {"statuses": {200: 1, 500: 1}}, r"overload: statuses \[500\], expected \[200, 429\]"),
+        ("soak", {"statuses": {200: 9, 503: 1}, "rss_mib": [200.0]}, r"soak: statuses \[503\]"),
+        ("soak", {"statuses": {200: 9}, "rss_mib": [200.0, 203.0]}, "memory grew from 200.0 to 203.0 MiB"),
         ("end", {"statuses": {0: 1}, "exit_code": 0}, r"end: statuses \[0\]"),
         ("end", {"statuses": {200: 1}, "exit_code": 3}, "exit code 3"),
     ],

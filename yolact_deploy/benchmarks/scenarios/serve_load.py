@@ -5,10 +5,11 @@
 Starts the service on loopback and sends generated pictures from this process, on the same cores. The library's own
 throughput is measured before and after each load, in this process, with one network on all cores: from JPEG bytes to
 JSON, as the service does. Each phase takes --seconds. CPU milliseconds per picture, of the service's processes alone,
-depend less on what else runs than pictures per second.
+depend less on what else runs than pictures per second. ``--soak 20000`` also sends that many pictures by eight clients
+and notes the memory at each tenth.
 
-Exit code 1 if a malformed request gets anything but 4xx, if an overload gives anything but 200 and 429, or if an
-accepted request is lost at the end.
+Exit code 1 if a malformed request gets anything but 4xx, if an overload gives anything but 200 and 429, if an accepted
+request is lost at the end, or if memory grows by more than 1 % from the first tenth of a soak to its last.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ CLIENTS = (8, 64)
 _PICTURES = 32
 _OVERLOAD = 3.0
 _BODY_TIMEOUT = 2.0
+_SOAK_CLIENTS = 8
+#: how much memory may grow from the first tenth of a soak to its last
+_GROWTH = 1.01
 
 
 class Service:
@@ -87,8 +91,14 @@ def own_throughput(engine: str, contents: Sequence[bytes], seconds: float) -> di
         return {"rate": count / elapsed, "cpu_ms": 1e3 * (time.process_time() - cpu) / count}
 
 
-def measure(engine: str, seconds: float, malformed: int, options: Sequence[str] = ()) -> dict[str, Any]:
-    """All phases; a JSON-ready result."""
+def measure(
+    engine: str, seconds: float, malformed: int, options: Sequence[str] = (), *, soak: int = 0
+) -> dict[str, Any]:
+    """All phases; a JSON-ready result.
+
+    Args:
+        soak: pictures of a last phase, 0 for none
+    """
     contents = [cv2.imencode(".jpg", render(i).image)[1].tobytes() for i in range(_PICTURES)]
     requests = [picture_request(content) for content in contents]
     own = [own_throughput(engine, contents, seconds)]
@@ -107,10 +117,12 @@ def measure(engine: str, seconds: float, malformed: int, options: Sequence[str] 
         rss["overload"] = service.rss_mib()
         statuses = asyncio.run(send_malformed(service.port, contents[0], malformed))
         rss["malformed"] = service.rss_mib()
+        soaked = _soak(service, requests, soak, seconds) if soak else None
         ended = asyncio.run(end_under_load(service, requests))
     return {
         "engine": engine.rpartition("/")[2], "seconds": seconds, "own": own, "loads": loads, "overload": overload,
         "malformed": {kind: dict(counts) for kind, counts in statuses.items()}, "end": ended, "rss_mib": rss,
+        "soak": soaked,
         "environment": environment(),
     }  # fmt: skip
 
@@ -143,6 +155,17 @@ def _overload(service: Service, requests: Sequence[bytes], rate: float, seconds:
 
     load, recovery = asyncio.run(run())
     return {**facts(load), "offered_rate": _OVERLOAD * rate, "recovery_s": recovery}
+
+
+def _soak(service: Service, requests: Sequence[bytes], pictures: int, seconds: float) -> dict[str, Any]:
+    """So many pictures, and the memory each time that another tenth of them is done."""
+    statuses: Counter[int] = Counter()
+    rss: list[float] = []
+    while statuses.total() < pictures:
+        statuses += asyncio.run(closed_loop(service.port, requests, _SOAK_CLIENTS, seconds)).statuses
+        tenths = 10 * statuses.total() // pictures
+        rss += [service.rss_mib()] * (min(10, tenths) - len(rss))
+    return {"statuses": dict(statuses), "rss_mib": rss}
 
 
 # -- malformed requests -----------------------------------------------------------------------------------------------
@@ -213,6 +236,12 @@ def problems(result: Mapping[str, Any]) -> list[str]:
     for where, allowed in (("overload", {200, 429}), ("end", {200})):
         if other := {int(status) for status in result[where]["statuses"]} - allowed:
             sentences.append(f"{where}: statuses {sorted(other)}, expected {sorted(allowed)}")
+    if soak := result["soak"]:
+        if other := {int(status) for status in soak["statuses"]} - {200}:
+            sentences.append(f"soak: statuses {sorted(other)}, expected 200")
+        first, last = soak["rss_mib"][0], soak["rss_mib"][-1]
+        if last > first * _GROWTH:
+            sentences.append(f"soak: memory grew from {first:.1f} to {last:.1f} MiB, expected less than 1 %")
     if result["end"]["exit_code"]:
         sentences.append(f"end: exit code {result['end']['exit_code']}, expected 0")
     return sentences
@@ -238,6 +267,8 @@ def _print(result: Mapping[str, Any]) -> None:
     )
     print_table(("malformed", "statuses"), [(kind, str(dict(counts))) for kind, counts in result["malformed"].items()])
     print(f"end: {result['end']['statuses']}, exit code {result['end']['exit_code']}")
+    if soak := result["soak"]:
+        print(f"soak: statuses {soak['statuses']}, MiB {', '.join(f'{mib:.1f}' for mib in soak['rss_mib'])}")
     print("MiB: " + ", ".join(f"{phase} {mib:.0f}" for phase, mib in result["rss_mib"].items()))
 
 
@@ -246,12 +277,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", metavar="SPEC", required=True, help="model to serve: FILE[@BACKEND...]")
     parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="of each phase (8)")
     parser.add_argument("--malformed", type=int, default=1000, metavar="N", help="malformed requests (1000)")
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="pictures of the last phase (0: none)")
     parser.add_argument(
         "--predictors", metavar="N", default="0", help="networks of the service (default: one per core)"
     )
     return run_command(
         parser, argv,
-        lambda args: measure(args.engine, args.seconds, args.malformed, ("--predictors", args.predictors)),
+        lambda args: measure(
+            args.engine, args.seconds, args.malformed, ("--predictors", args.predictors), soak=args.soak
+        ),
         show=_print, problems=problems,
     )  # fmt: skip
 

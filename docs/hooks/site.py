@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from yolact_deploy.cli.main import COMMANDS, PROGRAM, command_parser
+from yolact_deploy.cli.options.parsing import usage
 
 ROOT = Path(__file__).resolve().parents[2]
 _REPOSITORY_LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
@@ -66,7 +67,7 @@ def cli_reference() -> str:
 def _command(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
     description, examples, rest = (parser.description or "").partition("\nexamples:\n")
     yield from _text(description)
-    yield f"```sh\n{_usage(parser)}\n```"
+    yield f"```sh\n{usage(parser)}\n```"
     for group in parser._action_groups:
         if _is_global(group) or not _shown(group):
             continue
@@ -88,19 +89,6 @@ def _is_global(group: argparse._ArgumentGroup) -> bool:
     return any("--debug" in action.option_strings for action in group._group_actions)
 
 
-def _usage(parser: argparse.ArgumentParser) -> str:
-    """One line: what is required; the table lists the rest."""
-    words = [parser.prog]
-    exclusive = {id(action) for group in parser._mutually_exclusive_groups for action in group._group_actions}
-    choices = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
-    words += [f"({' | '.join(_spelling(action, longest=True) for action in choice)})" for choice in choices]
-    options = [action for action in parser._actions if action.option_strings and id(action) not in exclusive]
-    words += [_spelling(action, longest=True) for action in options if action.required]
-    words.append("[options]")
-    words += [_argument(action, parser) for action in parser._actions if not action.option_strings]
-    return " ".join(words)
-
-
 def _shown(group: argparse._ArgumentGroup) -> list[argparse.Action]:
     hidden = (argparse._HelpAction, argparse._SubParsersAction)
     return [a for a in group._group_actions if not isinstance(a, hidden) and a.help != argparse.SUPPRESS]
@@ -116,17 +104,17 @@ def _table(group: argparse._ArgumentGroup) -> str:
     return "\n".join([f"| {kind} | description |", "| --- | --- |", *rows])
 
 
-def _spelling(action: argparse.Action, *, longest: bool = False) -> str:
+def _spelling(action: argparse.Action) -> str:
     """The option or argument as a user types it."""
     if not action.option_strings:
         return _argument(action)
-    names = [max(action.option_strings, key=len)] if longest else sorted(action.option_strings, key=len, reverse=True)
+    names = sorted(action.option_strings, key=len, reverse=True)
     value = "" if action.nargs == 0 else f" {_argument(action)}"
     return ", ".join(names) + value
 
 
-def _argument(action: argparse.Action, parser: argparse.ArgumentParser | None = None) -> str:
-    formatter = parser._get_formatter() if parser else argparse.HelpFormatter("")
+def _argument(action: argparse.Action) -> str:
+    formatter = argparse.HelpFormatter("")
     default = action.option_strings[-1].lstrip("-").upper() if action.option_strings else action.dest
     return formatter._format_args(action, default)
 

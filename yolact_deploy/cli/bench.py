@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, names_dataset, open_dataset
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+from yolact_deploy.console import print_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -114,9 +115,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _add_actions(parser: argparse.ArgumentParser) -> None:
     """`bench diff` and the others; without an action, engines are measured."""
-    raw = argparse.RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", metavar="{diff,table,report}", title="stored results")
-    diff = actions.add_parser("diff", help="compare two results", description=_DIFF, formatter_class=raw)
+    diff = actions.add_parser("diff", help="compare two results", description=_DIFF)
     diff.add_argument("a", metavar="A.json[:ENGINE]", help="the earlier result, or the model to compare with")
     diff.add_argument("b", metavar="B.json[:ENGINE]", help="the result to judge")
     diff.add_argument("--margin", type=float, metavar="SHARE", help="smaller differences count as none (default 0.03)")
@@ -151,7 +151,7 @@ def _measure(args: argparse.Namespace) -> int:
         if images.content is not None and not images.has_objects:
             _log.warning("%s: no objects on these images, so AP is not measured", images.annotations)
         if not (args.quiet or args.json):
-            print(f"{images.describe()}: {', '.join(source.name for source in sources)}", flush=True)
+            print_text(f"{images.describe()}: {', '.join(source.name for source in sources)}")
         run = run_bench(
             sources,
             images,
@@ -199,7 +199,7 @@ def _publish(args: argparse.Namespace, run: BenchRun, limits: Limits) -> int:
     if args.report:
         write_report(run.record, args.report, pictures=run.pictures, checks=checks)
         if not (args.quiet or args.json):
-            print(f"wrote {args.report}")
+            print_text(f"wrote {args.report}")
     if args.junit:
         write_junit(checks, args.junit)
     raise_missed(checks)
@@ -297,14 +297,12 @@ def _eager_of(args: argparse.Namespace, engine: EngineSource) -> EngineSource | 
 
 
 def _print(tables: Iterable[Table], lines: Iterable[str]) -> None:
-    import textwrap
-
     from yolact_deploy.console import print_table
 
     for table in tables:
         print_table(table.columns, table.rows, title=table.title)
     for line in lines:
-        print(textwrap.fill(line, width=120, subsequent_indent="  "))
+        print_text(line, indent="  ")
 
 
 # -- stored results -------------------------------------------------------------------------------------------------
@@ -350,5 +348,5 @@ def _report(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"report": args.output})
     elif not args.quiet:
-        print(f"wrote {args.output}")
+        print_text(f"wrote {args.output}")
     return 0

@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import FLAVOURS, PLUGIN_MODES
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
 def say(args: argparse.Namespace, text: str) -> None:
     """Print a line, except with --quiet or --json."""
     if not args.quiet and not args.json:
-        print(text, flush=True)
+        print_text(text)
 
 
 def batch_range(text: str) -> tuple[int, int, int]:

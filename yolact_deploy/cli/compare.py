@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ examples:
 Exit code 1: the agreement is below --min-agreement."""
 
 _MOST_LISTED = 10
-_WIDTH = 120
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
         if bisected:
             _print_bisect(bisected, args.keep_list)
         if pairs:
-            print(f"wrote {len(pairs)} pairs of pictures to {args.pictures}")
+            print_text(f"wrote {len(pairs)} pairs of pictures to {args.pictures}")
     _check_gate(args, result)
     return 0
 
@@ -269,7 +269,7 @@ def _set_up_bisect(
     )
     if not args.quiet:
         for note in setup.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print_text(f"note: {note}", file=sys.stderr)
     return setup
 
 
@@ -294,18 +294,12 @@ def _bisect(args: argparse.Namespace, setup: BisectSetup, target: Target | None,
 # -- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _print_wrapped(text: str) -> None:
-    import textwrap
-
-    print(textwrap.fill(text, width=_WIDTH, break_on_hyphens=False))
-
-
 def _print(result: CompareResult, worst: int, why_not: str) -> None:
     from yolact_deploy.benchmarks.tables import agreement_tables
     from yolact_deploy.console import print_table
 
     if result.trunk is None:
-        _print_wrapped(f"note: layers are not compared: {why_not}")
+        print_text(f"note: layers are not compared: {why_not}")
     else:
         _print_layers(result.trunk)
     if result.tensors is not None:
@@ -317,7 +311,7 @@ def _print(result: CompareResult, worst: int, why_not: str) -> None:
     if worst:
         columns = ("image", "detections", "missed", "extra", "flips", "least box IoU", "least mask IoU", "score drift")
         print_table(columns, map(_image_row, result.images[:worst]), title="Images, the worst first")
-    _print_wrapped(f"verdict: {result.diagnosis.sentence}")
+    print_text(f"verdict: {result.diagnosis.sentence}")
 
 
 def _image_row(image: ComparedImage) -> tuple[Any, ...]:
@@ -345,11 +339,13 @@ def _print_layers(trunk: TrunkComparison) -> None:
     title = f"Layers: the worst of {len(trunk.layers)} tensors on {trunk.images} images"
     print_table(("tensor", "max error", "relative RMS", "SQNR dB"), rows, title=title)
     if first is None:
-        print(f"no layer exceeds a relative RMS error of {trunk.threshold:g}")
+        print_text(f"no layer exceeds a relative RMS error of {trunk.threshold:g}")
     else:
-        print(f"first to exceed a relative RMS error of {trunk.threshold:g}: {first.name} ({first.relative_rms:.2e})")
+        print_text(
+            f"first to exceed a relative RMS error of {trunk.threshold:g}: {first.name} ({first.relative_rms:.2e})"
+        )
     if trunk.unmatched:
-        print(f"{trunk.unmatched} tensors exist in only one of the two")
+        print_text(f"{trunk.unmatched} tensors exist in only one of the two")
 
 
 def _print_bisect(result: BisectResult, keep_list: str | None) -> None:
@@ -360,14 +356,14 @@ def _print_bisect(result: BisectResult, keep_list: str | None) -> None:
 
     for table in cost_tables(result.precision, result.images, result.blocks, result.costs, _MOST_LISTED):
         print_table(table.columns, table.rows, title=table.title)
-    print(f"all {len(result.costs)} layers in {result.precision}: {least_decibels(result.lowered)}")
+    print_text(f"all {len(result.costs)} layers in {result.precision}: {least_decibels(result.lowered)}")
     if result.target is None or result.mixed is None:
         return
     if not result.keep_fp32:
-        print(f"{result.target}: met without keeping a layer in FP32")
+        print_text(f"{result.target}: met without keeping a layer in FP32")
         return
     reached = least_decibels(result.mixed) if result.mixed.relative_rms else shortfall(result.mixed)
     kept = ", ".join(result.keep_fp32)
-    _print_wrapped(f"{result.target}: keep {len(result.keep_fp32)} in FP32 ({reached} with them): {kept}")
+    print_text(f"{result.target}: keep {len(result.keep_fp32)} in FP32 ({reached} with them): {kept}")
     if keep_list:
-        print(f"wrote {keep_list}: yolact-deploy export --{result.precision} --keep-fp32 {keep_list} ...")
+        print_text(f"wrote {keep_list}: yolact-deploy export --{result.precision} --keep-fp32 {keep_list} ...")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_words
+from yolact_deploy.console import print_command, print_text
 
 _SHOWN = 6  # pictures with overlays
 _CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
@@ -49,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
     with shared_traces():
         for command in _commands(args):
             if not args.quiet:
-                print(f"\n$ {PROGRAM} {shlex.join(command)}", flush=True)
+                print_text("")
+                print_command(f"$ {PROGRAM} {shlex.join(command)}")
             code = main([*command, *(f"--{flag}" for flag in passed_on)])
             if code:
                 return code
     folder, seconds = Path(args.output), time.perf_counter() - start
     scored = "" if args.weights else f" on {args.limit} images; --limit N scores others, and more narrow the intervals"
-    print(
+    print_text(
         f"\nReport: {folder / 'report.html'}   pictures: {folder / 'predictions'}   ({seconds:.0f} s{scored})",
         file=sys.stderr,
     )

@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
+from yolact_deploy.console import print_text
+
 if TYPE_CHECKING:
     from yolact_deploy.runtime.checks import Finding
 
@@ -38,7 +40,7 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
 
     for key, value in machine.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        print(f"{key.replace('_', '-'):<14} {shown}")
+        print_text(f"{key.replace('_', '-'):<14} {shown}")
     print()
     for kind, title in (("runtime", "Runtimes"), ("tool", "Driver, builders and tools")):
         chosen = (finding for finding in findings if finding.kind == kind)

@@ -13,6 +13,7 @@ from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, ope
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
+from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import EVALUATORS
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ def _resume_hint(args: argparse.Namespace) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if not args.quiet:
-            print(
+            print_text(
                 f"the detections so far are in {args.cache}: run the same command with --resume to continue",
                 file=sys.stderr,
             )
@@ -352,12 +353,12 @@ def _print(args: argparse.Namespace, scored: _Scored) -> None:
     if args.per_class:
         print_table(("class", "box AP", "mask AP"), _class_rows(scored.accuracy), title="AP x 100 of each class")
     for kind, interval in scored.difference.items():
-        print(_sentence(kind, args.reference, interval))
+        print_text(_sentence(kind, args.reference, interval))
     if scored.time:
-        print(_time_line(scored.time))  # no title: the table is narrow
+        print_text(_time_line(scored.time))  # no title: the table is narrow
         print_table(("stage", "s" if scored.time.workers == 1 else "s of all processes", "%"), _time_rows(scored.time))
         if scored.time.outside_network is not None:
-            print(f"Outside {scored.time.network_stage}: {100 * scored.time.outside_network:.1f} % of the time")
+            print_text(f"Outside {scored.time.network_stage}: {100 * scored.time.outside_network:.1f} % of the time")
 
 
 def _ious() -> list[str]:

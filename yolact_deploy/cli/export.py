@@ -31,6 +31,7 @@ from yolact_deploy.cli.options.search_options import add_search_arguments, judge
 from yolact_deploy.cli.options.selection_options import add_nms_arguments
 from yolact_deploy.cli.options.size_options import add_size_arguments
 from yolact_deploy.cli.options.target_options import add_target_arguments, chosen_formats, write_formats
+from yolact_deploy.console import print_command, print_text
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     if not args.quiet:
         for note in exported.notes:
-            print(f"warning: {note}", file=sys.stderr)
+            print_text(f"warning: {note}", file=sys.stderr)
     if args.sensitivity and exported.measured.search is not None:
         write_json(args.sensitivity, exported.measured.search.to_json())
     if not args.json and not args.quiet:
@@ -217,7 +218,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({**_facts(exported, onnx_path, seconds), "formats": written, "engine": engine})
     model_path = str(onnx_path.with_suffix(".trt") if engine is not None else onnx_path)
-    say(args, f"next: {shlex.join(['yolact-deploy', 'bench', '--engine', model_path])}")
+    if not args.json and not args.quiet:
+        print_command(f"next: {shlex.join(['yolact-deploy', 'bench', '--engine', model_path])}")
     return 0
 
 

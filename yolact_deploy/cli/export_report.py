@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING
 
-from yolact_deploy.console import print_table
+from yolact_deploy.console import print_table, print_text
 
 if TYPE_CHECKING:
     from yolact_deploy.export.overflow import RangeReport
@@ -22,17 +21,17 @@ def print_export(exported: Exported) -> None:
     if measured.ranges is not None:
         _print_ranges(measured.ranges)
     if measured.calibration is not None:
-        print(f"calibrated on {measured.calibration.images} images ({measured.calibration.method})")
+        print_text(f"calibrated on {measured.calibration.images} images ({measured.calibration.method})")
     if measured.search is not None:
         _print_search(measured.search)
     _print_parity(exported.parity)
     if metadata.precision == "int8" and not metadata.has_zero_points:
-        print(
+        print_text(
             "this INT8 form suits TensorRT, OpenVINO and this package. In programs that use ONNX Runtime directly, "
             "most of it computes in FP32 and is slower than an FP32 file: export with --target onnxruntime for those"
         )
     if metadata.config.mask_iou and metadata.tail == "heads":
-        print("a file that ends in heads has no mask scores: masks are ranked by the scores of their boxes")
+        print_text("a file that ends in heads has no mask scores: masks are ranked by the scores of their boxes")
 
 
 def _print_ranges(ranges: RangeReport) -> None:
@@ -49,9 +48,9 @@ def _print_ranges(ranges: RangeReport) -> None:
     else:
         widest = ranges.widest
         reach = f"values up to {widest.largest:.3g}, in {widest.layer}"
-        print(f"no layer overflows in {ranges.images} images: {reach}; {limit}")
+        print_text(f"no layer overflows in {ranges.images} images: {reach}; {limit}")
     for layer in ranges.near:
-        print(f"{layer.layer} comes near the end of FP16 with values up to {layer.largest:.3g}, but stays in FP16")
+        print_text(f"{layer.layer} comes near the end of FP16 with values up to {layer.largest:.3g}, but stays in FP16")
 
 
 def _print_search(result: SearchResult) -> None:
@@ -68,7 +67,7 @@ def _print_search(result: SearchResult) -> None:
     else:
         kept = f"no layer has to stay in FP32: {result.target}"
     for text in (kept, *(f"note: {note}" for note in search_notes(result))):
-        print(textwrap.fill(text, width=120, break_on_hyphens=False))
+        print_text(text)
 
 
 def _print_parity(parity: ParityReport) -> None:
@@ -82,10 +81,10 @@ def _print_parity(parity: ParityReport) -> None:
         title=f"ONNX Runtime against eager FP32, {parity.images} images",
     )
     if parity.mask_scores is not None:
-        print(f"mask scores: those of the file differ from NumPy by {parity.mask_scores:.2g} at most")
+        print_text(f"mask scores: those of the file differ from NumPy by {parity.mask_scores:.2g} at most")
     if parity.noise:
         worst, middle = parity.noise[0], parity.noise[len(parity.noise) // 2]
-        print(
+        print_text(
             f"signal to noise of {len(parity.noise)} quantized activations: minimum {worst.sqnr_db:.1f} dB, in "
             f"{worst.name}; median {middle.sqnr_db:.1f} dB"
         )

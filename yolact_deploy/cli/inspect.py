@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 from yolact_deploy.cli.build import positive
+from yolact_deploy.console import print_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +93,7 @@ def _print_profile(profile: dict[str, Any]) -> None:
     title = f"Layers, mean of {profile['runs']} runs of {profile['batch']} image(s): {total:.3f} ms in all"
     print_table(["layer", "type", "reads", "writes", "tactic", "ms", "share"], rows, title=title)
     if not profile["detailed"]:
-        print("this engine knows only the names of its layers: build it with --layer-details for the rest")
+        print_text("this engine knows only the names of its layers: build it with --layer-details for the rest")
     stages = [(stage, f"{mean:.4f}") for stage, mean in profile["stages_mean_ms"].items()]
     print_table(["stage", "ms"], stages, title="Stages of a frame of 640 x 480")
 

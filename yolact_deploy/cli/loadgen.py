@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.console import print_text
+
 if TYPE_CHECKING:
     from yolact_deploy.benchmarks.mlperf.loadgen_run import ScenarioResult
     from yolact_deploy.benchmarks.mlperf.loadgen_settings import LoadgenOptions
@@ -118,16 +120,14 @@ def _leave(error: BaseException) -> None:
     from yolact_deploy.errors import YolactDeployError
 
     if isinstance(error, YolactDeployError):
-        print(f"yolact-deploy: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print_text(f"yolact-deploy: error: {' '.join(str(error).split())}", file=sys.stderr)
         os._exit(error.exit_code)
     if isinstance(error, KeyboardInterrupt):
-        print("yolact-deploy: error: interrupted; LoadGen's logs are incomplete", file=sys.stderr, flush=True)
+        print_text("yolact-deploy: error: interrupted; LoadGen's logs are incomplete", file=sys.stderr)
         os._exit(2)
 
 
 def _print(results: list[ScenarioResult]) -> None:
-    import textwrap
-
     from yolact_deploy.benchmarks.mlperf.loadgen_run import CLOCK_TOLERANCE
     from yolact_deploy.console import print_table
 
@@ -156,4 +156,4 @@ def _print(results: list[ScenarioResult]) -> None:
         if result.clock_difference > CLOCK_TOLERANCE:
             notes.append(f"LoadGen's and our own times differ by {100 * result.clock_difference:.0f} %")
         for note in notes:
-            print(textwrap.fill(f"note: {where}: {note}", width=120))
+            print_text(f"note: {where}: {note}")

@@ -15,17 +15,16 @@ import logging
 import os
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
 
-from yolact_deploy.console import console_progress
+from yolact_deploy.cli.options.parsing import CommandParser
+from yolact_deploy.console import console_progress, print_text
 from yolact_deploy.errors import YolactDeployError, describe_import_error
 from yolact_deploy.progress import NOTE
-from yolact_deploy.untrusted import printable, safe_output, styled
+from yolact_deploy.untrusted import safe_output
 from yolact_deploy.version import __version__
 
 PROGRAM = "yolact-deploy"
@@ -95,7 +94,6 @@ def _overview(arguments: Sequence[str]) -> int:
         usage=f"{PROGRAM} COMMAND [options]",
         description="YOLACT instance segmentation: weights in, a measured engine out.",
         epilog=f"commands:\n{lines}\n\n'{PROGRAM} COMMAND --help' shows the options of a command.",
-        formatter_class=_HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     parser.parse_args(arguments)
@@ -148,73 +146,12 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     parser = CommandParser(
         prog=f"{PROGRAM} {name}",
         description=module.__doc__,
-        formatter_class=_HelpFormatter,
         # A command may redefine a global flag.
         conflict_handler="resolve",
     )
     _add_global_flags(parser)
     module.add_arguments(parser)
     return parser
-
-
-#: options of the original and of other tools, and those of ours that mean the same, in every command that has them
-_ALSO_UNDERSTOOD = {
-    "--conf": "--score-threshold",
-    "--imgsz": "--size",
-    "--images": "--limit",
-    "--max-images": "--limit",
-    "--coco": "--data",
-    "--trained-model": "--weights",
-    "--classes": "--class",
-    "--postprocess-match-metric": "--match-metric",
-    "--postprocess-match-threshold": "--match-threshold",
-    "--postprocess-class-agnostic": "--class-agnostic",
-}
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Takes long options only in full, with ``-`` or ``_`` between words; also :data:`_ALSO_UNDERSTOOD`."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **options})
-        self.color = False  # Python 3.14 and later
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        has_actions = any(isinstance(action.choices, dict) for action in self._actions)
-        # Only so may options stand between optional positional arguments.
-        parse = super().parse_args if has_actions else super().parse_intermixed_args
-        return parse(args, namespace)
-
-    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
-        # What follows an action or "--" is not for this parser.
-        actions = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
-        end = next((i for i, word in enumerate(words) if word == "--" or word in actions), len(words))
-        return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
-
-    def _own_spelling(self, word: str) -> str:
-        name, equals, value = word.partition("=")
-        known = self._option_string_actions
-        if not name.startswith("--") or name in known:
-            return word
-        hyphens = "--" + name[2:].replace("_", "-")
-        spelling = next((name for name in (hyphens, _ALSO_UNDERSTOOD.get(hyphens)) if name in known), None)
-        if spelling is None:
-            near = [full for full in known if full.startswith(hyphens)]
-            near = near or difflib.get_close_matches(hyphens, known, n=1)
-            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-            self.error(f"unrecognized arguments: {word}{hint}")
-        return f"{spelling}{equals}{value}"
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs; leaves those with indented lines, such as examples, as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip().split("\n\n")
-        return "\n\n".join(p if "\n " in p else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
 
 
 def _add_global_flags(parser: argparse.ArgumentParser) -> None:
@@ -228,12 +165,9 @@ def _add_global_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _complain(message: str) -> None:
-    text = f"{PROGRAM}: error: {printable(message)}"
-    if sys.stderr.isatty() and "NO_COLOR" not in os.environ:
-        text = f"\x1b[31m{text}\x1b[0m"
     # The reader, or the terminal, may be gone.
     with contextlib.suppress(OSError):
-        print(text, file=styled(sys.stderr), flush=True)
+        print_text(f"{PROGRAM}: error: {message}", file=sys.stderr, red=True)
 
 
 def _one_line(error: BaseException) -> str:
@@ -257,7 +191,7 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "note" if record.levelno == NOTE else record.levelname.lower()
-        print(f"{kind}: {record.getMessage()}", file=sys.stderr)
+        print_text(f"{kind}: {record.getMessage()}", file=sys.stderr)
 
 
 @contextlib.contextmanager

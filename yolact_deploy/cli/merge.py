@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 
+from yolact_deploy.console import print_text
+
 _EXAMPLES = """examples:
   yolact-deploy eval --engine m.onnx --data coco/ --shards 1/4 --save-results part-1-of-4.json      one of four jobs
   yolact-deploy merge part-*-of-4.json -o all.json
@@ -33,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"output": args.output, what: count, "files": len(args.files)})
     elif not args.quiet:
-        print(f"wrote {count} {what} of {len(args.files)} files to {args.output}")
+        print_text(f"wrote {count} {what} of {len(args.files)} files to {args.output}")
     return 0

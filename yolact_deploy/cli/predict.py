@@ -20,6 +20,7 @@ from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.selection_options import add_selection_arguments, selection
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
+from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import BACKENDS, IMAGE_SUFFIXES, NMS_VARIANTS, OUTPUT_FORMATS, VIDEO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress
     if args.json:
         print_json(facts)
     elif not args.quiet:
-        print(
+        print_text(
             f"{facts['images']} images, {len(facts['failed'])} failed, {facts['detections']} detections; "
             f"{facts['skipped']} were done before; {facts['seconds']:.1f} s; wrote {facts['output']}"
         )
@@ -260,9 +261,11 @@ def _print(summary: Summary, args: argparse.Namespace) -> None:
         print_table(["stage", "mean ms"], [(k, f"{v:.2f}") for k, v in facts["mean_ms"].items()])
         rate = f" ({facts['images_per_second']:.1f} images/s)" if summary.images else ""
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
-        print(f"{summary.images} images{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}")
+        print_text(
+            f"{summary.images} images{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}"
+        )
         shown = summary.outputs if len(summary.outputs) <= 4 else [*summary.outputs[:3], "..."]
-        print(f"wrote {len(summary.outputs)} files to {args.output} ({', '.join(map(str, shown))})")
+        print_text(f"wrote {len(summary.outputs)} files to {args.output} ({', '.join(map(str, shown))})")
 
 
 def _formats(text: str) -> tuple[str, ...]:

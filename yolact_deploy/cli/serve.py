@@ -12,6 +12,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from yolact_deploy.console import print_text
+
 if TYPE_CHECKING:
     from yolact_deploy.scale.serving_ray import Replicas
     from yolact_deploy.serving.service_settings import ServiceSettings
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print_json({"address": address, "models": list(settings.models)})
             elif not args.quiet:
-                print(f"serving {names} at {address} (Ctrl-C ends)", flush=True)
+                print_text(f"serving {names} at {address} (Ctrl-C ends)")
 
     if replicas is not None:
         from yolact_deploy.scale.serving_ray import serve_on_ray

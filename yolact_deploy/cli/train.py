@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.config import size_text
+from yolact_deploy.console import print_command, print_text
 
 if TYPE_CHECKING:
     from yolact_deploy.training.fit import FitResult
@@ -107,7 +109,7 @@ def _print_result(args: argparse.Namespace, result: FitResult) -> None:
         return
     if not outcome.finished:
         if not args.quiet:
-            print(f"stopped after {outcome.step} iterations, saved in {result.folder}: continue with --resume")
+            print_text(f"stopped after {outcome.step} iterations, saved in {result.folder}: continue with --resume")
         return
     if outcome.accuracy is not None:
         from yolact_deploy.benchmarks.tables import accuracy_table
@@ -118,7 +120,7 @@ def _print_result(args: argparse.Namespace, result: FitResult) -> None:
     best = result.folder / "best.safetensors"
     weights = best if best.is_file() else result.folder / "last.safetensors"
     command = shlex.join(["yolact-deploy", "export", "--weights", str(weights), "-o", str(result.folder / "model")])
-    args.progress.note(f"next: {command}")
+    print_command(f"next: {command}", file=sys.stderr)
 
 
 def _list_recipes() -> int:

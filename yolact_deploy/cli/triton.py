@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.console import print_command, print_text
+
 if TYPE_CHECKING:
     from yolact_deploy.serving.triton_config import TritonSettings
     from yolact_deploy.serving.triton_repository import Repository
@@ -107,8 +109,10 @@ def _print(args: argparse.Namespace, repository: Repository) -> None:
     elif not args.quiet:
         rows = [(str(file), f"{(folder / file).stat().st_size:,}") for file in repository.files]
         print_table([f"in {folder}", "bytes"], rows)
-        print("start, in an image of Triton with yolact-deploy installed:\n  " + commands[0])
-        print("or, with Triton on this machine:\n  " + commands[1])
+        print_text("start, in an image of Triton with yolact-deploy installed:")
+        print_command("  " + commands[0])
+        print_text("or, with Triton on this machine:")
+        print_command("  " + commands[1])
 
 
 def _positive(text: str) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.data import data_sets
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
+from yolact_deploy.console import print_text
 
 if TYPE_CHECKING:
     from yolact_deploy.config import YolactConfig
@@ -134,9 +135,9 @@ def _print_report(report: DataReport) -> None:
     if problems:
         print_table(["split", "", "count", "problem", "examples", "fix"], problems)
     elif report.deep:
-        print("nothing wrong")
+        print_text("nothing wrong")
     else:
-        print("nothing wrong in the annotations; --deep also reads every picture")
+        print_text("nothing wrong in the annotations; --deep also reads every picture")
 
 
 # -- priors ---------------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def _priors(args: argparse.Namespace) -> int:
     ]
     columns = ["priors", "best possible recall %", "mean IoU", "scales P3..P7", "% of objects"]
     print_table(columns, rows, title=f"{fit.objects} objects at {size_text(config.image_size)} pixels")
-    print(fit.setting)
+    print_text(fit.setting)
     return 0
 
 
@@ -203,7 +204,7 @@ def _shapes(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), **counts, "seed": args.seed, "width": width, "height": height})
     else:
-        print(description)
+        print_text(description)
     return 0
 
 
@@ -254,5 +255,5 @@ def _nuclei(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), "images": count})
     else:
-        print(description)
+        print_text(description)
     return 0

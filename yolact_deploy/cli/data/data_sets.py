@@ -17,7 +17,7 @@ def add_actions(commands: Any) -> None:
     """Add the actions to the parsers of ``data``."""
     convert = commands.add_parser(
         "convert", help="read a dataset in any format and write it as COCO or another one",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_FORMATS,
+        epilog=_FORMATS,
     )  # fmt: skip
     convert.add_argument("data", metavar="DATA", help="dataset in one of the formats below")
     convert.add_argument(

@@ -6,6 +6,7 @@ Only commands import this module; the library reports through :mod:`yolact_deplo
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from yolact_deploy.console.text_layout import command_lines, table_lines, wrap
 from yolact_deploy.progress import SILENT, Progress, ReportStep
 from yolact_deploy.untrusted import printable, protect_output, styled
 
@@ -23,7 +25,8 @@ T = TypeVar("T")
 _Update = Callable[[int, int | None, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
-_PLAIN_WIDTH = 120
+_PLAIN_WIDTH, _TERMINAL_WIDTH = 120, 80
+_STYLES = {"title": "italic", "head": "bold", "rule": "", "text": ""}
 
 
 def console_progress(quiet: bool = False) -> Progress:
@@ -64,7 +67,7 @@ class ConsoleProgress(Progress):
             yield lambda phase, done, total: update(done, total, phase)
 
     def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print_text(text, file=sys.stderr)
 
     def _draws_bars(self) -> bool:
         return self._bars is not None or sys.stderr.isatty()
@@ -131,26 +134,17 @@ def _lines(description: str) -> Iterator[_Update]:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = "") -> None:
-    """Print a table on stdout; a column that holds numbers only is aligned to the right."""
-    cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
-    right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(columns))]
-    from rich import box
-    from rich.table import Table
+    """Print a table on stdout, laid out for the terminal, by :func:`~yolact_deploy.console.text_layout.table_lines`."""
     from rich.text import Text
 
-    table = Table(
-        title=Text(printable(title)) if title else None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for name, is_right in zip(columns, right, strict=True):
-        table.add_column(Text(printable(name)), justify="right" if is_right else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    # Without a terminal rich would fold at 80 columns.
-    width = None if sys.stdout.isatty() else shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns
-    _stdout_console(width).print(table)
+    cells = [["" if value is None else printable(str(value)) for value in row] for row in rows]
+    width = _columns(sys.stdout) or shutil.get_terminal_size((_PLAIN_WIDTH, 24)).columns
+    console = _stdout_console()
+    for line in table_lines([printable(name) for name in columns], cells, printable(title), width):
+        console.print(Text(line.text), style=_STYLES[line.kind], soft_wrap=True)
 
 
-def _stdout_console(width: int | None) -> Any:
+def _stdout_console() -> Any:
     """A console whose reader may leave: rich would end the process with exit code 1."""
     from rich.console import Console
 
@@ -158,11 +152,38 @@ def _stdout_console(width: int | None) -> Any:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return PipeConsole(width=width, file=styled(sys.stdout))
+    return PipeConsole(file=styled(sys.stdout))
 
 
-def _is_number(text: str) -> bool:
-    return text.replace(",", "").replace(".", "", 1).lstrip("-").isdigit()
+def print_text(text: str, *, indent: str = "", file: Any = None, red: bool = False) -> None:
+    """Print a sentence, by default on stdout; a terminal gets it in lines that end between words.
+
+    Args:
+        indent: before each line but the first
+        red: on a terminal with colors
+    """
+    stream = file or sys.stdout
+    width = _columns(stream)
+    shown = printable(text)
+    if width:
+        shown = "\n".join(wrap(shown, width, names=False, indent=indent))
+    if red and width and "NO_COLOR" not in os.environ:
+        shown = f"\x1b[31m{shown}\x1b[0m"
+    print(shown, file=styled(stream), flush=True)
+
+
+def print_command(text: str, *, file: Any = None) -> None:
+    """Print a command to copy, by default on stdout; lines that a terminal cuts continue as a shell wants it."""
+    stream = file or sys.stdout
+    width = _columns(stream)
+    print("\n".join(command_lines(text, width)) if width else text, file=stream, flush=True)
+
+
+def _columns(stream: Any) -> int | None:
+    """Columns of a terminal; None for anything else."""
+    if not stream.isatty():
+        return None
+    return shutil.get_terminal_size((_TERMINAL_WIDTH, 24)).columns
 
 
 def print_json(value: object) -> None:

@@ -1,0 +1,121 @@
+"""The parser of every command: options only in full, and help that fits the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from yolact_deploy.console.text_layout import example_lines, wrap
+
+_USAGE = "usage: "
+
+#: options of the original and of other tools, and those of ours that mean the same, in every command that has them
+_ALSO_UNDERSTOOD = {
+    "--conf": "--score-threshold",
+    "--imgsz": "--size",
+    "--images": "--limit",
+    "--max-images": "--limit",
+    "--coco": "--data",
+    "--trained-model": "--weights",
+    "--classes": "--class",
+    "--postprocess-match-metric": "--match-metric",
+    "--postprocess-match-threshold": "--match-threshold",
+    "--postprocess-class-agnostic": "--class-agnostic",
+}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Takes long options only in full, with ``-`` or ``_`` between words; also :data:`_ALSO_UNDERSTOOD`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, "formatter_class": HelpText, **options})
+        self.color = False  # Python 3.14 and later
+
+    def format_usage(self) -> str:
+        self._shorten_usage()
+        return super().format_usage()
+
+    def format_help(self) -> str:
+        self._shorten_usage()
+        return super().format_help()
+
+    def _shorten_usage(self) -> None:
+        """The list of options below is enough."""
+        if self.usage is None:
+            width = HelpText(self.prog)._width - len(_USAGE)
+            lines = wrap(usage(self), width, names=False, indent=" " * (len(_USAGE) + 2))
+            self.usage = "\n".join(lines).replace("%", "%%")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        has_actions = any(isinstance(action.choices, dict) for action in self._actions)
+        # Only so may options stand between optional positional arguments.
+        parse = super().parse_args if has_actions else super().parse_intermixed_args
+        return parse(args, namespace)
+
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        # What follows an action or "--" is not for this parser.
+        actions = {name for action in self._actions if isinstance(action.choices, dict) for name in action.choices}
+        end = next((i for i, word in enumerate(words) if word == "--" or word in actions), len(words))
+        return super().parse_known_args([*map(self._own_spelling, words[:end]), *words[end:]], namespace)
+
+    def _own_spelling(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        known = self._option_string_actions
+        if not name.startswith("--") or name in known:
+            return word
+        hyphens = "--" + name[2:].replace("_", "-")
+        spelling = next((name for name in (hyphens, _ALSO_UNDERSTOOD.get(hyphens)) if name in known), None)
+        if spelling is None:
+            near = [full for full in known if full.startswith(hyphens)]
+            near = near or difflib.get_close_matches(hyphens, known, n=1)
+            hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+            self.error(f"unrecognized arguments: {word}{hint}")
+        return f"{spelling}{equals}{value}"
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """One line: what is required, in full, and ``[options]`` for the rest."""
+    words = [parser.prog]
+    exclusive = {id(action) for group in parser._mutually_exclusive_groups for action in group._group_actions}
+    choices = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
+    words += [f"({' | '.join(map(_spelling, choice))})" for choice in choices]
+    options = [action for action in parser._actions if action.option_strings and id(action) not in exclusive]
+    words += [_spelling(action) for action in options if action.required]
+    words.append("[options]")
+    words += [_argument(action) for action in parser._actions if not action.option_strings]
+    return " ".join(words)
+
+
+def _spelling(action: argparse.Action) -> str:
+    """The option or argument as a user types it."""
+    if not action.option_strings:
+        return _argument(action)
+    value = "" if action.nargs == 0 else f" {_argument(action)}"
+    return max(action.option_strings, key=len) + value
+
+
+def _argument(action: argparse.Action) -> str:
+    default = action.option_strings[-1].lstrip("-").upper() if action.option_strings else action.dest
+    return argparse.HelpFormatter("")._format_args(action, default)
+
+
+class HelpText(argparse.HelpFormatter):
+    """Wraps paragraphs; lays out those with indented lines, such as examples, line by line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(self._filled(paragraph, width) for paragraph in text.strip().split("\n\n"))
+
+    def _filled(self, paragraph: str, width: int) -> str:
+        if "\n " in paragraph:
+            return "\n".join(example_lines(paragraph.split("\n"), width))
+        return textwrap.fill(" ".join(paragraph.split()), width, break_on_hyphens=False)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

@@ -204,7 +204,7 @@ def _shapes(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), **counts, "seed": args.seed, "width": width, "height": height})
     else:
-        print_text(description)
+        print_text(str(description))
     return 0
 
 
@@ -255,5 +255,5 @@ def _nuclei(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), "images": count})
     else:
-        print_text(description)
+        print_text(str(description))
     return 0

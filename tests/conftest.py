@@ -29,6 +29,10 @@ with contextlib.suppress(ImportError):
     assert not any(name.partition(".")[0] == "yolact_deploy" for name in sys.modules), "imported before the hook"
     jaxtyping.install_import_hook([f"yolact_deploy.{name}" for name in MODULES], "array_checker.checker")
 
+# Tests start many processes: without these files each would compile the package, and pytest each module, once more.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime")
 
 

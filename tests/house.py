@@ -55,22 +55,21 @@ def parsed(path: Path) -> ast.Module:
 def imports(tree: ast.Module) -> Iterator[str]:
     """The full name of each module or name imported, inside functions, too; ``if TYPE_CHECKING:`` does not count."""
 
-    def visit(node: ast.AST) -> Iterator[str]:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.orelse:
-                yield from visit(child)
-            return
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        for inner in ast.iter_child_nodes(node):
-            yield from visit(inner)
-
-    return visit(tree)
+        waiting.extend(child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr))
 
 
+@cache
 def own_imports(module: str) -> set[str]:
     """The modules of the package that a module imports, as :func:`modules` names them."""
     targets = set()

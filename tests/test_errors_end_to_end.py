@@ -13,6 +13,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -275,7 +276,7 @@ def wait_until(done: Callable[[], object], child: subprocess.Popen[str]) -> None
     ("number", "later"),
     [
         pytest.param(signal.SIGINT, 0.0, id="at-once", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 1.5, id="while-tracing"),
+        pytest.param(signal.SIGINT, 1.5, id="while-tracing", marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 1.5, id="SIGTERM", marks=pytest.mark.slow),
     ],
 )
@@ -303,7 +304,27 @@ def test_ctrl_c_in_the_middle_of_an_export(here: Path, number: signal.Signals, l
     assert after == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.fresh_trace
+def test_ctrl_c_while_tracing(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, which has imported PyTorch: the exporter, which catches much, lets Ctrl-C through."""
+    from yolact_deploy.export import onnx as exporter
+
+    monkeypatch.chdir(here)
+    before, trace = listing(here), exporter._trace
+
+    def begin(*arguments: object) -> object:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return trace(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(exporter, "_trace", begin)
+    code = main(f"export --weights {DEMO_MODEL} --size 128 --engine none -o out/model".split())
+    check(code, capsys.readouterr().err, "interrupted; no partial files were left")
+    after = listing(here)
+    after.pop("out/", None)
+    assert after == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_ctrl_c_in_the_middle_of_a_build(here: Path, number: signal.Signals) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", exc_type=ImportError)
     before = listing(here)

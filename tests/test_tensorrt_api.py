@@ -127,6 +127,7 @@ CONFIGURE = "        plan = self.plan\n        if plan.workspace_mib"
 @pytest.mark.parametrize(
     "version", [pytest.param(v, marks=[] if v == "11.4" else [pytest.mark.slow]) for v in bindings.WHEELS]
 )
+@pytest.mark.slow
 def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> None:
     """TensorRT 11 removed ``BuilderFlag.FP16``; with a guard it would be correct everywhere."""
     flag = "config.set_flag(self.trt.BuilderFlag.FP16)"
@@ -138,19 +139,25 @@ def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> Non
         assert all("BuilderFlag' has no attribute 'FP16'" in error for error in report["errors"])
 
 
+#: of the same kinds
+MORE_MISTAKES = [
+    ("builds", "export__tensorrt_build", "progress_monitor = m", "monitor = m", "no 'monitor'"),
+    ("builds", "export__tensorrt_build", "progress_monitor = monitor", "progress_monitor = 1", "got 1"),
+    ("builds", "runtime__tensorrt_api", "config.set_timing_cache(cache, ignore_",
+     "config.set_timing_cache(cache, ", "has no parameter 'mismatch'"),
+    ("failing_builds", "export__tensorrt_build", "parser.num_errors", "parser.error_count", "no 'error_count'"),
+    ("loads", "runtime__tensorrt_api", "profile_v2(profile)", "profile(profile)", "no 'get_device_memory_size_for"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("scenario", "module", "old", "new", "message"),
     [
         ("builds", "export__tensorrt_build", "workspace_mib << 20", "workspace_mib * 1e6", "not take pool_size=64"),
-        ("builds", "export__tensorrt_build", "progress_monitor = m", "monitor = m", "no 'monitor'"),
-        ("builds", "export__tensorrt_build", "progress_monitor = monitor", "progress_monitor = 1", "got 1"),
         ("builds", "export__tensorrt_build", "parent_phase: str | None, ", "", "phase_start: expected (phase_"),
-        ("builds", "runtime__tensorrt_api", "config.set_timing_cache(cache, ignore_",
-         "config.set_timing_cache(cache, ", "has no parameter 'mismatch'"),
-        ("failing_builds", "export__tensorrt_build", "parser.num_errors", "parser.error_count", "no 'error_count'"),
-        ("loads", "runtime__tensorrt_api", "profile_v2(profile)", "profile(profile)", "no 'get_device_memory_size_for"),
         ("loads", "runtime__tensorrt_api", "_memory(pointer, nbytes)", "_memory(pointer)", "lacks size"),
         ("runs", "runtime__tensorrt", "execute_async_v3(stream", "execute_async_v2(stream", "no 'execute_async_v2'"),
+        *(pytest.param(*mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES),
     ],
 )  # fmt: skip
 def test_mistakes_are_detected(

@@ -315,6 +315,7 @@ def test_a_slower_machine_does_not_stop_a_release(timed: Callable[..., Record]) 
         assert "most of it in paste" in missed(timed(slower=5, machine=machine), baseline=baseline)
 
 
+@pytest.mark.slow
 def test_a_few_calls_are_judged_by_their_median(timed: Callable[..., Record]) -> None:
     baseline = timed(repeats=1)
     assert "this may be chance" in missed(timed(slower=5, repeats=1), baseline=baseline)

@@ -199,6 +199,7 @@ def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     assert (stored["judged"], stored["keep_fp32"]) == (5, [])
 
 
+@pytest.mark.slow
 def test_bisect_of_an_int8_engine(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """The precision is the engine's, and its metadata names the target runtime."""
     model = make_model()

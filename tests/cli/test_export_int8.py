@@ -105,6 +105,7 @@ def test_the_rest_in_fp16(here: Path, pictures: Path, capsys: pytest.CaptureFixt
     assert cli.main(["predict", "m.onnx", str(sample_images()[0]), "--json"]) == 0
 
 
+@pytest.mark.slow
 def test_few_pictures_are_told(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--calibration", str(pictures), "--images", "5", "--engine", "none", "--tail", "heads"]
     assert cli.main(["export", "--int8", *DEMO, *arguments, "-o", "m"]) == 0

@@ -64,11 +64,11 @@ def train(*arguments: object, settings: tuple[str, ...] = ()) -> int:
                      "--device", "cpu", "--quiet"])  # fmt: skip
 
 
-@pytest.mark.parametrize("iterations", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("iterations", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_set_of_ones_own_trains_exports_and_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], iterations: int
 ) -> None:
-    """A hundred iterations find the boxes; ten show that each step takes what the one before it wrote."""
+    """A hundred iterations find the boxes; five show that each step takes what the one before it wrote."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     data, run = two_classes(tmp_path / "set"), tmp_path / "run"

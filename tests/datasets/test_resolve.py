@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from few import few
 
 pytest.importorskip("torch")
 pytest.importorskip("pycocotools")
@@ -72,7 +73,7 @@ def split_of(paths: list[Path]) -> set[str]:
     return {path.name.partition("_")[0] for path in paths}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", few(LAYOUTS, 0, 3, 6))
 def test_every_command_takes_it(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

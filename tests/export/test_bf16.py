@@ -43,7 +43,7 @@ SPEC = ExportSpec(precision="bf16")
 TAILS = [
     ("functions", (1, 1, 1)),
     pytest.param("functions", (1, 2, 4), marks=pytest.mark.slow),
-    ("heads", (1, 2, 4)),
+    pytest.param("heads", (1, 2, 4), marks=pytest.mark.slow),
 ]
 
 
@@ -269,7 +269,7 @@ def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path
 # -- engines --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [(), KEPT])
+@pytest.mark.parametrize("keep", [pytest.param((), marks=pytest.mark.slow), KEPT])
 @pytest.mark.parametrize(("tail", "batch"), TAILS)
 def test_engines(export: Export, tmp_path: Path, tail: str, batch: tuple[int, int, int], keep: tuple[str, ...]) -> None:
     try:

@@ -30,7 +30,7 @@ from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_graph import fit_trunk, onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import trunk_nodes
 
-NAME, SMALL = "yolact_edge_mobilenetv2", 138
+NAME, SMALL = "small", 138
 KEPT = ("proto_net.8", "prediction_layers.0.conf_layer", "backbone.layers.3.1")
 HALF, SINGLE, BYTE = 10, 1, 3
 Export = Callable[..., Path]

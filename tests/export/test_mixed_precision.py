@@ -24,7 +24,7 @@ from yolact_deploy.graph.half_precision import widen
 from yolact_deploy.graph.onnx_graph import cut_tail, onnx_metadata, read_onnx
 from yolact_deploy.graph.trunk_graph import layer_names, select_layers, trunk_nodes
 
-NAME, SMALL = "yolact_edge_mobilenetv2", 138
+NAME, SMALL = "small", 138
 KEPT = ("proto_net", "prediction_layers.0.conf_layer", "backbone.layers.0.0")
 FLOAT, HALF = 1, 10
 Export = Callable[..., Path]
@@ -56,8 +56,15 @@ def lowered(path: Path, keep: tuple[str, ...] = (), **options: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("tail", ["functions", "heads"])
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "tail"),
+    [
+        ("fp16", "functions"),
+        ("bf16", "heads"),
+        pytest.param("fp16", "heads", marks=pytest.mark.slow),
+        pytest.param("bf16", "functions", marks=pytest.mark.slow),
+    ],
+)
 def test_lowered_as_pytorch_does_it(
     make_model: Callable[..., Any], export: Export, tmp_path: Path, tail: str, precision: str
 ) -> None:

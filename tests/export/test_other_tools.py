@@ -99,7 +99,7 @@ def assert_same(actual: list[list[Any]], expected: list[list[Any]], drift: float
 def assert_loads(path: Path, precision: str, original: Path) -> None:
     """The file in each tail of `load`, against the original in the same."""
     picture = read_image(sample_images()[0])
-    for tail in ("auto", "host", "graph"):
+    for tail in ("host", "graph"):
         with load(path, tail=tail, score_threshold=0.2) as model, load(original, tail=tail) as plain:
             assert model.backend.tail.name == plain.backend.tail.name
             actual, expected = model(picture), plain(picture)
@@ -140,8 +140,15 @@ def sanitize(path: Path, output: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("form", ["functions", "inlined"])
-@pytest.mark.parametrize("tool", [slim, simplify, sanitize])
+@pytest.mark.parametrize(
+    ("tool", "form"),
+    [
+        (slim, "functions"),
+        (simplify, "inlined"),
+        *(pytest.param(*more, marks=_slow) for more in ((slim, "inlined"), (simplify, "functions"))),
+        *(pytest.param(sanitize, form, marks=_slow) for form in ("functions", "inlined")),
+    ],
+)
 def test_simplifiers(
     tool: Callable[[Path, Path], None],
     form: str,
@@ -175,6 +182,7 @@ def test_polygraphy_inspects_and_runs(
     assert "PASSED" in command("polygraphy", "run", files(precision), "--onnxrt")
 
 
+@_slow  # tests/runtime/test_openvino.py converts the file in its own way
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_openvinos_own_tools(
     precision: str, files: Callable[[str], Path], inlined: Callable[[str], Path], tmp_path: Path
@@ -194,6 +202,7 @@ def test_openvinos_own_tools(
     assert "Throughput" in shown
 
 
+@_slow  # two processes that import much
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("form", ["functions", "inlined"])
 def test_onnxruntimes_own_format(

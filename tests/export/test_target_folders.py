@@ -143,6 +143,7 @@ def test_what_is_missing_is_said_before_the_export(
     assert files(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_client_in_cpp(source: TargetSource, tmp_path: Path) -> None:
     """The example compiles against OpenVINO's wheel, and prints what this package detects."""
     ov = pytest.importorskip("openvino")

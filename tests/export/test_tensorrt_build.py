@@ -89,6 +89,7 @@ def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, An
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_resnet50_in_full(resnet50_fp16: Path, tmp_path: Path) -> None:
     report = build_engine(resnet50_fp16, tmp_path / "r50.trt", flavour="rtx")
     check_engine(report.path, resnet50_fp16)

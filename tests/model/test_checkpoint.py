@@ -179,6 +179,7 @@ def test_an_original_checkpoint_of_yolact_plus_loads(file: Path) -> None:
     _same(loaded.state_dict(), state)
 
 
+@pytest.mark.slow
 def test_other_classes_of_yolact_plus_are_inferred() -> None:
     config = infer_config(_meta_state("yolact_plus_base", class_names=7))
     assert (config.num_classes, config.mask_iou, config.deformable_blocks) == (7, True, (0, 4, 23, 3))

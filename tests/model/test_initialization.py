@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few import few_rows
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -49,7 +50,9 @@ def with_classes(*names: str) -> YolactModel:
 
 @pytest.mark.parametrize(
     ("name", "make", "features"),
-    [("mobilenet_v2", "mobilenet_v2", (4, 8, 17)), ("resnet50", "resnet50", ("layer2", "layer3", "layer4"))],
+    few_rows(
+        [("mobilenet_v2", "mobilenet_v2", (4, 8, 17)), ("resnet50", "resnet50", ("layer2", "layer3", "layer4"))], 0
+    ),
 )
 def test_a_backbone_of_torchvision_computes_the_same(
     tmp_path: Path, name: str, make: str, features: tuple[object, ...]

@@ -24,6 +24,8 @@ from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mask_iou_net import MaskIouNet
 
 BACKBONES = ["resnet50", "darknet53", "mobilenet_v2"]
+#: of what no backbone has code of its own for
+MOST = ["resnet50", pytest.param("darknet53", marks=pytest.mark.slow), "mobilenet_v2"]
 
 
 def _small(backbone: str = "resnet50", **changes: Any) -> Any:
@@ -210,7 +212,7 @@ def test_training_outputs(backbone: str) -> None:
     np.testing.assert_array_equal(out["prior_boxes"].numpy(), make_priors(config))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", MOST)
 def test_every_trained_parameter_gets_a_gradient(backbone: str) -> None:
     model = _small(backbone).train()
     sum(value.sum() for value in model(torch.randn(2, 3, 97, 97)).values()).backward()
@@ -264,7 +266,7 @@ def test_images_of_whole_numbers_are_refused() -> None:
         _small().heads(torch.zeros((1, 3, 97, 97), dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", MOST)
 def test_fusing_keeps_the_outputs_and_the_model(backbone: str) -> None:
     model = _settled(_small(backbone)).double().train()  # double: only rounding may differ
     before = copy.deepcopy(model.state_dict())
@@ -313,7 +315,7 @@ def test_mobilenet_runs_with_deterministic_weights() -> None:
     assert all(torch.isfinite(value).all() for value in raw)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", MOST)
 def test_frozen_batch_norm(backbone: str) -> None:
     model = _settled(_small(backbone)).train()
     norms = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
@@ -341,7 +343,7 @@ def test_frozen_batch_norm(backbone: str) -> None:
     assert not torch.equal(before[f"{name}.running_mean"], norm.running_mean)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", MOST)
 def test_frozen_stages(backbone: str) -> None:
     model = _settled(_small(backbone)).train()
     model.freeze_stages(2)
@@ -410,7 +412,7 @@ def test_class_existence_is_one_more_loss() -> None:
     torch.testing.assert_close(losses["existence"], expected)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("resnet34", marks=pytest.mark.slow)])
 def test_weights_of_torchvision_fit_other_backbones(backbone: str, tmp_path: Path) -> None:
     import torchvision
 
@@ -429,7 +431,8 @@ def test_weights_of_torchvision_fit_other_backbones(backbone: str, tmp_path: Pat
     torch.testing.assert_close(c5, expected)
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("resnet34", marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/export/test_onnx.py exports a ResNet-18
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
 def test_other_backbones_export(backbone: str, tmp_path: Path) -> None:
     for module in ("onnxscript", "onnxruntime"):
         pytest.importorskip(module)

@@ -154,12 +154,20 @@ def test_foreign_pyramid_is_reversed_and_nothing_else_changes(implementation: st
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
-        lambda state: {"model": state, "ema": {key: value + 1 for key, value in state.items()}},
-        lambda state: {"net": {f"_orig_mod.{key}": value.half() if value.is_floating_point() else value
-                               for key, value in state.items()}},
+        pytest.param(
+            lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 3},
+            id="module", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda state: {"model": state, "ema": {key: value + 1 for key, value in state.items()}},
+            id="model and ema", marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda state: {"net": {f"_orig_mod.{key}": value.half() if value.is_floating_point() else value
+                                   for key, value in state.items()}},
+            id="half",
+        ),
     ],
-    ids=["module", "model and ema", "half"],
 )  # fmt: skip
 def test_foreign_wrappers_and_half_precision(implementation: str, wrap: Any, tmp_path: Path) -> None:
     content, _ = small(implementation)
@@ -223,7 +231,7 @@ def mmdet(tmp_path: Path, meta: dict[str, Any], **changes: Any) -> Path:
     return tmp_path / "w.pth"
 
 
-@pytest.mark.parametrize("key", ["config", "cfg"])
+@pytest.mark.parametrize("key", ["config", pytest.param("cfg", marks=pytest.mark.slow)])
 def test_mmdet_meta_gives_names_size_anchors_and_thresholds(key: str, tmp_path: Path) -> None:
     text = TEXT.replace("[550.0 / 69, 15.714285714285714, 30.555555555555557, 61.111111, 110.0]", "None")
     text = text.replace("550", "400").replace("octave_base_scale=3", "octave_base_scale=2")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from few import few_rows
 
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -72,7 +73,7 @@ def test_a_layer_that_never_runs() -> None:
     assert all(bool(value.isfinite().all()) for value in network.state_dict().values())
 
 
-@pytest.mark.parametrize(("setting", "moves"), [("never", True), ("always", False)])
+@pytest.mark.parametrize(("setting", "moves"), few_rows([("never", True), ("always", False)], 0))
 def test_a_training_does_so_unless_frozen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, moves: bool
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import numbered, write_clip
+from few import few
 from numpy.typing import NDArray
 from scripted_backend import ScriptedBackend
 
@@ -32,7 +33,7 @@ def _no_thread_is_left() -> Iterator[None]:
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("yolact-")] == []
 
 
-@pytest.mark.parametrize("multiframe", [None, 1, 4])
+@pytest.mark.parametrize("multiframe", few([None, 1, 4], 2))
 def test_the_same_as_frame_by_frame(tmp_path: Path, multiframe: int | None) -> None:
     pytest.importorskip("torch")
     frames = [frame.image for frame in render_video(2, frames=7)]

@@ -41,7 +41,7 @@ def frames(weights: Path, pictures: list[Any]) -> list[Any]:
     """Pictures in which the network detects something."""
     from yolact_deploy.datasets.shapes import render
 
-    return pictures if weights != DEMO_MODEL else [render(seed, height=240, width=320).image for seed in range(24)]
+    return pictures if weights != DEMO_MODEL else [render(seed, height=240, width=320).image for seed in range(10)]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_fp32_agrees_with_eager(
     result = agreement(export("fp32"), tail, by_eager, frames)
     print(result)
     assert result.images == len(frames)
-    assert result.reference_detections > 50
+    assert result.reference_detections > 25
     assert (result.missed, result.extra) == (0, 0)
     assert result.min_box_iou is not None
     assert result.min_box_iou >= 0.99
@@ -98,7 +98,7 @@ def test_fp32_agrees_with_eager(
     assert result.mean_mask_iou >= 0.99
 
 
-@pytest.mark.parametrize("tail", ["host", "graph"])
+@pytest.mark.parametrize("tail", ["host", pytest.param("graph", marks=pytest.mark.slow)])
 def test_fp16_agrees_with_eager(
     export: Callable[[str], Path], by_eager: list[Any], frames: list[Any], tail: str
 ) -> None:
@@ -114,10 +114,8 @@ def test_fp16_agrees_with_eager(
 
 
 @pytest.fixture(scope="module")
-def model(resnet50_checkpoint: Path) -> Any:
-    from yolact_deploy.model.checkpoint import load_model
-
-    return load_model(resnet50_checkpoint, image_size=138)
+def model(make_model: Callable[..., Any]) -> Any:
+    return make_model("small", 138)
 
 
 def test_a_list_is_one_after_the_other(model: Any, pictures: list[Any]) -> None:
@@ -202,8 +200,8 @@ def test_input_dtype(model: Any, pictures: list[Any]) -> None:
     assert len(predictor(pictures[0])) > 0
 
 
-def test_closed(resnet50_checkpoint: Path, pictures: list[Any]) -> None:
-    with yolact_deploy.load(resnet50_checkpoint, image_size=96) as predictor:
+def test_closed(pictures: list[Any]) -> None:
+    with yolact_deploy.load(DEMO_MODEL, image_size=96) as predictor:
         assert predictor.backend.name == "torch"
         predictor(pictures[0])
     with pytest.raises(BackendError, match="closed: load the model again"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few import few, few_rows
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import BackendError, InputError
@@ -40,10 +41,10 @@ SIZE = 97
 
 
 @pytest.fixture(scope="module")
-def loaded(resnet50_checkpoint: Path) -> Any:
+def loaded(small_checkpoint: Path) -> Any:
     from yolact_deploy.model.checkpoint import load_model
 
-    return load_model(resnet50_checkpoint, image_size=SIZE)
+    return load_model(small_checkpoint, image_size=SIZE)
 
 
 @pytest.fixture
@@ -74,14 +75,14 @@ def test_fp32_is_the_eager_trunk_to_the_bit(model: Any, images: Any) -> None:
             assert torch.equal(output, wanted)
 
 
-@pytest.mark.parametrize(("precision", "scores", "boxes"), [("fp16", 0.01, 0.01), ("bf16", 0.08, 0.05)])
+@pytest.mark.parametrize(("precision", "scores", "boxes"), few_rows([("fp16", 0.01, 0.01), ("bf16", 0.08, 0.05)], 1))
 def test_half_precision(model: Any, images: Any, precision: str, scores: float, boxes: float) -> None:
     expected = eager(model, images)
     module = HeadsModule(model, precision=precision)
     assert module.channels_last
     assert module.priors.dtype == torch.float32
     assert next(model.parameters()).dtype == network.DTYPES[precision]
-    weight = model.backbone.layers[0][0].conv1.weight
+    weight = next(m.weight for m in model.backbone.modules() if isinstance(m, torch.nn.Conv2d))
     assert weight.is_contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         detections = module(torch.from_numpy(images))
@@ -415,7 +416,7 @@ def test_network_between_fixed_tensors(on_cpu: list[Any], model: Any, images: An
     net.close()
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", few([False, True], 0))
 def test_a_network_that_cannot_be_recorded(
     on_cpu: list[Any], model: Any, images: Any, monkeypatch: pytest.MonkeyPatch, compile: bool
 ) -> None:
@@ -455,7 +456,7 @@ def test_which_batches_are_recorded(
     assert runs == [], "none runs operation by operation"
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", few([False, True], 1))
 def test_the_graph_of_a_frame_holds_that_of_the_network(on_cpu: list[Any], model: Any, compile: bool) -> None:
     net = TorchNetwork(model, Device(), precision="fp32", compile=compile, max_batch=4)  # type: ignore[arg-type]
     stream = Notes()

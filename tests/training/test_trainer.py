@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -45,6 +46,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out curves.png and TensorBoard's files, which take longer than the steps: see test_monitors.py."""
+    fit_module = importlib.import_module("yolact_deploy.training.fit")
+    for name in ("draw_curves", "draw_confusion", "tensorboard"):
+        monkeypatch.setattr(fit_module, name, lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +112,7 @@ fit(tiny.tiny_recipe(), {str(shapes)!r}, {str(run)!r}, device="cpu", workers=0)
 
 
 def test_a_log_between_states_is_exact_too(shapes: Path, tmp_path: Path) -> None:
-    recipe = tiny.tiny_recipe("log_interval=5", "iterations=10", "save_interval=4", "optimizer=adamw", "keep=9")
+    recipe = tiny.tiny_recipe("log_interval=3", "iterations=7", "save_interval=4", "optimizer=adamw", "keep=9")
     whole = train(recipe, shapes, tmp_path / "whole").folder
     state = whole / "state_00000004.pt"
     (tmp_path / "part").mkdir()
@@ -152,7 +161,9 @@ def test_what_is_written(undisturbed: FitResult) -> None:
 # -- signals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_a_signal_ends_after_the_step_with_a_saved_state(
     shapes: Path, undisturbed: FitResult, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -436,7 +447,7 @@ def test_torchrun_is_told_to_stop(shapes: Path, tmp_path: Path) -> None:
 # -- inputs of any shape ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fit_words", ["letterbox", "stretch"])
+@pytest.mark.parametrize("fit_words", ["letterbox", pytest.param("stretch", marks=pytest.mark.slow)])
 def test_a_network_of_another_shape_trains(shapes: Path, tmp_path: Path, fit_words: str) -> None:
     """Training, evaluation and the checkpoint, whose input is what it was trained with."""
     recipe = tiny.tiny_recipe("config.image_size=64x96", f"config.fit={fit_words}", "iterations=2", "eval_interval=2")

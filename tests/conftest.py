@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime")
+pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime", "quick_yardstick")
 
 
 # pytest-xdist tells its workers the width of its own terminal; tables are to be as wide as in a plain run.

@@ -105,7 +105,7 @@ def test_plain_onnxruntime_equals_the_package(demo_onnx: Path, pictures: Path) -
     session = onnxruntime.InferenceSession(demo_onnx, providers=["CPUExecutionProvider"])
     detect = example("plain_onnxruntime").detect
     with load(demo_onnx, tail="graph") as model:
-        for path in sorted((pictures / "images").iterdir()):
+        for path in sorted((pictures / "images").iterdir())[:4]:
             image = read_image(path)
             boxes, scores, labels, masks = detect(session, image)
             expected = model(image)

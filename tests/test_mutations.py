@@ -28,7 +28,7 @@ from yolact_deploy.inspection import inspect_file
 from yolact_deploy.preprocess import read_image
 
 ROOT = Path(__file__).parents[1]
-MUTATIONS = 120
+MUTATIONS = 60
 CONFIG = YolactConfig(image_size=96, num_classes=2, class_names=("a", "b"), top_k=4, max_detections=3)
 METADATA = Metadata(config=CONFIG, precision="int8", batch=(1, 2, 4), quantization={"target": "symmetric"})
 _BYTES = (b"\xff" * 8, bytes(8), b"\x7f\xff\xff\xff", b"\x80", b"\x1b[31m")

@@ -102,15 +102,15 @@ def test_sigterm_finishes_what_was_accepted(demo_onnx: Path) -> None:
         def post() -> None:
             answers.append(running.request("POST", "/v1/predict", content)[0])
 
-        threads = [threading.Thread(target=post) for _ in range(20)]
+        threads = [threading.Thread(target=post) for _ in range(8)]
         for thread in threads:
             thread.start()
-        while json.loads(running.request("GET", "/healthz")[1])["waiting"]["shapes_demo"] + len(answers) < 20:
+        while json.loads(running.request("GET", "/healthz")[1])["waiting"]["shapes_demo"] + len(answers) < 8:
             pass
         assert running.end() == 0
         for thread in threads:
             thread.join()
-    assert answers == [200] * 20
+    assert answers == [200] * 8
 
 
 def test_several_workers_count_together(demo_onnx: Path) -> None:

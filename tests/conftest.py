@@ -33,7 +33,7 @@ with contextlib.suppress(ImportError):
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime", "quick_yardstick")
+pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runtime", "quick_bench")
 
 
 # pytest-xdist tells its workers the width of its own terminal; tables are to be as wide as in a plain run.
@@ -59,6 +59,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     What is there by now stays: tests that collect garbage to see that nothing is left need not look through it.
     """
+    if "array_checker" in sys.modules:
+        sys.modules["array_checker"].leave_inner_functions_to_mypy()
     gc.collect()
     gc.freeze()
     torch = sys.modules.get("torch")

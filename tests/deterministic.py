@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ GOLDEN = Path(__file__).parent / "golden"
 
 #: for tests that need a whole network but none of the originals': a ninth of the weights of ResNet-50
 SMALL = YolactConfig(name="small", backbone="mobilenet_v2", fpn_channels=64)
+#: the same with a mask-IoU network; only a ResNet can also have deformable convolutions, in 130 MB
+SMALL_PLUS = replace(SMALL, name="small_plus", mask_iou=True)
+_OWN = {config.name: config for config in (SMALL, SMALL_PLUS)}
 
 
 def named_config(name: str, size: int | None = None) -> YolactConfig:
-    """The named configuration, or :data:`SMALL` for "small", at another size."""
-    config = SMALL if name == SMALL.name else get_config(name)
+    """The named configuration, or :data:`SMALL` for "small" and :data:`SMALL_PLUS`, at another size."""
+    config = _OWN.get(name) or get_config(name)
     return config if size is None else config.with_size(size)
 
 

@@ -90,15 +90,20 @@ def test_minmax_is_the_largest_and_the_smallest(export: Export, pictures: list[P
                 assert (low, high) == pytest.approx(exact, rel=1e-5, abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gathered")
+
+
 @pytest.mark.parametrize("method", [method for method in CALIBRATION_METHODS if method != "minmax"])
 def test_other_methods_stay_inside(
-    export: Export, pictures: list[Path], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: Export, pictures: list[Path], method: str, gathered: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They choose from what one run has gathered."""
     model = read_onnx(export(NAME, SMALL))
-    widest = calibrate(model, pictures, method="minmax", state=tmp_path).ranges
+    widest = calibrate(model, pictures, method="minmax", state=gathered).ranges
     monkeypatch.setattr(tensor_probe, "open_cpu_session", lambda *args: pytest.fail("nothing is left to run"))
-    ranges = calibrate(model, pictures, method=method, state=tmp_path).ranges
+    ranges = calibrate(model, pictures, method=method, state=gathered).ranges
     assert ranges.keys() == widest.keys()
     narrower = 0
     for name, (low, high) in ranges.items():
@@ -106,7 +111,7 @@ def test_other_methods_stay_inside(
         assert high - low > 0.02 * (widest[name][1] - widest[name][0])
         narrower += (low, high) != widest[name]
     assert narrower > 20
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(gathered.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -181,4 +181,6 @@ def test_what_does_not_fit_together() -> None:
     from yolact_deploy.config import get_config
 
     with pytest.raises(ConfigError, match="quantization: rest: expected fp32 or fp16"):
-        dataclasses.replace(spec.metadata(get_config(NAME)), quantization={"target": "symmetric", "rest": "fp8"})
+        dataclasses.replace(
+            spec.metadata(get_config("yolact_base")), quantization={"target": "symmetric", "rest": "fp8"}
+        )

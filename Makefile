@@ -5,7 +5,7 @@ PYTHON ?= python3
 EXTRAS ?= cpu,rtx,dev
 DEMO ?= demo
 RUNS ?= runs
-# workers of the tests
+# processes of the tests and of the type checker
 JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -78,7 +78,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/codespell
-	@$(BIN)/mypy
+	@$(BIN)/mypy --num-workers $(JOBS)
 
 # The variable silences an advertisement of the theme, which would look like a warning.
 docs: $(STAMP)

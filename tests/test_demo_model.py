@@ -20,7 +20,7 @@ from yolact_deploy.datasets.shapes import write_shapes
 from yolact_deploy.evaluation.evaluate import evaluate
 
 _CALIBRATION = 100
-_FEW = 30
+_FEW = 60
 _ALL = 500
 
 

@@ -277,6 +277,7 @@ def test_dynamic_batch(export: Export) -> None:
     assert not np.array_equal(together["boxes"][0], together["boxes"][1])
 
 
+@pytest.mark.slow
 def test_fixed_batch(export: Export) -> None:
     path = export("small", SMALL, batch=(2, 2, 2))
     assert signature(onnx.load(str(path)).graph.input) == {"images": ("uint8", [2, SMALL, SMALL, 3])}

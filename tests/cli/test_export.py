@@ -293,6 +293,11 @@ def test_wrong_arguments(here: Path, capsys: pytest.CaptureFixture[str], argumen
     assert names(here) == []
 
 
+def test_an_open_batch() -> None:
+    arguments = cli.command_parser("export").parse_args(["--weights", "w.pth", "--batch", "1:2:4"])
+    assert arguments.batch == (1, 2, 4)
+
+
 @pytest.mark.parametrize(
     ("fail", "message"),
     [

@@ -49,16 +49,6 @@ def _priors(config: YolactConfig) -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_checkpoint(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The weights of ``make_model("small", 138)`` as a file."""
-    from yolact_deploy.model.checkpoint import save_checkpoint
-
-    path = tmp_path_factory.mktemp("small") / "small.safetensors"
-    save_checkpoint(make_model("small", 138), path)
-    return path
-
-
-@pytest.fixture(scope="session")
 def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
     """``export(name, size, **fields of ExportSpec)``: the ONNX file of ``make_model(name, size)``, cached.
 

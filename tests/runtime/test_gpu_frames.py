@@ -146,10 +146,10 @@ def torch_on_cpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Iterator[No
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "bf16"])
-def test_torch(torch_on_cpu: None, small_checkpoint: Path, precision: str) -> None:
+def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) -> None:
     options: dict[str, Any] = {"image_size": 64, "score_threshold": 0.05}
-    expected = yolact_deploy.load(f"{small_checkpoint}@torch-{precision}:tail=host", **options)
-    spelling = f"{small_checkpoint}@torch-{precision}:device=cuda"
+    expected = yolact_deploy.load(f"{resnet50_checkpoint}@torch-{precision}:tail=host", **options)
+    spelling = f"{resnet50_checkpoint}@torch-{precision}:device=cuda"
     with yolact_deploy.load(spelling, **options) as model:
         assert isinstance(model.backend, CudaBackend)
         assert (model.backend.name, model.backend.precision) == ("torch", precision)

@@ -41,10 +41,10 @@ SIZE = 97
 
 
 @pytest.fixture(scope="module")
-def loaded(small_checkpoint: Path) -> Any:
+def loaded(resnet50_checkpoint: Path) -> Any:
     from yolact_deploy.model.checkpoint import load_model
 
-    return load_model(small_checkpoint, image_size=SIZE)
+    return load_model(resnet50_checkpoint, image_size=SIZE)
 
 
 @pytest.fixture

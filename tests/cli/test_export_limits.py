@@ -39,7 +39,7 @@ OTHERS = "backbone,fpn,prediction_layers,proto_net.0,proto_net.2,proto_net.8,pro
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with doctored.safetensors and shapes/ of 24 images, of which an export leaves 8 out."""
+    """A folder with doctored.safetensors and shapes/ of 40 images, of which an export leaves 8 out."""
     folder = tmp_path_factory.mktemp("limits")
     model = load_model(samples.DEMO_MODEL)
     weights = dict(model.named_parameters())
@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weights[name][3] *= 1000
         weights[f"{HURT}.weight"][:, 3] /= 1000
     save_checkpoint(model, folder / "doctored.safetensors")
-    for _ in write_shapes(folder / "shapes", {"val": 24}):
+    for _ in write_shapes(folder / "shapes", {"val": 40}):
         pass
     return folder
 
@@ -97,7 +97,7 @@ def test_the_layer_is_found_and_ap_is_back(place: Path, tmp_path: Path, capsys: 
     assert metadata.keep_reasons.keys() == {HURT}
     assert metadata.keep_reasons[HURT].startswith("at most 1 points of AP lost; int8 in this layer alone: ")
     assert metadata.quantization is not None
-    assert metadata.quantization["images"] == 16, "those that are not judged by"
+    assert metadata.quantization["images"] == 32, "those that are not judged by"
 
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["lowered"]["ap_drop"]["mask"] > 0.3

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.config import get_config
 from yolact_deploy.detections import Detections
-from yolact_deploy.draw import draw_detections, instance_color
+from yolact_deploy.draw import draw_detections, draw_text, instance_color
 from yolact_deploy.errors import InputError
 
 HEIGHT, WIDTH = 240, 320
@@ -179,3 +179,14 @@ def test_html_of_many_and_of_none() -> None:
     nothing = make_detections()[:0]._repr_html_()
     assert "0 detections" in nothing
     assert "more" not in nothing
+
+
+@pytest.mark.parametrize("corner", [(50, 60), (-10, -10), (390, 95)])
+def test_text_stays_in_its_box_and_the_image(corner: tuple[int, int]) -> None:
+    canvas = np.full((100, 400, 3), 128, np.uint8)
+    draw_text(canvas, "left 1  right 10", corner, (0, 255, 255), 1.0)
+    rows, columns = np.nonzero((canvas != 128).any(axis=2))
+    box = canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert (box[1:-1, 1:-1] == 0).all(axis=2).any(), "there is ink"
+    for border in (box[0], box[-1], box[:, 0], box[:, -1]):
+        assert (border == (0, 255, 255)).all()

@@ -85,7 +85,7 @@ def draw_detections(
             f"expected the image of the detections, {detections.width} x {detections.height}, "
             f"got one of {out.shape[1]} x {out.shape[0]}"
         )
-    scale = max(0.5, min(out.shape[:2]) / 720)  # sizes below are for 720 lines
+    scale = draw_scale(out)
     crops, boxes = detections.crops, detections.pixel_boxes.tolist()
     order = np.argsort(detections.scores, kind="stable")
     colors = _colors(detections, style.color)
@@ -99,8 +99,13 @@ def draw_detections(
         if "boxes" not in style.hide:
             cv2.rectangle(out, box[:2], box[2:], color, max(1, round(1.5 * scale)))
         if text := _caption(detections, int(i), style.hide):
-            _draw_label(out, text, box, color, scale)
+            draw_text(out, text, (box[0], box[1]), color, scale)
     return out
+
+
+def draw_scale(image: Image) -> float:
+    """How large text and lines are on an image, 1 for 720 lines."""
+    return max(0.5, min(image.shape[:2]) / 720)
 
 
 def _colors(detections: Detections, meaning: str) -> list[Color]:
@@ -173,33 +178,35 @@ def instance_color(index: int) -> Color:
     return round(blue * 255), round(green * 255), round(red * 255)
 
 
-@cache
-def _tint(color: Color, alpha: float) -> NDArray[np.uint8]:
-    """Lookup table uint8 [1, 256, 3]: each gray level of each channel blended with the color."""
-    levels = np.arange(256)[None, :, None] * (1 - alpha) + np.array(color) * alpha
-    return np.asarray(levels.round(), dtype=np.uint8)
-
-
 def _draw_mask(out: Image, mask: NDArray[np.bool_], offset: Any, color: Color, alpha: float, scale: float) -> None:
     if not mask.size:
         return
     x, y = (int(v) for v in offset)
     region = out[y : y + mask.shape[0], x : x + mask.shape[1]]
     inside = mask.view(np.uint8)
-    # In place: the rows of the region are contiguous, so OpenCV writes through the view.
-    cv2.copyTo(cv2.LUT(region, _tint(color, alpha)), inside, region)
-    outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    # OpenCV blends three times as fast as it looks values up. In place: the rows of the region are contiguous, so it
+    # writes through the view.
+    tint = np.empty_like(region)
+    cv2.rectangle(tint, (0, 0), (region.shape[1], region.shape[0]), color, cv2.FILLED)
+    cv2.copyTo(cv2.addWeighted(region, 1 - alpha, tint, alpha, 0, dst=tint), inside, region)
+    # Straight parts as one line each: the same pixels in a third of the time.
+    outlines, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     cv2.drawContours(out, outlines, -1, color, max(1, round(scale)), offset=(x, y))
 
 
-def _draw_label(out: Image, text: str, box: list[int], color: Color, scale: float) -> None:
+def draw_text(out: Image, text: str, corner: tuple[int, int], color: Color, scale: float) -> None:
+    """Write on a filled box in place: above the corner (x, y) if there is room, else below, and inside the image.
+
+    Args:
+        color: BGR of the box; the text is black or white
+        scale: 1 for images of 720 lines
+    """
     size, thickness = 0.55 * scale, max(1, round(1.2 * scale))
     (width, height), baseline = cv2.getTextSize(text, _FONT, size, thickness)
     margin = max(1, round(3 * scale))
     full_width, full_height = width + 2 * margin, height + baseline + 2 * margin
-    # Above the box if there is room, else inside it; never past the edges of the image.
-    x = max(0, min(box[0], out.shape[1] - full_width))
-    y = box[1] - full_height if box[1] >= full_height else box[1]
+    x = max(0, min(corner[0], out.shape[1] - full_width))
+    y = corner[1] - full_height if corner[1] >= full_height else corner[1]
     y = max(0, min(y, out.shape[0] - full_height))
     cv2.rectangle(out, (x, y), (x + full_width, y + full_height), color, cv2.FILLED)
     luminance = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2]

@@ -108,18 +108,20 @@ def test_a_live_source_that_ends_keeps_its_file(
     assert len(lines(tmp_path / "out" / "a.jsonl")) == 5
 
 
+@pytest.mark.parametrize("frames", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_live_source_is_found_again(
-    backend: ScriptedBackend,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    backend: ScriptedBackend, tmp_path: Path, frames: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with serving(cuts=(30,), pause=0.001) as server:
+    with serving(cuts=(frames // 2,), pause=0.001) as server:
         arguments = ["predict", "m.onnx", f"{server.address}/live", "-o", str(tmp_path / "out"), "--json"]
-        assert cli.main([*arguments, "--max-frames", "60", "--buffer", "all", "--format", "json"]) == 0
+        assert cli.main([*arguments, "--max-frames", str(frames), "--buffer", "all", "--format", "json"]) == 0
     (facts,) = json.loads(capsys.readouterr().out)["streams"]
     assert facts["reconnects"] == 1
     (path,) = (tmp_path / "out").iterdir()
-    assert len(lines(path)) == 60
+    found = lines(path)
+    assert [line["frame"] for line in found] == list(range(frames))
+    seconds = [line["time"] for line in found]
+    assert seconds == sorted(seconds)
 
 
 @pytest.mark.parametrize("container", ["mp4", "mkv"])

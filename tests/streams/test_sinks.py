@@ -13,62 +13,17 @@ import cv2
 import numpy as np
 import pytest
 from clips import numbered
-from numpy.typing import NDArray
+from sink_items import HEIGHT, WIDTH, found, frames, image, picture, ring, write
 
-from yolact_deploy.detections import Detections
 from yolact_deploy.draw import DrawStyle, draw_detections
 from yolact_deploy.errors import BackendError, InputError, OutputError
-from yolact_deploy.mask_forms import MaskCrops
 from yolact_deploy.streams.sinks.labelme import to_labelme
 from yolact_deploy.streams.sinks.mask_pictures import id_picture
 from yolact_deploy.streams.sinks.screens import MjpegServer, RateDisplay, Window
-from yolact_deploy.streams.sinks.sink import SinkItem, safe_name
+from yolact_deploy.streams.sinks.sink import safe_name
 from yolact_deploy.streams.sinks.sink_table import SINKS
 from yolact_deploy.streams.sinks.yolo_text import yolo_lines
 from yolact_deploy.vocabulary import OUTPUT_FORMATS
-
-WIDTH, HEIGHT = 120, 90
-NAMES = ("cat", "traffic light")
-
-
-def ring() -> NDArray[np.bool_]:
-    """A ring with a dot beside it: a hole and two parts."""
-    picture = np.zeros((60, 70), np.uint8)
-    cv2.circle(picture, (30, 30), 28, 1, -1)
-    cv2.circle(picture, (30, 30), 12, 0, -1)
-    cv2.rectangle(picture, (64, 5), (69, 12), 1, -1)
-    return picture.astype(np.bool_)
-
-
-def found(tracks: list[int] | None = None) -> Detections:
-    masks = (ring(), np.ones((20, 15), np.bool_), np.zeros((0, 0), np.bool_))
-    offsets = np.array([[10, 20], [100, 60], [0, 0]])
-    boxes = np.array([[10, 20, 80, 80], [100, 60, 115, 80], [3, 3, 6, 6]], np.float32)
-    return Detections(
-        boxes, np.array([0.9, 0.7, 0.6], np.float32), np.array([0, 1, 1]), NAMES, HEIGHT, WIDTH,
-        MaskCrops(HEIGHT, WIDTH, offsets, masks), track_ids=None if tracks is None else np.array(tracks),
-    )  # fmt: skip
-
-
-def image() -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
-
-
-def write(name: str, folder: Path, items: list[SinkItem]) -> list[str]:
-    sink = SINKS[name](folder, (5, 9))
-    for item in items:
-        sink.take(item)
-    sink.finish()
-    assert all(path.is_file() for path in sink.paths)
-    return sorted(path.relative_to(folder).as_posix() for path in sink.paths)
-
-
-def picture(name: str = "a") -> SinkItem:
-    return SinkItem(name, f"in/{name}.jpg", image(), found())
-
-
-def frames(count: int = 3) -> list[SinkItem]:
-    return [SinkItem("clip", "clip.mp4", image(), found([1, -1 if i == 0 else 2, -1]), i, i / 10) for i in range(count)]
 
 
 def test_the_vocabulary_has_all_sinks() -> None:
@@ -258,7 +213,7 @@ def test_a_window_needs_an_opencv_with_windows_and_a_display(monkeypatch: pytest
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE\n")
-    with pytest.raises(BackendError, match="pip install opencv-python"):
+    with pytest.raises(BackendError, match="pip install --force-reinstall --no-deps opencv-python"):
         Window()
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   QT5\n")
     monkeypatch.setattr(sys, "platform", "linux")

@@ -13,9 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
+from yolact_deploy.draw import draw_scale, draw_text
 from yolact_deploy.errors import InputError
 
 Point = tuple[float, float]
+
+#: tracks that counters remember; ids of lost ones do not come back
+_REMEMBERED = 10_000
+_YELLOW = (0, 255, 255)
 
 
 class LineCounter:
@@ -37,8 +42,9 @@ class LineCounter:
     def update(self, detections: Detections) -> None:
         """Take the next frame's detections, which have track ids."""
         for track, place in _places(detections):
-            before = self._last.get(track)
+            before = self._last.pop(track, None)
             self._last[track] = place
+            _forget(self._last)
             if before is None or not _crosses(before, place, np.array(self.start), np.array(self.end)):
                 continue
             # The y axis points down, so a positive side is on the right.
@@ -53,9 +59,9 @@ class LineCounter:
 
     def draw(self, image: NDArray[np.uint8]) -> None:
         """Draw the line and the counts in place."""
-        a, b = (tuple(map(round, point)) for point in (self.start, self.end))
-        cv2.line(image, a, b, (0, 255, 255), 2)
-        _write(image, f"left {self.left}  right {self.right}", a)
+        a, b = ((round(x), round(y)) for x, y in (self.start, self.end))
+        cv2.line(image, a, b, _YELLOW, 2)
+        draw_text(image, f"left {self.left}  right {self.right}", a, _YELLOW, draw_scale(image))
 
 
 class ZoneCounter:
@@ -73,12 +79,8 @@ class ZoneCounter:
             raise InputError(f"zone: expected at least three corners, got {len(corners)}")
         self.corners = np.array(corners, np.float32)
         self.inside = 0
-        self._seen: set[int] = set()
-
-    @property
-    def total(self) -> int:
-        """Different objects that have been inside."""
-        return len(self._seen)
+        self.total = 0  #: different objects that have been inside
+        self._seen: dict[int, None] = {}
 
     def update(self, detections: Detections) -> None:
         """Take the next frame's detections, which have track ids."""
@@ -88,7 +90,11 @@ class ZoneCounter:
             if cv2.pointPolygonTest(self.corners, (float(x), float(y)), False) >= 0
         }
         self.inside = len(inside)
-        self._seen |= inside
+        for track in sorted(inside):
+            self.total += track not in self._seen
+            self._seen.pop(track, None)
+            self._seen[track] = None
+            _forget(self._seen)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready counts."""
@@ -97,8 +103,15 @@ class ZoneCounter:
     def draw(self, image: NDArray[np.uint8]) -> None:
         """Draw the outline and the counts in place."""
         corners = self.corners.round().astype(np.int32)
-        cv2.polylines(image, [corners], True, (0, 255, 255), 2)
-        _write(image, f"inside {self.inside}  total {self.total}", tuple(corners[0].tolist()))
+        cv2.polylines(image, [corners], True, _YELLOW, 2)
+        x, y = corners[0].tolist()
+        draw_text(image, f"inside {self.inside}  total {self.total}", (x, y), _YELLOW, draw_scale(image))
+
+
+def _forget(tracks: dict[int, Any]) -> None:
+    """Drop the track that was seen longest ago if there are many; a camera may run for months."""
+    if len(tracks) > _REMEMBERED:
+        del tracks[next(iter(tracks))]
 
 
 def _places(detections: Detections) -> list[tuple[int, NDArray[np.float64]]]:
@@ -117,12 +130,3 @@ def _crosses(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any], d: NDArray[Any])
     """Whether the way from a to b crosses the line from c to d; a point on the line is on its left."""
     apart = (_side(c, d, a) > 0) != (_side(c, d, b) > 0)
     return apart and _side(a, b, c) * _side(a, b, d) <= 0
-
-
-def _write(image: NDArray[np.uint8], text: str, place: tuple[int, ...]) -> None:
-    scale = max(0.5, min(image.shape[:2]) / 720)
-    for color, thickness in (((0, 0, 0), 4), ((0, 255, 255), 1)):
-        cv2.putText(
-            image, text, (place[0] + 6, place[1] - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.7 * scale, color, thickness,
-            cv2.LINE_AA,
-        )  # fmt: skip

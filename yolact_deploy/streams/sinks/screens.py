@@ -13,6 +13,7 @@ from typing import Any
 
 import cv2
 
+from yolact_deploy.draw import draw_scale, draw_text
 from yolact_deploy.errors import BackendError, OutputError
 from yolact_deploy.streams.timed_frames import Image
 
@@ -31,8 +32,8 @@ class Window:
     def __init__(self) -> None:
         if re.search(r"GUI:\s+NONE", cv2.getBuildInformation()):
             raise BackendError(
-                "--show needs an OpenCV with windows: 'pip uninstall opencv-python-headless' and then "
-                "'pip install opencv-python', since both install the same files"
+                "--show needs an OpenCV with windows, and this one has none: run 'pip install --force-reinstall "
+                "--no-deps opencv-python'. It installs the same files as opencv-python-headless, and the last one wins"
             )
         # Without a display, Qt would end the process.
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -133,7 +134,4 @@ class RateDisplay:
         self._times.append(now)
         span = now - self._times[0]
         rate = f"{(len(self._times) - 1) / span:.1f} fps  " if span > 0 else ""
-        text, scale = f"{rate}{(now - born) * 1e3:.0f} ms", max(0.5, min(image.shape[:2]) / 720)
-        place, font = (round(10 * scale), round(28 * scale)), cv2.FONT_HERSHEY_SIMPLEX
-        for color, thickness in (((0, 0, 0), 4), ((255, 255, 255), 1)):
-            cv2.putText(image, text, place, font, 0.8 * scale, color, max(1, round(thickness * scale)), cv2.LINE_AA)
+        draw_text(image, f"{rate}{(now - born) * 1e3:.0f} ms", (0, 0), (0, 0, 0), draw_scale(image))

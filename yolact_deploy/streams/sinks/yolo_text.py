@@ -32,8 +32,9 @@ def yolo_lines(detections: Detections) -> list[str]:
     size = np.array([detections.width, detections.height])
     for label, outline in zip(detections.labels, outlines(detections), strict=True):
         if len(outline) >= 3:
-            # Readers truncate to whole pixels, so the middle of each is given.
-            values = ((outline + 0.5) / size).clip(0, 1).ravel()
+            # Ultralytics truncates to whole pixels and supervision rounds: a quarter of a pixel further on, both read
+            # the same pixel.
+            values = ((outline + 0.25) / size).clip(0, 1).ravel()
             lines.append(" ".join([str(int(label)), *(f"{value:.6f}" for value in values)]))
     return lines
 

@@ -313,8 +313,12 @@ def test_ctrl_c_while_tracing(here: Path, capsys: pytest.CaptureFixture[str], mo
     before, trace = listing(here), exporter._trace
 
     def begin(*arguments: object) -> object:
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-        return trace(*arguments)  # type: ignore[arg-type]
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        try:
+            return trace(*arguments)  # type: ignore[arg-type]
+        finally:
+            timer.cancel()
 
     monkeypatch.setattr(exporter, "_trace", begin)
     code = main(f"export --weights {DEMO_MODEL} --size 128 --engine none -o out/model".split())

@@ -114,8 +114,10 @@ def test_fp16_agrees_with_eager(
 
 
 @pytest.fixture(scope="module")
-def model(make_model: Callable[..., Any]) -> Any:
-    return make_model("small", 138)
+def model(resnet50_checkpoint: Path) -> Any:
+    from yolact_deploy.model.checkpoint import load_model
+
+    return load_model(resnet50_checkpoint, image_size=138)
 
 
 def test_a_list_is_one_after_the_other(model: Any, pictures: list[Any]) -> None:

@@ -92,7 +92,7 @@ class Sources:
         if self.streams and "coco" in formats:
             raise InputError(
                 f"--format coco requires pictures, and {self.streams[0]} is a video: use --format json, which "
-                "writes one line per frame"
+                "writes one line per frame, or --track --format ytvis, YouTube-VIS results"
             )
 
     def groups(self) -> list[list[NamedStream]]:

@@ -105,7 +105,8 @@ def draw_detections(
 
 def draw_scale(image: Image) -> float:
     """How large text and lines are on an image, 1 for 720 lines."""
-    return max(0.5, min(image.shape[:2]) / 720)
+    scale: float = max(0.5, min(image.shape[:2]) / 720)
+    return scale
 
 
 def _colors(detections: Detections, meaning: str) -> list[Color]:

@@ -154,7 +154,10 @@ def measure(model: Predictor, frames: int, width: int, height: int, multiframe: 
         clip, out = Path(folder) / "clip.mp4", Path(folder) / "out.mp4"
         make_clip(clip, frames, width, height)
         model.lazy_masks = False
-        ways = {"serial": serially, "overlapping": functools.partial(overlapping, multiframe=multiframe)}
+        ways: dict[str, Callable[[Predictor, Path, Path], list[Detections]]] = {
+            "serial": serially,
+            "overlapping": functools.partial(overlapping, multiframe=multiframe),
+        }
         results = {}
         for _ in range(_ROUNDS):
             for name, way in ways.items():

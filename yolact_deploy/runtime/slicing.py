@@ -15,6 +15,8 @@ from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import MATCH_METRICS, check_word
 
 #: smallest side of a tile: with less there is nothing to see
+#: of one picture
+MOST_TILES = 100_000
 _LEAST_SIDE = 16
 
 
@@ -80,8 +82,16 @@ class Slicing:
         """The tiles of a picture, row by row; the last of a row or column is moved back to end where the picture does.
 
         A picture that is no larger than a tile has one, which is the picture.
+
+        Raises:
+            InputError: more than :data:`MOST_TILES`.
         """
         rows, columns = (_starts(n, side, self.overlap) for n, side in zip((height, width), self.sides, strict=True))
+        if (count := len(rows) * len(columns)) > MOST_TILES:
+            raise InputError(
+                f"slice: a picture of {width} x {height} has {count:,} tiles of {size_text(self.size)} with an overlap "
+                f"of {self.overlap:g}, more than {MOST_TILES:,}: take larger tiles or less overlap"
+            )
         high, wide = min(height, self.sides[0]), min(width, self.sides[1])
         return [Tile(x, y, x + wide, y + high) for y in rows for x in columns]
 

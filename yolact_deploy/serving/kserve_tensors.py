@@ -109,6 +109,7 @@ def _read_input(entry: Any, rest: memoryview) -> tuple[str, tuple[int, ...], Ten
         not isinstance(shape, list)
         or len(shape) > _MOST_AXES
         or not all(type(n) is int and 0 <= n < _LONGEST for n in shape)
+        or math.prod(n for n in shape if n) >= 1 << 60  # NumPy counts the others where one axis has no element
     ):
         raise bad_request(f"input {shown(name)}: shape: expected a list of whole numbers, got {shown(shape)}")
     if datatype not in (*DTYPES, "BYTES"):

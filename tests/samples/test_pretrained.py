@@ -114,6 +114,16 @@ def test_the_first_download_is_remembered(
         fetch_weights(name)
 
 
+@pytest.mark.parametrize(("folder", "option"), [("5f2a" * 10, f" --revision {'5f2a' * 10}"), ("main", ""), ("5F", "")])
+def test_the_commit_is_printed_where_it_is_known(
+    hub: Hub, folder: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.root = tmp_path / folder
+    hub.root.mkdir()
+    assert main(["fetch", "yolact_base"]) == 0
+    assert capsys.readouterr().err.rstrip().endswith(f"keep --sha256 {DIGEST}{option}")
+
+
 def test_without_a_cache_folder(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

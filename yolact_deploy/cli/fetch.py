@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import sha256_file
     from yolact_deploy.console import print_json
-    from yolact_deploy.samples.pretrained import OFFICIAL, fetch_weights, first_digest
+    from yolact_deploy.samples.pretrained import OFFICIAL, commit_of, fetch_weights, first_digest
 
     known = args.name not in OFFICIAL or first_digest(args.name, args.revision)
     path = fetch_weights(args.name, cache_dir=args.cache_dir, sha256=args.sha256, revision=args.revision)
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
                 else "Only the hub vouches for the file; a later download that differs is refused"
             )
             + f". To pin it elsewhere, keep --sha256 {digest}"
+            + (f" --revision {commit}" if (commit := commit_of(path)) else "")
         )
     if args.json:
         print_json({"name": args.name, "path": str(path), "bytes": path.stat().st_size, "sha256": digest})

@@ -133,6 +133,11 @@ def first_digest(name: str, revision: str | None = None) -> str:
     return _stored_digests().get(f"{name}@{revision or OFFICIAL[name].revision}", "")
 
 
+def commit_of(path: Path) -> str:
+    """The commit of the hub's repository that a downloaded file is from: the name of its folder; empty if unknown."""
+    return path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else ""
+
+
 def _first_digests() -> Path:
     return cache_root() / "weights" / "first_digests.json"
 

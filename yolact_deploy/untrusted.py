@@ -14,6 +14,7 @@ import reprlib
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 _LONGEST_QUOTE = 200
@@ -53,6 +54,19 @@ def read_bytes(path: str | os.PathLike[str], what: str, error_type: type[Excepti
         raise error_type(f"no such {what}: {path}") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise error_type(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def exists(path: Path | None) -> bool:
+    """Whether there is such a path; also False for names that the system cannot have."""
+    try:
+        return path is not None and path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file(path: Path | None) -> bool:
+    """Whether there is such a file; also False for names that the system cannot have."""
+    return path is not None and exists(path) and path.is_file()
 
 
 class _ShortRepr(reprlib.Repr):

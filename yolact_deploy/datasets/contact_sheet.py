@@ -20,6 +20,8 @@ from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
 
+#: of a sheet, which is one picture
+MOST_PICTURES = 2000
 _SIDE = 320  # of a picture on the sheet
 _COLUMNS = 4
 _LEGEND = 24  # height of a line in pixels

@@ -110,7 +110,7 @@ class CheckedMask:
             value = [ring for ring, kept in zip(value, keep, strict=True) if kept]
         if not rings:
             return None
-        if sum(map(_most_outline, rings)) > _OUTLINE and sum(map(_outline, rings)) > _OUTLINE + 4 * height * width:
+        if is_too_long(rings, height, width):
             findings.add("malformed mask", f"{name}: segmentation has an outline far longer than its image allows")
             return None
         areas = list(map(_polygon_area, rings))
@@ -155,6 +155,11 @@ def _points(ring: list[Any]) -> NDArray[Any] | str:
     if not (np.abs(values) <= MOST_COORDINATE).all():  # NaN, too
         return f"a polygon with the coordinate {ring[int(np.argmin(np.abs(values) <= MOST_COORDINATE))]}"
     return values.reshape(-1, 2).astype(np.float64)
+
+
+def is_too_long(rings: Sequence[NDArray[Any]], height: int, width: int) -> bool:
+    """Whether drawing polygon rings [n, 2] of an image would take more memory than its pixels explain."""
+    return sum(map(_most_outline, rings)) > _OUTLINE and sum(map(_outline, rings)) > _OUTLINE + 4 * height * width
 
 
 def _most_outline(points: NDArray[Any]) -> float:

@@ -25,15 +25,12 @@ from typing import Any
 
 from yolact_deploy.datasets.foreign import read_foreign
 from yolact_deploy.datasets.formats.format_table import DatasetFormat, recognized
-from yolact_deploy.errors import DatasetError, MissingDependencyError, import_optional
-from yolact_deploy.untrusted import read_bytes, shown
+from yolact_deploy.datasets.formats.yaml_text import parse_yaml
+from yolact_deploy.errors import DatasetError, MissingDependencyError
+from yolact_deploy.untrusted import exists, is_file, read_bytes, shown
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
-
-#: an alias in a dataset file saves a word; many are a way to fill the memory
-_MOST_ALIASES = 20
-_MOST_BRACKETS = 500
 
 SPLITS = ("train", "val")
 
@@ -245,19 +242,6 @@ def _inside(folder: Path, name: str) -> Path | None:
     return folder / path.relative_to(root) if path.is_relative_to(root) else None
 
 
-def exists(path: Path | None) -> bool:
-    """Whether there is such a path; also False for names that the system cannot have."""
-    try:
-        return path is not None and path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def is_file(path: Path | None) -> bool:
-    """Whether there is such a file."""
-    return path is not None and exists(path) and path.is_file()
-
-
 def _coco_files(folder: Path) -> list[SplitFiles]:
     """The splits of a COCO or Roboflow folder, in the order of their files."""
     coco = [path for place in (folder / "annotations", folder) for path in place.glob("instances_*.json")]
@@ -294,25 +278,14 @@ def _split_name(name: str) -> str:
 
 def read_dataset_file(path: Path) -> Mapping[Any, Any]:
     """The content of a dataset file; raises :class:`DatasetError` if it is not a YAML mapping."""
-    yaml = import_optional("yaml", extra="train", purpose="reading a dataset file")
     if not exists(path):
         raise DatasetError(f"no such dataset: {path}: give a dataset file (YAML) or a COCO folder")
     data = read_bytes(path, "dataset file", DatasetError)
     try:
         text = data.decode("utf-8-sig")
-        brackets = text.count("[") + text.count("{")
-        if brackets > _MOST_BRACKETS:  # the time to read nested ones grows with the square of their number
-            raise DatasetError(
-                f"{path} is not valid YAML of a dataset: {brackets} opening brackets, more than {_MOST_BRACKETS}"
-            )
-        aliases = sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-        if aliases > _MOST_ALIASES:
-            raise DatasetError(f"{path} has {aliases} aliases (*name), more than {_MOST_ALIASES}: write them out")
-        content = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise DatasetError(f"cannot read dataset file {path}: it is not text in UTF-8 ({error})") from error
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: 2024-13-45, 99...9
-        raise DatasetError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from error
+    content = parse_yaml(text, path)
     if not isinstance(content, dict):
         raise DatasetError(f"{path} is not a dataset file: expected names, {' and '.join(SPLITS)}")
     return content

@@ -154,11 +154,11 @@ def _write(args: argparse.Namespace, dataset: ReadSet, to: str) -> int:
 
 def _view(args: argparse.Namespace) -> int:
     from yolact_deploy.console import print_json
-    from yolact_deploy.datasets.contact_sheet import write_sheet
+    from yolact_deploy.datasets.contact_sheet import MOST_PICTURES, write_sheet
     from yolact_deploy.errors import InputError
 
-    if args.limit < 1:
-        raise InputError(f"--limit: expected 1 or more, got {args.limit}")
+    if not 1 <= args.limit <= MOST_PICTURES:
+        raise InputError(f"--limit: expected 1 to {MOST_PICTURES} pictures, got {args.limit}")
     dataset = _read(args, args.data)
     shown = write_sheet(
         dataset, Path(args.output), limit=args.limit, split=args.split, only_class=args.only_class,

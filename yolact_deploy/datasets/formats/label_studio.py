@@ -70,19 +70,33 @@ def _read_task(task: Any, where: str, file: Path, result: ReadSet, options: Form
     if not given:
         raise DatasetError(f"{where}: data names no picture: {shown(task['data'])}")
     folders = [*filter(None, [options.images_dir]), file.parent, file.parent / "images"]
-    path = _picture(task["data"].get("image") or given[0], folders, where)
+    named = task["data"].get("image")
+    path = _picture(named if isinstance(named, str) and named else given[0], folders, where)
     picture = result.picture(path, path.parent, "train", file)
-    annotations = [a for a in task.get("annotations") or () if isinstance(a, dict) and not a.get("was_cancelled")]
+    annotations = [a for a in _dicts(task, "annotations", where) if not a.get("was_cancelled")]
     if len(annotations) > 1:
         result.notes["further annotation of a picture left out (the first is read)"] += len(annotations) - 1
-    for number_, item in enumerate(annotations[0].get("result") or () if annotations else ()):
-        if isinstance(item, dict) and isinstance(item.get("value"), dict):
+    for number_, item in enumerate(_dicts(annotations[0], "result", where) if annotations else ()):
+        if isinstance(item.get("value"), dict):
             _read_item(item, picture, f"{where}: result {number_}", result, options)
+
+
+def _dicts(record: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
+    """The objects of a list in a task; a missing list is empty."""
+    values = record.get(key)
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise DatasetError(f"{where}: {key}: expected a list of objects, got {shown(values)}: export it as JSON again")
+    return values
 
 
 def _picture(address: str, folders: list[Path], where: str) -> Path:
     """The picture of an address such as /data/upload/1/0a1b2c3d-name.jpg or /data/local-files/?d=folder/name.jpg."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise DatasetError(f"{where}: data: expected the address of a picture, got {shown(address)}: {error}") from None
     name = unquote((parse_qs(parts.query).get("d") or [parts.path])[0])
     try:
         return find_picture(name, folders, where)
@@ -152,13 +166,13 @@ def brush_mask(rle: Any, height: int, width: int, where: str) -> NDArray[np.bool
             "the picture that was labeled"
         )
     lengths = [bits.take(4) + 1 for _ in range(4)]
-    values, done = np.zeros(count, np.int64), 0
+    values, done = np.zeros(count, np.bool_), 0
     while done < count:
         repeats = bits.take(1)
         stop = min(count, done + 1 + bits.take(lengths[bits.take(2)]))
-        values[done:stop] = bits.take(word) if repeats else bits.words(stop - done, word)
+        values[done:stop] = bits.take(word) > 0 if repeats else bits.words(stop - done, word) > 0
         done = stop
-    return np.asarray(values.reshape(height, width, 4)[..., 3] > 0)
+    return np.ascontiguousarray(values.reshape(height, width, 4)[..., 3])
 
 
 class _Bits:

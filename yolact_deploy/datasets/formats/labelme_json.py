@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
+from yolact_deploy.datasets.formats.mask_decoding import decode_mask
 from yolact_deploy.datasets.formats.mask_shapes import Bools, add_parts, picture_crops
 from yolact_deploy.datasets.formats.read_set import (
     FormatOptions,
@@ -31,7 +32,7 @@ from yolact_deploy.datasets.formats.read_set import (
     split_name,
 )
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.untrusted import parse_json, shown
+from yolact_deploy.untrusted import is_file, parse_json, shown
 
 TITLE = "LabelMe JSON"
 VERSION = "5.5.0"
@@ -49,6 +50,8 @@ def recognizes(path: Path) -> bool:
 
 
 def _is_labelme(file: Path) -> bool:
+    if not is_file(file):  # but a folder, or a pipe
+        return False
     with file.open("rb") as stream:
         start = stream.read(1 << 16)
         end = stream.read() if len(start) == 1 << 16 and file.stat().st_size < 1 << 27 else b""
@@ -126,12 +129,10 @@ def _part(shape: Mapping[str, Any], picture: ReadPicture, where: str, result: Re
 def _mask(shape: Mapping[str, Any], corners: list[float], picture: ReadPicture, where: str) -> Bools:
     """The pixels of a shape of type mask: a PNG in base64, at the first of two points."""
     try:
-        data = np.frombuffer(base64.b64decode(shape.get("mask", ""), validate=True), np.uint8)
-        crop = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if len(data) else None
-    except (TypeError, ValueError, binascii.Error, cv2.error):
-        crop = None
-    if crop is None:
-        raise DatasetError(f"{where}: mask: expected a PNG in base64: annotate it again")
+        crop = decode_mask(base64.b64decode(shape.get("mask", ""), validate=True), f"{where}: mask")
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise DatasetError(f"{where}: mask: expected a PNG in base64: annotate it again") from error
+    crop = crop.any(axis=2) if crop.ndim == 3 else crop
     x, y = round(corners[0]), round(corners[1])
     full = np.zeros((picture.height, picture.width), np.bool_)
     if x < 0 or y < 0 or y + crop.shape[0] > picture.height or x + crop.shape[1] > picture.width:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
+from yolact_deploy.datasets.formats.mask_decoding import decode_mask_of, object_values
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle, pixels
 from yolact_deploy.datasets.formats.read_set import (
     FormatOptions,
@@ -114,25 +115,22 @@ def _owner(file: Path, masks: Path, pictures: Mapping[str, Path], alone: bool) -
 
 def _masks(file: Path, picture: ReadPicture, is_whole: bool, result: ReadSet) -> Iterator[NDArray[np.bool_]]:
     """The objects of a mask picture."""
-    data = np.frombuffer(result.data(file, "mask picture"), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if image is None or image.shape[:2] != (picture.height, picture.width):
-        size = "unreadable" if image is None else f"{image.shape[1]} x {image.shape[0]}"
-        raise DatasetError(f"{file}: {size}, expected a mask picture of {picture.width} x {picture.height}: replace it")
+    image = decode_mask_of(result.data(file, "mask picture"), str(file), picture)
     if file.suffix.lower() in (".jpg", ".jpeg"):
         raise DatasetError(f"{file}: JPEG changes the values of masks: give PNG")
     values = image.astype(np.int64)
     if image.ndim == 3:
+        bits = 8 * image.itemsize
         blue, green, red = values[..., :3].transpose(2, 0, 1)
-        values = (red << 16) | (green << 8) | blue
-    ids = [value for value in np.unique(values).tolist() if value]
-    if not ids:
+        values = (red << 2 * bits) | (green << bits) | blue
+    if not values.any():
         result.notes["mask picture without an object"] += 1
-    if not is_whole:
-        if ids:
-            yield values > 0
         return
-    if len(ids) == 1 and ids[0] in (255, 0xFFFFFF):
+    if not is_whole:
+        yield values > 0
+        return
+    ids = object_values(values, str(file))
+    if ids in ([255], [0xFFFFFF]):
         result.notes["mask picture of a single value taken as one object (touching ones need values of their own)"] += 1
     for value in ids:
         yield values == value

@@ -60,6 +60,7 @@ def add_parts(
     if len(rings) == len(parts):
         dataset.add_rings(picture, name, rings, iscrowd)
         return
+    dataset.check_outlines(picture, name, rings)
     size = picture.height, picture.width
     mask = np.logical_or.reduce([pixels([part], *size) if isinstance(part, list) else part for part in parts])
     if mask.any():

@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.datasets.formats.mask_decoding import decode_mask_of, object_values
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle
 from yolact_deploy.datasets.formats.read_set import (
     FormatOptions,
@@ -39,6 +39,7 @@ CLASSES = (
 )  # fmt: skip
 VOID = (224, 224, 192)
 _XML = ("Annotations", "annotations", "", "train", "valid", "val", "test")
+_LONGEST_NAME = 200
 _COLOR = re.compile(r"\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*")
 Color = tuple[int, int, int]
 
@@ -95,7 +96,7 @@ def _read_masks(root: Path, result: ReadSet, options: FormatOptions) -> None:
     names = _class_colors(root, result)
     result.names = [name for name in names.values() if name not in ("background", "ignored", "void")]
     lists = sorted((root / "ImageSets" / "Segmentation").glob("*.txt"))
-    splits = {file.stem: result.text(file, "list of pictures").split() for file in lists}
+    splits = {file.stem: stems_of(file, result) for file in lists}
     if {"train", "val"} <= set(splits):
         splits = {name: splits[name] for name in splits if name != "trainval"}
     masks = root / "SegmentationObject"
@@ -108,6 +109,16 @@ def _read_masks(root: Path, result: ReadSet, options: FormatOptions) -> None:
                 continue
             picture = _picture(stem, folders, split_name(split), root, result)
             _read_objects(picture, masks / f"{stem}.png", root, names, result)
+
+
+def stems_of(file: Path, result: ReadSet) -> list[str]:
+    """The names of pictures in a list; raises :class:`DatasetError` for one that leads out of their folder."""
+    stems = result.text(file, "list of pictures").split()
+    for stem in stems:
+        if Path(stem).name != stem or "\\" in stem or len(stem) > _LONGEST_NAME:
+            raise DatasetError(f"{file}: expected names of pictures without folder and suffix, got {shown(stem)}: "
+                               "correct the list")  # fmt: skip
+    return stems
 
 
 def _picture(stem: str, folders: Iterable[Path], split: str, root: Path, result: ReadSet) -> ReadPicture:
@@ -142,11 +153,7 @@ def _class_colors(root: Path, result: ReadSet) -> dict[Color, str]:
 
 def _colors(path: Path, picture: ReadPicture, result: ReadSet) -> NDArray[np.int64]:
     """The colors of a mask picture as numbers 0xRRGGBB, [H, W]; indexes of gray pictures become VOC's colors."""
-    data = np.frombuffer(result.data(path, "mask picture"), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if image is None or image.shape[:2] != (picture.height, picture.width):
-        size = "unreadable" if image is None else f"{image.shape[1]} x {image.shape[0]}"
-        raise DatasetError(f"{path}: {size}, expected a mask picture of {picture.width} x {picture.height}: replace it")
+    image = decode_mask_of(result.data(path, "mask picture"), str(path), picture)
     if image.ndim == 2:
         palette = np.array([voc_color(index) for index in range(256)], np.int64)
         red, green, blue = palette[np.minimum(image, 255)].transpose(2, 0, 1)
@@ -164,8 +171,8 @@ def _read_objects(picture: ReadPicture, file: Path, root: Path, names: dict[Colo
     class_file = root / "SegmentationClass" / file.name
     classes = _colors(class_file, picture, result)
     name_of = {_code(color): name for color, name in names.items()}
-    for color in np.unique(objects).tolist():
-        if color in (0, _code(VOID)):
+    for color in object_values(objects, str(file)):
+        if color == _code(VOID):
             continue
         mask = objects == color
         values, counts = np.unique(classes[mask], return_counts=True)

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from yolact_deploy.datasets.mask_check import is_too_long
 from yolact_deploy.datasets.picture_size import picture_size
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.untrusted import read_bytes, shown
+from yolact_deploy.untrusted import is_file, read_bytes, shown
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 #: COCO's ``segmentation``: polygon rings [x, y, x, y, ...] in pixels, or {"size": [H, W], "counts": text}
@@ -74,6 +77,7 @@ class ReadSet:
     def __init__(self, title: str, path: Path, names: Iterable[str] = ()) -> None:
         self.title, self.path = title, path
         self.names: list[str] = list(names)
+        self._known: set[str] = set()
         self.ids: list[int] | None = None
         self.categories: list[dict[str, Any]] = []
         self.splits: dict[str, list[ReadPicture]] = {}
@@ -82,7 +86,10 @@ class ReadSet:
 
     def add_class(self, name: str) -> str:
         """The name, which becomes a class if it is none yet."""
-        if name not in self.names:
+        if len(self._known) != len(self.names):  # readers set the names as well
+            self._known = set(self.names)
+        if name not in self._known:
+            self._known.add(name)
             self.names.append(name)
         return name
 
@@ -138,11 +145,21 @@ class ReadSet:
         self, picture: ReadPicture, name: str, rings: Sequence[Sequence[float]], iscrowd: bool = False
     ) -> None:
         """Add an object of polygon rings; parts of fewer than three points are counted and left out."""
+        self.check_outlines(picture, name, rings)
         kept = [list(ring) for ring in rings if len(ring) >= 6]
         if len(kept) < len(rings):
             self.notes["outline of fewer than three points left out"] += len(rings) - len(kept)
         if kept:
             picture.objects.append(ReadObject(self.add_class(name), kept, iscrowd))
+
+    def check_outlines(self, picture: ReadPicture, name: str, rings: Sequence[Sequence[float]]) -> None:
+        """Raise :class:`DatasetError` if outlines are too long to be drawn."""
+        outlines = [np.array(ring, np.float64).reshape(-1, 2) for ring in rings if ring]
+        if is_too_long(outlines, picture.height, picture.width):
+            raise DatasetError(
+                f"{self.path}: an object of class {shown(name)} in {picture.name} has an outline far longer than "
+                f"{picture.width} x {picture.height} pixels allow: correct it"
+            )
 
 
 def numbers(values: Iterable[Any], where: str) -> list[float]:
@@ -225,7 +242,7 @@ def check_size(picture: ReadPicture, height: Any, width: Any, where: str) -> Non
     """Raise :class:`DatasetError` if a file gives a picture another size than it has."""
     try:
         stated = int(height), int(width)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise DatasetError(f"{where}: expected height and width, got {shown(height)} and {shown(width)}") from None
     if stated != (picture.height, picture.width):
         raise DatasetError(
@@ -246,7 +263,7 @@ def find_picture(name: str, folders: Iterable[Path], source: Path | str) -> Path
     for start in range(len(parts)):
         for folder in searched:
             path = folder.joinpath(*parts[start:])
-            if path.is_file():
+            if is_file(path):
                 return path
     where = ", ".join(str(folder) for folder in searched)
     raise DatasetError(f"{source}: the picture {shown(name)} is not in {where}: name its folder with --images-dir")

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle
-from yolact_deploy.datasets.formats.pascal_voc import CLASSES
+from yolact_deploy.datasets.formats.pascal_voc import CLASSES, stems_of
 from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadObject, ReadSet, find_picture
 from yolact_deploy.errors import DatasetError, import_optional
 
 TITLE = "SBD"
 _SPLITS = ("train", "val")
+_MOST_OBJECTS = 10_000
+#: of a file, which packs at most a thousand times as many values; those of SBD have some 10 kB
+_MOST_BYTES = 1_000_000
 
 
 def recognizes(path: Path) -> bool:
@@ -30,7 +33,7 @@ def read(path: Path, options: FormatOptions) -> ReadSet:
     root, result = _root(path), ReadSet(TITLE, path, CLASSES)
     assert root is not None
     lists = {split: root / f"{split}.txt" for split in _SPLITS if (root / f"{split}.txt").is_file()}
-    stems = {split: result.text(file, "list of pictures").split() for split, file in lists.items()}
+    stems = {split: stems_of(file, result) for split, file in lists.items()}
     for split, names in (stems or {"train": [file.stem for file in sorted((root / "inst").glob("*.mat"))]}).items():
         for stem in names:
             file = root / "inst" / f"{stem}.mat"
@@ -41,6 +44,9 @@ def read(path: Path, options: FormatOptions) -> ReadSet:
             if segmentation.shape != (picture.height, picture.width):
                 raise DatasetError(f"{file}: GTinst.Segmentation is {segmentation.shape[1]} x {segmentation.shape[0]}, "
                                    f"the picture {picture.width} x {picture.height}: replace one of them")  # fmt: skip
+            if len(categories) > _MOST_OBJECTS:
+                raise DatasetError(f"{file}: GTinst.Categories: {len(categories)} objects, more than {_MOST_OBJECTS}: "
+                                   "replace the file")  # fmt: skip
             for number, category in enumerate(categories, 1):
                 mask = segmentation == number
                 if not mask.any():
@@ -58,6 +64,8 @@ def _objects(file: Path, result: ReadSet) -> tuple[np.ndarray[Any, Any], list[in
     """The numbers of objects [H, W], and the category of each from 1 on."""
     matlab = import_optional("scipy.io", extra="sbd", purpose="reading SBD's .mat files")
     result.inputs |= {file, file.parent}
+    if file.stat().st_size > _MOST_BYTES:
+        raise DatasetError(f"{file} has more than {_MOST_BYTES} bytes, which no file of SBD has: replace it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about files that are damaged; the check below finds them

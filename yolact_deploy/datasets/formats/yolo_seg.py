@@ -23,11 +23,13 @@ from yolact_deploy.datasets.formats.read_set import (
     pictures_below,
     rectangle,
 )
+from yolact_deploy.datasets.formats.yaml_text import parse_yaml
 from yolact_deploy.errors import DatasetError, import_optional
-from yolact_deploy.untrusted import shown
+from yolact_deploy.untrusted import exists, is_file, shown
 
 TITLE = "YOLO text"
 _SPLITS = ("train", "val", "valid", "test")
+_MOST_BYTES = 1_000_000
 _BEYOND = 1.01  # outlines may leave the picture a little
 
 
@@ -49,7 +51,7 @@ def _description(path: Path) -> Path | None:
     files = [path] if path.is_file() else sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else []
     for file in files:
         if file.suffix.lower() in (".yaml", ".yml"):
-            content = _yaml(file.read_text("utf-8", "replace"))
+            content = _yaml(file)
             if is_description(content) or _names_folders(content, file):
                 return file
     return None
@@ -63,14 +65,13 @@ def _names_folders(content: Any, file: Path) -> bool:
     return (file.parent / "labels").is_dir() and (file.parent / _ALONE).is_dir()
 
 
-def _yaml(text: str) -> Any:
+def _yaml(file: Path) -> Any:
     """The content of a small YAML file; None if it is none."""
-    if len(text) > 1_000_000 or text.count("*") > 100:
+    if not is_file(file) or file.stat().st_size > _MOST_BYTES:
         return None
-    yaml = import_optional("yaml", extra="train", purpose="reading a dataset file")
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return parse_yaml(file.read_text("utf-8", "replace"), file)
+    except DatasetError:
         return None
 
 
@@ -78,7 +79,7 @@ def read(path: Path, options: FormatOptions) -> ReadSet:
     file = _description(path)
     assert file is not None
     result = ReadSet(TITLE, path)
-    content = _yaml(result.text(file, "dataset file"))
+    content = parse_yaml(result.text(file, "dataset file"), file)
     result.names = _names(content, file)
     if not is_description(content):
         content["train"] = _ALONE
@@ -115,6 +116,8 @@ def _names(content: Mapping[str, Any], file: Path) -> list[str]:
     count = content.get("nc", len(names))
     if count != len(names):
         raise DatasetError(f"{file}: nc is {shown(count)}, but there are {len(names)} names: correct one of them")
+    if not all(isinstance(name, (str, int, float)) for name in names):
+        raise DatasetError(f"{file}: names: expected the names of classes, got {shown(names)}: correct them")
     texts = [str(name) for name in names]
     if len(set(texts)) < len(texts):
         raise DatasetError(f"{file}: names: two classes have the same name in {shown(texts)}: rename one")
@@ -135,9 +138,7 @@ def _pictures(content: Mapping[str, Any], key: str, file: Path, result: ReadSet)
             yield from pictures_below(place)
             continue
         for line in filter(None, map(str.strip, result.text(place, "list of pictures").splitlines())):
-            listed = next(
-                (p for p in (place.parent / line, file.parent / root / line, Path(line)) if p.is_file()), None
-            )
+            listed = next((p for p in (place.parent / line, file.parent / root / line, Path(line)) if is_file(p)), None)
             if listed is None:
                 raise DatasetError(f"{place}: there is no picture {shown(line)}: correct the list")
             yield listed
@@ -148,7 +149,7 @@ def _place(file: Path, root: str, value: str, key: str) -> Path:
     shorter = value[3:] if value.startswith("../") else value
     tried = [base / end for base in (file.parent / root, file.parent, Path(root)) for end in (value, shorter)]
     for path in tried:
-        if path.exists():
+        if exists(path):
             return Path(os.path.normpath(path))
     raise DatasetError(f"{file}: {key}: no such folder or list of pictures: {shown(value)}, searched from "
                        f"{file.parent}: correct path or {key}")  # fmt: skip

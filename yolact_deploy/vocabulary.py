@@ -88,6 +88,8 @@ PLUGIN_MODES = ("auto", "on", "off", "v3", "aot")
 
 # -- scoring --------------------------------------------------------------------------------------------------------
 
+#: how the classes of a model and of annotations are matched: "both" requires the same names under the same category ids
+CLASS_MATCHES = ("both", "id", "name")
 EVALUATORS = ("pycocotools", "faster-coco-eval")
 #: how the detections of overlapping tiles are compared: intersection over the smaller one, or over union
 MATCH_METRICS = ("ios", "iou")

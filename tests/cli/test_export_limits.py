@@ -22,7 +22,7 @@ import torch
 
 from yolact_deploy import load, samples
 from yolact_deploy.cli.main import main
-from yolact_deploy.datasets.held_out import spread
+from yolact_deploy.datasets.calibration_images import spread
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.datasets.shapes import write_shapes
 from yolact_deploy.evaluation.evaluate import evaluate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolact_deploy.datasets.held_out import calibration_apart, judged_of_folder, spread
+from yolact_deploy.datasets.calibration_images import calibration_apart, judged_of_folder, spread
 from yolact_deploy.datasets.image_sets import plain_images
 from yolact_deploy.errors import InputError
 

@@ -14,7 +14,7 @@ import pytest
 from data import data_dir
 from scripted import CONFIG, coco_content, write_coco, write_pictures
 
-from yolact_deploy.config import YolactConfig, get_config
+from yolact_deploy.config import get_config
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.image_sets import open_images, plain_images
 from yolact_deploy.errors import DatasetError
@@ -83,7 +83,7 @@ def test_plain_pictures(tmp_path: Path) -> None:
         assert images.content is None
         assert images.paths == paths
     assert open_images(coco=tmp_path, limit=2).describe() == "the first 2 of 3 images (pictures without annotations)"
-    images.check_classes(CONFIG)
+    assert images.category_ids(CONFIG) == CONFIG.category_ids
 
 
 @pytest.mark.parametrize("suffix", [".jp2", ".pgm", ".hdr", ""])
@@ -187,23 +187,8 @@ def test_missing_places(tmp_path: Path) -> None:
         open_images(coco=tmp_path, limit=0)
 
 
-def test_classes_unknown_to_the_model(tmp_path: Path) -> None:
-    write_coco(tmp_path)
-    images = open_images(coco=tmp_path)
-    images.check_classes(CONFIG)
-    with pytest.raises(DatasetError, match="category ids 5, 7, 9 that other"):
-        images.check_classes(YolactConfig(name="other", num_classes=3, image_size=64))
-
-
-def test_classes_of_other_names_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_coco(tmp_path)
-    other = YolactConfig(num_classes=3, class_names=("cat", "fox", "owl"), category_ids=(5, 7, 9), image_size=64)
-    open_images(coco=tmp_path).check_classes(other)
-    assert "7 is 'dog' in the file and 'fox' in the model" in caplog.text
-
-
 def test_the_shared_set() -> None:
     images = open_images(coco=data_dir("coco_mini"))
     assert images.describe() == "72 images (instances_val_mini.json)"
-    images.check_classes(get_config("yolact_base"))
+    assert images.category_ids(base := get_config("yolact_base")) == base.category_ids
     json.dumps(images.to_json())

@@ -158,7 +158,6 @@ def _load(
             warm_up(predictor, images.paths, warmup)
         models.append(_Model(source, predictor, meter.peak))
         check_same_classes(models[0].name, models[0].predictor, source.name, predictor)
-    images.check_classes(models[0].predictor.config)
     return models
 
 
@@ -265,7 +264,11 @@ class _Collector:
     def __init__(self, images: CocoImages, models: Sequence[_Model], score_threshold: float, keep_worst: int) -> None:
         self._images = images
         self._reference, *self._others = names = [model.name for model in models]
-        self._category_ids = models[0].predictor.config.category_ids
+        first = models[0].predictor.config
+        self._category_ids = images.category_ids(first, models[0].name)
+        for model in models:  # the first may have no names
+            if model.predictor.config.class_names != first.class_names:
+                images.category_ids(model.predictor.config, model.name)
         self._limit = max(scoring_limit(model.predictor.config) for model in models)
         self.score_threshold = score_threshold
         self._keep_worst = keep_worst

@@ -174,11 +174,10 @@ def pictures_at_hand(args: argparse.Namespace, config: YolactConfig, limit: int 
 
 def _knows(config: YolactConfig, images: CocoImages) -> bool:
     """Whether the model has all annotated classes, under the same ids and, where it has names, the same names."""
+    from yolact_deploy.datasets.class_names import other_names
+
     content = images.content or {}
     used = {annotation["category_id"] for annotation in content.get("annotations", ())}
     names = dict(zip(config.category_ids, config.class_names, strict=True))
-    return used <= set(names) and all(
-        names[category["id"]] in (category["name"], f"class {category['id']}")
-        for category in content.get("categories", ())
-        if category["id"] in used
-    )
+    annotated = {c["id"]: c["name"] for c in content.get("categories", ()) if c["id"] in used}
+    return used <= set(names) and not other_names(annotated, names)

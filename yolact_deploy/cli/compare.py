@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.cli.options.dataset_options import add_match_argument, class_match
 from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, HALF_PRECISIONS
 
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures")
     parser.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
+    add_match_argument(parser)
     parser.add_argument(
         "--score-threshold", "--score", dest="score", type=float, default=0.15, metavar="X",
         help="score that a detection must exceed (default 0.15)",
@@ -206,14 +208,15 @@ def _images(args: argparse.Namespace) -> CocoImages:
     from yolact_deploy.datasets.image_sets import open_images, plain_images
     from yolact_deploy.errors import InputError
 
+    options = {"limit": args.limit, "lenient": args.lenient, "match_classes": class_match(args)}
     if args.annotations:
-        return open_images(
-            annotations=args.annotations, images_dir=args.images[0], limit=args.limit, lenient=args.lenient
-        )
+        return open_images(annotations=args.annotations, images_dir=args.images[0], **options)
     if _is_dataset(args):
-        return open_images(coco=args.images[0], limit=args.limit, lenient=args.lenient)
-    if args.lenient:
-        raise InputError("--lenient is about annotations, and these pictures have none: leave it out")
+        return open_images(coco=args.images[0], **options)
+    for option in ("lenient", "match_classes"):
+        if getattr(args, option):
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is about annotations, and these pictures have none: leave it out")
     return plain_images(args.images, args.limit)
 
 

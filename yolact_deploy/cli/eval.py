@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 #: options that have no effect with --results
-_OF_MODEL = ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray", "top_k", "nms_iou", "slice")
+_OF_MODEL = ("images", "images_dir", "save_results", "cache", "workers", "shards", "ray", "top_k", "nms_iou", "slice",
+             "match_classes")  # fmt: skip
 
 
 def _score_file(args: argparse.Namespace) -> _Scored:

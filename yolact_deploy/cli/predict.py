@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli import stream_options
 from yolact_deploy.cli.options import part_options
+from yolact_deploy.cli.options.dataset_options import add_match_argument, class_match
 from yolact_deploy.cli.options.selection_options import add_selection_arguments, selection
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--annotations", metavar="FILE", help="COCO file with the image ids for --format coco; others are left out"
     )
+    add_match_argument(parser)
     parser.add_argument(
         "--recursive", action="store_true", help="also take the pictures of folders in folders, into folders like them"
     )
@@ -130,7 +132,9 @@ def _sources(args: argparse.Namespace, names: list[str], progress: Progress) -> 
     if args.annotations is not None:
         if "coco" not in args.format:
             raise InputError("--annotations gives the image ids of --format coco: add that format")
-        sources.take_ids(args.annotations)
+        sources.take_ids(args.annotations, class_match(args))
+    elif args.match_classes is not None:
+        raise InputError("--match-classes is about the classes of --annotations: leave it out")
     for line in sources.describe_rest():
         progress.note(line)
     return sources

@@ -149,6 +149,7 @@ class PredictionJob:
         self.progress = progress
         self.max_frames = max_frames
         self.overwrite = overwrite
+        self._category_ids: tuple[int, ...] = self.model.config.category_ids
         self.shard = shard
         self.reading = reading or ReadOptions()
         self.making = making or StreamOptions()
@@ -171,6 +172,8 @@ class PredictionJob:
         """
         alone = len(sources.pictures) + len(sources.streams) == 1
         start = time.perf_counter()
+        if sources.classes is not None:
+            self._category_ids = sources.classes.category_ids(self.model.config)
         self.summary.left_out = dict(sources.left_out)
         with contextlib.ExitStack() as stack:
             self._open_outputs(stack)
@@ -232,7 +235,7 @@ class PredictionJob:
                 assert detections is not None
                 self._count(job, detections)
                 if coco is not None:
-                    coco.add(one, detections, self.model.config.category_ids)
+                    coco.add(one, detections, self._category_ids)
                 with self._reported(one.path, alone):
                     self._write_picture(one, job, detections)
                 self._watch(one.name, job.drawn, stopped)

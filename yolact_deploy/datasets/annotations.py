@@ -12,9 +12,9 @@ from typing import Any
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.mask_check import MOST_COORDINATE, CheckedMask, inner_box, is_box, is_number
 from yolact_deploy.datasets.picture_size import wrong_sizes
-from yolact_deploy.datasets.resolve import is_file, picture_path
+from yolact_deploy.datasets.resolve import picture_path
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.untrusted import read_json, shown
+from yolact_deploy.untrusted import is_file, read_json, shown
 
 #: what to do about a file of another kind
 CURE = "give a COCO instances file"
@@ -279,10 +279,10 @@ class PictureIds:
         return ids
 
 
-def read_picture_ids(path: str | os.PathLike[str]) -> PictureIds:
-    """The image ids of a COCO file, which may have no annotations; raises :class:`DatasetError`."""
+def picture_ids(content: Mapping[str, Any], path: str | os.PathLike[str]) -> PictureIds:
+    """The image ids of the content of a COCO file, which may have no annotations; raises :class:`DatasetError`."""
     check = RecordCheck(())
-    check.add_images(read_coco(path)["images"])
+    check.add_images(content["images"])
     check.findings.settle(path)
     return PictureIds(check.records)
 

@@ -1,7 +1,8 @@
 """The pictures of a calibration: selected from a folder or dataset, and checked before the long work begins.
 
 Pictures of a single color say nothing about the range of other pictures, and copies add nothing. Both are left out,
-and so are files that cannot be read. A few of them in a large set do not stop the calibration.
+and so are files that cannot be read. A few of them in a large set do not stop the calibration. Pictures to judge by are
+kept apart, since ranges fit the pictures they come from.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import cv2
 import numpy as np
 
 from yolact_deploy.datasets.annotations import read_coco
-from yolact_deploy.datasets.image_sets import pictures_in
-from yolact_deploy.datasets.resolve import SplitFiles, is_file, picture_path, resolve_dataset
+from yolact_deploy.datasets.image_sets import CocoImages, pictures_in, plain_images
+from yolact_deploy.datasets.resolve import SplitFiles, picture_path, resolve_dataset
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import is_picture, read_image
+from yolact_deploy.untrusted import is_file
 from yolact_deploy.vocabulary import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ _log = logging.getLogger(__name__)
 FEW = 32
 #: share of the files that may be unusable
 UNUSABLE_SHARE = 0.1
+#: share of a folder that is held out if the folder serves for both
+_HELD_OUT_SHARE = 0.2
 #: where pictures are in a folder without annotations; those of training first: accuracy is measured on the others
 _FOLDERS = (".", "train2017", "images/train2017", "images/train", "train", "images", "val2017", "images/val2017")
 
@@ -162,3 +166,39 @@ def _is_plain(path: Path) -> bool:
     """Whether all pixels are the same, apart from JPEG artifacts."""
     small = cv2.resize(read_image(path), (64, 64), interpolation=cv2.INTER_AREA)
     return float(np.ptp(small.reshape(-1, 3).astype(np.float32), axis=0).max()) <= 2
+
+
+# -- pictures to judge by ----------------------------------------------------------------------------------------------
+
+
+def calibration_apart(source: str | os.PathLike[str], count: int | None, judged: CocoImages) -> tuple[list[Path], str]:
+    """Pictures of ``source`` that are not in ``judged``, evenly spread, and a note if there are too few of them.
+
+    Args:
+        source: folder of pictures or dataset
+        count: how many, at most; None for all
+
+    Raises:
+        InputError: no such folder, or no pictures in it.
+    """
+    every = calibration_images(source)
+    taken = {path.resolve() for path in judged.paths}
+    left = [path for path in every if path.resolve() not in taken]
+    note = ""
+    if len(left) < min(FEW, len(every)):
+        note = (
+            f"only {len(left)} calibration pictures are not among those that the result is judged by. All of them set "
+            "the ranges, so the figures are better than on other pictures: give more, or other ones"
+        )
+        left = every
+    return spread(left, len(left) if count is None else count), note
+
+
+def judged_of_folder(source: str | os.PathLike[str], count: int) -> CocoImages:
+    """Up to ``count`` pictures of a calibration folder, held out to judge by: at most a fifth of all, evenly spread.
+
+    Raises:
+        InputError: no such folder, or no pictures in it.
+    """
+    every = calibration_images(source)
+    return plain_images(spread(every, max(1, min(count, int(_HELD_OUT_SHARE * len(every))))))

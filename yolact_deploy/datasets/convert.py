@@ -18,9 +18,10 @@ from yolact_deploy.datasets.foreign import common_folder, require_pictures
 from yolact_deploy.datasets.formats.coco_content import category_ids, coco_content
 from yolact_deploy.datasets.formats.format_table import FORMATS
 from yolact_deploy.datasets.formats.read_set import FormatOptions, ReadObject, ReadPicture, ReadSet, Segmentation
-from yolact_deploy.datasets.resolve import SPLITS, SplitFiles, foreign_format, is_file, resolve_dataset
+from yolact_deploy.datasets.resolve import SPLITS, SplitFiles, foreign_format, resolve_dataset
 from yolact_deploy.errors import DatasetError, InputError, OutputError, import_optional
 from yolact_deploy.progress import SILENT, Progress
+from yolact_deploy.untrusted import is_file
 
 COCO = "coco"
 #: what ``--to`` takes

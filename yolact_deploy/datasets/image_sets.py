@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.config import YolactConfig
-from yolact_deploy.datasets.annotations import CURE, check_records, of_right_size, read_annotations, read_coco
+from yolact_deploy.datasets.annotations import check_records, of_right_size, read_annotations, read_coco
+from yolact_deploy.datasets.class_names import AnnotatedClasses
 from yolact_deploy.datasets.dataset_file import classes_of
 from yolact_deploy.datasets.findings import Findings
-from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, is_file, resolve_dataset
+from yolact_deploy.datasets.resolve import DatasetFiles, SplitFiles, annotations_file, resolve_dataset
 from yolact_deploy.errors import DatasetError
 from yolact_deploy.preprocess import is_picture
-from yolact_deploy.untrusted import shown
-from yolact_deploy.vocabulary import IMAGE_SUFFIXES
+from yolact_deploy.untrusted import is_file, shown
+from yolact_deploy.vocabulary import CLASS_MATCHES, IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class CocoImages:
         annotations: the COCO file, None for plain pictures
         content: its checked content
         available: how many pictures with files there are to select from
+        match_classes: how the classes of a model are found, one of :data:`~yolact_deploy.vocabulary.CLASS_MATCHES`
     """
 
     images: tuple[CocoImage, ...]
     annotations: Path | None = None
     content: Mapping[str, Any] | None = None
     available: int = 0
+    match_classes: str = CLASS_MATCHES[0]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,25 +105,20 @@ class CocoImages:
                 f"{sum(record['iscrowd'] for record in self.content['annotations'])} are crowds): annotate objects"
             )
 
-    def check_classes(self, config: YolactConfig) -> None:
-        """Raise :class:`DatasetError` if the annotations use a category that the model does not have."""
+    def category_ids(self, config: YolactConfig, model: str | None = None) -> tuple[int, ...]:
+        """The category id that each class of a model has here; without annotations its own.
+
+        Args:
+            config: of the model
+            model: what errors call the model
+
+        Raises:
+            DatasetError: the annotated classes are not the model's; see `class_names`.
+        """
         if self.content is None:
-            return
-        used = {annotation["category_id"] for annotation in self.content["annotations"]}
-        unknown = sorted(used - set(config.category_ids))
-        if unknown:
-            raise DatasetError(
-                f"{self.annotations}: annotations use category ids {_some(unknown)} that {config.name} "
-                f"({config.num_classes} classes) does not know: {CURE} of the classes the model was trained on"
-            )
-        names = dict(zip(config.category_ids, config.class_names, strict=True))
-        other = [
-            f"{c['id']} is {c['name']!r} in the file and {names[c['id']]!r} in the model"
-            for c in self.content["categories"]
-            if names.get(c["id"], c["name"]) != c["name"] and not names[c["id"]].startswith("class ")
-        ]
-        if other:
-            _log.warning("%s: category %s; are these the model's classes?", self.annotations, _some(other))
+            return tuple(config.category_ids)
+        classes = AnnotatedClasses.of(self.content, self.annotations or "", self.match_classes)
+        return classes.category_ids(config, model)
 
 
 def of_categories(content: Mapping[str, Any], category_ids: Collection[int]) -> dict[str, Any]:
@@ -139,6 +137,7 @@ def open_images(
     images_dir: str | os.PathLike[str] | None = None,
     limit: int | None = None,
     lenient: bool = False,
+    match_classes: str = CLASS_MATCHES[0],
 ) -> CocoImages:
     """The images that the options ``--data``, ``--annotations``, ``--images-dir`` and ``--limit`` name.
 
@@ -148,6 +147,7 @@ def open_images(
         images_dir: folder of the pictures; alone, they are taken without annotations
         limit: only the first so many pictures that exist, by image id
         lenient: leave out records that are not sound and missing pictures, and log how many
+        match_classes: see :class:`CocoImages`
 
     Raises:
         DatasetError: nothing usable; the message states the problem and the cure.
@@ -164,7 +164,7 @@ def open_images(
     folder = files.locate(content["images"]).images
     content = check_records(content, files.annotations, folder, lenient=lenient)
     images = _with_files(files, content, folder, limit, lenient)
-    return replace(images, content=_of_dataset(dataset, files, content))
+    return replace(images, content=_of_dataset(dataset, files, content), match_classes=match_classes)
 
 
 def open_truth(
@@ -197,10 +197,12 @@ def _split_files(
 
 
 def _of_dataset(dataset: DatasetFiles, files: SplitFiles, content: dict[str, Any]) -> dict[str, Any]:
-    """The content with the classes that a dataset file names, if it does."""
+    """The content with the classes that a dataset file names, under these names, if it does."""
     if dataset.names is None:
         return content
-    return of_categories(content, classes_of(dataset.names, content, dataset.path, files.annotations))
+    classes = classes_of(dataset.names, content, dataset.path, files.annotations)
+    kept = of_categories(content, classes)
+    return {**kept, "categories": [{**record, "name": classes[record["id"]]} for record in kept["categories"]]}
 
 
 def plain_images(sources: Iterable[str | os.PathLike[str]], limit: int | None = None) -> CocoImages:

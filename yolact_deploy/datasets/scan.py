@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.datasets.annotations import ImageRecord, RecordCheck, categories_of, read_coco
+from yolact_deploy.datasets.class_names import other_names
 from yolact_deploy.datasets.findings import Findings
 from yolact_deploy.datasets.instance_table import ObjectTable, TableBuilder
 from yolact_deploy.errors import DatasetError
+from yolact_deploy.untrusted import shown
 
 _MOST_KEYPOINTS = 1000
 
@@ -46,8 +48,13 @@ def scan_file(annotations: Path, folder: Path, classes: Mapping[int, str] | None
     content = read_coco(annotations)
     own = categories_of(content, annotations)
     known = dict(own if classes is None else classes)
-    renamed = [f"{n} is {own[n]!r} there and {name!r} here" for n, name in known.items() if own.get(n, name) != name]
-    if renamed and set(known.values()) & set(own.values()):
+    names = list(own.values())
+    renamed = [
+        f"{pair.number} is {shown(pair.first)} there and {shown(pair.second)} here"
+        for pair in other_names(own, known)
+        if names.count(pair.first) == 1  # names of a dataset file may tell apart two that are the same
+    ]
+    if renamed:
         raise DatasetError(
             f"{annotations}: category {'; '.join(renamed[:3])}: are the ids of all splits the same? Correct the file, "
             "or the names of the dataset"

@@ -10,11 +10,13 @@ from typing import Any
 
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.config import Size, YolactConfig
+from yolact_deploy.datasets.class_names import other_names
 from yolact_deploy.errors import InputError
 from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.predictor_pool import worker_count
 from yolact_deploy.runtime.slicing import Slicing
+from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
 
 #: row name of the model that --weights names
@@ -90,10 +92,15 @@ class EngineSource:
 
 
 def check_same_classes(reference_name: str, reference: Predictor, name: str, other: Predictor) -> None:
-    """Raise :class:`InputError` unless two models have the same classes in the same order."""
+    """Raise :class:`InputError` unless two models have the same classes in the same order.
+
+    Names may be spelled differently, and a model may have none.
+    """
     a, b = reference.config, other.config
-    if a.class_names != b.class_names or a.category_ids != b.category_ids:
-        differ = next((f"{x!r} and {y!r}" for x, y in zip(a.class_names, b.class_names, strict=False) if x != y), "")
+    first, second = (dict(enumerate(config.class_names)) for config in (a, b))
+    differing = other_names(first, second)
+    if differing or a.category_ids != b.category_ids:
+        differ = f"{shown(differing[0].first)} and {shown(differing[0].second)}" if differing else ""
         raise InputError(
             f"{name} has {b.num_classes} classes and {reference_name} has {a.num_classes}"
             + (f" (the first that differ: {differ})" if differ else " or other category ids")

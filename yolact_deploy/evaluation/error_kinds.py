@@ -88,12 +88,13 @@ class KindMeter:
         self._judged: dict[int, JudgedImage] = {}
 
     def add(self, image_id: int, results: Sequence[Result]) -> None:
-        """Judge all results of an image.
+        """Judge all results of an image; those of classes without a category do not count.
 
         Raises:
             DatasetError: the annotations have an unreadable segmentation.
         """
-        best = sorted(results, key=lambda result: -score_of(result, self._kind))[: self._most]
+        known = (result for result in results if result["category_id"] in self._place)
+        best = sorted(known, key=lambda result: -score_of(result, self._kind))[: self._most]
         with scoring("pycocotools"):
             self._judged[image_id] = self._judge(image_id, best)
 

@@ -7,6 +7,8 @@ thousands of images need no more memory than a few. Only faster-coco-eval keeps 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -140,7 +142,8 @@ def evaluate(
         if stored < len(images):
             running = _open(model, workers, stack, progress)
             load_s = time.perf_counter() - start
-            images.check_classes(running.config)
+            name = model.name if isinstance(model, EngineSource) else None
+            ids = dict(zip(running.config.category_ids, images.category_ids(running.config, name), strict=True))
         config = running.config if running else _stored_config(model)
         limit = scoring_limit(config, sliced=model.slicing is not None)
         meter = AccuracyMeter(images.content, images.image_ids, evaluator=evaluator, max_detections=limit)
@@ -148,7 +151,7 @@ def evaluate(
         if cache and stored:
             run.read(cache, progress)
         if running:
-            run.predict(running.results, images.images[stored:], cache, progress)
+            run.predict(running.results, images.images[stored:], ids, cache, progress)
     accuracy, matches = run.score()
     whole_s = time.perf_counter() - start - load_s
     spent = {stage: ms / 1e3 for stage, ms in run.timer.spent.items()}
@@ -223,16 +226,22 @@ class _Run:
             self._take(image_id, results)
 
     def predict(
-        self, results: _Results, images: Sequence[CocoImage], cache: DetectionCache | None, progress: Progress
+        self,
+        results: _Results,
+        images: Sequence[CocoImage],
+        ids: Mapping[int, int],
+        cache: DetectionCache | None,
+        progress: Progress,
     ) -> None:
-        """Run and score the images."""
+        """Run and score the images; ``ids`` are the dataset's by the model's."""
         done = progress.track(results(images), "evaluating", len(images))
         for image, of_image in zip(images, done, strict=True):
             self.timer.add(of_image.spent_ms)
+            of_dataset = [{**result, "category_id": ids[result["category_id"]]} for result in of_image.results]
             if cache:
                 with self.timer.stage("store"):
-                    cache.add(image.image_id, of_image.results)
-            self._take(image.image_id, of_image.results)
+                    cache.add(image.image_id, of_dataset)
+            self._take(image.image_id, of_dataset)
 
     def _take(self, image_id: int, results: Sequence[Result]) -> None:
         with self.timer.stage("match"):
@@ -261,4 +270,11 @@ def cache_key(source: EngineSource, choice: Mapping[str, Any], images: CocoImage
         **choice,
         "images": len(images),
         "image_list_sha256": fingerprint(images),
+        "classes_sha256": _classes_digest(images),
     }
+
+
+def _classes_digest(images: CocoImages) -> str:
+    """Of what a model's classes are checked against, which a complete cache is not checked against again."""
+    names = sorted((category["id"], category["name"]) for category in (images.content or {}).get("categories", ()))
+    return hashlib.sha256(json.dumps([names, images.match_classes]).encode()).hexdigest()

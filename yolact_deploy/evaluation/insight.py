@@ -97,6 +97,7 @@ class InsightMeter:
 
     def __init__(self, content: Mapping[str, Any], image_ids: Iterable[int], kind: str, max_detections: int) -> None:
         self._ids, self._content, self._kind = set(image_ids), content, kind
+        self._categories = {category["id"] for category in content["categories"]}
         self._errors = KindMeter(content, self._ids, kind, min(max_detections, _MOST_JUDGED))
         self._kept: dict[int, list[Result]] = {}
 
@@ -104,7 +105,8 @@ class InsightMeter:
         """All results of one image."""
         if results and (image_id := results[0]["image_id"]) in self._ids:
             self._errors.add(image_id, results)
-            self._kept[image_id] = [r for r in results if score_of(r, self._kind) >= _SHOWN_SCORE]
+            known = (result for result in results if result["category_id"] in self._categories)
+            self._kept[image_id] = [result for result in known if score_of(result, self._kind) >= _SHOWN_SCORE]
 
     def result(self, accuracy: Accuracy, matches: Matches) -> Insight:
         """The report's content.

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_deploy.artifact import Metadata, atomic_write, sha256_file
-from yolact_deploy.datasets.calibration_images import calibration_images, usable_images
-from yolact_deploy.datasets.held_out import calibration_apart
+from yolact_deploy.datasets.calibration_images import calibration_apart, calibration_images, usable_images
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export.calibration import Calibration, calibrate
 from yolact_deploy.export.mixed_precision import lower_trunk

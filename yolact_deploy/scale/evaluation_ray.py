@@ -39,7 +39,7 @@ def accuracy_on_ray(
     path = model if "://" in model else str(Path(model).resolve())
     with load(path, **options) as predictor:  # a model that cannot be loaded is reported here, once
         config = predictor.config
-    images.check_classes(config)
+    ids = images.category_ids(config, model)
     rows = [{"path": str(image.path.resolve()), "image_id": image.image_id} for image in images.images]
     results = []
     with running_ray(address) as ray:
@@ -47,5 +47,5 @@ def accuracy_on_ray(
         for row in progress.track(dataset.iter_rows(), "eval", len(images)):
             if row["error"] is not None:
                 raise InputError(row["error"])
-            results += coco_results(row, row["image_id"], config.category_ids)
+            results += coco_results(row, row["image_id"], ids)
     return accuracy(images.content, results, images.image_ids, evaluator, tuple(KINDS), scoring_limit(config))

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import cv2
 
-from yolact_deploy.datasets.annotations import read_picture_ids
+from yolact_deploy.datasets.annotations import categories_of, picture_ids, read_coco
+from yolact_deploy.datasets.class_names import AnnotatedClasses
 from yolact_deploy.errors import InputError
 from yolact_deploy.preprocess import foreign_picture, is_picture, read_image
 from yolact_deploy.streams.marks import is_marked
 from yolact_deploy.streams.readers.kinds import KINDS, is_stream_name, kind_of
 from yolact_deploy.streams.timed_frames import without_password
 from yolact_deploy.streams.video import probe_video
-from yolact_deploy.vocabulary import IMAGE_SUFFIXES, TRACK_FORMATS, VIDEO_SUFFIXES
+from yolact_deploy.vocabulary import CLASS_MATCHES, IMAGE_SUFFIXES, TRACK_FORMATS, VIDEO_SUFFIXES
 
 #: text files with one source a line
 LIST_SUFFIXES = (".txt", ".streams")
@@ -79,6 +80,8 @@ class Sources:
     streams: list[NamedStream] = field(default_factory=list)
     #: what the folders have besides, by the reason for which it is left out
     left_out: defaultdict[str, list[Path]] = field(default_factory=lambda: defaultdict(list))
+    #: those of the annotations that gave the ids of pictures
+    classes: AnnotatedClasses | None = None
     #: links to folders that were followed
     followed: list[Path] = field(default_factory=list)
 
@@ -102,14 +105,21 @@ class Sources:
             groups[stream.together or ("live" if stream.live else index)].append(stream)
         return list(groups.values())
 
-    def take_ids(self, annotations: str | os.PathLike[str]) -> None:
+    def take_ids(self, annotations: str | os.PathLike[str], match_classes: str = CLASS_MATCHES[0]) -> None:
         """Give each picture the id of its name in a COCO file, and leave out those that the file does not list.
+
+        Args:
+            match_classes: how the file's classes are found in a model, one of
+                :data:`~yolact_deploy.vocabulary.CLASS_MATCHES`
 
         Raises:
             DatasetError: not a COCO file, or two pictures of one name.
             InputError: it lists none of the pictures.
         """
-        ids = read_picture_ids(annotations).of(os.fspath(picture.path) for picture in self.pictures)
+        content = read_coco(annotations)
+        categories_of(content, annotations)  # checks them
+        self.classes = AnnotatedClasses.of(content, annotations, match_classes)
+        ids = picture_ids(content, annotations).of(os.fspath(picture.path) for picture in self.pictures)
         if not ids:
             raise InputError(f"{annotations} lists none of the {len(self.pictures)} pictures: give their annotations")
         numbers = [ids.get(os.fspath(picture.path)) for picture in self.pictures]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from yolact_deploy.vocabulary import CLASS_MATCHES
+
 if TYPE_CHECKING:
     from yolact_deploy.datasets.image_sets import CocoImages
 
@@ -21,6 +23,20 @@ def add_dataset_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", "--images", dest="images", type=int, metavar="N", help="only the first N pictures, by image id"
     )
     group.add_argument("--lenient", action="store_true", help="leave out images and annotations that are not sound")
+    add_match_argument(group)
+
+
+def add_match_argument(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    group.add_argument(
+        "--match-classes",
+        choices=CLASS_MATCHES,
+        help="whether the classes of model and annotations have the same category ids and names (both, the default), "
+        "the same ids though names differ (id), or the same names though ids differ (name)",
+    )
+
+
+def class_match(args: argparse.Namespace) -> str:
+    return args.match_classes or CLASS_MATCHES[0]
 
 
 def names_dataset(args: argparse.Namespace) -> bool:
@@ -37,4 +53,5 @@ def open_dataset(args: argparse.Namespace) -> CocoImages:
         images_dir=args.images_dir,
         limit=args.images,
         lenient=args.lenient,
+        match_classes=class_match(args),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.dataset_options import add_match_argument, class_match
+
 if TYPE_CHECKING:
     from yolact_deploy.datasets.image_sets import CocoImages
     from yolact_deploy.export.search.bisect import Target
@@ -43,6 +45,7 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lenient", action="store_true", help="leave out images to judge by and annotations that are not sound"
     )
+    add_match_argument(group)
     group.add_argument(
         "--search-images", type=int, default=100, metavar="N", help="images to judge by, spread evenly (default 100)"
     )
@@ -61,7 +64,7 @@ def search_limits(args: argparse.Namespace) -> Target | None:
     from yolact_deploy.export.search.bisect import Target
 
     if args.max_ap_drop is None and args.min_agreement is None:
-        for option in ("coco", "annotations", "images_dir", "sensitivity", "lenient"):
+        for option in ("coco", "annotations", "images_dir", "sensitivity", "lenient", "match_classes"):
             if getattr(args, option) not in (None, False):
                 name = option.replace("_", "-")
                 raise InputError(f"--{name} requires a limit for --int8: give --max-ap-drop or --min-agreement")
@@ -79,7 +82,7 @@ def judged_images(args: argparse.Namespace) -> CocoImages:
     """
     from dataclasses import replace
 
-    from yolact_deploy.datasets.held_out import judged_of_folder, spread
+    from yolact_deploy.datasets.calibration_images import judged_of_folder, spread
     from yolact_deploy.datasets.image_sets import open_images
     from yolact_deploy.datasets.resolve import has_annotations
     from yolact_deploy.errors import DatasetError
@@ -89,7 +92,10 @@ def judged_images(args: argparse.Namespace) -> CocoImages:
         images = judged_of_folder(args.calibration, args.search_images)
     else:
         coco = args.coco if named else args.calibration
-        images = open_images(coco=coco, annotations=args.annotations, images_dir=args.images_dir, lenient=args.lenient)
+        images = open_images(
+            coco=coco, annotations=args.annotations, images_dir=args.images_dir, lenient=args.lenient,
+            match_classes=class_match(args),
+        )  # fmt: skip
     if args.max_ap_drop is not None and images.content is None:
         raise DatasetError("--max-ap-drop needs ground truth: give --coco DIR or --annotations FILE with annotations")
     return replace(images, images=tuple(spread(images.images, args.search_images)))

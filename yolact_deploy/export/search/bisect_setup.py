@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolact_deploy.datasets.held_out import calibration_apart
+from yolact_deploy.datasets.calibration_images import calibration_apart
 from yolact_deploy.datasets.image_sets import CocoImages
 from yolact_deploy.errors import InputError
 from yolact_deploy.export.calibration import calibrate

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.datasets.held_out import spread
+from yolact_deploy.datasets.calibration_images import spread
 from yolact_deploy.datasets.image_sets import CocoImages, plain_images
 from yolact_deploy.errors import GateError, InputError
 from yolact_deploy.evaluation.bootstrap import Interval

@@ -110,7 +110,7 @@ class Trials:
         threads: int | None = None,
         source: str = "the graph",
     ) -> None:
-        images.check_classes(metadata.config)
+        self._category_ids = images.category_ids(metadata.config)
         self._backend = _MemoryBackend(metadata, mask_iou_net(model) if metadata.tail == "functions" else None)
         self._model = copy_model(model)
         fit_trunk(self._model)
@@ -225,10 +225,6 @@ class Trials:
         content = self.images.content
         limit = scoring_limit(self._backend.metadata.config)
         return None if content is None else AccuracyMeter(content, self.images.image_ids, max_detections=limit)
-
-    @property
-    def _category_ids(self) -> Sequence[int]:
-        return self._backend.metadata.config.category_ids
 
 
 class _MemoryBackend(Backend):

@@ -143,7 +143,8 @@ def evaluate(
             running = _open(model, workers, stack, progress)
             load_s = time.perf_counter() - start
             name = model.name if isinstance(model, EngineSource) else None
-            ids = dict(zip(running.config.category_ids, images.category_ids(running.config, name), strict=True))
+            own, ids = running.config.category_ids, images.category_ids(running.config, name)
+            renumber = {} if own == ids else dict(zip(own, ids, strict=True))
         config = running.config if running else _stored_config(model)
         limit = scoring_limit(config, sliced=model.slicing is not None)
         meter = AccuracyMeter(images.content, images.image_ids, evaluator=evaluator, max_detections=limit)
@@ -151,7 +152,7 @@ def evaluate(
         if cache and stored:
             run.read(cache, progress)
         if running:
-            run.predict(running.results, images.images[stored:], ids, cache, progress)
+            run.predict(running.results, images.images[stored:], renumber, cache, progress)
     accuracy, matches = run.score()
     whole_s = time.perf_counter() - start - load_s
     spent = {stage: ms / 1e3 for stage, ms in run.timer.spent.items()}
@@ -229,15 +230,17 @@ class _Run:
         self,
         results: _Results,
         images: Sequence[CocoImage],
-        ids: Mapping[int, int],
+        renumber: Mapping[int, int],
         cache: DetectionCache | None,
         progress: Progress,
     ) -> None:
-        """Run and score the images; ``ids`` are the dataset's by the model's."""
+        """Run and score the images; ``renumber`` has the dataset's category ids by the model's, if they differ."""
         done = progress.track(results(images), "evaluating", len(images))
         for image, of_image in zip(images, done, strict=True):
             self.timer.add(of_image.spent_ms)
-            of_dataset = [{**result, "category_id": ids[result["category_id"]]} for result in of_image.results]
+            of_dataset = of_image.results
+            if renumber:
+                of_dataset = [{**r, "category_id": renumber[r["category_id"]]} for r in of_dataset]
             if cache:
                 with self.timer.stage("store"):
                     cache.add(image.image_id, of_dataset)

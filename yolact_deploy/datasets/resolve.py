@@ -252,7 +252,7 @@ def _coco_files(folder: Path) -> list[SplitFiles]:
 def _other_coco_files(folder: Path) -> list[Path]:
     """The COCO files of a folder or of ``annotations`` in it, whatever they are called."""
     for place in (folder / "annotations", folder):
-        files = sorted(place.glob("*.json"))[:_MOST_FILES]
+        files = sorted(filter(is_file, place.glob("*.json")))[:_MOST_FILES]
         if found := [file for file in files if _looks_like_coco(file)]:
             return found
     return []
@@ -292,7 +292,7 @@ def read_dataset_file(path: Path) -> Mapping[Any, Any]:
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES)
+    return sorted(path for path in folder.iterdir() if path.suffix in _YAML_SUFFIXES and is_file(path))
 
 
 def _dataset_files(folder: Path) -> dict[Path, Mapping[Any, Any]]:

@@ -45,7 +45,7 @@ def refused(folder: Path, message: str) -> None:
 
 # -- YAML -------------------------------------------------------------------------------------------------------------
 
-_TAGS = ["!!bool x", "!!int ''", "!!float ''", "!!timestamp ''", "!!int abc", "!!binary '%'", "!!python/name:os.system"]
+_TAGS = ["!!bool x", "!!int ''", "!!float ''", "!!timestamp ''", "!!int abc", "!!set x", "!!python/name:os.system"]
 
 
 @pytest.mark.parametrize("value", _TAGS)

@@ -28,7 +28,7 @@ from yolact_deploy.datasets.formats.read_set import (
     rectangle,
 )
 from yolact_deploy.errors import DatasetError
-from yolact_deploy.untrusted import parse_json, shown
+from yolact_deploy.untrusted import is_file, parse_json, shown
 
 TITLE = "Label Studio JSON"
 #: what Label Studio puts before the name of an uploaded file
@@ -47,6 +47,8 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_export(file: Path) -> bool:
+    if not is_file(file):  # but a folder, or a pipe
+        return False
     with file.open("rb") as stream:
         head = stream.read(1 << 20)
     return head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"[") and all(

@@ -168,10 +168,11 @@ def _code(color: Color) -> int:
 
 def _read_objects(picture: ReadPicture, file: Path, root: Path, names: dict[Color, str], result: ReadSet) -> None:
     objects = _colors(file, picture, result)
+    colors = object_values(objects, str(file))
     class_file = root / "SegmentationClass" / file.name
     classes = _colors(class_file, picture, result)
     name_of = {_code(color): name for color, name in names.items()}
-    for color in object_values(objects, str(file)):
+    for color in colors:
         if color == _code(VOID):
             continue
         mask = objects == color

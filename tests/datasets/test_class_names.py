@@ -27,6 +27,7 @@ from yolact_deploy.errors import DatasetError, InputError
 from yolact_deploy.evaluation.detection_cache import DetectionCache
 from yolact_deploy.evaluation.engines import EngineSource, check_same_classes
 from yolact_deploy.evaluation.evaluate import cache_key, evaluate
+from yolact_deploy.evaluation.insight import InsightMeter
 from yolact_deploy.progress import NOTE
 
 IDS = tuple(CONFIG.category_ids)  # a plain tuple, which fits any names
@@ -307,11 +308,7 @@ def test_predict_with_ids_of_annotations(
     assert "--match-classes is about the classes of --annotations" in capsys.readouterr().err
 
 
-def test_a_model_with_more_classes_than_the_dataset_gets_its_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from yolact_deploy.evaluation.insight import InsightMeter
-
+def test_a_model_with_more_classes_than_the_dataset_gets_its_report(tmp_path: Path) -> None:
     renamed(tmp_path, "cat", "dog", "owl")
     images = open_images(coco=tmp_path)
     assert images.content is not None

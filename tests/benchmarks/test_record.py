@@ -17,6 +17,7 @@ pytest.importorskip("msgspec")
 
 import jsonschema
 from scripted import SCRIPT, ScriptedBackend, bench, source, write_coco, write_pictures
+from strict_schema import strict
 
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.benchmarks import record as record_module
@@ -44,18 +45,6 @@ RESULTS = Path(record_module.__file__).parent / "results"
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return bench(tmp_path_factory.mktemp("bench"), repeats=2)
-
-
-def strict(schema: Any) -> Any:
-    """The schema with every key forbidden that it does not document."""
-    if isinstance(schema, list):
-        return [strict(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    closed = {key: strict(part) for key, part in schema.items()}
-    if "properties" in closed and closed.get("type") == "object":
-        closed.setdefault("additionalProperties", False)
-    return closed
 
 
 @pytest.fixture(scope="module")

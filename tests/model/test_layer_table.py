@@ -10,7 +10,7 @@ from yolact_deploy.config import YolactConfig, get_config
 
 pytest.importorskip("torch")
 
-from yolact_deploy.model.layer_table import summarize, summary_dict
+from yolact_deploy.model.layer_table import layer_table, summary_dict
 from yolact_deploy.training import YolactModel
 
 
@@ -55,34 +55,35 @@ def test_a_model_is_described_as_it_is() -> None:
     assert figures["prototype_size"] == 24
 
 
+def rows_of(name: str, layer: str) -> list[tuple[str, str, str, str]]:
+    return [row for row in layer_table(get_config(name)).rows if row[0].strip().startswith(f"{layer}:")]
+
+
 def test_the_table_shows_layers_and_totals() -> None:
-    table = summarize(get_config("yolact_base"))
-    assert "ResNetBackbone (backbone)" in table
-    assert "Total params: 50,157,071" in table
-    assert "convolutions 82.34 GMAC" in table
-    assert "82.44 GMAC with the semantic layer" in table
-    assert "(47.95 GMAC) prints about 34.5" in table
-    assert "priors 19,248 on levels of 69 35 18 9 5" in table
-    assert len(summarize(get_config("yolact_base"), depth=1).splitlines()) < len(table.splitlines())
+    table = layer_table(get_config("yolact_base"))
+    notes = " ".join(table.notes)
+    assert any(name.strip() == "backbone: ResNetBackbone" for name, *_ in table.rows)
+    assert "parameters 50,157,071" in notes
+    assert "convolutions 82.34 GMAC" in notes
+    assert "82.44 GMAC with the semantic layer" in notes
+    assert "(47.95 GMAC) prints about 34.5" in notes
+    assert "priors 19,248 on levels of 69 35 18 9 5" in notes
+    assert len(layer_table(get_config("yolact_base"), depth=1).rows) < len(table.rows)
 
 
 def test_the_rows_of_the_semantic_layer_and_of_the_head() -> None:
-    rows = [line.split() for line in summarize(get_config("yolact_base")).splitlines()]
-
-    def row(name: str) -> list[str]:
-        return next(words for words in rows if f"({name}):" in " ".join(words))
-
-    assert "20,560" in row("semantic_seg_conv")
-    assert row("semantic_seg_conv")[3:7] == ["[1,", "80,", "69,", "69]"] or "69]" in row("semantic_seg_conv")
-    for name, parameters in (
+    ((_, output, parameters, macs),) = rows_of("yolact_base", "semantic_seg_conv")
+    assert (output, parameters, macs) == ("[1, 80, 69, 69]", "20,560", f"{80 * 257 * 69 * 69:,}")
+    for name, number in (
         ("upfeature", "590,080"), ("bbox_layer", "27,660"), ("conf_layer", "560,115"), ("mask_layer", "221,280")
     ):  # fmt: skip
-        assert parameters in row(name)
-    assert "9,408" in row("conv1")
-    assert sum("conf_layer):" in " ".join(words) for words in rows) == 5
+        first, *rest = rows_of("yolact_base", name)
+        assert first[2] == number
+        assert [row[2] for row in rest] == ["(recursive)"] * 4
+    assert rows_of("yolact_base", "conv1")[0][2] == "9,408"
 
 
 def test_the_table_of_yolact_plus() -> None:
-    table = summarize(get_config("yolact_plus_resnet50"))
-    assert "Total params: 33,766,460" in table
-    assert "convolutions 70.69 GMAC" in table
+    notes = " ".join(layer_table(get_config("yolact_plus_resnet50")).notes)
+    assert "parameters 33,766,460" in notes
+    assert "convolutions 70.69 GMAC" in notes

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_json
+from yolact_deploy.benchmarks.described_schema import described_schema
 from yolact_deploy.benchmarks.limits import MachineLimits, Roofline
 from yolact_deploy.errors import DatasetError, InputError, OutputError, import_optional
 from yolact_deploy.evaluation.accuracy import Accuracy
@@ -444,17 +445,7 @@ def find_record(text: str) -> tuple[str, str | None]:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of the files, derived from the types; descriptions come from their docstrings."""
-    _, components = _msgspec().json.schema_components((Record,), ref_template="#/$defs/{name}")
-    for component in components.values():
-        words, _, attributes = component.pop("description").partition("\n\nAttributes:\n")
-        component["description"] = " ".join(words.split())
-        for names, text in re.findall(r"^    (\w[\w, ]*): (.+(?:\n     .+)*)", attributes, re.MULTILINE):
-            for name in component["properties"].keys() & names.split(", "):
-                component["properties"][name]["description"] = " ".join(text.split())
-    top = components.pop("Record")
-    del top["properties"]["name"]
-    top["required"].insert(0, "schema")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **top, "$defs": components}
+    return described_schema(Record, leave_out=("name",))
 
 
 # -- parts ----------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.cli.schemas import DOCTOR
     from yolact_deploy.console import print_json
     from yolact_deploy.runtime.checks import describe_machine, examine
     from yolact_deploy.version import __version__
@@ -29,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     machine = {"yolact_deploy": __version__, **describe_machine()}
     findings = examine(timeout=args.timeout)
     if args.json:
-        print_json({"machine": machine, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        checks = [dataclasses.asdict(finding) for finding in findings]
+        print_json({"schema": DOCTOR, "machine": machine, "findings": checks})
     elif not args.quiet:
         _print(machine, findings)
     return 0 if any(finding.works and finding.kind == "runtime" for finding in findings) else 2

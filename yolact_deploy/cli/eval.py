@@ -100,6 +100,7 @@ class _Scored(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
+    from yolact_deploy.cli.schemas import EVAL
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError
 
@@ -121,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             "reference": args.reference,
             "difference": difference or None,
         }
-        print_json({"model": scored.name, **scored.accuracy.to_json(), **more})
+        print_json({"schema": EVAL, "model": scored.name, **scored.accuracy.to_json(), **more})
     elif not args.quiet:
         _print(args, scored)
     return 0

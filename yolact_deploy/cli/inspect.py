@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.cli.at_hand import model_at_hand
+    from yolact_deploy.cli.schemas import INSPECT
     from yolact_deploy.console import print_json
     from yolact_deploy.inspection import inspect_file
     from yolact_deploy.vocabulary import ENGINE_SUFFIXES, ONNX_SUFFIXES
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
         facts["profile"] = profile_file(path, device=args.device, runs=args.runs)
     if args.json:
-        print_json(facts)
+        print_json({"schema": INSPECT, **facts})
     else:
         _print(facts)
     return 0

@@ -48,6 +48,7 @@ COMMANDS = {
     "data": "Check a dataset, fit priors to it, or generate one of shapes",
     "demo": "Export, measure and run the model that comes with the package",
     "fetch": "Download the official weights of a configuration",
+    "completion": "Print a script that completes commands and options in a shell",
 }
 _GLOBAL_FLAGS = ("--debug", "--quiet", "--json")
 #: exit code that a shell reports for a program ended by SIGPIPE

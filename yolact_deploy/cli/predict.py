@@ -185,6 +185,7 @@ def _run_in_processes(
 
 
 def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress: Progress) -> int:
+    from yolact_deploy.cli.schemas import RAY
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import InputError
     from yolact_deploy.scale.prediction_ray import predict_on_ray
@@ -212,7 +213,7 @@ def _run_on_ray(args: argparse.Namespace, model: str, sources: Sources, progress
         progress=progress,
     )
     if args.json:
-        print_json(facts)
+        print_json({"schema": RAY, **facts})
     elif not args.quiet:
         print_text(
             f"{facts['images']} images, {len(facts['failed'])} failed, {facts['detections']} detections; "

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes, write_json
+from yolact_deploy.cli.schemas import DETECTIONS, PREDICT
 from yolact_deploy.cli.stream_job import RunningStream, StreamOptions, VideoOutputs, merged
 from yolact_deploy.datasets.shard import Shard
 from yolact_deploy.detections import Detections
@@ -42,12 +43,16 @@ from yolact_deploy.streams.threaded_stages import Pipeline, each
 from yolact_deploy.streams.timed_frames import DEFAULT_FPS, ReadOptions
 from yolact_deploy.streams.video import read_timed
 
+if TYPE_CHECKING:
+    from yolact_deploy.cli.schemas.output_types import FailedSource, PredictSummary, StreamSummary
+
 _log = logging.getLogger(__name__)
 
 Image = NDArray[np.uint8]
 
 #: lossless formats; overlays of such pictures are written lossless as well
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+_STREAM_COUNTS: tuple[Literal["damaged", "dropped", "reconnects"], ...] = ("damaged", "dropped", "reconnects")
 #: names of the COCO files
 COCO_FILES = ("detections.coco.json", "detections.images.json")
 #: errors of the system after which no other output can be written either
@@ -63,18 +68,19 @@ class Summary:
     seconds: float = 0.0
     spent_ms: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     outputs: list[Path] = field(default_factory=list)
-    failed: list[dict[str, str]] = field(default_factory=list)
+    failed: list[FailedSource] = field(default_factory=list)
     #: what folders have besides pictures, by the reason for which it is left out
     left_out: dict[str, list[Path]] = field(default_factory=dict)
     #: what happened to streams: packets damaged, frames dropped, reconnections, objects counted
-    streams: list[dict[str, Any]] = field(default_factory=list)
+    streams: list[StreamSummary] = field(default_factory=list)
     #: whether Ctrl-C ended the run early
     interrupted: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PredictSummary:
         """JSON-ready, with the mean milliseconds of each stage per image."""
         count = max(self.images, 1)
         return {
+            "schema": PREDICT,
             "images": self.images,
             "detections": self.detections,
             "seconds": round(self.seconds, 3),
@@ -284,7 +290,7 @@ class PredictionJob:
                 assert job.drawn is not None
                 self._write_image(names["overlay"], job.drawn)
             if "json" in names:
-                self._write_json(names["json"], {"image": str(work.path), **detections.to_json()})
+                self._write_json(names["json"], {"schema": DETECTIONS, "image": str(work.path), **detections.to_json()})
             for sink in self._sinks:
                 sink.take(SinkItem(work.name, str(work.path), job.image, detections))
 
@@ -428,15 +434,14 @@ class PredictionJob:
                     "%s: the time between frames varies; the overlay plays at a constant %.4g frames/s",
                     one.stream, one.frames.info.fps,
                 )  # fmt: skip
-        counts, facts = one.frames.counts, {}
-        for kind in ("damaged", "dropped", "reconnects"):
-            if number := getattr(counts, kind):
-                facts[kind] = number
-        counted = [counter.to_dict() for counter in one.counters]
-        if facts or counted:
-            self.summary.streams.append(
-                {"source": str(one.stream), **facts, **({"counts": counted} if counted else {})}
-            )
+        summary: StreamSummary = {"source": str(one.stream)}
+        for kind in _STREAM_COUNTS:
+            if number := getattr(one.frames.counts, kind):
+                summary[kind] = number
+        if counted := [counter.to_dict() for counter in one.counters]:
+            summary["counts"] = counted
+        if len(summary) > 1:
+            self.summary.streams.append(summary)
         if one.error is not None:
             raise one.error
 

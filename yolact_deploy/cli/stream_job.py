@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from yolact_deploy.artifact import atomic_write
+from yolact_deploy.cli.schemas import DETECTIONS
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import DrawStyle, draw_detections
 from yolact_deploy.runtime.streaming import StreamFrame
@@ -177,7 +178,7 @@ class VideoOutputs:
         """Take a frame; ``seconds`` is its time in the stream."""
         if self._lines is not None:
             line: dict[str, Any] = {"frame": self.count, "time": round(seconds, 4), **detections.to_json()}
-            self._lines.write(json.dumps({**JSON_MARK, **line}) + "\n")
+            self._lines.write(json.dumps({**JSON_MARK, "schema": DETECTIONS, **line}) + "\n")
         if self.video is not None and drawn is not None:
             self.video.write(drawn, seconds - self._start)
             self.varies |= abs(seconds - self._start - self.count / self._fps) > 1.5 / self._fps

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import read_config
     from yolact_deploy.cli.at_hand import checkpoint_at_hand
-    from yolact_deploy.console import print_json
+    from yolact_deploy.console import print_json, print_table, print_text
     from yolact_deploy.errors import InputError, import_optional
 
     if args.depth < 1:
@@ -30,11 +30,14 @@ def run(args: argparse.Namespace) -> int:
     network = read_config(args.config).with_input(**size_options(args)) if args.config else None
     import_optional("torch", "train", "the layer table")
     from yolact_deploy.model.checkpoint import load_model
-    from yolact_deploy.model.layer_table import summarize, summary_dict
+    from yolact_deploy.model.layer_table import LayerTable, layer_table, summary_dict
 
     described = network or load_model(args.weights or checkpoint_at_hand(args), **size_options(args))
     if args.json:
         print_json(summary_dict(described))
     else:
-        print(summarize(described, depth=args.depth))
+        table = layer_table(described, depth=args.depth)
+        print_table(LayerTable.COLUMNS, table.rows, title=table.title)
+        for note in table.notes:
+            print_text(note)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +15,24 @@ from yolact_deploy.model import RawHeads, YolactModel
 from yolact_deploy.model.model_macs import count_model_macs
 
 
-def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> str:
-    """Table of layers with output shapes, parameters and multiply-adds for one image, and the totals.
+class LayerTable(NamedTuple):
+    """The layers of a network, for one image.
+
+    Attributes:
+        title: the network
+        rows: of each layer: name, indented by its depth, and class; output shape; parameters; multiply-adds
+        notes: the totals, one sentence each
+    """
+
+    title: str
+    rows: list[tuple[str, str, str, str]]
+    notes: tuple[str, ...]
+
+    COLUMNS = ("layer", "output", "parameters", "multiply-adds")
+
+
+def layer_table(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> LayerTable:
+    """The layers with output shapes, parameters and multiply-adds for one image, and the totals.
 
     Args:
         config_or_model: what to describe.
@@ -31,25 +47,25 @@ def summarize(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> st
     model = _on_meta(config_or_model)
     height, width = model.config.input_shape
     model.forward = partial(_all_layers, model)  # type: ignore[method-assign, assignment]  # NMS needs values, not shapes
-    table = torchinfo.summary(
-        model,
-        input_size=(1, 3, height, width),
-        device="meta",
-        depth=depth,
-        col_names=("output_size", "num_params", "mult_adds"),
-        row_settings=("depth", "var_names"),
-        mode="eval",
-        verbose=0,
-    )
+    table = torchinfo.summary(model, input_size=(1, 3, height, width), device="meta", mode="eval", verbose=0)
     levels = " ".join(map(_text, figures["level_sizes"]))
-    return (
-        f"{figures['name']}: {figures['backbone']}, input {height}x{width}, {figures['classes']} classes\n"
-        f"{str(table).replace('Units.GIGABYTES', 'G')}\n"
-        f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable), "
-        f"convolutions {figures['gmac']:.2f} GMAC\n"
-        f"{_macs_note(figures)}\n"
-        f"priors {figures['priors']:,} on levels of {levels}, prototypes of {_text(figures['prototype_size'])}"
+    return LayerTable(
+        f"{figures['name']}: {figures['backbone']}, input {height}x{width}, classes: {figures['classes']}",
+        [_layer_row(layer, layer.depth == depth) for layer in table.summary_list if layer.depth <= depth],
+        (
+            f"parameters {figures['parameters']:,} ({figures['trainable']:,} trainable, "
+            f"{table.total_param_bytes / 1e6:.2f} MB), convolutions {figures['gmac']:.2f} GMAC",
+            _macs_note(figures),
+            f"priors {figures['priors']:,} on levels of {levels}, prototypes of {_text(figures['prototype_size'])}",
+        ),
     )
+
+
+def _layer_row(layer: Any, is_deepest: bool) -> tuple[str, str, str, str]:
+    """A row of torchinfo; a dash for what a layer does not have or its parts have."""
+    cells = (layer.num_params_to_str(is_deepest), layer.macs_to_str(is_deepest))
+    parameters, macs = ("-" if cell == "--" else cell for cell in cells)
+    return f"{'  ' * layer.depth}{layer.var_name}: {layer.class_name}", str(layer.output_size), parameters, macs
 
 
 def _text(size: Any) -> str:
@@ -95,7 +111,7 @@ def _macs_note(figures: dict[str, Any]) -> str:
     whole = figures["gmac"] + figures["gmac_semantic"]
     return (
         f"{whole:.2f} GMAC with the semantic layer, which only training runs. Each use of a layer counts, so the head "
-        f"counts on all five levels;\na tool that does not look into the backbone's stages "
+        f"counts on all five levels; a tool that does not look into the backbone's stages "
         f"({figures['gmac_stages']:.2f} GMAC) prints about {whole - figures['gmac_stages']:.1f}"
     )
 

@@ -1,0 +1,102 @@
+"""The commands in a terminal of 80 columns: no line is longer, and no number is split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pseudo_terminal import shown_lines
+
+for module in ("rich", "onnxruntime", "onnx", "pycocotools", "msgspec", "torch", "torchinfo", "yaml"):
+    pytest.importorskip(module)
+
+from yolact_deploy import samples
+from yolact_deploy.cli import main as cli
+from yolact_deploy.console.text_layout import width_of
+
+RESULTS = Path(cli.__file__).parents[1] / "benchmarks/results"
+#: runs several commands in one process; the checks of two runtimes are enough
+SCRIPT = """
+import functools, json, sys
+from yolact_deploy.cli.main import main
+from yolact_deploy.runtime import checks
+checks.examine = functools.partial(checks.examine, ["onnx", "tensorrt", "NVIDIA driver"])
+for words, expected in json.loads(sys.argv[1]):
+    assert main(words) in expected, words
+"""
+SPEEDS = ("cpu_epyc2_resnet50_speed.json", "cpu_epyc2_demo.json")
+
+
+def with_actions(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from with_actions(child)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_help_fits(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for parser in with_actions(cli.command_parser(name)):
+        lines = parser.format_help().splitlines()
+        # Choices and addresses are one word.
+        assert [line for line in lines if width_of(line) > columns and len(line.split()) > 2] == []
+        if columns == 80:
+            assert max(map(width_of, lines)) <= columns
+
+
+def numbers(lines: list[str]) -> set[str]:
+    return set(re.findall(r"\d[\d,.]*\d|\d", " ".join(lines)))
+
+
+def run(folder: Path, columns: int, commands: list[tuple[list[str], list[int]]]) -> list[str]:
+    return shown_lines([sys.executable, "-c", SCRIPT, json.dumps(commands)], columns, folder)
+
+
+def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -> None:
+    results = [
+        {"image_id": 196393, "category_id": 1, "bbox": [10.0, 10.0, 50.0, 60.0], "score": 0.9},
+        {"image_id": 196393, "category_id": 1, "bbox": [12.0, 10.0, 50.0, 60.0], "score": 0.3},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "demo.onnx").symlink_to(demo_onnx)
+    speeds = [str(RESULTS / name) for name in SPEEDS]
+    annotated = ["--annotations", str(samples.ANNOTATIONS)]
+    commands: list[tuple[list[str], list[int]]] = [
+        (["inspect", "demo.onnx"], [0]),
+        (["inspect", "--layers", str(samples.DEMO_MODEL)], [0]),
+        (["summary", "--config", "yolact_base"], [0]),
+        (["eval", "--results", "results.json", *annotated, "--per-class"], [0]),
+        (["data", "check", str(samples.NUCLEI.annotations)], [0, 2]),
+        (["bench", "table", *speeds], [0]),
+        (["bench", "diff", *speeds], [0, 2]),
+        (["doctor"], [0, 2]),
+        (["inspect", "no_such_file_" * 8 + ".onnx"], [2]),
+    ]
+    wide, narrow = run(tmp_path, 500, commands), run(tmp_path, 80, commands)
+    long = [line for line in narrow if width_of(line) > 80]
+    assert [line for line in long if len(line.split()) > 1] == [], "only a path is longer"
+    assert numbers(wide) - numbers(narrow) == set(), "a number was split or left out"
+
+
+@pytest.mark.slow  # of the same tables, test_text_layout.py lays out those of stored results
+def test_what_is_measured(demo_onnx: Path, tmp_path: Path) -> None:
+    (tmp_path / "demo.onnx").symlink_to(demo_onnx)
+    pictures = [str(path) for path in samples.sample_images()[:2]]
+    commands: list[tuple[list[str], list[int]]] = [
+        (["predict", "demo.onnx", *pictures, "-o", "out"], [0]),
+        (["bench", "--engine", "demo.onnx", "--engine", "demo.onnx@onnxruntime:tail=graph", "--limit", "2",
+          "--warmup", "1", "--images-dir", str(samples.IMAGES)], [0]),
+        (["data", "shapes", "-o", "shapes", "--train", "4", "--val", "2", "--size", "96"], [0]),
+        (["data", "priors", "shapes/shapes.yaml", "--recipe", "shapes_demo"], [0]),
+        (["data", "split", "shapes/shapes.yaml", "-o", "parts"], [0]),
+    ]  # fmt: skip
+    long = [line for line in run(tmp_path, 80, commands) if width_of(line) > 80]
+    assert [line for line in long if len(line.split()) > 1] == []

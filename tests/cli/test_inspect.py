@@ -183,7 +183,7 @@ def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.trt"
     path.write_bytes(data)
     assert cli.main(["inspect", str(path), "--layers"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     for part in ("TensorRT for RTX engine", "1.7.1.116", "yolact_resnet50", NO_LAYERS):
         assert part in text
 

@@ -30,14 +30,14 @@ def run(args: argparse.Namespace) -> int:
     network = read_config(args.config).with_input(**size_options(args)) if args.config else None
     import_optional("torch", "train", "the layer table")
     from yolact_deploy.model.checkpoint import load_model
-    from yolact_deploy.model.layer_table import LayerTable, layer_table, summary_dict
+    from yolact_deploy.model.layer_table import COLUMNS, layer_table, summary_dict
 
     described = network or load_model(args.weights or checkpoint_at_hand(args), **size_options(args))
     if args.json:
         print_json(summary_dict(described))
     else:
         table = layer_table(described, depth=args.depth)
-        print_table(LayerTable.COLUMNS, table.rows, title=table.title)
+        print_table(COLUMNS, table.rows, title=table.title)
         for note in table.notes:
             print_text(note)
     return 0

@@ -14,21 +14,21 @@ from yolact_deploy.errors import import_optional
 from yolact_deploy.model import RawHeads, YolactModel
 from yolact_deploy.model.model_macs import count_model_macs
 
+COLUMNS = ("layer", "output", "parameters", "multiply-adds")
+
 
 class LayerTable(NamedTuple):
     """The layers of a network, for one image.
 
     Attributes:
         title: the network
-        rows: of each layer: name, indented by its depth, and class; output shape; parameters; multiply-adds
+        rows: the :data:`COLUMNS` of each layer; the first is its name, indented by its depth, and its class
         notes: the totals, one sentence each
     """
 
     title: str
     rows: list[tuple[str, str, str, str]]
     notes: tuple[str, ...]
-
-    COLUMNS = ("layer", "output", "parameters", "multiply-adds")
 
 
 def layer_table(config_or_model: YolactConfig | YolactModel, depth: int = 3) -> LayerTable:

@@ -190,7 +190,7 @@ class EvalResult(TypedDict):
 # -- doctor ---------------------------------------------------------------------------------------------------------
 
 
-class _Machine(TypedDict):
+class _MachineBase(TypedDict):
     yolact_deploy: str
     system: str
     processor: str
@@ -199,7 +199,7 @@ class _Machine(TypedDict):
     python: str
 
 
-class MachineFacts(_Machine, total=False):
+class MachineFacts(_MachineBase, total=False):
     """The computer.
 
     Attributes:

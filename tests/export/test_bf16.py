@@ -235,6 +235,7 @@ def test_a_wrong_graph_does_not_hide_behind_the_rounding(
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_lowering_fails(
     make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +253,7 @@ def test_a_wrong_lowering_fails(
         export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
 
 
+@pytest.mark.slow
 def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path) -> None:
     """What overflows FP16 needs no care in BF16."""
     model = copy.deepcopy(make_model(NAME, SMALL))

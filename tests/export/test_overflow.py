@@ -126,6 +126,7 @@ def test_a_trained_model_is_repaired(
     assert found.extra <= 1
 
 
+@pytest.mark.slow
 def test_the_check_of_the_file_sees_overflows_too(tmp_path: Path) -> None:
     """Who leaves the search out gets no broken file either."""
     model = load_model(samples.DEMO_MODEL)

@@ -29,34 +29,39 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_the_curves_of_a_training(tmp_path: Path) -> None:
-    recipe = tiny.tiny_recipe("iterations=3", "eval_interval=2")
-    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu")
-    curves = _curves(tmp_path / "run")
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training of three iterations, each evaluated."""
+    folder = tmp_path_factory.mktemp("training")
+    recipe = tiny.tiny_recipe("iterations=3", "eval_interval=1")
+    fit(recipe, tiny.tiny_set(folder / "set"), folder / "run", workers=0, device="cpu")
+    return folder / "run"
+
+
+def test_the_curves_of_a_training(run: Path) -> None:
+    curves = _curves(run)
     assert [step for step, _ in curves["loss/box"]] == [1, 2, 3]
-    assert [step for step, _ in curves["mask/ap"]] == [2, 3]
+    assert [step for step, _ in curves["mask/ap"]] == [1, 2, 3]
     assert {"loss/class", "loss/mask", "loss/semantic", "train/lr", "box/ap50"} <= set(curves)
-    logged = {r["step"]: r["loss"] for r in read_log(tmp_path / "run" / "log.jsonl") if r["event"] == "step"}
+    logged = {r["step"]: r["loss"] for r in read_log(run / "log.jsonl") if r["event"] == "step"}
     for step, value in curves["train/loss"]:
         assert value == pytest.approx(logged[step], rel=1e-6)
 
 
-def test_pictures_of_predictions_and_what_a_person_looks_at(tmp_path: Path) -> None:
-    recipe = tiny.tiny_recipe("iterations=2", "eval_interval=1")
-    fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu")
-    events = EventAccumulator(str(tmp_path / "run"))
+def test_pictures_of_predictions_and_what_a_person_looks_at(run: Path) -> None:
+    events = EventAccumulator(str(run))
     events.Reload()
     (tag,) = events.Tags()["images"]
     pictures = events.Images(tag)
-    assert (tag, [picture.step for picture in pictures]) == ("predictions", [1, 2])
+    assert (tag, [picture.step for picture in pictures]) == ("predictions", [1, 2, 3])
     assert pictures[0].height == 320
     assert pictures[0].width == pytest.approx(2 * 320 * 96 / 72, abs=2)
-    card = (tmp_path / "run" / NAME).read_text()
+    card = (run / NAME).read_text()
     assert "| val | 2 |" in card
-    assert "2 iterations of 4 images" in card
-    assert "pace" not in (tmp_path / "run" / "log.jsonl").read_text()
+    assert "3 iterations of 4 images" in card
+    assert "pace" not in (run / "log.jsonl").read_text()
     if importlib.util.find_spec("matplotlib") is not None:
-        assert cv2.imread(str(tmp_path / "run" / "curves.png")) is not None
+        assert cv2.imread(str(run / "curves.png")) is not None
 
 
 def test_every_step_is_shown_from_the_first_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

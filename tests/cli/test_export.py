@@ -100,7 +100,7 @@ def test_fp16_onnx_and_engine(here: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.usefixtures("short_check")
 def test_json_and_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tail", "heads", "--batch", "2", "--input", "float32", "--engine", "none", "-o", "out/net.onnx"]
-    assert cli.main(["export", "--json", *DEMO, *arguments]) == 0
+    assert cli.main(["export", "--json", "--weights", str(DEMO_MODEL), *SMALL, *arguments]) == 0
     assert names(here) == ["out"]
     assert names(here / "out") == ["net.onnx"]
     out, err = capsys.readouterr()

@@ -21,7 +21,7 @@ from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.ops import operator_of
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import make_priors
-from yolact_deploy.samples import sample_images
+from yolact_deploy.samples import DEMO_MODEL, sample_images
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
@@ -35,6 +35,7 @@ from yolact_deploy.export import onnx as exporter
 from yolact_deploy.export.onnx import export_onnx
 from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.model import YolactModel
+from yolact_deploy.model.checkpoint import load_model
 
 SUPPORTED = list_configs()
 SMALL = 138
@@ -291,18 +292,17 @@ def test_fixed_batch(export: Export) -> None:
 
 
 @pytest.mark.parametrize("size", [97, pytest.param(200, marks=pytest.mark.slow)])
-def test_other_sizes_have_their_own_priors(export: Export, make_model: Callable[..., Any], size: int) -> None:
-    """With float32 input, which takes fractions of a gray level."""
+def test_other_sizes_have_their_own_priors(tmp_path: Path, size: int) -> None:
+    """With a fixed batch, and float32 input, which takes fractions of a gray level; tests/cli exports the same."""
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 
-    path = export("small", size, tail="heads", input_dtype="float32")
-    assert onnx_metadata(read_onnx(path), path).input_dtype == "float32"
-    config = named_config("small", size)
-    images = pictures(1, size).astype(np.float32) / 2 + 0.25
+    model, path = load_model(DEMO_MODEL, image_size=size), tmp_path / "m.onnx"
+    export_onnx(model, path, ExportSpec(tail="heads", input_dtype="float32", batch=(2, 2, 2)))
+    config = model.config
+    images = pictures(2, size).astype(np.float32) / 2 + 0.25
     found = run(path, images)
-    assert found["boxes"].shape == (1, config.num_priors, 4)
-    assert found["proto"].shape == (1, config.prototype_size, config.prototype_size, 32)
-    model = make_model("small", size)
+    assert found["boxes"].shape == (2, config.num_priors, 4)
+    assert found["proto"].shape == (2, config.prototype_size, config.prototype_size, config.num_prototypes)
     np.testing.assert_array_equal(model.priors.numpy(), make_priors(config))
     eager = TorchBackend(model, input_dtype="float32").run(images)
     np.testing.assert_allclose(found["boxes"], eager.boxes, atol=1e-4, rtol=1e-4)

@@ -147,6 +147,7 @@ def test_heads_have_no_mask_scores(export: Export, picture: Any, eager: Any) -> 
     np.testing.assert_allclose(found.scores, eager.scores, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_weights_that_were_never_trained(picture: Any, tmp_path: Path) -> None:
     """Their biases are zeros, which the exporter leaves out."""
     torch.manual_seed(0)

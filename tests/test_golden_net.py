@@ -243,6 +243,7 @@ def _image_masks(net: Net, image: int, variant: str, crop: bool) -> Any:
     return ops.paste_masks_full(masks, facts["h"], facts["w"]).numpy()
 
 
+@pytest.mark.slow
 def test_fused_model_gives_the_same(net: Net) -> None:
     fused = fuse_batch_norm(net.model)
     with torch.inference_mode():

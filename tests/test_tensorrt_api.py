@@ -167,6 +167,7 @@ def test_mistakes_are_detected(
     assert message in "\n".join([*report["errors"], *report["overrides"]])
 
 
+@pytest.mark.slow
 def test_an_unreachable_branch_is_detected(check: Check, tmp_path: Path) -> None:
     """No version would report a mistake in it either."""
     mistake = CONFIGURE.replace(

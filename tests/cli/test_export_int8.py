@@ -89,6 +89,7 @@ def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.Capt
     assert Path("m.onnx").stat().st_size < 0.35 * 7.6e6
 
 
+@pytest.mark.slow
 def test_the_rest_in_fp16(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", "--int8", "--fp16", *DEMO, "--calibration", str(pictures), "--images", "6"]
     assert cli.main([*arguments, "--engine", "none", "-o", "m"]) == 0
@@ -135,6 +136,7 @@ def test_a_calibration_that_does_not_fit_is_refused(
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_interrupted(
     here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_layers_in_fp32_beside_int8(export: Export, tmp_path: Path) -> None:
     ids=["all", "kept"],
 )
 @pytest.mark.parametrize("batch", PARAMETERS)
+@pytest.mark.slow
 def test_fp16_beside_int8(export: Export, tmp_path: Path, batch: str, kept: tuple[str, ...]) -> None:
     single = export(NAME, SMALL, batch=BATCHES[batch])
     half = quantized(single, tmp_path / "half.onnx", rest="fp16", keep_fp32=kept)
@@ -141,6 +142,7 @@ def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> 
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_why_it_is_refused(export: Export, tmp_path: Path) -> None:
     """The parser takes no zero points: should a later TensorRT do, the refusal can go."""
     model: Any = read_onnx(quantized(export(NAME, SMALL), tmp_path / "int8.onnx"))

@@ -140,6 +140,7 @@ def test_a_scale_that_fp16_cannot_hold() -> None:
         lower_trunk(model, ())
 
 
+@pytest.mark.slow
 def test_cpu_runtimes(export: Export, calibration: Calibration, tmp_path: Path) -> None:
     """In ONNX Runtime and OpenVINO the file is about as close to FP32 as with all of its roundings one by one."""
     from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend

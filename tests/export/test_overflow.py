@@ -87,12 +87,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Ten pictures of what it was trained for, which it has not seen."""
+    """Five pictures of what it was trained for, which it has not seen."""
     pytest.importorskip("torchvision")
     from yolact_deploy.datasets.shapes import write_shapes
 
     folder = tmp_path_factory.mktemp("shapes")
-    for _ in write_shapes(folder, {"val": 10}):
+    for _ in write_shapes(folder, {"val": 5}):
         pass
     return [read_image(path) for path in sorted(folder.glob("images/*.png"))]
 
@@ -117,8 +117,8 @@ def test_a_trained_model_is_repaired(
     assert exported.measured.ranges is not None
     assert exported.measured.ranges.images == len(PICTURES)
     found = agreement(trained, tmp_path / "repaired.onnx", shapes)
-    assert len(shapes) == found.images == 10
-    assert found.reference_detections > 50
+    assert len(shapes) == found.images == 5
+    assert found.reference_detections > 20
     assert found.matched_share_90 is not None
     assert found.matched_share_90 >= 0.99
     assert found.mean_mask_iou is not None
@@ -298,6 +298,7 @@ def test_no_pictures(plain: dict[str, Path]) -> None:
         measure_ranges(read_onnx(plain["fp32"]), [])
 
 
+@pytest.mark.slow
 def test_only_fp16_is_checked(make_model: Callable[..., Any], tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         spec = ExportSpec(precision=precision)

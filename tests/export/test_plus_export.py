@@ -226,6 +226,7 @@ def test_outputs_are_told_by_the_metadata() -> None:
         pytest.param("heads", "fp16", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_an_engine(export: Export, tmp_path: Path, precision: str, tail: str) -> None:
     from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few import few
 
 from yolact_deploy.errors import ExportError
 from yolact_deploy.vocabulary import QUANTIZATION_FORMS
@@ -173,7 +174,7 @@ def test_numbers_are_those_of_fp32(export: Export, name: str, target: str) -> No
         assert least < decibels(reference, ours) < 60
 
 
-@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
+@pytest.mark.parametrize("target", few(QUANTIZATION_FORMS, 0))
 def test_the_rest_is_untouched(export: Export, target: str) -> None:
     """Names of layers, and what is around the trunk, node by node."""
     path = export(NAME, SMALL)
@@ -196,7 +197,7 @@ def test_the_rest_is_untouched(export: Export, target: str) -> None:
     assert after.opset_import == before.opset_import
 
 
-@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
+@pytest.mark.parametrize("target", few(QUANTIZATION_FORMS, 0))
 def test_dynamic_batches_and_heads(export: Export, target: str) -> None:
     """Each picture of a batch gives what it gives alone."""
     model = quantized(export(NAME, SMALL, batch=(1, 2, 4), tail="heads"), target)
@@ -210,7 +211,7 @@ def test_dynamic_batches_and_heads(export: Export, target: str) -> None:
 # -- layers that are kept -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
+@pytest.mark.parametrize("target", few(QUANTIZATION_FORMS, 0))
 def test_kept_layers(export: Export, target: str) -> None:
     """They have their weights and, in the symmetric form, what they read; the others are as they were."""
     path = export(NAME, SMALL)
@@ -260,6 +261,7 @@ def scaled(found: Calibration, factor: float, names: Any = None) -> Calibration:
 
 
 @pytest.mark.parametrize("target", ["symmetric", pytest.param("onnxruntime", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_noise_tells_good_ranges_from_bad_ones(export: Export, target: str) -> None:
     """Of one tensor, too: everything else is as it was."""
     path = export(NAME, SMALL)

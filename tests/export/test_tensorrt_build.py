@@ -126,6 +126,7 @@ def test_several_targets(export: Export, tmp_path: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_several_profiles(export: Export, tmp_path: Path) -> None:
     source = export(NAME, SMALL, precision="fp16", batch=(1, 2, 4))
     one = build_engine(source, tmp_path / "one.trt", flavour="rtx")

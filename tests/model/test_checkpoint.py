@@ -171,6 +171,7 @@ def test_backbone_weights_are_told_apart(key: str) -> None:
         infer_config({key: torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_an_original_checkpoint_of_yolact_plus_loads(file: Path) -> None:
     state = deterministic_state("yolact_plus_resnet50")
     torch.save(state, file)

@@ -12,6 +12,7 @@ import foreign
 import numpy as np
 import pytest
 from deterministic import GOLDEN
+from few import few
 
 torch = pytest.importorskip("torch")
 
@@ -135,7 +136,7 @@ def test_foreign_video_models_have_the_classes_of_youtube_vis(name: str) -> None
     assert "YouTube-VIS" in assumed
 
 
-@pytest.mark.parametrize("implementation", ["mmdet", "yolact_minimal"])
+@pytest.mark.parametrize("implementation", few(["mmdet", "yolact_minimal"], 0))
 def test_foreign_pyramid_is_reversed_and_nothing_else_changes(implementation: str, tmp_path: Path) -> None:
     content, config = small(implementation)
     own = YolactModel(config)

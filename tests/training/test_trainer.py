@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,27 @@ def same_weights(one: Path, other: Path) -> bool:
 # -- resume ---------------------------------------------------------------------------------------------------------
 
 
-def test_kill_and_resume_give_the_curve_of_an_undisturbed_run(
-    shapes: Path, undisturbed: FitResult, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
+class Killed(BaseException):
+    """The end of a training that nothing handles."""
+
+
+def end_after(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin a training in this process, which ends three steps after the last saved state."""
+    make = TrainStep.__call__
+
+    def step(self: TrainStep, batch: Batch, number: int) -> None:
+        if number == 7:
+            raise Killed
+        make(self, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", step)
+        with pytest.raises(Killed):
+            train(tiny.tiny_recipe(), shapes, run)
+
+
+def kill(run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same in another process, by a signal that no process can handle."""
     code = f"""
 import os, signal, torch, tiny
 from yolact_deploy.training.fit import fit
@@ -101,6 +118,18 @@ TrainStep.__call__ = step
 fit(tiny.tiny_recipe(), {str(shapes)!r}, {str(run)!r}, device="cpu", workers=0)
 """
     assert tiny.run_python("-c", code).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("end", [end_after, pytest.param(kill, marks=pytest.mark.slow)])
+def test_kill_and_resume_give_the_curve_of_an_undisturbed_run(
+    shapes: Path,
+    undisturbed: FitResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: Callable[[Path, Path, pytest.MonkeyPatch], None],
+) -> None:
+    run = tmp_path / "run"
+    end(run, shapes, monkeypatch)
     assert [path.name for path in run.glob("*.pt")] == ["state_00000004.pt"]
     assert [step for step, *_ in curve(run)] == [1, 2, 3, 4, 5, 6, 7]
 
@@ -327,6 +356,7 @@ def test_the_average_follows_the_weights(batches: list[Batch]) -> None:
     ],
     ids=["fp32", "bf16"],
 )
+@pytest.mark.slow
 def test_it_learns_eight_images(shapes: Path, tmp_path: Path, iterations: int, settings: tuple[str, ...]) -> None:
     recipe = tiny.tiny_recipe(f"iterations={iterations}", "batch=8", "optimizer=adamw", "lr=3e-3", *settings)
     train(recipe, shapes, tmp_path)

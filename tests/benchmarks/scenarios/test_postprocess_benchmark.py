@@ -38,6 +38,7 @@ def test_both_ways_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert "times faster" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_masks_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = postprocess.ours
 

@@ -209,6 +209,7 @@ def test_camera(browser: chromium.Chromium, page: str) -> None:
     assert_clean(browser, seen, page)
 
 
+@pytest.mark.slow
 def test_one_file(browser: chromium.Chromium, demo_onnx: Path, ort_web: Path, tmp_path: Path) -> None:
     """Opened as a file, without a server, it requests nothing at all."""
     (path,) = html_file.write(source_of(demo_onnx, ort_web), tmp_path)

@@ -377,7 +377,7 @@ def test_shared_traces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "append_tail", lambda graph, metadata: None)
 
     monkeypatch.setattr(exporter, "_trace", trace)
-    config = YolactConfig(image_size=64, num_classes=2, backbone="mobilenet_v2")
+    config = YolactConfig(image_size=64, num_classes=2, backbone="mobilenet_v2", fpn_channels=16)
     model = YolactModel(config).eval()
     other = copy.deepcopy(model)
     with torch.no_grad():

@@ -41,13 +41,18 @@ def bench(models: Path, *more: str) -> int:
     return main(["bench", *given, "--coco", str(models / "coco"), *more])
 
 
+def widest(text: str) -> int:
+    """Length of the longest line, apart from a note that other programs were busy."""
+    return max(len(line) for line in text.splitlines() if not line.startswith("note: other programs"))
+
+
 def test_bench_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(models) == 0
     out = capsys.readouterr().out
     assert "3 images (instances_val2017.json): good.onnx, worse.onnx@openvino" in out
     for word in ("Speed", "Stages", "Accuracy", "Agreement with good.onnx", "x good.onnx"):
         assert word in out
-    assert max(map(len, out.splitlines())) <= 120
+    assert widest(out) <= 120
 
 
 def test_bench_json_and_files(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +227,7 @@ def test_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.count("worse.onnx@openvino") == 2
     assert "run 2: b.json: 3 images (instances_val2017.json)" in out
-    assert max(map(len, out.splitlines())) <= 120
+    assert widest(out) <= 120
     assert main(["bench", "table", *files, "--markdown"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("| run | engine |")

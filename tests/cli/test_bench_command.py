@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from scripted import CONFIG, SCRIPT, WORSE, ScriptedBackend, detections, predictor, write_coco, write_pictures
+from tables import widest
 
 from yolact_deploy.cli.main import main
 from yolact_deploy.errors import InputError
@@ -39,11 +40,6 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def bench(models: Path, *more: str) -> int:
     given = ["--engine", f"{models}/good.onnx", "--engine", f"{models}/worse.onnx@openvino"]
     return main(["bench", *given, "--coco", str(models / "coco"), *more])
-
-
-def widest(text: str) -> int:
-    """Length of the longest line, apart from a note that other programs were busy."""
-    return max(len(line) for line in text.splitlines() if not line.startswith("note: other programs"))
 
 
 def test_bench_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

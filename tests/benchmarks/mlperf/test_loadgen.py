@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scripted import SCRIPT, ScriptedBackend, predictor, source, write_pictures
+from tables import widest
 
 from yolact_deploy import samples
 from yolact_deploy.benchmarks.mlperf.loadgen_log import DETAIL, SUMMARY, read_log
@@ -391,7 +392,7 @@ def test_command(
     assert "decoded image to pasted masks, 3 images" in captured.out
     assert "INVALID" in captured.out
     assert "note: tiny.onnx, server: Reduce target QPS" in captured.out
-    assert max(map(len, captured.out.splitlines())) <= 120
+    assert widest(captured.out) <= 120
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ def test_a_file_in_the_way(source: TargetSource) -> None:
         write_target("openvino", source)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
     arguments = ["--weights", str(DEMO_MODEL), "--engine", "none", "--format", "openvino", "--inline", "--json"]

@@ -146,6 +146,7 @@ def torch_on_cpu(monkeypatch: pytest.MonkeyPatch, device: Device) -> Iterator[No
 
 
 @pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "bf16"])
+@pytest.mark.slow
 def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) -> None:
     options: dict[str, Any] = {"image_size": 64, "score_threshold": 0.05}
     expected = yolact_deploy.load(f"{resnet50_checkpoint}@torch-{precision}:tail=host", **options)

@@ -381,6 +381,7 @@ def test_no_such_gpu(make_engine: Any) -> None:
 
 
 @pytest.mark.fake_cuda(devices=0)
+@pytest.mark.slow
 def test_a_driver_without_a_gpu(make_engine: Any) -> None:
     _, engine = make_engine()
     with pytest.raises(BackendError, match="GPU"):

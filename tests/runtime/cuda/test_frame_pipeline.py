@@ -860,6 +860,7 @@ def test_where_pinned_memory_is_not_cached_frames_can_be_uploaded(device: Device
 
 
 @pytest.mark.fake_cuda(devices=2, memory=64 * 2**20)
+@pytest.mark.slow
 def test_several_devices() -> None:
     one, other = Device.open(0), Device.open(1)
     with make(one) as first, make(other) as second:

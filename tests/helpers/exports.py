@@ -77,12 +77,6 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def resnet50_fp32(export: Callable[..., Path]) -> Path:
-    """yolact_resnet50 at 550, FP32, float32 input, ending in detections."""
-    return export("yolact_resnet50", input_dtype="float32")
-
-
-@pytest.fixture(scope="session")
 def resnet50_fp16(export: Callable[..., Path]) -> Path:
     """yolact_resnet50 at 550, FP16, uint8 input, ending in detections: what a GPU gets."""
     return export("yolact_resnet50", precision="fp16")

@@ -91,6 +91,7 @@ def test_view_draws_the_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "target", ["yolo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("labelme", "cvat", "masks"))]
 )
+@pytest.mark.slow
 def test_another_format_as_data(target: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is checked, evaluated, calibrated on, and trained on without a dataset file."""
     folder = tmp_path / target

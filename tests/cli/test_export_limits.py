@@ -72,6 +72,7 @@ def scores(model: Path, images: CocoImages) -> tuple[float, float]:
     return accuracy.box.ap or 0.0, accuracy.mask.ap or 0.0
 
 
+@pytest.mark.slow
 def test_the_layer_is_found_and_ap_is_back(place: Path, tmp_path: Path, capsys: Capture) -> None:
     """Most is kept from the start, which leaves few layers to try."""
     arguments = [

@@ -173,6 +173,7 @@ def test_inlined_files_detect_the_same(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.slow
 def test_polygraphy_inspects_and_runs(
     precision: str, files: Callable[[str], Path], inlined: Callable[[str], Path]
 ) -> None:

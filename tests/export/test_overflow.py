@@ -100,6 +100,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize(
     ("spoil", "layers"), [(spoil_protonet, PROTONET), pytest.param(spoil_head, HEAD, marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_a_trained_model_is_repaired(
     trained: Path, shapes: list[Any], tmp_path: Path, spoil: Callable[[Any], None], layers: set[str]
 ) -> None:

@@ -202,6 +202,7 @@ def test_layers_that_stay_in_fp32(export: Export, make_model: Callable[..., Any]
     assert check_parity(make_model(NAME, SMALL), path).failures == []
 
 
+@pytest.mark.slow
 def test_a_gpu_is_given_the_function(export: Export) -> None:
     """TensorRT has no such operator, and ONNX Runtime's providers on a GPU may not have it either."""
     path = export(NAME, SMALL)

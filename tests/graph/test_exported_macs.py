@@ -25,7 +25,7 @@ CASES = [
     pytest.param("yolact_darknet53", "fp32", marks=pytest.mark.slow),
     ("yolact_edge_mobilenetv2", "fp32"),
     pytest.param("yolact_resnet50_pascal", "fp16", marks=pytest.mark.slow),
-    ("yolact_plus_resnet50", "fp32"),
+    pytest.param("yolact_plus_resnet50", "fp32", marks=pytest.mark.slow),
     pytest.param("yolact_plus_resnet50", "fp16", marks=pytest.mark.slow),
 ]
 NAMES = list_configs()

@@ -247,7 +247,7 @@ def snapshot(step: TrainStep) -> dict[str, Any]:
     [
         ("optimizer=sgd", "clip=1"),
         ("optimizer=adamw",),
-        ("amp=bf16",),
+        pytest.param(("amp=bf16",), marks=pytest.mark.slow),
         pytest.param(("amp=fp16",), marks=pytest.mark.slow),
     ],
 )

@@ -100,7 +100,7 @@ def _has_openvino() -> bool:
 
 
 def test_some_images(tmp_path: Path) -> None:
-    """Eager; what INT8 loses is judged in tests/cli/test_export_limits.py as well."""
+    """Eager; what each precision loses is measured on more of them."""
     _check(tmp_path, [], _held_out(tmp_path / "val", _FEW), (0.55, 0.5), 0, 0)
 
 

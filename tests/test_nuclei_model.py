@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from yolact_deploy import load, samples
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets.image_sets import CocoImages, open_images
 from yolact_deploy.evaluation.evaluate import evaluate
+from yolact_deploy.training import model_card
 
 
 def mask_scores(model: str | Path, images: CocoImages) -> tuple[float, float]:
@@ -34,6 +36,19 @@ def test_on_the_pictures_that_ship() -> None:
     ap, ap50 = mask_scores(samples.NUCLEI_MODEL, images)
     assert ap > 0.40
     assert ap50 > 0.80
+
+
+def test_the_model_card_is_as_training_writes_them() -> None:
+    """Its sections are those of the writer, and its figures those of docs/shipped-models.md."""
+    source = (Path(model_card.__file__)).read_text(encoding="utf-8")
+    text = (samples.NUCLEI_MODEL.parent / "nuclei_model_card.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## .+$", text, re.MULTILINE)
+    assert sections == re.findall(r'"(## [^"]+)"', source)
+    docs = (Path(__file__).parents[1] / "docs" / "shipped-models.md").read_text(encoding="utf-8")
+    box, mask, ap50 = (float(n) for n in re.findall(r"\(ships\) \| 416 \| (.+?) \| (.+?) \| (.+?) \|", docs)[0])
+    figures = {kind: [float(n) for n in row] for kind, *row in re.findall(r"\| (box|mask) \| (.+?) \| (.+?) \|", text)}
+    assert figures["box"][0] == pytest.approx(box, abs=0.051)
+    assert figures["mask"] == pytest.approx([mask, ap50], abs=0.051)
 
 
 @pytest.mark.slow

@@ -42,7 +42,9 @@ PASCAL_NAMES: tuple[str, ...] = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152")
+BACKBONES = (
+    "resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152", "mobilenet_v3_large",
+)  # fmt: skip
 
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((
@@ -136,8 +138,9 @@ class YolactConfig:
     prototype_align_corners: bool = False
     #: 3x3 convolutions that the three branches of the prediction head share; 1 in the original's configurations
     head_layers: int = 1
-    #: layers of the protonet before its last convolution, as (channels, kernel), or (0, factor) for bilinear
-    #: upsampling; by default the original's: three 3x3, upsampling by 2, one 3x3, all with ``fpn_channels``
+    #: layers of the protonet before its last convolution: (channels, kernel) is a convolution, (0, factor) bilinear
+    #: upsampling, and (channels, -factor) a transposed convolution of this kernel and stride; by default the
+    #: original's: three 3x3, upsampling by 2, one 3x3, all with ``fpn_channels``
     protonet: tuple[tuple[int, int], ...] = ()
     #: predict which classes an image has from P7, for one more loss in training (the original's option)
     class_existence: bool = False
@@ -238,9 +241,11 @@ class YolactConfig:
         layers = self.protonet
         fits = isinstance(layers, tuple) and len(layers) <= _MOST_LAYERS
         fits = fits and all(isinstance(layer, tuple) and len(layer) == 2 for layer in layers)
-        fits = fits and all(whole(channels, 0, 4096) and whole(kernel, 1, 7) for channels, kernel in layers)
-        fits = fits and all(kernel % 2 for channels, kernel in layers if channels)
-        expected = f"up to {_MOST_LAYERS} pairs (channels, odd kernel up to 7), or (0, factor) for upsampling"
+        fits = fits and all(_is_layer(*layer) for layer in layers)
+        expected = (
+            f"up to {_MOST_LAYERS} pairs: (channels, odd kernel up to 7), (0, factor) for upsampling, or (channels, "
+            "-factor) for a transposed convolution"
+        )
         check_field(fits, "protonet", expected, layers)
         check_field(self.prototype_scale <= 8, "protonet", "upsampling by 8 at most", layers)
 
@@ -291,7 +296,7 @@ class YolactConfig:
         """Side of the prototype masks in sides of P3; 2 in the original's configurations."""
         if not self.protonet:
             return 2
-        return math.prod(factor for channels, factor in self.protonet if not channels)
+        return math.prod(abs(factor) for channels, factor in self.protonet if not channels or factor < 0)
 
     @property
     def _side(self) -> int:
@@ -468,6 +473,14 @@ def _real(value: Any) -> bool:
 def _text(value: object) -> bool:
     """Whether it is a name that can be written in UTF-8."""
     return isinstance(value, str) and len(value) <= _LONGEST_NAME and not _SURROGATES.search(value)
+
+
+def _is_layer(channels: object, kernel: object) -> bool:
+    """Whether this pair is a layer of the protonet."""
+    if channels == 0:
+        return whole(channels, 0, 0) and whole(kernel, 1, 7)
+    odd = whole(kernel, 1, 7) and isinstance(kernel, int) and bool(kernel % 2)
+    return whole(channels, 1, 4096) and (odd or whole(kernel, -7, -2))
 
 
 def _tupled(value: Any) -> Any:

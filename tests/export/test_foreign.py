@@ -250,3 +250,31 @@ def test_foreign_masks_in_the_picture(net: Net, image: int, runner: str) -> None
                 mask = masks[np.flatnonzero(same)[0]]
                 assert (mask & expected).sum() / (mask | expected).sum() >= 0.99
     assert compared > 5
+
+
+# -- other precisions -----------------------------------------------------------------------------------------------
+
+#: network and precision; one of them is enough by default
+PRECISIONS = [
+    pytest.param(name, precision, id=f"{name}-{precision}", marks=[] if default else [pytest.mark.slow])
+    for name in foreign.NETS
+    for precision in ("fp16", "bf16", "int8")
+    for default in [(name, precision) == ("yolact_edge_mobilenetv2", "int8")]
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+def test_foreign_in_other_precisions(name: str, precision: str, tmp_path: Path) -> None:
+    """The file passes the comparison of every export: trunk, functions, and the noise of each activation in INT8."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from yolact_deploy.export.pipeline import export_model
+    from yolact_deploy.export.spec import ExportSpec
+
+    model = load_model(foreign.write_checkpoint(tmp_path / f"{name}.pth", name), image_size=256)
+    pictures = [foreign.GOLDEN / f"input{image}.png" for image in foreign.IMAGES]
+    spec = ExportSpec(precision=precision, calibration=pictures if precision == "int8" else None)
+    done = export_model(model, tmp_path / "model.onnx", spec, check_images=pictures)
+    assert done.parity.failures == []
+    assert done.metadata.config == model.config
+    assert done.metadata.precision == precision

@@ -371,6 +371,7 @@ def test_more_frozen_stages_than_there_are() -> None:
         ((), 2, [0, 2, 4, 8, 10]),
         (((16, 3),), 1, [0, 2]),
         (((16, 3), (0, 2), (8, 3), (0, 2), (8, 1)), 4, [0, 4, 8, 10]),
+        (((16, 3), (8, -2), (0, 2), (8, 1)), 4, [0, 2, 6, 8]),
     ],
 )
 def test_other_protonets_and_heads(layers: tuple[tuple[int, int], ...], scale: int, names: list[int]) -> None:

@@ -39,20 +39,20 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
         layers.append(_layer(name + (f"#{uses[name]}" if uses[name] > 1 else ""), module, inputs[0], output))
 
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             module.register_forward_hook(partial(count, name))
     model.heads(torch.empty(batch, 3, *config.input_shape, device="meta"))
     return Macs(batch, "fp32", tuple(layers))
 
 
-def _layer(name: str, module: nn.Conv2d, values: Tensor, output: Tensor) -> LayerMacs:
-    deformable = isinstance(module, DeformableConv)
+def _layer(name: str, module: nn.Conv2d | nn.ConvTranspose2d, values: Tensor, output: Tensor) -> LayerMacs:
+    deformable, transposed = isinstance(module, DeformableConv), isinstance(module, nn.ConvTranspose2d)
     moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets and weights
     return LayerMacs(
         name=name,
         part=part_of(name),
-        op_type="DeformConv" if deformable else "Conv",
-        macs=output.numel() * module.weight[0].numel(),
+        op_type="DeformConv" if deformable else "ConvTranspose" if transposed else "Conv",
+        macs=(values if transposed else output).numel() * module.weight[0].numel(),  # a kernel each
         inputs=values.numel() + moved,
         weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),
         outputs=output.numel(),

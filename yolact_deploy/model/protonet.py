@@ -22,7 +22,10 @@ def make_protonet(
         layers = ((channels, 3), (channels, 3), (channels, 3), (0, 2), (channels, 3))
     modules: list[nn.Module] = []
     for width, kernel in layers:
-        if width:
+        if width and kernel < 0:
+            modules.append(nn.ConvTranspose2d(channels, width, -kernel, stride=-kernel))
+            channels = width
+        elif width:
             modules.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
             channels = width
         else:

@@ -9,6 +9,7 @@ Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218).
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from yolact_deploy.model.darknet import DarknetBackbone
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fpn import FeaturePyramid
 from yolact_deploy.model.mask_iou_net import MaskIouNet
-from yolact_deploy.model.mobilenet import MobileNetBackbone
+from yolact_deploy.model.mobilenet import MobileNetBackbone, MobileNetV3Backbone
 from yolact_deploy.model.prediction_head import PredictionHead
 from yolact_deploy.model.protonet import make_protonet
 from yolact_deploy.priors import make_priors
@@ -96,7 +97,7 @@ class YolactModel(nn.Module):
         """He initialization in the backbone, Glorot elsewhere, zero biases."""
         backbone = set(self.backbone.modules())
         for module in self.modules():
-            if not isinstance(module, nn.Conv2d):
+            if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 continue
             if module in backbone:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -173,6 +174,18 @@ class YolactModel(nn.Module):
         levels: tuple[Tensor, ...] = self.fpn(*self.backbone(images))
         return levels
 
+    def at_size(self, config: YolactConfig) -> YolactModel:
+        """This network at another input, with the same parameters, which both share.
+
+        Args:
+            config: differs from this network's in its input and the sizes of its priors
+        """
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        other.config = config
+        other.register_buffer("priors", torch.from_numpy(make_priors(config).copy()).to(self.priors), persistent=False)
+        return other
+
     def predict(self, levels: tuple[Tensor, ...]) -> RawHeads:
         """Raw predictions from the pyramid maps of :meth:`features`."""
         head = self.prediction_layers[0]
@@ -241,7 +254,15 @@ class YolactModel(nn.Module):
         return outputs
 
 
-def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
+_OTHERS: dict[str, type[DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone]] = {
+    "darknet53": DarknetBackbone,
+    "mobilenet_v2": MobileNetBackbone,
+    "mobilenet_v3_large": MobileNetV3Backbone,
+}
+Backbone = resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone
+
+
+def _make_backbone(config: YolactConfig) -> Backbone:
     blocks = resnet.STAGE_BLOCKS.get(config.backbone)
     basic = config.backbone in resnet.BASIC
     if any(config.deformable_blocks) and (blocks is None or basic):
@@ -250,4 +271,4 @@ def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackb
         )
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
-    return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()
+    return _OTHERS[config.backbone]()

@@ -193,27 +193,23 @@ class Engine:
         self.num_io_tensors = len(self.tensors)
         self.num_optimization_profiles = len(self.profiles)
 
-    def run(self, addresses: dict[str, int], batch: int) -> None:
-        arrays = {
-            name: _at(pointer, (batch, *self.tensors[name].shape[1:]), self.tensors[name].type)
-            for name, pointer in addresses.items()
-        }
-        outputs = self.session.run(None, {"images": arrays.pop("images").copy()})
-        for (name, _), output in zip(list(self.tensors.items())[1:], outputs, strict=True):
-            arrays[name][...] = output
+    def run(self, addresses: dict[str, int], shape: tuple[int, ...]) -> None:
+        images = _at(addresses["images"], shape, self.tensors["images"].type)
+        outputs = self.session.run(None, {"images": images.copy()})
+        for (name, tensor), output in zip(list(self.tensors.items())[1:], outputs, strict=True):
+            _at(addresses[name], output.shape, tensor.type)[...] = output
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        batch, *shape = self.tensors[name].shape
-        return (-1 if self.dynamic else batch, *shape)
+        return tuple(side if isinstance(side, int) else -1 for side in self.tensors[name].shape)
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType(self.tensors[name].type)
 
     def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
-        return [(count, *self.tensors[name].shape[1:]) for count in self.profiles[index]]
+        return [(count, *self.get_tensor_shape(name)[1:]) for count in self.profiles[index]]
 
     def get_device_memory_size_for_profile_v2(self, index: int) -> int:
         return int(SCRATCH * self.profiles[index][2])
@@ -290,7 +286,8 @@ class Context:
         self._scratch = 0 if strategy is ExecutionContextAllocationStrategy.USER_MANAGED else 1 << 60
         self._addresses: dict[str, int] = {}
         self._profile = -1 if len(engine.contexts) else 0
-        self._batch = 0 if engine.dynamic else engine.profiles[0][0]
+        shape = engine.get_tensor_shape("images")
+        self._shape = (0, *shape[1:]) if -1 in shape else shape
         self._ran = self._captured = False
         self.profiler: IProfiler | None = None
 
@@ -312,8 +309,9 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self._change()
         low, _, high = self.engine.profiles[self._profile]
-        self._batch = shape[0]
-        return name == "images" and low <= shape[0] <= high
+        self._shape = shape
+        fits = all(own in (-1, side) for own, side in zip(self.engine.get_tensor_shape(name), shape, strict=True))
+        return name == "images" and low <= shape[0] <= high and fits and min(shape) > 0
 
     def set_tensor_address(self, name: str, pointer: int) -> bool:
         self._change()
@@ -323,13 +321,13 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         assert set(self._addresses) == set(self.engine.tensors)
         assert self._profile >= 0
-        assert self._scratch >= SCRATCH * self._batch > 0
+        assert self._scratch >= SCRATCH * self._shape[0] > 0
         capturing = _is_capturing(stream)
         if capturing and not self._ran:
             return False  # it would allocate
         self._ran, self._captured = True, self._captured or capturing
-        engine, addresses, batch = self.engine, dict(self._addresses), self._batch
-        fake_cuda.control().host_function(stream, lambda: engine.run(addresses, batch))
+        engine, addresses, shape = self.engine, dict(self._addresses), self._shape
+        fake_cuda.control().host_function(stream, lambda: engine.run(addresses, shape))
         if self.profiler is not None:
             self._report(stream)
         return True

@@ -21,8 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.config import YolactConfig, check_field, get_config, list_configs, whole
-from yolact_deploy.errors import ArtifactError, ConfigError, OutputError
+from yolact_deploy.config import (
+    Size,
+    YolactConfig,
+    both_sides,
+    check_field,
+    get_config,
+    list_configs,
+    size_text,
+    whole,
+)
+from yolact_deploy.errors import ArtifactError, ConfigError, InputError, OutputError
+from yolact_deploy.size_range import SizeRange, config_for_picture
 from yolact_deploy.untrusted import parse_json, read_json, shown
 from yolact_deploy.vocabulary import (
     EXPORT_TAILS,
@@ -47,6 +57,7 @@ _TEMPORARY_STEM = 40
 class Metadata:
     """Metadata of the network in a file."""
 
+    #: the network, at its usual input if ``sizes`` allows others
     config: YolactConfig
     #: trunk precision: fp32, tf32 (in an engine), fp16, bf16, int8
     precision: str = "fp32"
@@ -68,6 +79,8 @@ class Metadata:
     quantization: dict[str, Any] | None = None
     #: versions of the tools that wrote the file
     versions: dict[str, str] = field(default_factory=dict)
+    #: the inputs that it takes; None is that of ``config`` alone
+    sizes: SizeRange | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("precision", PRECISIONS), ("tail", EXPORT_TAILS), ("input_dtype", INPUT_DTYPES)):
@@ -93,6 +106,35 @@ class Metadata:
             check_field(rest in INT8_RESTS, "quantization: rest", " or ".join(INT8_RESTS), rest)
             plain = all(value is None or isinstance(value, (str, int, float)) for value in how.values())
             check_field(plain, "quantization", "an object of texts and numbers", how)
+        usual = self.config.input_shape
+        inside = self.sizes is None or self.sizes.holds(usual)
+        check_field(inside, "config: image_size", f"a size from {self.sizes}", size_text(usual))
+
+    def config_for(self, height: int, width: int) -> YolactConfig:
+        """The network at the input that a picture of this height and width gets."""
+        return self.config if self.sizes is None else config_for_picture(self.config, self.sizes, height, width)
+
+    def at_size(self, size: Size | None, source: object) -> Metadata:
+        """The metadata of the network at one of its inputs.
+
+        Args:
+            size: None is the usual input
+            source: the file, for the message
+
+        Raises:
+            InputError: the file does not take this input.
+        """
+        shape = self.config.input_shape if size is None else both_sides(size)
+        if self.sizes is None:
+            if shape != self.config.input_shape:
+                raise InputError(
+                    f"{source} takes inputs of {size_text(self.config.image_size)} only, not {size_text(shape)}: "
+                    "export it for a range of sizes, --size MIN:MAX"
+                )
+            return self
+        if not self.sizes.holds(shape):
+            raise InputError(f"{source} takes inputs from {self.sizes}, not {size_text(shape)}")
+        return dataclasses.replace(self, config=self.sizes.config_at(self.config, shape), sizes=None)
 
     @property
     def has_zero_points(self) -> bool:
@@ -115,8 +157,30 @@ class Metadata:
         names = ("num_detections", "boxes", "scores", "labels", "masks")
         return (*names, "mask_scores") if self.config.mask_iou else names
 
+    @property
+    def output_shapes(self) -> list[tuple[str, str, list[int]]]:
+        """Name, dtype and shape behind the batch axis of each output, at the input of ``config``."""
+        config, (rows, columns) = self.config, self.config.prototype_shape
+        if self.tail == "heads":
+            priors, count = config.num_priors, config.num_prototypes
+            shapes = {"boxes": [priors, 4], "scores": [priors, config.num_classes], "coeff": [priors, count],
+                      "proto": [rows, columns, count]}  # fmt: skip
+            return [(name, "float32", shape) for name, shape in shapes.items()]
+        slots = config.top_k if self.cross_class else config.max_detections
+        masks = "float32" if self.precision == "fp32" else "float16"
+        outputs: list[tuple[str, str, list[int]]] = [
+            ("num_detections", "int32", []),
+            ("boxes", "float32", [slots, 4]),
+            ("scores", "float32", [slots]),
+            ("labels", "int32", [slots]),
+            ("masks", masks, [slots, rows, columns]),
+        ]
+        return [*outputs, ("mask_scores", "float32", [slots])] if config.mask_iou else outputs
+
     def to_json(self) -> str:
         values = {"schema": SCHEMA_VERSION, **dataclasses.asdict(self), "config": self.config.to_dict()}
+        if self.sizes is None:  # earlier versions do not know it
+            del values["sizes"]
         return json.dumps(values, separators=(",", ":"), sort_keys=True)
 
     @classmethod
@@ -131,6 +195,8 @@ class Metadata:
                     "update yolact-deploy or export the file again"
                 )
             config = YolactConfig.from_dict(values.pop("config"))
+            if "sizes" in values:
+                values["sizes"] = SizeRange.from_dict(values["sizes"])
             lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
             return cls(config=config, batch=lists.pop("batch", values.pop("batch")), **{**values, **lists})
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -313,7 +313,9 @@ def load(
         decode: "gpu" decodes JPEG files with nvImageCodec on the GPU, on the CUDA frame path; what it cannot decode is
             left to OpenCV, with a warning
         config: for checkpoints whose configuration cannot be inferred from the tensors (input size, Pascal priors)
-        image_size: for checkpoints, an input other than the configuration's: the side of a square, or (height, width)
+        image_size: for checkpoints, an input other than the configuration's: the side of a square, or (height, width);
+            for files that take a range of sizes, the one input for all pictures. By default each picture gets an input
+            of its own ratio on a CPU, and the usual one on a GPU
         fit: for checkpoints, how pictures of another shape get there: "stretch", "letterbox" or "pad"
         priors: for checkpoints, what prior boxes keep at ``image_size``: "original" or "pixels", see
             :meth:`~yolact_deploy.config.YolactConfig.with_size`
@@ -341,6 +343,9 @@ def load(
     spec.check_file()
     given = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
     given = {name: value for name, value in given.items() if value is not None}
+    size: Size | None = None
+    if spec.chosen_backend != "torch" and not spec.url:
+        size = given.pop("image_size", None)
     if spec.chosen_backend != "torch" and given:
         raise InputError(
             f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "
@@ -349,7 +354,7 @@ def load(
     settings = NmsSettings(top_k, nms_iou, max_detections)
     if nms == "traditional" and top_k is not None:
         raise InputError("top_k has no effect with nms='traditional', which takes all candidates: leave it out")
-    network = _open(spec, settings, given)
+    network = _open(spec, settings, given, size)
     try:
         _set_nms(network, spec.path, settings)
         chosen: dict[str, Any] = {"score_threshold": score_threshold, "nms": nms, "lazy_masks": lazy_masks}
@@ -391,25 +396,33 @@ def _check_choices(network: Backend, path: Path, score_threshold: float, nms: st
         _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
 
 
-def _open(spec: ModelSpec, settings: NmsSettings, of_checkpoint: Mapping[str, Any]) -> Backend:
+def _open(
+    spec: ModelSpec, settings: NmsSettings, of_checkpoint: Mapping[str, Any], size: Size | None = None
+) -> Backend:
+    """The network of a model.
+
+    Args:
+        of_checkpoint: keyword arguments of :func:`yolact_deploy.model.checkpoint.load_model`
+        size: the one input of a file that takes several
+    """
     backend = spec.chosen_backend
     if spec.url:
         from yolact_deploy.runtime.remote import RemoteBackend
 
         return RemoteBackend(spec.url)
     if backend == "onnxruntime":
-        return _open_onnxruntime(spec)
+        return _open_onnxruntime(spec, size)
     if backend == "openvino":
         from yolact_deploy.runtime.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail)
+        return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail, size=size)
     if backend == "torch":
         return _open_torch(spec, settings, of_checkpoint)
     if backend == "tensorrt":
         from yolact_deploy.runtime.tensorrt import TensorRtBackend
 
         try:
-            return TensorRtBackend(spec.path, device=spec.gpu or 0, **_frame_options(spec))
+            return TensorRtBackend(spec.path, device=spec.gpu or 0, size=size, **_frame_options(spec))
         except BackendError:
             spec.check_gpu()
             raise
@@ -417,24 +430,24 @@ def _open(spec: ModelSpec, settings: NmsSettings, of_checkpoint: Mapping[str, An
     raise ArtifactError(f"{spec.path}: unknown model type {what}; expected one of {', '.join(MODEL_SUFFIXES)}")
 
 
-def _open_onnxruntime(spec: ModelSpec) -> Backend:
+def _open_onnxruntime(spec: ModelSpec, size: Size | None) -> Backend:
     provider = spec.provider or ("cpu" if spec.gpu is None else "cuda")
     if provider == "cpu":
         from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 
-        return OnnxRuntimeBackend(spec.path, threads=spec.threads, tail=spec.tail)
+        return OnnxRuntimeBackend(spec.path, threads=spec.threads, tail=spec.tail, size=size)
     gpu, tf32 = spec.gpu or 0, spec.precision == "tf32"
     require_gpu(gpu)  # the first thing to report if there is none
     if spec.tail != "auto":
         from yolact_deploy.runtime.onnxruntime_gpu import OnnxRuntimeGpuBackend
 
-        return OnnxRuntimeGpuBackend(spec.path, provider=provider, device=gpu, tail=spec.tail, tf32=tf32)
+        return OnnxRuntimeGpuBackend(spec.path, provider=provider, device=gpu, tail=spec.tail, tf32=tf32, size=size)
     from yolact_deploy.runtime.cuda.cuda_backend import CudaBackend
     from yolact_deploy.runtime.cuda.driver import Device
     from yolact_deploy.runtime.onnxruntime_network import OnnxRuntimeNetwork
 
     device = Device.open(gpu)
-    network = OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32)
+    network = OnnxRuntimeNetwork(spec.path, device, provider=provider, tf32=tf32, size=size)
     return CudaBackend(network, device, **_frame_options(spec))
 
 

@@ -91,6 +91,21 @@ def place_in(height: int, width: int, shape: tuple[int, int], fit: str) -> Place
     return Placement(height, width, canvas_height, canvas_width, top, left)
 
 
+def prior_shapes(config: YolactConfig) -> list[list[tuple[float, float]]]:
+    """Width and height of the priors of a cell on each level, normalized, in the order of :func:`make_priors`."""
+    full_height, full_width = config.prior_shape
+    levels = []
+    for scales in config.prior_scales:
+        shapes = []
+        for scale in scales:
+            for ratio in config.aspect_ratios:
+                root = math.sqrt(ratio)
+                height = scale * root if config.square_priors else scale / root
+                shapes.append((scale * root / full_width, height / full_height))
+        levels.append(shapes)
+    return levels
+
+
 @lru_cache(maxsize=16)
 def make_priors(config: YolactConfig) -> Float32[Floats, "P 4"]:
     """Prior boxes, float32 [P, 4] as (cx, cy, w, h), normalized; read-only, cached.
@@ -98,14 +113,7 @@ def make_priors(config: YolactConfig) -> Float32[Floats, "P 4"]:
     Order: level, row, column, scale, ratio. Computed in float64 and rounded once, as the original does.
     """
     rows: list[tuple[float, float, float, float]] = []
-    full_height, full_width = config.prior_shape
-    for (level_height, level_width), scales in zip(config.level_shapes, config.prior_scales, strict=True):
-        shapes = []
-        for scale in scales:
-            for ratio in config.aspect_ratios:
-                root = math.sqrt(ratio)
-                height = scale * root if config.square_priors else scale / root
-                shapes.append((scale * root / full_width, height / full_height))
+    for (level_height, level_width), shapes in zip(config.level_shapes, prior_shapes(config), strict=True):
         for y in range(level_height):
             for x in range(level_width):
                 rows.extend(((x + 0.5) / level_width, (y + 0.5) / level_height, w, h) for w, h in shapes)

@@ -89,6 +89,19 @@ def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, An
 
 
 @needs_rtx
+def test_an_engine_of_a_range_of_sizes(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Any] = []
+    run = Build.run
+    monkeypatch.setattr(Build, "run", lambda self, *args: (plans.append(self.plan), run(self, *args))[1])
+    source = export(NAME, SMALL, size_range=(96, SMALL, (160, 192)), batch=(1, 2, 4))
+    report = build_engine(source, tmp_path / "model.trt", flavour="rtx")
+    assert plans[0].sizes == ((96, 96), (SMALL, SMALL), (160, 192))
+    assert plans[0].profiles == ((1, 2, 4),)
+    assert report.plugin_reason.endswith("the file takes a range of sizes.")
+    check_engine(report.path, source)
+
+
+@needs_rtx
 @pytest.mark.slow
 def test_resnet50_in_full(resnet50_fp16: Path, tmp_path: Path) -> None:
     report = build_engine(resnet50_fp16, tmp_path / "r50.trt", flavour="rtx")

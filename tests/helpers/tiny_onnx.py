@@ -17,6 +17,7 @@ from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.export import functions
 from yolact_deploy.mask_iou import PARAMETERS, SMALLEST_SIDE
+from yolact_deploy.size_range import SizeRange
 
 CONFIG = YolactConfig(image_size=64, num_classes=2, top_k=4, max_detections=3)
 PRIORS, PROTO_SIDE, COEFFICIENTS = 5, 6, 3
@@ -35,12 +36,17 @@ def make_model(
     precision: str = "fp32",
     mask_iou: bool = False,
     quantization: dict[str, Any] | None = None,
+    sizes: SizeRange | None = None,
 ) -> onnx.ModelProto:
-    """Heads are constants plus a small multiple of the mean gray level; masks may have their own scores."""
+    """Heads are constants plus a small multiple of the mean gray level; masks may have their own scores.
+
+    With a range of sizes, only the input varies: the heads stay as they are.
+    """
     count: Any = batch[0] if batch[0] == batch[2] else "batch"
     nodes, constants = _trunk()
     value = helper.make_tensor_value_info
-    images = value("images", TensorProto.UINT8, [count, 64, 64, 3])
+    sides = [64, 64] if sizes is None else ["height", "width"]
+    images = value("images", TensorProto.UINT8, [count, *sides, 3])
     if tail == "heads":
         outputs = [value(f"node_{name}", TensorProto.FLOAT, [count, *shape]) for name, shape in _SHAPES.items()]
         opsets, bodies = [helper.make_opsetid("", functions.OPSET)], []
@@ -60,7 +66,9 @@ def make_model(
     graph = helper.make_graph(nodes, "tiny", [images], outputs, initializer=constants)
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=10)
     config = dataclasses.replace(CONFIG, mask_iou=mask_iou)
-    metadata = Metadata(config=config, tail=tail, batch=batch, precision=precision, quantization=quantization)
+    metadata = Metadata(
+        config=config, tail=tail, batch=batch, precision=precision, quantization=quantization, sizes=sizes
+    )
     helper.set_model_props(model, {"yolact_deploy": metadata.to_json()})
     onnx.checker.check_model(model, full_check=True)
     return model

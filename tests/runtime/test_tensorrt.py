@@ -30,6 +30,7 @@ from yolact_deploy.runtime import tensorrt
 from yolact_deploy.runtime.cuda.driver import Device
 from yolact_deploy.runtime.onnxruntime import OnnxRuntimeBackend
 from yolact_deploy.runtime.tensorrt import TensorRtBackend
+from yolact_deploy.size_range import SizeRange
 
 __all__ = ["emulated"]
 
@@ -62,9 +63,11 @@ def make_engine(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         batch: tuple[int, int, int] = (1, 1, 1),
         *,
         mask_iou: bool = False,
+        sizes: SizeRange | None = None,
         **options: Any,
     ) -> tuple[Path, Path]:
-        onnx_path = tiny_onnx.write_model(tmp_path / "tiny.onnx", tail=tail, batch=batch, mask_iou=mask_iou)
+        made = {"tail": tail, "batch": batch, "mask_iou": mask_iou, "sizes": sizes}
+        onnx_path = tiny_onnx.write_model(tmp_path / "tiny.onnx", **made)
         return onnx_path, fake_tensorrt.write_engine(tmp_path / "tiny.trt", onnx_path, **options)
 
     return make
@@ -113,6 +116,32 @@ def test_detections(make_engine: Any, tail: str, batch: Any, rtx: bool) -> None:
         reference = OnnxRuntimeBackend(onnx_path, tail="graph").run(images)
         for ours, theirs in zip(filled(model.backend.run(images)), filled(reference), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@with_driver
+@pytest.mark.parametrize("rtx", [False, True], ids=["tensorrt", "rtx"])
+@pytest.mark.parametrize("batch", [(1, 1, 1), (1, 2, 3)], ids=["one", "dynamic"])
+def test_one_size_of_a_range(make_engine: Any, rtx: bool, batch: Any) -> None:
+    sizes = SizeRange.of(tiny_onnx.CONFIG, 64, (96, 128))
+    profiles = () if batch[0] == batch[2] else (batch,)
+    onnx_path, engine = make_engine("functions", batch, sizes=sizes, rtx=rtx, profiles=profiles)
+    for size, shape in ((None, (64, 64)), ((96, 80), (96, 80))):
+        expected = load(onnx_path, image_size=shape, tail="graph")
+        with load(engine, image_size=size) as model:
+            network = model.backend.network  # type: ignore[attr-defined]
+            assert model.config.input_shape == network.input.shape[1:3] == shape
+            for ours, theirs in zip(model(FRAMES), expected(FRAMES), strict=True):
+                assert_same(ours, theirs)
+    with pytest.raises(InputError, match="takes inputs from 64x64 to 96x128, not 160"):
+        load(engine, image_size=160)
+
+
+@with_driver
+def test_one_size_only(make_engine: Any) -> None:
+    _, engine = make_engine()
+    load(engine, image_size=64).close()
+    with pytest.raises(InputError, match=r"takes inputs of 64 only, not 96x64: export it for a range"):
+        load(engine, image_size=(96, 64))
 
 
 @with_driver

@@ -22,7 +22,6 @@ from yolact_deploy.serving.triton_config import (
     TritonSettings,
     Word,
     network_config,
-    output_shapes,
     pictures_config,
     to_pbtxt,
 )
@@ -52,7 +51,7 @@ def test_shapes_are_those_of_the_file(export: Callable[..., Path], options: dict
         value.name: (value.type.tensor_type.elem_type, [d.dim_value for d in value.type.tensor_type.shape.dim][1:])
         for value in model.graph.output
     }
-    assert {name: (ONNX_TYPES[dtype], shape) for name, dtype, shape in output_shapes(metadata)} == stated
+    assert {name: (ONNX_TYPES[dtype], shape) for name, dtype, shape in metadata.output_shapes} == stated
 
 
 def settings(**changes: Any) -> TritonSettings:

@@ -242,6 +242,8 @@ def _compare_layers(
 
     if args.layer_images == 0:
         return None, "--layer-images 0"
+    if any(model.backend.metadata.sizes is not None for model in (reference, engine)):
+        return None, "the two have different inputs, because a file takes a range of sizes"
     try:
         a = open_tap(args.reference, reference.backend, threads=args.threads)
         b = open_tap(args.engine, engine.backend, threads=args.threads)

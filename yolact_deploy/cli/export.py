@@ -15,6 +15,7 @@ examples:
                                                             layers in FP32 where 8 bits cost more than half a point
   yolact-deploy export --weights w.pth --engine none -o out/model       out/model.onnx only
   yolact-deploy export --weights w.pth --batch 1:8:16 --size 400        any batch from 1 to 16, input 400 x 400
+  yolact-deploy export --weights w.pth --size 320x320:550:640x960       each picture at its own ratio
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
 from yolact_deploy.cli.options.selection_options import add_nms_arguments
-from yolact_deploy.cli.options.size_options import add_size_arguments
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_range_option
 from yolact_deploy.cli.options.target_options import add_target_arguments, chosen_formats, write_formats
 from yolact_deploy.console import print_command, print_text
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint (.pth, .safetensors) or the name of official weights (default: the one at hand)",
     )
     parser.add_argument("--config", metavar="NAME", help="configuration: a name or a JSON file (default: inferred)")
-    add_size_arguments(parser)
+    add_size_arguments(parser, ranges=True)
     _add_precision_arguments(parser)
     _add_int8_arguments(parser)
     add_search_arguments(parser)
@@ -163,7 +164,7 @@ def export_spec(args: argparse.Namespace) -> ExportSpec:
         input_dtype=args.input,
         cross_class=args.cross_class,
         config=args.config,
-        size=args.size,
+        **size_range_option(args),
         fit=args.fit,
         priors=args.priors,
         keep_fp32=read_keep_list(args.keep_fp32) if args.keep_fp32 else (),

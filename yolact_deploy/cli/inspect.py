@@ -122,18 +122,19 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("metadata", "none: not made by yolact-deploy"))
     if config:
         rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {config['num_classes']} classes"))
-        rows.insert(2, ("input size", _input_size(config)))
+        rows.insert(2, ("input size", _input_size(config, (facts.get("metadata") or {}).get("sizes"))))
     rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
     if "opsets" in facts:
         rows.append(("opsets", ", ".join(f"{k} {v}" for k, v in facts["opsets"].items())))
     return rows
 
 
-def _input_size(config: dict[str, Any]) -> str:
-    """Height, width, and how pictures of another shape get there unless they are stretched."""
+def _input_size(config: dict[str, Any], sizes: dict[str, Any] | None) -> str:
+    """Height, width, the range of both, and how pictures of another shape get there unless they are stretched."""
     size, fit = config["image_size"], config.get("fit")
     height, width = size if isinstance(size, list) else (size, size)
-    return f"{height} x {width}" + (f", {fit}" if fit else "")
+    others = "" if sizes is None else " ({} x {} to {} x {})".format(*sizes["low"], *sizes["high"])
+    return f"{height} x {width}{others}" + (f", {fit}" if fit else "")
 
 
 def _kept(metadata: dict[str, Any]) -> list[str]:

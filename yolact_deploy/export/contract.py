@@ -39,9 +39,11 @@ _HEADS = {
 def describe(model: Any, metadata: Metadata) -> None:
     """Write the contract into a ``ModelProto``, in place: texts, class names, and our metadata."""
     height, width = metadata.config.input_shape
+    sizes = metadata.sizes
     model.graph.doc_string = " ".join(
         (
             f"YOLACT instance segmentation, {metadata.config.num_classes} classes.",
+            *([] if sizes is None else [f"The input may be {sizes} (height x width), as suits the picture; usually:"]),
             _FITS[metadata.config.fit].format(w=width, h=height),
             "Fast NMS runs in the graph." if metadata.tail == "functions" else "Fast NMS and masks are left to do.",
             "Labels count from 0.",

@@ -29,6 +29,7 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.contract import describe
+from yolact_deploy.export.free_sizes import free_sizes
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
 from yolact_deploy.export.tail import append_tail
@@ -129,10 +130,12 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
         ExportError: weights that are not finite.
     """
     appended = metadata.tail == "functions" and not metadata.config.mask_iou
-    traced = replace(metadata, tail="heads") if appended else metadata
+    traced = replace(metadata, tail="heads" if appended else metadata.tail, sizes=None)
     pipeline = _Pipeline(model, traced).eval()
     _check_weights(pipeline.model)
     graph = _trace(pipeline, traced) if _shared is None else _shared_trace(pipeline, traced, _shared)
+    if metadata.sizes is not None:
+        free_sizes(graph, metadata.config, metadata.sizes)
     if appended:
         append_tail(graph, metadata)
     if metadata.precision == "bf16":

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.artifact import Metadata
 from yolact_deploy.detections import Detections
-from yolact_deploy.evaluation.agreement import SCORE_THRESHOLD, Agreement, AgreementMeter
+from yolact_deploy.evaluation.agreement import Agreement, AgreementMeter
 from yolact_deploy.export.quantization_noise import LIMIT_DB, TensorNoise
 from yolact_deploy.graph.tensor_probe import TensorProbe
 from yolact_deploy.model import YolactModel
@@ -122,35 +123,86 @@ def check_parity(
 ) -> ParityReport:
     """Compare an ONNX file in ONNX Runtime with the model it was made from.
 
+    A file of a range of sizes is compared at the usual size with all pictures, and at the outermost two with the first.
+
     Args:
         images: pictures to compare on; by default those of the package that suit the model
         traced: heads of each picture from the graph before it was lowered, see :func:`run_heads`
         noise: noise of each activation of an INT8 file
     """
     pictures = [read_image(path) for path in (images or sample_images(model.config.class_names))]
-    host = OnnxRuntimeBackend(onnx_path, tail="host")
-    metadata = host.metadata
-    engine = Predictor(host, score_threshold=0.0)
-    eager = Predictor(TorchBackend(model, input_dtype=metadata.input_dtype), score_threshold=0.0, nms=engine.nms)
-    expected_heads, expected = _run(eager, pictures)
-    heads, detections = _run(engine, pictures)
-    tail = mask_scores = None
-    if metadata.tail == "functions":
-        with Predictor(OnnxRuntimeBackend(onnx_path, tail="graph"), score_threshold=0.0) as whole:
-            by_graph = [whole(picture) for picture in pictures]
-        meter = _compare(detections, by_graph, 0.0)
-        tail, detections = meter.result(), by_graph
-        if metadata.config.mask_iou:
-            mask_scores = max((d for image in meter.images for d in image.mask_score_differences), default=0.0)
+    checks = _Checks.of(model, onnx_path, pictures)
+    metadata, expected_heads = checks.metadata, checks.expected_heads
+    tail = None if checks.tail is None else checks.tail.result()
+    mask_scores = None
+    if checks.tail is not None and metadata.config.mask_iou:
+        mask_scores = max((d for image in checks.tail.images for d in image.mask_score_differences), default=0.0)
     return ParityReport(
         images=len(pictures),
-        tensors=_compare_tensors(expected_heads, heads, RELATIVE_LIMITS[metadata.precision]),
+        tensors=_compare_tensors(expected_heads, checks.heads, RELATIVE_LIMITS[metadata.precision]),
         tail=tail,
-        eager=_compare(expected, detections, SCORE_THRESHOLD).result(),
+        eager=checks.eager.result(),
         mask_scores=mask_scores,
-        traced=_compare_tensors(expected_heads, traced, RELATIVE_LIMITS["fp32"]) if traced else (),
+        traced=_compare_tensors(expected_heads[: len(traced)], traced, RELATIVE_LIMITS["fp32"]) if traced else (),
         noise=tuple(noise),
     )
+
+
+@dataclass
+class _Checks:
+    """Pictures through a file and the eager model, at each size that is checked.
+
+    Attributes:
+        metadata: of the file
+        expected_heads: of the eager model, for each picture at the usual size and then for the first at others
+        heads: of the file
+        tail: functions in the file against the NumPy reference; None for files that end in heads
+        eager: the whole file against the eager model
+    """
+
+    metadata: Metadata
+    expected_heads: list[HeadOutputs]
+    heads: list[HeadOutputs]
+    tail: AgreementMeter | None
+    eager: AgreementMeter
+
+    @classmethod
+    def of(cls, model: YolactModel, path: Path, pictures: Sequence[NDArray[np.uint8]]) -> _Checks:
+        host = OnnxRuntimeBackend(path, tail="host")
+        metadata, sizes = host.metadata, host.metadata.sizes
+        whole = OnnxRuntimeBackend(path, tail="graph") if metadata.tail == "functions" else None
+        checks = cls(metadata, [], [], AgreementMeter(score_threshold=0.0) if whole else None, AgreementMeter())
+        usual = metadata.config.input_shape
+        shapes = [usual] if sizes is None else list(dict.fromkeys((usual, sizes.low, sizes.high)))
+        for shape in shapes:
+            at_size = metadata.at_size(shape, path)
+            network = model if sizes is None else model.at_size(at_size.config)
+            for backend in filter(None, (host, whole)):
+                backend.metadata = at_size
+            checks._add(network, host, whole, pictures if shape == usual else pictures[:1])
+        for backend in filter(None, (host, whole)):
+            backend.close()
+        return checks
+
+    def _add(
+        self,
+        model: YolactModel,
+        host: OnnxRuntimeBackend,
+        whole: OnnxRuntimeBackend | None,
+        pictures: Sequence[NDArray[np.uint8]],
+    ) -> None:
+        engine = Predictor(host, score_threshold=0.0)
+        reference = TorchBackend(model, input_dtype=self.metadata.input_dtype)
+        expected_heads, expected = _run(Predictor(reference, score_threshold=0.0, nms=engine.nms), pictures)
+        heads, detections = _run(engine, pictures)
+        self.expected_heads += expected_heads
+        self.heads += heads
+        if whole is not None:
+            assert self.tail is not None  # made together
+            by_graph = [Predictor(whole, score_threshold=0.0)(picture) for picture in pictures]
+            _compare(self.tail, detections, by_graph)
+            detections = by_graph
+        _compare(self.eager, expected, detections)
 
 
 def run_heads(graph: Any, images: Sequence[Path]) -> list[HeadOutputs]:
@@ -164,11 +216,9 @@ def run_heads(graph: Any, images: Sequence[Path]) -> list[HeadOutputs]:
     ]
 
 
-def _compare(reference: Sequence[Detections], actual: Sequence[Detections], score_threshold: float) -> AgreementMeter:
-    meter = AgreementMeter(score_threshold=score_threshold)
+def _compare(meter: AgreementMeter, reference: Sequence[Detections], actual: Sequence[Detections]) -> None:
     for pair in zip(reference, actual, strict=True):
         meter.add(*pair)
-    return meter
 
 
 def _run(predictor: Predictor, pictures: Sequence[NDArray[np.uint8]]) -> tuple[list[HeadOutputs], list[Detections]]:

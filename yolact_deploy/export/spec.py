@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.artifact import Metadata
-from yolact_deploy.config import Size, YolactConfig
+from yolact_deploy.config import Size, YolactConfig, both_sides, size_text
 from yolact_deploy.errors import ExportError
+from yolact_deploy.size_range import STEP, SizeRange
 from yolact_deploy.vocabulary import (
     CALIBRATION_METHODS,
     EXPORT_PRECISIONS,
     EXPORT_TAILS,
     INPUT_DTYPES,
     INT8_RESTS,
+    PRIOR_SIZES,
     QUANTIZATION_TARGETS,
     check_word,
 )
@@ -43,8 +45,12 @@ class ExportSpec:
         cross_class: one Fast NMS over all classes
         config: configuration of weights given as a file or name; by default inferred from the tensors
         size: of the input: the side of a square, or (height, width); by default that of the configuration
+        size_range: smallest and largest input, or smallest, usual and largest, for files that take all between them.
+            Pictures get an input of their ratio with about the area of the usual one, which by default is that of the
+            configuration if it is in the range, and the middle otherwise
         fit: how pictures of another shape get there; by default as the configuration says
-        priors: what priors keep at ``size``, see :meth:`~yolact_deploy.config.YolactConfig.with_size`
+        priors: what priors keep at ``size`` or in ``size_range``, see
+            :meth:`~yolact_deploy.config.YolactConfig.with_size`
         keep_fp32: layers (``proto_net.10``) or modules (``proto_net``) that stay in FP32 in a lower precision
         overflow_check: in FP16, also as the rest of INT8, detect the layers whose values FP16 cannot hold and keep them
             in FP32
@@ -70,6 +76,7 @@ class ExportSpec:
     cross_class: bool = False
     config: str | None = None
     size: Size | None = None
+    size_range: tuple[Size, ...] | None = None
     fit: str | None = None
     priors: str | None = None
     keep_fp32: tuple[str, ...] = ()
@@ -92,7 +99,27 @@ class ExportSpec:
         low, usual, high = self.batch
         if not 1 <= low <= usual <= high <= MAX_BATCH:
             raise ExportError(f"batch: expected 1 <= min <= opt <= max <= {MAX_BATCH}, got {low}:{usual}:{high}")
+        self._check_range()
         self._check_combination()
+
+    def _check_range(self) -> None:
+        given = self.size_range
+        if given is None:
+            return
+        if len(given) not in (2, 3):
+            raise ExportError(f"size_range: expected MIN:MAX or MIN:OPT:MAX, got {len(given)} sizes")
+        if self.size is not None:
+            raise ExportError("size_range replaces size: leave one out")
+        heights, widths = zip(*map(both_sides, given), strict=True)
+        if any(sorted(sides) != list(sides) for sides in (heights, widths)) or given[0] == given[-1]:
+            raise ExportError(
+                f"size_range: expected sizes that rise in height and width, got {':'.join(map(size_text, given))}"
+            )
+        if self.precision == "int8":
+            raise ExportError(
+                "--int8 is for one --size: the ranges of its activations are measured there. Export the range of sizes "
+                "with --fp16, or without a precision"
+            )
 
     def _check_combination(self) -> None:
         int8, calibrated = self.precision == "int8", self.calibration is not None
@@ -132,7 +159,8 @@ class ExportSpec:
     @property
     def of_checkpoint(self) -> dict[str, Any]:
         """Keyword arguments of :func:`yolact_deploy.model.checkpoint.load_model`."""
-        return {"config": self.config, "image_size": self.size, "fit": self.fit, "priors": self.priors}
+        priors = None if self.size_range is not None else self.priors
+        return {"config": self.config, "image_size": self.size, "fit": self.fit, "priors": priors}
 
     @property
     def method(self) -> str:
@@ -157,6 +185,7 @@ class ExportSpec:
         Raises:
             ExportError: the network cannot fill the output slots.
         """
+        config, sizes = self._ranged(config)
         entries = min(config.top_k, config.num_priors) * (1 if self.cross_class else config.num_classes)
         slots = config.top_k if self.cross_class else config.max_detections
         if slots > entries:
@@ -173,7 +202,37 @@ class ExportSpec:
             weights_sha256=weights_sha256,
             keep_fp32=tuple(self.keep_fp32),
             versions=dict(versions or {}),
+            sizes=sizes,
         )
+
+    def _ranged(self, config: YolactConfig) -> tuple[YolactConfig, SizeRange | None]:
+        """The configuration at the usual input, and all inputs if there are others."""
+        if self.size_range is None:
+            return config, None
+        low, *usual, high = self.size_range
+        sizes = SizeRange.of(config, low, high, priors=self.priors or PRIOR_SIZES[0])
+        if config.mask_iou and self.tail == "functions":
+            raise ExportError(
+                "a range of sizes: the mask-IoU network of a YOLACT++ is traced for one size: export it with --tail "
+                "heads, or for one --size"
+            )
+        least = sizes.config_at(config, sizes.low)
+        if config.top_k > least.num_priors:
+            raise ExportError(
+                f"top_k: {config.top_k} candidates, and the smallest size {size_text(low)} has {least.num_priors} "
+                "priors: raise the size or lower --top-k"
+            )
+        own = config.input_shape if sizes.holds(config.input_shape) else _middle(sizes)
+        shape = both_sides(usual[0]) if usual else own
+        return sizes.config_at(config, shape), sizes
+
+
+def _middle(sizes: SizeRange) -> tuple[int, int]:
+    """The height and width half-way."""
+    height, width = (
+        max(low, (low + high) // 2 // STEP * STEP) for low, high in zip(sizes.low, sizes.high, strict=True)
+    )
+    return height, width
 
 
 DEFAULT_SPEC = ExportSpec()

@@ -33,6 +33,7 @@ class BuildPlan:
         optimization_level: 0 (fast build) to 5 (fast engine); None leaves it to TensorRT
         targets: compute capabilities as TensorRT for RTX names them; none means portable
         profiles: batches to optimize for, in the order of their numbers in the engine; used if the batch is dynamic
+        sizes: smallest, usual and largest (height, width) of the input, if it takes a range of sizes
         tf32: round the factors of FP32 products to TF32
         ahead_of_time: use the ahead-of-time implementations of plugins
         layer_details: keep the tactics and tensors of layers in the engine
@@ -44,6 +45,7 @@ class BuildPlan:
     optimization_level: int | None = None
     targets: tuple[str, ...] = ()
     profiles: tuple[Profile, ...] = ()
+    sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None = None
     tf32: bool = False
     ahead_of_time: bool = False
     layer_details: bool = False
@@ -143,7 +145,7 @@ class Build:
         tensorrt_api.set_tf32(self.trt, config, plan.tf32)
         if plan.layer_details:
             tensorrt_api.set_layer_details(self.trt, config)
-        _add_profiles(builder, network, config, plan.profiles)
+        _add_profiles(builder, network, config, plan)
         if plan.timings is None:
             return None
         return tensorrt_api.set_timing_cache(config, self.flavour, plan.timings)
@@ -163,14 +165,15 @@ class Build:
                 signal.signal(number, handler)
 
 
-def _add_profiles(builder: Any, network: Any, config: Any, profiles: tuple[Profile, ...]) -> None:
+def _add_profiles(builder: Any, network: Any, config: Any, plan: BuildPlan) -> None:
     images = network.get_input(0)
     shape = tuple(images.shape)
-    if shape[0] != -1:
+    if -1 not in shape:
         return
-    for batches in profiles:
+    sides = [shape[1:]] * 3 if plan.sizes is None else [(*size, *shape[3:]) for size in plan.sizes]
+    for batches in plan.profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape(images.name, *((count, *shape[1:]) for count in batches))
+        profile.set_shape(images.name, *((count, *rest) for count, rest in zip(batches, sides, strict=True)))
         config.add_optimization_profile(profile)
 
 

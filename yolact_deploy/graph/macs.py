@@ -121,7 +121,7 @@ def element_bytes(precision: str) -> int:
 
 
 def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
-    """Count an exported ONNX file, including its functions (Fast NMS, masks).
+    """Count an exported ONNX file, including its functions (Fast NMS, masks); one of a range of sizes at its usual one.
 
     Args:
         batch: images per call, if the file has a dynamic batch
@@ -131,11 +131,13 @@ def count_macs(path: str | os.PathLike[str], *, batch: int = 1) -> Macs:
     """
     inference = import_optional("onnx.shape_inference", "onnx", "Counting an ONNX file")
     model = read_onnx(path)
-    precision = onnx_metadata(model, path).precision
+    metadata = onnx_metadata(model, path)
     images = _fix_batch(model.graph, batch)
+    if metadata.sizes is not None:
+        _fix_size(model.graph, metadata.config.input_shape)
     use_deform_conv(model)
     graph = inference.infer_shapes(inline_functions(model), data_prop=True).graph
-    return Macs(images, precision, tuple(_graph_layers(graph, os.fspath(path))))
+    return Macs(images, metadata.precision, tuple(_graph_layers(graph, os.fspath(path))))
 
 
 def _fix_batch(graph: Any, batch: int) -> int:
@@ -149,6 +151,15 @@ def _fix_batch(graph: Any, batch: int) -> int:
             if dim.dim_param == name:
                 dim.dim_value = batch  # takes the place of dim_param
     return batch
+
+
+def _fix_size(graph: Any, shape: tuple[int, int]) -> None:
+    """Give the input a height and width, and forget the shapes that depend on them."""
+    for dim, side in zip(graph.input[0].type.tensor_type.shape.dim[1:3], shape, strict=True):
+        dim.dim_value = side
+    for value in (*graph.value_info, *graph.output):
+        if any(dim.WhichOneof("value") != "dim_value" for dim in value.type.tensor_type.shape.dim):
+            value.type.tensor_type.ClearField("shape")
 
 
 def _graph_layers(graph: Any, path: str) -> Iterator[LayerMacs]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from yolact_deploy.config import Size
 from yolact_deploy.errors import BackendError, import_optional
 from yolact_deploy.graph.cpu_session import first_line, open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
@@ -25,18 +26,22 @@ class OnnxRuntimeBackend(Backend):
         path: the ONNX file
         threads: of one operator; by default as many as there are cores
         tail: "graph" runs Fast NMS and mask assembly in the graph, "auto" and "host" in NumPy, which is faster here
+        size: the one input of a file that takes a range of sizes: a side, or (height, width). None leaves the input to
+            each picture
 
     Raises:
         ArtifactError: not one of our ONNX files.
         BackendError: ONNX Runtime is missing or rejects the file.
+        InputError: a size that the file does not take.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto") -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto", size: Size | None = None) -> None:
         self._ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
         graph = load_graph(path, tail, half="round", unsigned=wants_unsigned())
-        self.metadata, self.precision = graph.metadata, graph.metadata.precision
+        self.metadata = graph.metadata if size is None else graph.metadata.at_size(size, path)
+        self.precision = self.metadata.precision
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         self._threads = threads
         self._session = open_cpu_session(graph.data, threads, str(path))

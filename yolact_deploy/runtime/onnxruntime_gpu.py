@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import importlib
 import io
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cache import cache_folder
+from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, MissingDependencyError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.nvidia import Gpu, require_gpu, tensorrt_flavours
@@ -49,7 +50,7 @@ _SHAPE_OPS = frozenset(
 _register = threading.Lock()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class GpuSession:
     """A session on the GPU, and where its nodes run."""
 
@@ -88,6 +89,7 @@ def open_session(
 
     Args:
         model: an exported ONNX file from :func:`~yolact_deploy.graph.onnx_graph.load_graph`
+        metadata: of a file that takes a range of sizes, with ``config`` at the one to run
         provider: one of :data:`PROVIDERS`
         device: number of the GPU
         stream: handle of a CUDA stream on which everything must run; by default the session creates its own
@@ -131,9 +133,11 @@ class OnnxRuntimeGpuBackend(Backend):
         device: number of the GPU
         tail: "graph" runs Fast NMS and mask assembly in the graph, "host" in NumPy
         tf32, provider_options: as for :func:`open_session`
+        size: the input of a file that takes a range of sizes; the usual one by default
 
     Raises:
         As :func:`open_session`.
+        InputError: a size that the file does not take.
     """
 
     name = "onnxruntime"
@@ -147,14 +151,20 @@ class OnnxRuntimeGpuBackend(Backend):
         tail: str = "graph",
         tf32: bool = False,
         provider_options: Mapping[str, object] | None = None,
+        size: Size | None = None,
     ) -> None:
         require_gpu(device)  # before the slow steps
         graph = load_graph(path, tail, gpu=True)
-        self.metadata = graph.metadata
+        self.metadata = graph.metadata.at_size(size, path)
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         self.precision = "tf32" if tf32 else self.metadata.precision
         self._opened = open_session(
-            graph.data, self.metadata, provider=provider, device=device, tf32=tf32, provider_options=provider_options
+            graph.data,
+            dataclasses.replace(graph.metadata, config=self.metadata.config),
+            provider=provider,
+            device=device,
+            tf32=tf32,
+            provider_options=provider_options,
         )
 
     def run(self, images: NDArray[Any]) -> Outputs:
@@ -191,6 +201,9 @@ def _session_options(ort: Any, metadata: Metadata) -> Any:
     elif metadata.batch[0] == metadata.batch[2]:
         # Older releases support only "all or nothing", and a dynamic batch needs its shapes computed on the CPU.
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if metadata.sizes is not None:  # one of them: what depends on the size is then constant
+        for name, side in zip(("height", "width"), metadata.config.input_shape, strict=True):
+            options.add_free_dimension_override_by_name(name, side)
     return options
 
 

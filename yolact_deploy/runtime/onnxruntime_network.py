@@ -9,12 +9,13 @@ Legend: N images, S input side.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolact_deploy.config import Size
 from yolact_deploy.errors import BackendError, InputError
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.runtime.cuda.device_network import DeviceNetwork, DeviceTensor
@@ -42,6 +43,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
             as networks with mask scores always do
         max_batch: largest batch to allocate; that of the file by default
         tf32, provider_options: as for :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`
+        size: the input of a file that takes a range of sizes; the usual one by default
 
     Raises:
         As :func:`~yolact_deploy.runtime.onnxruntime_gpu.open_session`.
@@ -61,11 +63,12 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         max_batch: int | None = None,
         tf32: bool = False,
         provider_options: Mapping[str, object] | None = None,
+        size: Size | None = None,
     ) -> None:
         graph = load_graph(path, "host" if tail == "heads" else "graph", gpu=True)
         if graph.mask_iou is not None:  # only the graph gives mask scores
             graph = load_graph(path, "graph", gpu=True)
-        metadata, on_host = graph.metadata, graph.on_host
+        metadata, on_host = graph.metadata.at_size(size, path), graph.on_host
         self.metadata = dataclasses.replace(metadata, tail="heads") if on_host else metadata
         self.precision = "tf32" if tf32 else metadata.precision
         low, _, high = metadata.batch
@@ -74,7 +77,7 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self._device, self._stream = device, device.stream()
         self._opened = open_session(
             graph.data,
-            metadata,
+            dataclasses.replace(graph.metadata, config=metadata.config),
             provider=provider,
             device=device.index,
             stream=self._stream.handle,
@@ -84,8 +87,11 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self._buffers: list[DeviceBuffer] = []
         session, names = self._opened.session, self.metadata.outputs
         outputs = session.get_outputs()
-        self.input = self._allocate("images", session.get_inputs()[0])
-        self.outputs = {name: self._allocate(name, value) for name, value in zip(names, outputs, strict=True)}
+        self.input = self._allocate("images", session.get_inputs()[0], [*metadata.config.input_shape, 3])
+        shapes = {name: shape for name, _, shape in self.metadata.output_shapes}
+        self.outputs = {
+            name: self._allocate(name, value, shapes[name]) for name, value in zip(names, outputs, strict=True)
+        }
         self._graph_names = [value.name for value in outputs]
         self._bindings: dict[int, Any] = {}
         self._options = _run_options()
@@ -121,11 +127,15 @@ class OnnxRuntimeNetwork(DeviceNetwork):
             buffer.free()
         self._buffers.clear()
 
-    def _allocate(self, name: str, value: Any) -> DeviceTensor:
-        """Allocate one input or output for the largest batch."""
+    def _allocate(self, name: str, value: Any, known: Sequence[int]) -> DeviceTensor:
+        """Allocate one input or output for the largest batch.
+
+        Args:
+            known: its sides behind the batch, for those that the graph leaves open
+        """
         dtype = _DTYPES[value.type]
-        # The first axis is the batch; exported files fix all others.
-        shape = (self.max_batch, *(int(side) for side in value.shape[1:]))
+        sides = [side if isinstance(side, int) else own for side, own in zip(value.shape[1:], known, strict=True)]
+        shape = (self.max_batch, *sides)
         buffer = self._device.allocate(int(np.prod(shape)) * dtype.itemsize, f"onnxruntime {name}")
         self._buffers.append(buffer)
         return DeviceTensor(buffer.pointer, shape, dtype)

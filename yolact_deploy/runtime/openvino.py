@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.cpu import overflows_bytes
@@ -33,16 +34,24 @@ class OpenVinoBackend(Backend):
             a BF16 file if the CPU supports it, and FP32 otherwise. In an INT8 file it applies to what is not INT8
         threads: by default as many as there are cores
         tail: as for ONNX Runtime
+        size: as for ONNX Runtime
 
     Raises:
         ArtifactError: not one of our ONNX files.
         BackendError: OpenVINO is missing, or BF16 was asked for on a CPU without it.
+        InputError: a size that the file does not take.
     """
 
     name = "openvino"
 
     def __init__(
-        self, path: Path, *, precision: str | None = None, threads: int | None = None, tail: str = "auto"
+        self,
+        path: Path,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        tail: str = "auto",
+        size: Size | None = None,
     ) -> None:
         self._ov = import_optional("openvino", "openvino", "Running an ONNX file in OpenVINO")
         core = shared_core()
@@ -51,7 +60,7 @@ class OpenVinoBackend(Backend):
             raise BackendError("this CPU has no BF16 arithmetic (AVX512_BF16 or AMX): use @openvino-fp32")
         keeps_bf16 = has_bf16 and precision != "fp32"
         graph = load_graph(path, tail, half="keep" if keeps_bf16 else "fp32")
-        self.metadata = graph.metadata
+        self.metadata = graph.metadata if size is None else graph.metadata.at_size(size, path)
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         if self.metadata.precision == "int8":
             self.precision = "int8"
@@ -61,7 +70,11 @@ class OpenVinoBackend(Backend):
         hint = HINTS[precision or "fp32"]
         properties = {**cpu_properties(hint, threads), "PERFORMANCE_HINT": "LATENCY"}
         try:
-            self._compiled = core.compile_model(core.read_model(graph.data), "CPU", properties)
+            model = core.read_model(graph.data)
+            if size is not None and graph.metadata.sizes is not None:  # faster than any size
+                count, *_ = model.input(0).partial_shape
+                model.reshape(self._ov.PartialShape([count, *self.metadata.config.input_shape, 3]))
+            self._compiled = core.compile_model(model, "CPU", properties)
         except Exception as error:  # RuntimeError and its own kinds
             raise ArtifactError(f"OpenVINO rejects {path}: {str(error).strip().splitlines()[0]}") from error
         self._request = self._compiled.create_infer_request()

@@ -115,6 +115,11 @@ class Predictor:
     ) -> None:
         if nms is not None:
             check_word("nms", nms, NMS_VARIANTS)
+        if nms == "traditional" and backend.metadata.sizes is not None:
+            raise InputError(
+                "nms='traditional' works on boxes in pixels of one input, and this file takes a range of sizes: choose "
+                "one with image_size"
+            )
         self.backend = backend
         self.selection = Selection.of(self.class_names, score_threshold, classes, max_detections)
         #: the lowest threshold of a class
@@ -129,7 +134,12 @@ class Predictor:
 
     @property
     def config(self) -> YolactConfig:
+        """The network, at its usual input if it takes a range of sizes; see :meth:`config_for`."""
         return self.backend.metadata.config
+
+    def config_for(self, shape: Sequence[int]) -> YolactConfig:
+        """The network at the input that a picture of ``shape`` (H, W, ...) gets."""
+        return self.backend.metadata.config_for(*shape[:2])
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -225,13 +235,22 @@ class Predictor:
         """Detections of one batch through :meth:`preprocess`, the network and :meth:`postprocess`."""
         with timer.stage("decode"):
             images = [self._host_image(source) for source in sources]
-        with timer.stage("preprocess"):
-            inputs = self.preprocess(images)
-        outputs = self.run_prepared(inputs, timer)
-        return [
-            self.postprocess(outputs, index, image.shape, timer, lazy_masks=self.lazy_masks)
-            for index, image in enumerate(images)
-        ]
+        found: dict[int, Detections] = {}
+        for group in self.of_one_input(images):
+            with timer.stage("preprocess"):
+                inputs = self.preprocess([images[index] for index in group])
+            outputs = self.run_prepared(inputs, timer)
+            for slot, index in enumerate(group):
+                shape = images[index].shape
+                found[index] = self.postprocess(outputs, slot, shape, timer, lazy_masks=self.lazy_masks)
+        return [found[index] for index in range(len(images))]
+
+    def of_one_input(self, images: Sequence[Image]) -> list[list[int]]:
+        """The indices of images in groups that the network can take at once; one group, if its input has one size."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            groups.setdefault(self.config_for(image.shape).input_shape, []).append(index)
+        return list(groups.values())
 
     def run_prepared(self, inputs: NDArray[Any], timer: StageTimer) -> Outputs:
         """The network's outputs for what :meth:`preprocess` returned.
@@ -340,8 +359,14 @@ class Predictor:
         return results[0] if single else results
 
     def preprocess(self, images: Sequence[Image]) -> NDArray[Any]:
-        """BGR images to the network's input [N, h, w, 3]; a fixed batch is filled up with zeros."""
-        config, dtype = self.config, self.backend.metadata.input_dtype
+        """BGR images to the network's input [N, h, w, 3]; a fixed batch is filled up with zeros.
+
+        Raises:
+            InputError: a file that takes a range of sizes has different inputs for them, see :meth:`of_one_input`.
+        """
+        config, dtype = self.config_for(images[0].shape) if images else self.config, self.backend.metadata.input_dtype
+        if len(images) > 1 and len(self.of_one_input(images)) > 1:
+            raise InputError("these images have different inputs and cannot be one batch: call the predictor with them")
         if len(images) == 1 and (self.backend.max_batch == 1 or not self.backend.fixed_batch):
             return fit_image(images[0], config, dtype)[None]
         count = self.backend.max_batch if self.backend.fixed_batch else len(images)
@@ -370,7 +395,7 @@ class Predictor:
         detected = self._selected(self.backend.tail.detect(outputs, index, self._settings, timer))
         if not lazy_masks and isinstance(detected.masks, MaskWindows):
             with timer.stage("paste"):
-                masks = detected.masks.placed(place(height, width, self.config))
+                masks = detected.masks.placed(place(height, width, self.config_for(shape)))
                 detected = detected._replace(masks=self.backend.tail.paste(masks, height, width))
         with timer.stage("detect"):
             return self._detections(detected, height, width)
@@ -392,7 +417,7 @@ class Predictor:
             class_names=self.class_names,
             height=height,
             width=width,
-            placement=place(height, width, self.config),
+            placement=place(height, width, self.config_for((height, width))),
         )
 
     def stream(

@@ -79,10 +79,11 @@ def detect_stages(
 
     def prepare(jobs: Iterator[StreamFrame]) -> Iterator[tuple[list[StreamFrame], Any, StageTimer]]:
         for group in _batches(jobs, batch, wait):
-            timer = StageTimer(model.stages)
-            with timer.stage("preprocess"):
-                inputs = model.preprocess([job.image for job in group])
-            yield group, inputs, timer
+            for _, same in itertools.groupby(group, lambda job: model.config_for(job.image.shape).input_shape):
+                together, timer = list(same), StageTimer(model.stages)
+                with timer.stage("preprocess"):
+                    inputs = model.preprocess([job.image for job in together])
+                yield together, inputs, timer
 
     def run(prepared: Iterator[Any]) -> Iterator[tuple[list[StreamFrame], Any, StageTimer]]:
         for group, inputs, timer in prepared:

@@ -22,6 +22,7 @@ import numpy as np
 
 from yolact_deploy.artifact import sha256_file, write_bytes
 from yolact_deploy.cache import cache_folder
+from yolact_deploy.config import Size
 from yolact_deploy.engine_file import EngineHeader, plugin_kind, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, BackendError, OutputError
 from yolact_deploy.runtime import plugins
@@ -47,20 +48,22 @@ class TensorRtNetwork(DeviceNetwork):
     Args:
         path: an engine built by ``yolact-deploy build``
         device: ordinal of the GPU
+        size: the input of an engine that takes a range of sizes; the usual one by default
 
     Raises:
         ArtifactError: not one of our engines, truncated, or built by another version of TensorRT.
         MissingDependencyError: TensorRT of the engine's kind is not installed.
         BackendError: no driver, no such GPU, too little memory, or TensorRT rejects the engine.
+        InputError: a size that the engine does not take.
     """
 
     name = "tensorrt"
     bindable = True
 
-    def __init__(self, path: Path, device: int = 0) -> None:
+    def __init__(self, path: Path, device: int = 0, *, size: Size | None = None) -> None:
         self.path = Path(path)
         self.header = read_engine_header(path)
-        self.metadata = read_engine_metadata(path)
+        self.metadata = read_engine_metadata(path).at_size(size, path)
         self.device = Device.open(device)
         self.flavour = self.header.flavour
         self._trt = api.import_tensorrt(self.flavour, f"Running {path}, an engine of {self.header.kind},")
@@ -116,9 +119,14 @@ class TensorRtNetwork(DeviceNetwork):
         self.max_batch = max(high for _, high in self._profiles)
         self._least_batch = min(low for low, _ in self._profiles)
         self.fixed_batch = self._least_batch == self.max_batch
+        self._static = -1 not in tuple(engine.get_tensor_shape("images"))
         tensors = {}
+        known = {name: shape for name, _, shape in self.metadata.output_shapes}
+        known["images"] = [*self.metadata.config.input_shape, 3]
         for name in expected:
-            _, *shape = engine.get_tensor_shape(name)
+            _, *sides = engine.get_tensor_shape(name)
+            # Those of a range of sizes are -1.
+            shape = [own if side == -1 else side for side, own in zip(sides, known[name], strict=False)]
             dtype = api.numpy_dtype(trt, engine.get_tensor_dtype(name))
             self._check_tensor(name, dtype, shape)
             tensors[name] = DeviceTensor(0, (self.max_batch, *shape), dtype)
@@ -202,7 +210,7 @@ class TensorRtNetwork(DeviceNetwork):
         # Only the first context of an engine is guaranteed to begin with profile 0.
         if not api.set_profile(context, index, stream.handle):
             return False
-        return self.fixed_batch or bool(context.set_input_shape("images", (batch, *self.input.shape[1:])))
+        return self._static or bool(context.set_input_shape("images", (batch, *self.input.shape[1:])))
 
     # -- kernels that RTX compiles for this GPU ---------------------------------------------------------------------
 
@@ -261,6 +269,7 @@ class TensorRtBackend(CudaBackend):
         path: the engine
         device: ordinal of the GPU
         graphs: False uses no CUDA graphs
+        size: the input of an engine that takes a range of sizes; the usual one by default
         in_place, jpeg: see :class:`~yolact_deploy.runtime.cuda.frame_pipeline.FramePipeline`
     """
 
@@ -269,11 +278,12 @@ class TensorRtBackend(CudaBackend):
         path: Path,
         *,
         device: int = 0,
+        size: Size | None = None,
         graphs: bool = True,
         in_place: bool | None = None,
         jpeg: JpegDecoder | None = None,
     ) -> None:
-        network = TensorRtNetwork(path, device)
+        network = TensorRtNetwork(path, device, size=size)
         super().__init__(network, network.device, graphs=graphs, in_place=in_place, jpeg=jpeg)
         # The first run loads kernels, and RTX compiles them: do it before the first image.
         try:

@@ -99,7 +99,7 @@ def network_config(name: str, metadata: Metadata, settings: TritonSettings, extr
         ("max_batch_size", most if batched and most > 1 else 0),
         ("input", _tensor("images", kind, [height, width, 3], most, batched and most > 1)),
     ]
-    for output, dtype, shape in output_shapes(metadata):
+    for output, dtype, shape in metadata.output_shapes:
         fields.append(("output", _tensor(output, _TYPES[dtype], shape, most, batched and most > 1)))
     fields.append(("instance_group", _instances(settings.instances, gpu=settings.gpu)))
     if batched and most > 1:
@@ -113,26 +113,6 @@ def network_config(name: str, metadata: Metadata, settings: TritonSettings, extr
     fields.append(("model_warmup", [("name", "zeros"), ("batch_size", 1), ("inputs", warm)]))
     fields += _parameters({METADATA_KEY: metadata.to_json(), **extra, **_backend_parameters(settings)})
     return to_pbtxt(fields)
-
-
-def output_shapes(metadata: Metadata) -> list[tuple[str, str, list[int]]]:
-    """Name, dtype and shape behind the batch axis of each output of an exported network."""
-    config, (rows, columns) = metadata.config, metadata.config.prototype_shape
-    if metadata.tail == "heads":
-        priors, count = config.num_priors, config.num_prototypes
-        shapes = {"boxes": [priors, 4], "scores": [priors, config.num_classes], "coeff": [priors, count],
-                  "proto": [rows, columns, count]}  # fmt: skip
-        return [(name, "float32", shape) for name, shape in shapes.items()]
-    slots = config.top_k if metadata.cross_class else config.max_detections
-    masks = "float32" if metadata.precision == "fp32" else "float16"
-    outputs: list[tuple[str, str, list[int]]] = [
-        ("num_detections", "int32", []),
-        ("boxes", "float32", [slots, 4]),
-        ("scores", "float32", [slots]),
-        ("labels", "int32", [slots]),
-        ("masks", masks, [slots, rows, columns]),
-    ]
-    return [*outputs, ("mask_scores", "float32", [slots])] if config.mask_iou else outputs
 
 
 def pictures_config(name: str, metadata: Metadata, settings: TritonSettings, instances: int) -> str:

@@ -89,9 +89,9 @@ def read_model(path: Path) -> Metadata:
     """
     suffix = path.suffix.lower()
     if suffix in ONNX_SUFFIXES:
-        return onnx_metadata(read_onnx(path), path)
+        return onnx_metadata(read_onnx(path), path).at_size(None, path)
     if suffix in ENGINE_SUFFIXES:
-        return read_engine_metadata(path)
+        return read_engine_metadata(path).at_size(None, path)
     raise ArtifactError(f"{path}: Triton runs ONNX files and engines: export it first with 'yolact-deploy export'")
 
 

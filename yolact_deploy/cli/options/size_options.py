@@ -12,17 +12,22 @@ from yolact_deploy.vocabulary import FITS, PRIOR_SIZES
 _NAMES = ("size", "fit", "priors")
 
 
-def add_size_arguments(parser: Any, *, of: str = "the network's input") -> None:
+def add_size_arguments(parser: Any, *, of: str = "the network's input", ranges: bool = False) -> None:
     """Add the options to a parser or a group of arguments.
 
     Args:
         of: what has the size, for the help
+        ranges: take a range of sizes as well, of which :func:`size_range_option` makes two values
     """
+    more = (
+        ". MIN:MAX or MIN:OPT:MAX takes all sizes between two; pictures get one of their ratio and of about OPT's area"
+    )
+    more = more if ranges else ""
     parser.add_argument(
         "--size",
-        type=size_argument,
-        metavar="S or HxW",
-        help=f"{of}: a side, or height x width (default: as configured)",
+        type=_size_or_range if ranges else size_argument,
+        metavar="S, HxW or MIN:MAX" if ranges else "S or HxW",
+        help=f"{of}: a side, or height x width (default: as configured){more}",
     )
     parser.add_argument(
         "--fit",
@@ -43,6 +48,12 @@ def size_options(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+def size_range_option(args: argparse.Namespace) -> dict[str, Any]:
+    """``size`` and ``size_range`` of :class:`~yolact_deploy.export.spec.ExportSpec`."""
+    ranged = isinstance(args.size, list)
+    return {"size": None, "size_range": tuple(args.size)} if ranged else {"size": args.size, "size_range": None}
+
+
 def size_words(args: argparse.Namespace) -> list[str]:
     """The options as they are typed, for a command that calls others."""
     from yolact_deploy.config import size_text
@@ -51,6 +62,15 @@ def size_words(args: argparse.Namespace) -> list[str]:
     return [
         word for name, value in given.items() for word in (f"--{name}", value if name != "size" else size_text(value))
     ]
+
+
+def _size_or_range(text: str) -> Size | list[Size]:
+    """A size, or the list of those of a range."""
+    parts = text.split(":")
+    if len(parts) > 3:
+        raise argparse.ArgumentTypeError(f"expected a size, MIN:MAX or MIN:OPT:MAX, got {text!r}")
+    sizes = [size_argument(part) for part in parts]
+    return sizes if len(sizes) > 1 else sizes[0]
 
 
 def size_argument(text: str) -> Size:

@@ -78,6 +78,8 @@ def write_target(name: str, source: TargetSource) -> list[Path]:
         OutputError: the folder cannot be written.
     """
     target = check_available(name)
+    if source.metadata.sizes is not None:
+        raise InputError(f"the format {name} is for one input size: export it with one --size instead of a range")
     folder = target.folder(source.onnx_path)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is in the way: it must be a folder, or not exist")

@@ -70,6 +70,13 @@ def prepare(model: Any, trt: Any, flavour: str, mode: str = "auto", *, arch: str
     check_word("plugins", mode, PLUGIN_MODES, ExportError)
     if mode == "off":
         return PluginChoice(model, "none", "Plugins are off.")
+    if onnx_metadata(model, "the file").sizes is not None:
+        if mode != "auto":
+            raise ExportError(
+                "plugins are for one input size, and the file takes a range: export it with one --size, or build with "
+                "--plugin off"
+            )
+        return PluginChoice(model, "none", "NMS and masks are TensorRT's own layers: the file takes a range of sizes.")
     if not rewrite.has_tail(model):
         return _without_nodes(model, trt, flavour, mode, arch)
     if mode == "auto":

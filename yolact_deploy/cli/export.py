@@ -180,9 +180,7 @@ def export_spec(args: argparse.Namespace) -> ExportSpec:
 
 
 def run(args: argparse.Namespace) -> int:
-    from yolact_deploy.artifact import write_json
     from yolact_deploy.cli.at_hand import STEM, checkpoint_at_hand
-    from yolact_deploy.cli.export_report import print_export
     from yolact_deploy.console import print_json
     from yolact_deploy.errors import import_optional
 
@@ -203,13 +201,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     exported = export_model(model, onnx_path, spec, weights=weights, progress=args.progress)
     seconds = time.perf_counter() - start
-    if not args.quiet:
-        for note in exported.notes:
-            print_text(f"warning: {note}", file=sys.stderr)
-    if args.sensitivity and exported.measured.search is not None:
-        write_json(args.sensitivity, exported.measured.search.to_json())
-    if not args.json and not args.quiet:
-        print_export(exported)
+    _tell(args, exported)
     say(args, f"wrote {onnx_path} ({onnx_path.stat().st_size / 1e6:.1f} MB) in {seconds:.1f} s")
     source = TargetSource(onnx_path=onnx_path, metadata=exported.metadata, model=model, ort_web=args.ort_web)
     written = write_formats(args, formats, source)
@@ -222,6 +214,20 @@ def run(args: argparse.Namespace) -> int:
     if not args.json and not args.quiet:
         print_command(f"next: {shlex.join(['yolact-deploy', 'bench', '--engine', model_path])}")
     return 0
+
+
+def _tell(args: argparse.Namespace, exported: Exported) -> None:
+    """Print what an export has found, and keep the list of layers that was asked for."""
+    from yolact_deploy.artifact import write_json
+    from yolact_deploy.cli.export_report import print_export
+
+    if not args.quiet:
+        for note in exported.notes:
+            print_text(f"warning: {note}", file=sys.stderr)
+    if args.sensitivity and exported.measured.search is not None:
+        write_json(args.sensitivity, exported.measured.search.to_json())
+    if not args.json and not args.quiet:
+        print_export(exported)
 
 
 def _with_nms(config: YolactConfig, args: argparse.Namespace) -> YolactConfig:

@@ -131,7 +131,8 @@ def trace(model: YolactModel, metadata: Metadata) -> onnx.ModelProto:
     """
     appended = metadata.tail == "functions" and not metadata.config.mask_iou
     traced = replace(metadata, tail="heads" if appended else metadata.tail, sizes=None)
-    pipeline = _Pipeline(model, traced).eval()
+    network = model if metadata.sizes is None else model.at_size(metadata.config)
+    pipeline = _Pipeline(network, traced).eval()
     _check_weights(pipeline.model)
     graph = _trace(pipeline, traced) if _shared is None else _shared_trace(pipeline, traced, _shared)
     if metadata.sizes is not None:

@@ -113,7 +113,6 @@ def export_model(
     with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work
         sha256 = "" if weights is None else sha256_file(Path(weights))
         metadata = spec.metadata(model.config, weights_sha256=sha256, versions=tool_versions())
-        model = model if metadata.sizes is None else model.at_size(metadata.config)
         graph = trace(model, metadata)
         measured = _measure(graph, metadata, spec, compared, pictures, progress)
         metadata, noise = _lower(graph, metadata, spec, measured, compared)

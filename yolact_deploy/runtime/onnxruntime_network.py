@@ -75,15 +75,9 @@ class OnnxRuntimeNetwork(DeviceNetwork):
         self.fixed_batch = low == high
         self.max_batch = _batch(max_batch, low, high)
         self._device, self._stream = device, device.stream()
-        self._opened = open_session(
-            graph.data,
-            dataclasses.replace(graph.metadata, config=metadata.config),
-            provider=provider,
-            device=device.index,
-            stream=self._stream.handle,
-            tf32=tf32,
-            provider_options=provider_options,
-        )
+        where: dict[str, Any] = {"provider": provider, "device": device.index, "stream": self._stream.handle}
+        at_size = dataclasses.replace(graph.metadata, config=metadata.config)
+        self._opened = open_session(graph.data, at_size, tf32=tf32, provider_options=provider_options, **where)
         self._buffers: list[DeviceBuffer] = []
         session, names = self._opened.session, self.metadata.outputs
         outputs = session.get_outputs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from yolact_deploy.cli.options.size_options import add_size_arguments, size_range_option
 from yolact_deploy.config import Size, YolactConfig, get_config
 from yolact_deploy.errors import ExportError, InputError
 from yolact_deploy.export.free_sizes import _PriorNodes
@@ -149,6 +151,18 @@ def test_targets_and_plugins_are_for_one_size(exported: Path) -> None:
 def test_specs_that_contradict(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         ExportSpec(**{"size_range": (192, 320), **given})
+
+
+def test_the_option() -> None:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_size_arguments(parser, ranges=True)
+    given = {text: size_range_option(parser.parse_args(["--size", text])) for text in ("320", "320:640x960", "8:9:10")}
+    assert given["320"] == {"size": 320, "size_range": None}
+    assert given["320:640x960"] == {"size": None, "size_range": (320, (640, 960))}
+    assert given["8:9:10"] == {"size": None, "size_range": (8, 9, 10)}
+    for wrong in ("320:", "1:2:3:4", "320:x"):
+        with pytest.raises(argparse.ArgumentError, match="--size"):
+            parser.parse_args(["--size", wrong])
 
 
 def test_mask_scores_are_for_one_size() -> None:

@@ -71,7 +71,9 @@ class SizeRange:
             TypeError: fields that are missing or unknown.
         """
         check_field(isinstance(values, dict), "sizes", "an object", values)
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
         scales = fields.get("prior_scales")
         if isinstance(scales, tuple):
             fields["prior_scales"] = tuple(tuple(level) if isinstance(level, list) else level for level in scales)

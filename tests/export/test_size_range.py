@@ -83,6 +83,12 @@ def test_pictures_choose_their_input(exported: Path, tail: str) -> None:
         np.testing.assert_array_equal(found.masks, alone.masks)
 
 
+def test_small_priors_that_the_exporter_folds(tmp_path: Path) -> None:
+    path = tmp_path / "small.onnx"
+    done = export_model(DEMO_MODEL, path, ExportSpec(size_range=(96, 128, (160, 192)), priors="pixels", tail="heads"))
+    assert done.parity.failures == []
+
+
 def test_streams_of_mixed_pictures(exported: Path) -> None:
     picture = read_image(sample_images()[0])
     frames = [picture, picture[:, :200], picture[:, :200], picture]

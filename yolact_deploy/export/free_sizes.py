@@ -84,18 +84,20 @@ def _free_reshapes(graph: Any) -> None:
 
 
 def _compute_priors(graph: Any, config: YolactConfig, sizes: SizeRange) -> None:
-    """Put nodes in the place of the constant prior boxes."""
-    priors = make_priors(config)
-    constant = [
-        tensor
-        for tensor in graph.initializer
-        if list(tensor.dims) == list(priors.shape) and np.array_equal(numpy_helper.to_array(tensor), priors)
-    ]
-    if len(constant) != 1:
-        raise ExportError(f"the graph has {len(constant)} tensors of prior boxes: export this network for one --size")
-    builder = _PriorNodes()
-    builder.build(config, sizes, constant[0].name)
-    graph.initializer.remove(constant[0])
+    """Put nodes in the place of the constant prior boxes, or of the halves into which the exporter folds small ones."""
+    priors, builder = make_priors(config), _PriorNodes()
+    builder.build(config, sizes, "shape_priors")
+    found = set()
+    for tensor in list(graph.initializer):
+        for first, last in ((0, 4), (0, 2), (2, 4)):
+            part = priors[:, first:last]
+            if list(tensor.dims) == list(part.shape) and np.array_equal(numpy_helper.to_array(tensor), part):
+                found.update(range(first, last))
+                graph.initializer.remove(tensor)
+                builder.columns("shape_priors", first, last, tensor.name)
+                break
+    if len(found) != 4:
+        raise ExportError("the graph has no tensor of prior boxes: export this network for one --size")
     graph.initializer.extend(builder.tensors)
     for place, node in enumerate(builder.nodes):
         graph.node.insert(place, node)
@@ -137,7 +139,7 @@ class _PriorNodes:
         """Priors [P, 4] as (cx, cy, w, h), normalized, in the tensor ``output``."""
         side = self._op("Shape", "images", start=1, end=3)  # int64 [2]: H, W
         shapes = self._sizes_at(side, config, sizes)
-        one, two = self._constant(np.int64([1])), self._constant(np.int64([2]))
+        one, two = self._whole([1]), self._whole([2])
         levels = []
         for number in range(2 + len(shapes)):
             side = self._op("Div", self._op("Add", side, one), two)  # halved and rounded up, as strided convolutions do
@@ -145,24 +147,29 @@ class _PriorNodes:
                 levels.append(self._cells(side, shapes[number - 2], config.priors_per_cell))
         self.nodes.append(helper.make_node("Concat", levels, [output], "node_shape_priors", axis=0))
 
+    def columns(self, boxes: str, first: int, last: int, output: str) -> None:
+        """Columns of [P, 4] in the tensor ``output``."""
+        bounds = (self._whole([number]) for number in (first, last, 1))
+        self.nodes.append(helper.make_node("Slice", [boxes, *bounds], [output], f"node_{output}"))
+
     def _sizes_at(self, side: str, config: YolactConfig, sizes: SizeRange) -> list[str]:
         """Normalized width and height of the priors of a cell on each level, [A, 2] each."""
         shares = _prior_sizes(sizes.config_at(config, _OBLONG))
         if sizes.priors == "pixels":
             pixels = shares * np.array(_OBLONG[::-1])
-            order = self._constant(np.int64([1, 0]))
+            order = self._whole([1, 0])
             width_height = self._op("Cast", self._op("Gather", side, order), to=onnx.TensorProto.FLOAT)
             return [self._op("Div", self._constant(level.astype(np.float32)), width_height) for level in pixels]
         general = [self._constant(level.astype(np.float32)) for level in shares]
         table = _squares(config, sizes)
         if table is None:
             return general
-        zero, end = self._constant(np.int64([0])), self._constant(np.int64([1]))
+        zero, end = self._whole([0]), self._whole([1])
         height, width = self._op("Gather", side, zero), self._op("Gather", side, end)
         square = self._op("Equal", height, width)
-        row = self._op("Sub", height, self._constant(np.int64([max(sizes.low)])))
+        row = self._op("Sub", height, self._whole([max(sizes.low)]))
         row = self._op("Max", row, zero)
-        row = self._op("Min", row, self._constant(np.int64([len(table) - 1])))
+        row = self._op("Min", row, self._whole([len(table) - 1]))
         return [
             self._op("Where", square, self._op("Squeeze", self._op("Gather", by_side, row), zero), level)
             for level, by_side in zip(general, map(self._constant, table.swapaxes(0, 1)), strict=True)
@@ -170,31 +177,32 @@ class _PriorNodes:
 
     def _cells(self, side: str, shapes: str, count: int) -> str:
         """The priors of one level [h * w * A, 4], in the order of its rows, columns and shapes."""
-        zero, last = self._constant(np.int64([0])), self._constant(np.int64([1]))
+        zero, last = self._whole([0]), self._whole([1])
         height, width = self._op("Gather", side, zero), self._op("Gather", side, last)
-        each = self._constant(np.int64([count]))
+        each = self._whole([count])
         cells = self._op("Concat", height, width, each, last, axis=0)
         rows = self._op("Expand", self._centers(height, [-1, 1, 1, 1]), cells)
         columns = self._op("Expand", self._centers(width, [1, -1, 1, 1]), cells)
-        pairs = self._op("Concat", height, width, each, self._constant(np.int64([2])), axis=0)
+        pairs = self._op("Concat", height, width, each, self._whole([2]), axis=0)
         repeated = self._op("Expand", shapes, pairs)
         boxes = self._op("Concat", columns, rows, repeated, axis=3)
-        return self._op("Reshape", boxes, self._constant(np.int64([-1, 4])))
+        return self._op("Reshape", boxes, self._whole([-1, 4]))
 
     def _centers(self, count: str, shape: Sequence[int]) -> str:
         """Centers of so many cells, normalized, in a shape. Exact: one division of whole and half numbers."""
-        zero = self._constant(np.int64([0]))
-        numbers = self._op(
-            "Range", self._constant(np.int64(0)), self._op("Squeeze", count, zero), self._constant(np.int64(1))
-        )
+        zero = self._whole([0])
+        numbers = self._op("Range", self._whole(0), self._op("Squeeze", count, zero), self._whole(1))
         middle = self._op("Add", self._op("Cast", numbers, to=onnx.TensorProto.FLOAT), self._constant(np.float32(0.5)))
         centers = self._op("Div", middle, self._op("Cast", count, to=onnx.TensorProto.FLOAT))
-        return self._op("Reshape", centers, self._constant(np.int64(shape)))
+        return self._op("Reshape", centers, self._whole(shape))
 
     def _op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         name = f"shape_priors_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op_type, list(inputs), [name], f"node_{name}", **attributes))
         return name
+
+    def _whole(self, numbers: int | Sequence[int]) -> str:
+        return self._constant(np.asarray(numbers, np.int64))
 
     def _constant(self, value: Any) -> str:
         array: NDArray[Any] = np.asarray(value)

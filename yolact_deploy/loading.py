@@ -345,7 +345,8 @@ def load(
     given = {name: value for name, value in given.items() if value is not None}
     size: Size | None = None
     if spec.chosen_backend != "torch" and not spec.url:
-        size = given.pop("image_size", None)
+        size = image_size  # of files that take a range of sizes
+        given.pop("image_size", None)
     if spec.chosen_backend != "torch" and given:
         raise InputError(
             f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "

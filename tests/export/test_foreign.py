@@ -272,7 +272,7 @@ def test_foreign_in_other_precisions(name: str, precision: str, tmp_path: Path) 
     from yolact_deploy.export.spec import ExportSpec
 
     model = load_model(foreign.write_checkpoint(tmp_path / f"{name}.pth", name), image_size=256)
-    pictures = [foreign.GOLDEN / f"input{image}.png" for image in foreign.IMAGES]
+    pictures = [foreign.FOREIGN.parent / f"input{image}.png" for image in foreign.IMAGES]
     spec = ExportSpec(precision=precision, calibration=pictures if precision == "int8" else None)
     done = export_model(model, tmp_path / "model.onnx", spec, check_images=pictures)
     assert done.parity.failures == []

@@ -26,6 +26,7 @@ from yolact_deploy.model.checkpoint import load_model
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.priors import make_priors
 from yolact_deploy.runtime.predictor import Predictor
+from yolact_deploy.runtime.tails import HeadOutputs
 from yolact_deploy.runtime.torch.torch_backend import TorchBackend
 from yolact_deploy.samples import DEMO_MODEL, sample_images
 from yolact_deploy.size_range import SizeRange
@@ -57,10 +58,12 @@ def test_heads_equal_eager(exported: Path, backend: str, size: tuple[int, int]) 
     whole = load(exported, backend=backend, tail="host")
     fixed = load(exported, backend=backend, tail="host", image_size=size)
     assert fixed.config == expected.config
+    reference = eager.run(images)
+    assert isinstance(reference, HeadOutputs)
     for actual in (whole, fixed):
-        for name, wanted, got in zip(
-            ("boxes", "scores", "coeff", "proto"), eager.run(images), actual.backend.run(images), strict=True
-        ):
+        heads = actual.backend.run(images)
+        assert isinstance(heads, HeadOutputs)
+        for name, wanted, got in zip(HeadOutputs._fields, reference, heads, strict=True):
             assert got.shape == wanted.shape, name
             assert np.abs(got - wanted).max() <= CLOSE[exported.stem] * wanted.std(), name
 

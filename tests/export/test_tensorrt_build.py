@@ -92,7 +92,12 @@ def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, An
 def test_an_engine_of_a_range_of_sizes(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []
     run = Build.run
-    monkeypatch.setattr(Build, "run", lambda self, *args: (plans.append(self.plan), run(self, *args))[1])
+
+    def noted(self: Build, *arguments: Any) -> Any:
+        plans.append(self.plan)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(Build, "run", noted)
     source = export(NAME, SMALL, size_range=(96, SMALL, (160, 192)), batch=(1, 2, 4))
     report = build_engine(source, tmp_path / "model.trt", flavour="rtx")
     assert plans[0].sizes == ((96, 96), (SMALL, SMALL), (160, 192))

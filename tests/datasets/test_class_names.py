@@ -53,7 +53,7 @@ def scripted_source(backend: ScriptedBackend) -> EngineSource:
 
 def ap(folder: Path, match: str = "both") -> float | None:
     done = evaluate(scripted_source(ScriptedBackend(SCRIPT)), open_images(coco=folder, match_classes=match))
-    return done.accuracy.mask and done.accuracy.mask.ap
+    return done.accuracy.mask.ap if done.accuracy.mask else None
 
 
 # -- the rule -------------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def cached(folder: Path, match: str, resume: bool) -> float | None:
     model = EngineSource("m.onnx", lambda: predictor(backend), path=Path("m.onnx"))
     with DetectionCache("c.jsonl", cache_key(model, {}, images), images.image_ids, resume=resume) as cache:
         done = evaluate(predictor(backend), images, cache=cache)
-    return done.accuracy.mask and done.accuracy.mask.ap
+    return done.accuracy.mask.ap if done.accuracy.mask else None
 
 
 @pytest.mark.parametrize("names", [("Katze", "dog", "owl"), ("dog", "cat", "owl"), ("cat", "dog", "uhu")])

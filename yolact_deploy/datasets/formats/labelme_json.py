@@ -132,7 +132,8 @@ def _mask(shape: Mapping[str, Any], corners: list[float], picture: ReadPicture, 
         crop = decode_mask(base64.b64decode(shape.get("mask", ""), validate=True), f"{where}: mask")
     except (TypeError, ValueError, binascii.Error) as error:
         raise DatasetError(f"{where}: mask: expected a PNG in base64: annotate it again") from error
-    crop = crop[..., :3].max(axis=2) if crop.ndim == 3 else crop
+    if crop.ndim == 3:
+        crop = np.asarray(crop[..., :3].max(axis=2))
     x, y = round(corners[0]), round(corners[1])
     full = np.zeros((picture.height, picture.width), np.bool_)
     if x < 0 or y < 0 or y + crop.shape[0] > picture.height or x + crop.shape[1] > picture.width:

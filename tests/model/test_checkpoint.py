@@ -483,3 +483,22 @@ def test_other_backbones_are_told_by_their_blocks(backbone: str, channels: int) 
     inferred = infer_config(model.state_dict())
     assert (inferred.backbone, inferred.name) == (backbone, f"yolact_{backbone}")
     assert (inferred.num_classes, inferred.fpn_channels) == (3, 32)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(3 * (10**9 + 1), 64, 3, 3),
+        torch.zeros(1).expand(10**6, 10**6, 3, 3),
+        torch.arange(9.0).as_strided((10**7, 9), (0, 1)),
+        torch.zeros(64, dtype=torch.float16).as_strided((10**5, 10**5), (0, 0)),
+    ],
+    ids=["classes", "both sides", "rows", "half"],
+)
+@pytest.mark.parametrize("wrapper", ["", "state_dict"])
+def test_repeated_values_are_not_filled_in(tensor: Any, wrapper: str, tmp_path: Path) -> None:
+    state = {"prediction_layers.0.conf_layer.weight": tensor, "prediction_layers.0.conf_layer.bias": torch.zeros(3)}
+    torch.save({wrapper: state} if wrapper else state, tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match=r"w\.pth: prediction_layers\.0\.conf_layer\.weight of shape .* repeated"):
+        read_state_dict(tmp_path / "w.pth")

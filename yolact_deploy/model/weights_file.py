@@ -40,6 +40,8 @@ _AVERAGE = re.compile(r"ema|swa|averag|teacher|shadow", re.IGNORECASE)
 _AVERAGED = "n_averaged"
 #: wrappers within each other
 _MOST_WRAPPERS = 4
+#: bytes of a tensor that may be a view with repeated values
+_MOST_REPEATED = 1 << 24
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -86,6 +88,7 @@ def read_weights(path: str | Path) -> Weights:
     else:
         content, config = _read_pickle(path), None
     found = _network(content, path)
+    _check_stored(found, path)
     weights = _of_origin(found, content, path) if config is None else None
     if weights is None:
         weights = Weights(found, config)
@@ -250,6 +253,19 @@ def _networks(place: str, tensors: StateDict) -> Iterator[tuple[str, StateDict, 
 
 def _clean(state: StateDict) -> StateDict:
     return {key: value for key, value in state.items() if not _SUPERFLUOUS.match(key)}
+
+
+def _check_stored(state: StateDict, path: Path) -> None:
+    """Refuse tensors that repeat a few stored values up to any size, which computing with them would fill in."""
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_meta:
+            continue
+        stored, needed = value.untyped_storage().nbytes(), value.numel() * value.element_size()
+        if needed > max(stored, _MOST_REPEATED):
+            raise CheckpointError(
+                f"{path}: {key} of shape {list(value.shape)} has {needed} bytes, of which {stored} are stored and "
+                "repeated: save the weights of the network as it was trained"
+            )
 
 
 def _check_values(state: StateDict, path: Path) -> None:

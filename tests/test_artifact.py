@@ -256,3 +256,17 @@ def test_json_files_are_short_where_lists_are_plain(tmp_path: Path) -> None:
     assert "  [1, 2],\n" in text
     assert '"a": [3, 4]\n' in text
     assert read_json(path, "result", DatasetError) == value
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device"])
+def test_devices_and_pipes_are_not_replaced(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "out.json"
+    if kind == "pipe":
+        os.mkfifo(target)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        target.symlink_to(tmp_path / "pipe" if kind == "link to a pipe" else "/dev/null")
+    before = target.lstat()
+    with pytest.raises(OutputError, match=r"out\.json: it is a device or pipe, which a file would replace"):
+        write_json(target, {})
+    assert (target.lstat().st_ino, target.lstat().st_mode) == (before.st_ino, before.st_mode)

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -226,6 +227,7 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
         OutputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(path)
+    _refuse_device(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(target.parent.resolve())
@@ -253,6 +255,16 @@ def atomic_write(path: str | os.PathLike[str], *, suffix: str | None = None) -> 
         temporary.unlink(missing_ok=True)
         if locked:
             os.close(handle)
+
+
+def _refuse_device(target: Path) -> None:
+    """Raise :class:`OutputError` for a device or pipe: renaming would replace it by a file, for every program."""
+    try:
+        mode = target.stat().st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or target.absolute().parent == Path("/dev"):
+        raise OutputError(f"cannot write {target}: it is a device or pipe, which a file would replace: name a file")
 
 
 _WRITING = ".writing-"

@@ -28,7 +28,7 @@ def print_export(exported: Exported) -> None:
     if metadata.precision == "int8" and not metadata.has_zero_points:
         print_text(
             "this INT8 form suits TensorRT, OpenVINO and this package. In programs that use ONNX Runtime directly, "
-            "most of it computes in FP32, with conversions in between: export with --target onnxruntime for those"
+            "most of it computes in FP32 and is slower than an FP32 file: export with --target onnxruntime for those"
         )
     if metadata.config.mask_iou and metadata.tail == "heads":
         print_text("a file that ends in heads has no mask scores: masks are ranked by the scores of their boxes")

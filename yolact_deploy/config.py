@@ -42,9 +42,7 @@ PASCAL_NAMES: tuple[str, ...] = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-BACKBONES = (
-    "resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152", "mobilenet_v3_large",
-)  # fmt: skip
+BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152")
 
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((

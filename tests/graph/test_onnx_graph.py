@@ -105,6 +105,13 @@ def test_cut_tail() -> None:
         np.testing.assert_array_equal(found, given)
 
 
+def test_a_tail_without_inputs_is_refused() -> None:
+    model = make_model()
+    del next(node for node in model.graph.node if node.op_type == "MaskAssembly").input[:]
+    with pytest.raises(ArtifactError, match="MaskAssembly has no inputs in the graph: export the file again"):
+        cut_tail(model)
+
+
 def test_cut_tail_drops_what_only_the_tail_needs() -> None:
     model = make_model()
     for name in ("first", "second"):

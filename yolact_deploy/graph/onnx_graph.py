@@ -134,6 +134,8 @@ def cut_tail(model: Any) -> None:
     graph = model.graph
     nms = _only(graph, "FastNMS")
     assembly = _only(graph, "MaskAssembly")
+    if not assembly.input:
+        raise ArtifactError("yolact::MaskAssembly has no inputs in the graph: export the file again")
     end_graph_at(graph, [*nms.input, assembly.input[0]])
     for output in graph.output:
         output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import msgspec
+from yolact_deploy.errors import import_optional
 
 
 def described_schema(of: type, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -14,6 +14,7 @@ def described_schema(of: type, leave_out: tuple[str, ...] = ()) -> dict[str, Any
     Args:
         leave_out: attributes that are not stored
     """
+    msgspec = import_optional("msgspec", "bench", "Deriving a JSON Schema")
     (top,), components = msgspec.json.schema_components((of,), ref_template="#/$defs/{name}")
     for component in components.values():
         words, _, attributes = component.pop("description", "").partition("\n\nAttributes:\n")

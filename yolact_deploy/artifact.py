@@ -138,6 +138,11 @@ class Metadata:
         return dataclasses.replace(self, config=self.sizes.config_at(self.config, shape), sizes=None)
 
     @property
+    def profile_sizes(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]] | None:
+        """Smallest, usual, and largest height and width of an optimization profile; None where there is one size."""
+        return None if self.sizes is None else (self.sizes.low, self.config.input_shape, self.sizes.high)
+
+    @property
     def has_zero_points(self) -> bool:
         """Whether it is INT8 in the form of ONNX Runtime, whose zero points TensorRT does not support."""
         return self.quantization is not None and self.quantization["target"] == "onnxruntime"

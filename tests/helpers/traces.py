@@ -85,7 +85,7 @@ def _compare_operators_first() -> None:
                 return match(self, model, graph, node, **options)
             return MatchResult().fail("another operator")
 
-        SimplePatternMatcher.match = quick  # type: ignore[method-assign]
+        SimplePatternMatcher.match = quick  # type: ignore[method-assign,assignment]
 
 
 def _without(graph: Any, weights: dict[str, Any]) -> bytes:

@@ -195,7 +195,7 @@ class _Job:
         )
 
     def _build(self, target: Path, progress: Progress | None) -> None:
-        timing, sizes = self._timing_cache(), self.metadata.sizes
+        timing = self._timing_cache()
         plan = BuildPlan(
             network_name=self.name,
             workspace_mib=self.options.workspace_mib,
@@ -203,7 +203,7 @@ class _Job:
             tf32=self.options.tf32,
             targets=self.targets,
             profiles=self.profiles,
-            sizes=None if sizes is None else (sizes.low, self.metadata.config.input_shape, sizes.high),
+            sizes=self.metadata.profile_sizes,
             ahead_of_time=self.choice.kind == "aot",
             layer_details=self.options.layer_details,
             timings=None if timing is None else _read_timings(timing),

@@ -87,7 +87,7 @@ def _compute_priors(graph: Any, config: YolactConfig, sizes: SizeRange) -> None:
     """Put nodes in the place of the constant prior boxes, or of the halves into which the exporter folds small ones."""
     priors, builder = make_priors(config), _PriorNodes()
     builder.build(config, sizes, "shape_priors")
-    found = set()
+    found: set[int] = set()
     for tensor in list(graph.initializer):
         for first, last in ((0, 4), (0, 2), (2, 4)):
             part = priors[:, first:last]

@@ -422,11 +422,14 @@ def test_ctrl_c_ends_the_command_at_once(tiny: Path, pictures: list[Path], tmp_p
     command += ["--logs", str(tmp_path), "--scenario", "server", "--rate", "0.01", "--latency-ms", "1000"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
         assert process.stderr is not None
-        assert "server" in process.stderr.readline()
-        log = tmp_path / "tiny.onnx" / "server" / DETAIL
-        while not log.exists() and process.poll() is None:
-            time.sleep(0.01)
-        # LoadGen has begun, and its next query is minutes away.
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 2
+        try:
+            assert "server" in process.stderr.readline()
+            log = tmp_path / "tiny.onnx" / "server" / DETAIL
+            while not log.exists() and process.poll() is None:
+                time.sleep(0.01)
+            # LoadGen has begun, and its next query is minutes away.
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 2
+        finally:
+            process.kill()  # instead of waiting for it
         assert process.stderr.read() == "yolact-deploy: error: interrupted; LoadGen's logs are incomplete\n"

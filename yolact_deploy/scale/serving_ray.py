@@ -23,6 +23,8 @@ from yolact_deploy.serving.service_settings import ServiceSettings
 _NAME = "yolact-deploy"
 #: requests beyond the queue that a replica still answers, with 429, on /healthz and on /metrics
 _SPARE_REQUESTS = 32
+#: seconds in which a signal is noticed
+_SIGNALS_S = 0.5
 #: Ray's proxy and its controller import for many seconds on a busy machine; the defaults end them after 5
 _PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
@@ -92,7 +94,8 @@ def serve_on_ray(
             except RuntimeError as error:
                 raise BackendError(f"a replica did not start: {_reason(serve, error)}") from error
             on_ready()
-            ended.wait()
+            while not ended.wait(_SIGNALS_S):  # a signal just before a wait without end would be lost
+                pass
             serve.delete(_NAME)  # each replica finishes what it has accepted
         finally:
             serve.shutdown()

@@ -31,6 +31,8 @@ CLOCK_TOLERANCE = 0.05
 
 # LoadGen has one logger per process.
 _running = threading.Lock()
+#: seconds in which Ctrl-C is noticed
+_SIGNALS_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,9 @@ def _run(loadgen: ModuleType, settings: Any, system: SystemUnderTest, library: P
 
     threading.Thread(target=run, name="yolact-loadgen").start()
     try:
-        system.over.wait()
+        # Python looks for signals between such waits: one that came just before a wait without end would be lost.
+        while not system.over.wait(_SIGNALS_S):
+            pass
     except BaseException as error:
         system.fail(error)
         raise

@@ -85,10 +85,10 @@ def serve_on_ray(
         _require_room(ray, resources, replicas.least)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         serve.start(http_options={"host": host, "port": port})
+        if serve.status().applications:  # of others, which have to stay as they are
+            raise InputError(f"Ray Serve already has applications at {address}: end them first (serve shutdown)")
+        application = _deployment(serve, settings, resources, replicas).bind()
         try:
-            if serve.status().applications:
-                raise InputError(f"Ray Serve already has applications at {address}: end them first (serve shutdown)")
-            application = _deployment(serve, settings, resources, replicas).bind()
             try:
                 serve.run(application, name=_NAME, route_prefix="/")
             except RuntimeError as error:
@@ -96,9 +96,10 @@ def serve_on_ray(
             on_ready()
             while not ended.wait(_SIGNALS_S):  # a signal just before a wait without end would be lost
                 pass
-            serve.delete(_NAME)  # each replica finishes what it has accepted
         finally:
-            serve.shutdown()
+            serve.delete(_NAME)  # each replica finishes what it has accepted
+            if address is None:
+                serve.shutdown()
 
 
 def _deployment(serve: Any, settings: ServiceSettings, resources: dict[str, float], replicas: Replicas) -> Any:

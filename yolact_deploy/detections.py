@@ -12,14 +12,13 @@ import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.errors import InputError, import_optional
-from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, PackedMasks, lazy_property
 from yolact_deploy.paste import paste_windows
 from yolact_deploy.priors import Placement
 
@@ -206,7 +205,7 @@ class Detections:
         """Boxes truncated to whole pixels, int64 [n, 4], as the original reports them."""
         return self.boxes.astype(np.int64)
 
-    @cached_property
+    @lazy_property
     def crops(self) -> MaskCrops:
         """Binary masks, each stored only where it has pixels; computed once, on first use."""
         masks = self.mask_data

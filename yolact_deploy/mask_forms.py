@@ -8,10 +8,9 @@ Legend: n masks, h x w prototype resolution, H x W the image. Run-length encodin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +23,36 @@ OUTSIDE_LOGIT = np.float32(-80.0)
 
 #: pixels of masks that are encoded together: few enough for the processor's cache
 _PIXELS_AT_ONCE = 1 << 20
+
+T = TypeVar("T")
+
+
+class lazy_property(Generic[T]):  # noqa: N801  # a decorator, as property is
+    """A value that is computed on first use and kept in the object's ``__dict__``.
+
+    As `functools.cached_property`, without the lock that it has before Python 3.12. That lock belongs to the class:
+    while one thread pastes the masks of a picture, no other thread can paste any. Here two threads that ask the same
+    object at once may both compute its value.
+
+    Args:
+        compute: the method
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> lazy_property[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+    def __get__(self, instance: object | None, owner: type | None = None) -> T | lazy_property[T]:
+        if instance is None:
+            return self
+        value = instance.__dict__[self._name] = self._compute(instance)
+        return value
 
 
 def sigmoid(x: Float32[Floats, "*N"]) -> Float32[Floats, "*N"]:
@@ -150,7 +179,7 @@ class MaskCrops:
         """COCO run-length encodings: ``{"size": [H, W], "counts": str}``; encoded once, on first use."""
         return [{"size": [self.height, self.width], "counts": counts} for counts in self._compressed]
 
-    @cached_property
+    @lazy_property
     def _compressed(self) -> list[str]:
         texts: list[str] = []
         for first, last in self._groups():

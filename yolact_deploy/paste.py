@@ -10,14 +10,14 @@ Legend: n masks, h x w prototype resolution, H x W the image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.array_types import Array, Bools, Float
-from yolact_deploy.mask_forms import MaskCrops, MaskWindows, sigmoid
+from yolact_deploy.mask_forms import MaskCrops, MaskWindows, lazy_property, sigmoid
 from yolact_deploy.priors import Placement
 
 
@@ -140,7 +140,7 @@ class _Cells:
         rows, columns = self.shape[i]
         return values[self.first[i] : self.first[i] + rows * columns].reshape(rows, columns)
 
-    @cached_property
+    @lazy_property
     def _rows(self) -> tuple[NDArray[np.intp], ...]:
         """For each row of each window: its mask, its y, its length, and the index of its cells minus their x."""
         rows, columns = np.array(self.shape, dtype=np.intp).T
@@ -151,7 +151,7 @@ class _Cells:
         base = np.cumsum(length) - length - np.array(self.left)[mask]
         return mask, y, length, base
 
-    @cached_property
+    @lazy_property
     def _length(self) -> NDArray[np.intp]:
         """Row length of each pixel's window."""
         rows, columns = np.array(self.shape, dtype=np.intp).T

@@ -16,11 +16,15 @@ class Load:
     """What came of a load: the number of answers by status, and the seconds of those with status 200.
 
     Status 0 stands for a connection that ended without an answer.
+
+    Attributes:
+        answers: number by place of the request and status
     """
 
     seconds: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
+    answers: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def rate(self) -> float:
@@ -33,10 +37,13 @@ class Load:
         return 1e3 * ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
 
 
-def picture_request(content: bytes, kind: str = "image/jpeg", path: str = "/v1/predict") -> bytes:
+def picture_request(
+    content: bytes, kind: str = "image/jpeg", path: str = "/v1/predict", *, accept: str = "*/*"
+) -> bytes:
     """A whole request as bytes."""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n\r\n"
-    return head.encode() + content
+    headers = {"Host": "localhost", "Content-Type": kind, "Content-Length": len(content), "Accept": accept}
+    lines = (f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"POST {path} HTTP/1.1\r\n{''.join(lines)}\r\n".encode() + content
 
 
 async def _answer(reader: asyncio.StreamReader) -> int:
@@ -78,6 +85,7 @@ async def closed_loop(port: int, requests: Sequence[bytes], clients: int, second
             writer.write(requests[at % len(requests)])
             status = await _answer(reader)
             load.statuses[status] += 1
+            load.answers[at % len(requests), status] += 1
             if status == 200:
                 load.latencies.append(time.perf_counter() - start)
             at += clients

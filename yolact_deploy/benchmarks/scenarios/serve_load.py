@@ -5,8 +5,8 @@
 Starts the service on loopback and sends generated pictures from this process, on the same cores. The library's own
 throughput is measured before and after each load, in this process, with one network on all cores: from JPEG bytes to
 JSON, as the service does. Each phase takes --seconds. CPU milliseconds per picture, of the service's processes alone,
-depend less on what else runs than pictures per second. ``--soak 20000`` also sends that many pictures by eight clients
-and notes the memory at each tenth.
+depend less on what else runs than pictures per second. ``--soak 20000`` also sends that many requests of every kind by
+eight clients, JSON, drawn pictures and errors, and notes the memory at each tenth.
 
 Exit code 1 if a malformed request gets anything but 4xx, if an overload gives anything but 200 and 429, if an accepted
 request is lost at the end, or if memory grows by more than 1 % from the first tenth of a soak to its last.
@@ -24,7 +24,8 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -97,7 +98,7 @@ def measure(
     """All phases; a JSON-ready result.
 
     Args:
-        soak: pictures of a last phase, 0 for none
+        soak: requests of a last phase, 0 for none
     """
     contents = [cv2.imencode(".jpg", render(i).image)[1].tobytes() for i in range(_PICTURES)]
     requests = [picture_request(content) for content in contents]
@@ -117,7 +118,7 @@ def measure(
         rss["overload"] = service.rss_mib()
         statuses = asyncio.run(send_malformed(service.port, contents[0], malformed))
         rss["malformed"] = service.rss_mib()
-        soaked = _soak(service, requests, soak, seconds) if soak else None
+        soaked = _soak(service, contents, soak, seconds) if soak else None
         ended = asyncio.run(end_under_load(service, requests))
     return {
         "engine": engine.rpartition("/")[2], "seconds": seconds, "own": own, "loads": loads, "overload": overload,
@@ -157,15 +158,37 @@ def _overload(service: Service, requests: Sequence[bytes], rate: float, seconds:
     return {**facts(load), "offered_rate": _OVERLOAD * rate, "recovery_s": recovery}
 
 
-def _soak(service: Service, requests: Sequence[bytes], pictures: int, seconds: float) -> dict[str, Any]:
-    """So many pictures, and the memory each time that another tenth of them is done."""
+def soak_requests(contents: Sequence[bytes]) -> list[tuple[str, bytes, int]]:
+    """Requests of every kind, one of each picture: what it is, the request, and the status that it has to get."""
+    forms = {f"masks as {form}": f"/v1/predict?masks={form}" for form in ("rle", "polygons", "png", "none")}
+    kinds: list[tuple[str, Callable[[bytes], bytes], int]] = [
+        *((kind, partial(picture_request, path=path), 200) for kind, path in forms.items()),
+        ("drawn picture", partial(picture_request, accept="image/jpeg"), 200),
+        ("truncated JPEG", lambda content: picture_request(content[: len(content) // 2]), 400),
+        ("unknown model", partial(picture_request, path="/v1/predict?model=x"), 404),
+        ("text", lambda content: picture_request(b"hello"), 415),
+    ]
+    # Of as many kinds as there are clients, each client would send one.
+    made = [(kind, make(content), status) for content in contents for kind, make, status in kinds]
+    return made if len(made) % _SOAK_CLIENTS else made[:-1]
+
+
+def _soak(service: Service, contents: Sequence[bytes], count: int, seconds: float) -> dict[str, Any]:
+    """So many requests, the memory each time that another tenth of them is answered, and wrong statuses by kind."""
+    kinds = soak_requests(contents)
     statuses: Counter[int] = Counter()
+    wrong: Counter[str] = Counter()
     rss: list[float] = []
-    while statuses.total() < pictures:
-        statuses += asyncio.run(closed_loop(service.port, requests, _SOAK_CLIENTS, seconds)).statuses
-        tenths = 10 * statuses.total() // pictures
+    while statuses.total() < count:
+        load = asyncio.run(closed_loop(service.port, [request for _, request, _ in kinds], _SOAK_CLIENTS, seconds))
+        statuses += load.statuses
+        for (place, status), times in load.answers.items():
+            kind, _, expected = kinds[place]
+            if status != expected:
+                wrong[f"{kind}: {status}"] += times
+        tenths = 10 * statuses.total() // count
         rss += [service.rss_mib()] * (min(10, tenths) - len(rss))
-    return {"statuses": dict(statuses), "rss_mib": rss}
+    return {"statuses": dict(statuses), "wrong": dict(wrong), "rss_mib": rss}
 
 
 # -- malformed requests -----------------------------------------------------------------------------------------------
@@ -237,8 +260,7 @@ def problems(result: Mapping[str, Any]) -> list[str]:
         if other := {int(status) for status in result[where]["statuses"]} - allowed:
             sentences.append(f"{where}: statuses {sorted(other)}, expected {sorted(allowed)}")
     if soak := result["soak"]:
-        if other := {int(status) for status in soak["statuses"]} - {200}:
-            sentences.append(f"soak: statuses {sorted(other)}, expected 200")
+        sentences += [f"soak: {answer}, {times} times" for answer, times in soak["wrong"].items()]
         first, last = soak["rss_mib"][0], soak["rss_mib"][-1]
         if last > first * _GROWTH:
             sentences.append(f"soak: memory grew from {first:.1f} to {last:.1f} MiB, expected less than 1 %")
@@ -277,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine", metavar="SPEC", required=True, help="model to serve: FILE[@BACKEND...]")
     parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="of each phase (8)")
     parser.add_argument("--malformed", type=int, default=1000, metavar="N", help="malformed requests (1000)")
-    parser.add_argument("--soak", type=int, default=0, metavar="N", help="pictures of the last phase (0: none)")
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="requests of the last phase (0: none)")
     parser.add_argument(
         "--predictors", metavar="N", default="0", help="networks of the service (default: one per core)"
     )

@@ -18,6 +18,7 @@ from numbers import Real
 from typing import Any
 
 from yolact_deploy.errors import ConfigError
+from yolact_deploy.layer_patterns import Pattern, check_pattern, convolutions, scale_of, tuples
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import FITS, PRIOR_SIZES
 
@@ -47,7 +48,7 @@ BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((
     "pyramid_relu", "extra_levels_from", "extra_levels_relu", "prototype_align_corners", "clip_boxes",
-    "second_threshold", "fit", "prior_size", "head_layers", "protonet", "class_existence",
+    "second_threshold", "fit", "prior_size", "head_layers", "head_branches", "protonet", "class_existence",
 ))  # fmt: skip
 
 #: fields whose key in files differs from their name
@@ -58,7 +59,6 @@ _WHOLE_NUMBERS = (
     ("num_classes", 1, 10_000, ""),
     ("num_prototypes", 1, 1024, ""),
     ("fpn_channels", 1, 4096, ""),
-    ("head_layers", 1, 16, ""),
     ("deformable_interval", 1, 1000, ""),
     ("top_k", 1, 3840, " (TensorRT's limit)"),
     ("max_detections", 1, 3840, " (TensorRT's limit)"),
@@ -67,7 +67,7 @@ _EXTRA_LEVELS = ("p5", "c5")
 _SWITCHES = ("pyramid_relu", "extra_levels_relu", "prototype_align_corners", "clip_boxes", "class_existence")
 _LEAST_SIDE, _MOST_SIDE = 64, 4096
 _LONGEST_NAME, _LARGEST = 500, 2**63 - 1
-_MOST_LAYERS = 32
+_MOST_HEAD_LAYERS, _MOST_PROTOTYPE_SCALE = 16, 8
 _LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
@@ -134,12 +134,15 @@ class YolactConfig:
     extra_levels_relu: bool = False
     #: corners instead of pixels are aligned where the protonet doubles its resolution (Yolact_minimal)
     prototype_align_corners: bool = False
-    #: 3x3 convolutions that the three branches of the prediction head share; 1 in the original's configurations
-    head_layers: int = 1
-    #: layers of the protonet before its last convolution: (channels, kernel) is a convolution, (0, factor) bilinear
-    #: upsampling, and (channels, -factor) a transposed convolution of this kernel and stride; by default the
-    #: original's: three 3x3, upsampling by 2, one 3x3, all with ``fpn_channels``
-    protonet: tuple[tuple[int, int], ...] = ()
+    #: what the three branches of the prediction head share: a number of 3x3 convolutions with ``fpn_channels``, or a
+    #: pattern of layers that keep the size (see `layer_patterns`); 1 in the original's configurations
+    head_layers: int | Pattern = 1
+    #: 3x3 convolutions that the branches for boxes, classes and coefficients have for themselves (the original's
+    #: ``extra_layers``)
+    head_branches: tuple[int, int, int] = (0, 0, 0)
+    #: layers of the protonet before its last convolution: a pattern (see `layer_patterns`), which may be empty; None is
+    #: the original's: three 3x3, upsampling by 2, one 3x3, all with ``fpn_channels``
+    protonet: Pattern | None = None
     #: predict which classes an image has from P7, for one more loss in training (the original's option)
     class_existence: bool = False
     #: deformable convolutions (DCNv2): in how many of the last blocks of each stage, and in every how-many-th block
@@ -161,8 +164,10 @@ class YolactConfig:
 
     def __post_init__(self) -> None:
         fill = object.__setattr__
-        for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks", "protonet"):
+        for field in ("class_names", "category_ids", "prior_scales", "aspect_ratios", "deformable_blocks"):
             fill(self, field, _tupled(getattr(self, field)))
+        for field in ("protonet", "head_layers", "head_branches"):
+            fill(self, field, tuples(getattr(self, field)))
         fill(self, "image_size", _checked_size(self.image_size, "image_size"))
         if self.prior_size is not None:
             fill(self, "prior_size", _checked_size(self.prior_size, "prior_size"))
@@ -184,7 +189,9 @@ class YolactConfig:
             fill(self, "prior_size", None)
         self._check_names()
         self._check_priors()
-        self._check_protonet()
+        self._check_layers()
+        if self.head_pattern == convolutions(len(self.head_pattern), self.fpn_channels):
+            fill(self, "head_layers", len(self.head_pattern))  # one form for one network
         fill(self, "category_ids", _IdsOf(self.category_ids, self.class_names))
 
     def _check_numbers(self) -> None:
@@ -235,17 +242,17 @@ class YolactConfig:
         count = self.priors_per_cell
         check_field(count <= _MOST_PRIORS, "prior_scales", f"up to {_MOST_PRIORS} priors per cell", count)
 
-    def _check_protonet(self) -> None:
-        layers = self.protonet
-        fits = isinstance(layers, tuple) and len(layers) <= _MOST_LAYERS
-        fits = fits and all(isinstance(layer, tuple) and len(layer) == 2 for layer in layers)
-        fits = fits and all(_is_layer(*layer) for layer in layers)
-        expected = (
-            f"up to {_MOST_LAYERS} pairs: (channels, odd kernel up to 7), (0, factor) for upsampling, or (channels, "
-            "-factor) for a transposed convolution"
-        )
-        check_field(fits, "protonet", expected, layers)
-        check_field(self.prototype_scale <= 8, "protonet", "upsampling by 8 at most", layers)
+    def _check_layers(self) -> None:
+        layers, branches = self.head_layers, self.head_branches
+        if isinstance(layers, tuple):
+            check_pattern("head_layers", layers, 1)
+        else:
+            check_field(whole(layers, 0, _MOST_HEAD_LAYERS), "head_layers", f"0 to {_MOST_HEAD_LAYERS}", layers)
+        counts = isinstance(branches, tuple) and len(branches) == 3
+        counts = counts and all(whole(count, 0, _MOST_HEAD_LAYERS) for count in branches)
+        check_field(counts, "head_branches", f"three numbers from 0 to {_MOST_HEAD_LAYERS}", branches)
+        if self.protonet is not None:
+            check_pattern("protonet", self.protonet, _MOST_PROTOTYPE_SCALE)
 
     # -- geometry ---------------------------------------------------------------------------------------------------
 
@@ -292,9 +299,20 @@ class YolactConfig:
     @property
     def prototype_scale(self) -> int:
         """Side of the prototype masks in sides of P3; 2 in the original's configurations."""
-        if not self.protonet:
-            return 2
-        return math.prod(abs(factor) for channels, factor in self.protonet if not channels or factor < 0)
+        return scale_of(self.protonet_pattern)
+
+    @property
+    def protonet_pattern(self) -> Pattern:
+        """The layers of the protonet before its last convolution."""
+        if self.protonet is not None:
+            return self.protonet
+        return (*convolutions(3, self.fpn_channels), (0, 2), *convolutions(1, self.fpn_channels))
+
+    @property
+    def head_pattern(self) -> Pattern:
+        """The layers that the branches of the prediction head share."""
+        layers = self.head_layers
+        return layers if isinstance(layers, tuple) else convolutions(layers, self.fpn_channels)
 
     @property
     def _side(self) -> int:
@@ -471,14 +489,6 @@ def _real(value: Any) -> bool:
 def _text(value: object) -> bool:
     """Whether it is a name that can be written in UTF-8."""
     return isinstance(value, str) and len(value) <= _LONGEST_NAME and not _SURROGATES.search(value)
-
-
-def _is_layer(channels: object, kernel: object) -> bool:
-    """Whether this pair is a layer of the protonet."""
-    if channels == 0:
-        return whole(channels, 0, 0) and whole(kernel, 1, 7)
-    odd = whole(kernel, 1, 7) and isinstance(kernel, int) and bool(kernel % 2)
-    return whole(channels, 1, 4096) and (odd or whole(kernel, -7, -2))
 
 
 def _tupled(value: Any) -> Any:

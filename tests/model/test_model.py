@@ -368,13 +368,14 @@ def test_more_frozen_stages_than_there_are() -> None:
 @pytest.mark.parametrize(
     ("layers", "scale", "names"),
     [
-        ((), 2, [0, 2, 4, 8, 10]),
+        (None, 2, [0, 2, 4, 8, 10]),
+        ((), 1, [0]),
         (((16, 3),), 1, [0, 2]),
         (((16, 3), (0, 2), (8, 3), (0, 2), (8, 1)), 4, [0, 4, 8, 10]),
         (((16, 3), (8, -2), (0, 2), (8, 1)), 4, [0, 2, 6, 8]),
     ],
 )
-def test_other_protonets_and_heads(layers: tuple[tuple[int, int], ...], scale: int, names: list[int]) -> None:
+def test_other_protonets_and_heads(layers: Any, scale: int, names: list[int]) -> None:
     config = YolactConfig(
         backbone="mobilenet_v2", image_size=96, num_classes=2, fpn_channels=16, num_prototypes=5, protonet=layers,
         head_layers=3, class_existence=True,

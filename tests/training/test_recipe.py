@@ -132,6 +132,10 @@ def test_the_order_of_settings_does_not_matter() -> None:
         ("config.prior_scales=((8,x),(16,2),(3,4),(5,6),(7,8))", ["scales of five levels"]),
         ("config.prior_scales=((8,12),(16,24))", ["prior_scales: expected five levels"]),
         ("config.prior_scales=(((8)),(1),(2),(3),(4))", ["scales of five levels"]),
+        ("config.protonet=none", ["() for none, or original"]),
+        ("config.head_layers=(0,2", ["layers such as", "a number of 3x3 convolutions"]),
+        ("config.head_layers=((256,3),(0,2))", ["head_layers: expected layers that keep the size"]),
+        ("config.second_threshold=x", ["a number or none"]),
         ("config.max_detections=9999", ["max_detections", "1 to 3840"]),
         ("lr=-1", ["lr", "above 0"]),
         ("batch=0", ["batch", "1 or more"]),
@@ -170,6 +174,7 @@ def test_every_value_of_the_network_that_the_data_does_not_give_can_be_set() -> 
     for key in fields & set(keys()) - {"config.image_size"}:
         value = getattr(get_config("yolact_base"), key.removeprefix("config."))
         text = str(value).replace("True", "yes").replace("False", "no")
+        text = "original" if key == "config.protonet" else text
         assert override(get_recipe("yolact_base"), [f"{key}={text}"]).config == get_config("yolact_base"), key
 
 

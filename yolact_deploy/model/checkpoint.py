@@ -20,6 +20,7 @@ from yolact_deploy.config import Size, YolactConfig, get_config, list_configs
 from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.origins.origin import StateDict
+from yolact_deploy.model.pattern_names import PatternReader
 from yolact_deploy.model.resnet import BASIC, STAGE_BLOCKS
 from yolact_deploy.model.weights_file import Weights, read_weights
 
@@ -121,28 +122,55 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
         CheckpointError: not a YOLACT, or one that resembles no published configuration.
     """
     weights = _Architecture.of_state(state)
+    cure = "Give the configuration it was trained with (--config)"
     if weights.is_plus:
-        return _plus_config(weights)
-    config = get_config(_BACKBONE_CONFIGS[weights.backbone])
-    if config.backbone != weights.backbone:
-        config = dataclasses.replace(config, name=f"yolact_{weights.backbone}", backbone=weights.backbone)
-    if weights.backbone == "resnet50" and weights.num_classes == 20:
-        _log.warning(
-            "ResNet-50 with 20 classes: assuming yolact_resnet50_pascal. "
-            "Trained on other classes? Give --config yolact_resnet50, or a JSON file with their class_names"
-        )
-        config = get_config("yolact_resnet50_pascal")
-    elif weights.num_classes != config.num_classes:
-        config = config.with_classes(weights.num_classes)
-    shared = {key.split(".")[3] for key in state if key.startswith(f"{_HEAD}.upfeature.")}
-    config = dataclasses.replace(
+        config = _plus_config(weights)
+    else:
+        config = get_config(_BACKBONE_CONFIGS[weights.backbone])
+        if config.backbone != weights.backbone:
+            config = dataclasses.replace(config, name=f"yolact_{weights.backbone}", backbone=weights.backbone)
+        if weights.backbone == "resnet50" and weights.num_classes == 20:
+            _log.warning(
+                "ResNet-50 with 20 classes: assuming yolact_resnet50_pascal. "
+                "Trained on other classes? Give --config yolact_resnet50, or a JSON file with their class_names"
+            )
+            config = get_config("yolact_resnet50_pascal")
+        elif weights.num_classes != config.num_classes:
+            config = config.with_classes(weights.num_classes)
+        config = dataclasses.replace(config, num_prototypes=weights.num_prototypes, fpn_channels=weights.fpn_channels)
+    return _require_same(_with_free_parts(config, state), weights, cure)
+
+
+def _with_free_parts(config: YolactConfig, state: Mapping[str, Tensor]) -> YolactConfig:
+    """The configuration with the protonet and the head that the tensors show."""
+    channels, trunk, net = config.fpn_channels, f"{_HEAD}.upfeature", PatternReader(state)
+    last = max((int(match[1]) for key in state if (match := re.match(r"proto_net\.(\d{1,4})\.", key))), default=0)
+    protonet = net.read("proto_net", channels, last, _channels_in(state, f"proto_net.{last}.weight"))
+    head = PatternReader(state, keeps_size=True)
+    shared = head.read(trunk, channels, None, _channels_in(state, f"{_HEAD}.bbox_layer.weight"))
+    branches = (
+        len({key.split(".")[3] for key in state if key.startswith(f"{_HEAD}.{name}_extra.")})
+        for name in ("bbox", "conf", "mask")
+    )
+    free = dataclasses.replace(
         config,
-        num_prototypes=weights.num_prototypes,
-        fpn_channels=weights.fpn_channels,
-        head_layers=max(1, len(shared)),
+        head_layers=shared,
+        head_branches=tuple(branches),
+        protonet=None if protonet == config.protonet_pattern else protonet,
         class_existence="class_existence_fc.weight" in state,
     )
-    return _require_same(config, weights, "Give the configuration it was trained with (--config)")
+    assumed = [*(net.assumed if free.protonet is not None else ()), *head.assumed]
+    if assumed:
+        _log.warning(
+            "tensors do not show all of this protonet or head: assumed %s. If it is otherwise, give the configuration "
+            "(--config)", ", ".join(assumed),
+        )  # fmt: skip
+    return free
+
+
+def _channels_in(state: Mapping[str, Tensor], key: str) -> int | None:
+    weight = state.get(key)
+    return None if weight is None or weight.ndim != 4 else weight.shape[1]
 
 
 def config_of(weights: Weights, path: str | Path) -> YolactConfig:
@@ -186,9 +214,7 @@ def _with_switches(config: YolactConfig, weights: Weights) -> YolactConfig:
 def _plus_config(weights: _Architecture) -> YolactConfig:
     for config in map(get_config, list_configs()):
         if config.is_plus and config.backbone == weights.backbone:
-            if weights.num_classes != config.num_classes:
-                config = config.with_classes(weights.num_classes)
-            return _require_same(config, weights, "Give the configuration it was trained with (--config)")
+            return config if weights.num_classes == config.num_classes else config.with_classes(weights.num_classes)
     raise CheckpointError(f"YOLACT++ with the backbone {weights.backbone} is unknown: known are resnet50 and resnet101")
 
 

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
+
+from yolact_deploy.layer_patterns import Pattern, channels_of
+from yolact_deploy.model.pattern_net import make_net
 
 
 def make_protonet(
-    channels: int, num_prototypes: int, layers: Sequence[tuple[int, int]] = (), *, align_corners: bool = False
+    channels: int, num_prototypes: int, pattern: Pattern, *, align_corners: bool = False
 ) -> nn.Sequential:
-    """A network [N, channels, h, w] to [N, num_prototypes, 2h, 2w], not negative; other ``layers``, another scale.
+    """A network [N, channels, h, w] to [N, num_prototypes, h * scale, w * scale], not negative.
 
     The positions in the sequence are the tensor names of the original (``proto_net.0`` to ``proto_net.10``).
 
     Args:
-        layers: before the last convolution, as in `YolactConfig`; a ReLU follows each
+        pattern: the layers before the last convolution, see `layer_patterns`
         align_corners: of the upsampling
     """
-    if not layers:
-        layers = ((channels, 3), (channels, 3), (channels, 3), (0, 2), (channels, 3))
-    modules: list[nn.Module] = []
-    for width, kernel in layers:
-        if width and kernel < 0:
-            modules.append(nn.ConvTranspose2d(channels, width, -kernel, stride=-kernel))
-            channels = width
-        elif width:
-            modules.append(nn.Conv2d(channels, width, kernel, padding=kernel // 2))
-            channels = width
-        else:
-            modules.append(nn.Upsample(scale_factor=kernel, mode="bilinear", align_corners=align_corners))
-        modules.append(nn.ReLU(inplace=True))
-    last = nn.Conv2d(channels, num_prototypes, kernel_size=1)
-    return nn.Sequential(*modules, last, nn.ReLU(inplace=True))
+    last = nn.Conv2d(channels_of(pattern, channels), num_prototypes, kernel_size=1)
+    return nn.Sequential(*make_net(channels, pattern, align_corners=align_corners), last, nn.ReLU(inplace=True))

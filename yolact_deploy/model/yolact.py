@@ -71,7 +71,7 @@ class YolactModel(nn.Module):
         self.backbone = _make_backbone(config)
         channels = config.fpn_channels
         self.proto_net = make_protonet(
-            channels, config.num_prototypes, config.protonet, align_corners=config.prototype_align_corners
+            channels, config.num_prototypes, config.protonet_pattern, align_corners=config.prototype_align_corners
         )
         self.maskiou_net = MaskIouNet(config.num_classes) if config.mask_iou else None
         self.fpn = FeaturePyramid(
@@ -82,7 +82,12 @@ class YolactModel(nn.Module):
             extra_relu=config.extra_levels_relu,
         )
         head = PredictionHead(
-            channels, config.priors_per_cell, config.num_classes + 1, config.num_prototypes, config.head_layers
+            channels,
+            config.priors_per_cell,
+            config.num_classes + 1,
+            config.num_prototypes,
+            config.head_pattern,
+            config.head_branches,
         )
         self.prediction_layers = nn.ModuleList([head])  # a list of one: the tensor names of the original
         self.semantic_seg_conv = nn.Conv2d(channels, config.num_classes, kernel_size=1)

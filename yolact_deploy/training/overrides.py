@@ -5,6 +5,7 @@ Names are the fields of `Recipe`; ``augmentation.mirror`` and ``config.fpn_chann
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -16,6 +17,7 @@ from typing import Any
 
 from yolact_deploy.config import Size, YolactConfig, read_size
 from yolact_deploy.errors import ConfigError
+from yolact_deploy.layer_patterns import CONCATENATION, Pattern, tuples
 from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.recipe import Recipe
 
@@ -24,6 +26,7 @@ _FIXED = frozenset((
     "name", "config", "augmentation", "paper", "expected", "duration", "command", "augmentation.size",
     "augmentation.fit", "config.num_classes", "config.class_names", "config.category_ids",
 ))  # fmt: skip
+_MOST_TEXT = 10_000
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -110,13 +113,11 @@ def _converted(text: str, kind: Any) -> Any:
     if origin is typing.Literal:
         return _one_of(text, typing.get_args(kind))
     if origin is types.UnionType:
-        return None if type(None) in typing.get_args(kind) and text.lower() == "none" else _size(text)
+        return _one_kind(text, typing.get_args(kind))
     if origin is tuple:
         return _many(text, typing.get_args(kind))
     if kind is bool:
         return _one_of(text.lower(), (*_TRUE, *_FALSE)) in _TRUE
-    if origin is types.UnionType:  # a number or None
-        return None if text.lower() == "none" else _converted(text, typing.get_args(kind)[0])
     if kind is int:
         return _whole(text)
     if kind is float:
@@ -128,6 +129,39 @@ def _one_of(text: str, choices: tuple[str, ...]) -> str:
     if text not in choices:
         raise ValueError
     return text
+
+
+def _one_kind(text: str, kinds: tuple[Any, ...]) -> Any:
+    """A value that may be of several kinds: a pattern of layers, or a number or size that may be none."""
+    if Pattern in kinds:
+        return None if type(None) in kinds and text.lower() == "original" else _layers(text)
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    return _finite(text) if float in kinds else _size(text)
+
+
+def _layers(text: str) -> int | Pattern:
+    """A pattern of layers as Python writes it, or a number of layers."""
+    if re.fullmatch(r"[0-9]{1,4}", text):
+        return int(text)
+    try:
+        value = ast.literal_eval(text if len(text) <= _MOST_TEXT else "")
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError from error
+    if not isinstance(value, (tuple, list)):
+        raise ValueError
+    return _as_pattern(tuples(value))
+
+
+def _as_pattern(value: Any) -> Pattern:
+    """A pattern of one layer is also written as that layer: ``(256,3)``, which is what ``((256,3))`` means."""
+    layers = (value,) if value and not isinstance(value[0], tuple) else value
+    return tuple(
+        (layer[0], tuple(map(_as_pattern, layer[1])))
+        if isinstance(layer, tuple) and len(layer) == 2 and layer[0] == CONCATENATION and isinstance(layer[1], tuple)
+        else layer
+        for layer in layers
+    )
 
 
 def _many(text: str, kinds: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -184,16 +218,18 @@ def _name(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(arguments)}"
+    if origin is types.UnionType and Pattern in arguments:
+        other = "a number of 3x3 convolutions" if int in arguments else "original"
+        return f"layers such as ((256,3),(256,1)), () for none, or {other}"
+    if origin is types.UnionType and float not in arguments:
+        words = "a side such as 550, or height x width such as 544x960"
+        return f"{words}, or none" if type(None) in arguments else words
     if origin is types.UnionType:
-        return f"{_name(arguments[0])} or none"
-    if kind == tuple[tuple[int, int], ...]:
-        return "pairs of whole numbers, such as ((256,3),(0,2),(256,3))"
+        return "a number or none"
     if origin is tuple and isinstance(arguments[0], types.GenericAlias):
         return "scales of five levels, such as ((8,12),(16,24),(32,48),(64,96),(128,192)) or 8,16,32,64,128"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"{_name(arguments[0])} or several, separated by commas"
-    if origin is types.UnionType:
-        return "a side such as 550, or height x width such as 544x960"
     if origin is tuple:
         return f"{len(arguments)} numbers, separated by commas"
     return {bool: "yes or no", int: "a whole number", float: "a number"}.get(kind, "text")

@@ -29,7 +29,7 @@ _RULES: tuple[Rule, ...] = (
     (r"neck\.lateral_convs\.([012])\.conv\.", reversed_level("fpn.lat_layers")),
     (r"neck\.fpn_convs\.([012])\.conv\.", reversed_level("fpn.pred_layers")),
     (r"neck\.fpn_convs\.([34])\.conv\.", lambda match: f"fpn.downsample_layers.{int(match[1]) - 3}."),
-    (r"bbox_head\.head_convs\.0\.conv\.", "prediction_layers.0.upfeature.0."),
+    (r"bbox_head\.head_convs\.(\d+)\.conv\.", lambda match: f"prediction_layers.0.upfeature.{2 * int(match[1])}."),
     (r"bbox_head\.conv_cls\.", "prediction_layers.0.conf_layer."),
     (r"bbox_head\.conv_reg\.", "prediction_layers.0.bbox_layer."),
     (r"bbox_head\.conv_coeff\.", "prediction_layers.0.mask_layer."),

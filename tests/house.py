@@ -17,11 +17,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "yolact_deploy"
 
 #: the rooms from the ground up: a root module or folder imports only rooms above it in this list
 ROOMS = (
-    "version", "errors", "untrusted", "vocabulary", "moved", "ops", "progress", "layer_patterns", "config",
-    "size_range", "artifact", "cache", "pretrained", "engine_file", "samples", "array_types", "priors", "mask_iou",
-    "preprocess", "mask_forms", "postprocess", "paste", "draw", "detections", "machine", "graph", "datasets", "model",
-    "streams", "runtime", "loading", "inspection", "evaluation", "training", "export", "console", "benchmarks",
-    "serving", "scale", "cli",
+    "version", "errors", "untrusted", "vocabulary", "moved", "ops", "progress", "config", "size_range", "artifact",
+    "cache", "pretrained", "engine_file", "samples", "array_types", "priors", "mask_iou", "preprocess", "mask_forms",
+    "postprocess", "paste", "draw", "detections", "machine", "graph", "datasets", "model", "streams", "runtime",
+    "loading", "inspection", "evaluation", "training", "export", "console", "benchmarks", "serving", "scale", "cli",
     "__init__", "__main__",
 )  # fmt: skip
 

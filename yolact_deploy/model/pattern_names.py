@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from yolact_deploy.config.layer_patterns import CONCATENATION, Pattern, channels_of, scale_of
 from yolact_deploy.errors import CheckpointError
-from yolact_deploy.layer_patterns import CONCATENATION, Pattern, channels_of, scale_of
 
 _FACTOR = 2
 _MOST_PLACES = 64

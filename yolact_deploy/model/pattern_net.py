@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolact_deploy.layer_patterns import CONCATENATION, Pattern, channels_of, transposed_padding
+from yolact_deploy.config.layer_patterns import CONCATENATION, Pattern, channels_of, transposed_padding
 
 
 def make_net(channels: int, pattern: Pattern, *, align_corners: bool = False) -> nn.Sequential:

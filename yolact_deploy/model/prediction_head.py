@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolact_deploy.layer_patterns import Pattern, channels_of, convolutions
+from yolact_deploy.config.layer_patterns import Pattern, channels_of, convolutions
 from yolact_deploy.model.pattern_net import make_net
 
 

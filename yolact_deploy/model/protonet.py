@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from yolact_deploy.layer_patterns import Pattern, channels_of
+from yolact_deploy.config.layer_patterns import Pattern, channels_of
 from yolact_deploy.model.pattern_net import make_net
 
 

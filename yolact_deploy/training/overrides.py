@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from yolact_deploy.config import Size, YolactConfig, read_size
+from yolact_deploy.config.layer_patterns import CONCATENATION, Pattern, tuples
 from yolact_deploy.errors import ConfigError
-from yolact_deploy.layer_patterns import CONCATENATION, Pattern, tuples
 from yolact_deploy.training.data.augment import Augmentation
 from yolact_deploy.training.recipe import Recipe
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from yolact_deploy.config.layer_patterns import Pattern, check_pattern, convolutions, scale_of, tuples
 from yolact_deploy.errors import ConfigError
-from yolact_deploy.layer_patterns import Pattern, check_pattern, convolutions, scale_of, tuples
 from yolact_deploy.untrusted import shown
 from yolact_deploy.vocabulary import FITS, PRIOR_SIZES
 

@@ -45,7 +45,7 @@ def free_sizes(model: onnx.ModelProto, config: YolactConfig, sizes: SizeRange) -
     _free_reshapes(graph)
     _compute_priors(graph, config, sizes)
     _name_dimensions(graph)
-    _drop_unused(graph)
+    drop_unused(graph)
     constant = {tensor.name for tensor in graph.initializer}
     for value in graph.value_info:
         if value.name not in constant:  # of the others, the shape is that of one size
@@ -110,7 +110,7 @@ def _name_dimensions(graph: Any) -> None:
             dim.dim_param = name
 
 
-def _drop_unused(graph: Any) -> None:
+def drop_unused(graph: Any) -> None:
     """Drop nodes and constants that no output depends on."""
     needed, kept = {output.name for output in graph.output}, []
     for node in reversed(graph.node):

@@ -29,6 +29,7 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ExportError
 from yolact_deploy.export import functions
 from yolact_deploy.export.contract import describe
+from yolact_deploy.export.free_batch import TRACED_BATCH, free_batch
 from yolact_deploy.export.free_sizes import free_sizes
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.spec import DEFAULT_SPEC, ExportSpec
@@ -234,10 +235,19 @@ def _check_weights(model: nn.Module) -> None:
 
 def _trace(pipeline: _Pipeline, metadata: Metadata) -> onnx.ModelProto:
     low, _, high = metadata.batch
-    # A dynamic dimension is traced with an example of 2: 0 and 1 would be specialized.
-    count = low if low == high else 2
-    images = torch.zeros(count, *metadata.config.input_shape, 3, dtype=getattr(torch, metadata.input_dtype))
-    dynamic = None if low == high else {"images": {0: torch.export.Dim("batch", min=low, max=max(high, 2))}}
+    if low == high:
+        return _traced(pipeline, metadata, low)
+    graph = _traced(pipeline, metadata, TRACED_BATCH)
+    if free_batch(graph):
+        return graph
+    # An open dimension is traced with an example of 2: 0 and 1 would be specialized.
+    return _traced(pipeline, metadata, 2, {"images": {0: torch.export.Dim("batch", min=low, max=max(high, 2))}})
+
+
+def _traced(
+    pipeline: _Pipeline, metadata: Metadata, batch: int, dynamic: dict[str, dict[int, object]] | None = None
+) -> onnx.ModelProto:
+    images = torch.zeros(batch, *metadata.config.input_shape, 3, dtype=getattr(torch, metadata.input_dtype))
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             pipeline,

@@ -116,6 +116,7 @@ def test_the_layer_is_found_and_ap_is_back(place: Path, tmp_path: Path, capsys: 
     assert scores(tmp_path / "m.onnx", judged) == (found["mixed"]["ap"]["box"], found["mixed"]["ap"]["mask"])
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_no_layer_may_be_in_int8(place: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = [
         "--min-agreement",

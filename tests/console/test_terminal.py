@@ -20,14 +20,18 @@ from yolact_deploy.cli import main as cli
 from yolact_deploy.console.text_layout import width_of
 
 RESULTS = Path(cli.__file__).parents[1] / "benchmarks/results"
-#: runs several commands in one process; the checks of two runtimes are enough
+#: runs several commands in one process, in a terminal of each width; the checks of two runtimes are enough
 SCRIPT = """
-import functools, json, sys
+import fcntl, functools, json, struct, sys, termios
 from yolact_deploy.cli.main import main
 from yolact_deploy.runtime import checks
 checks.examine = functools.partial(checks.examine, ["onnx", "tensorrt", "NVIDIA driver"])
-for words, expected in json.loads(sys.argv[1]):
-    assert main(words) in expected, words
+for columns in json.loads(sys.argv[2]):
+    fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    print("COLUMNS", flush=True)
+    for words, expected in json.loads(sys.argv[1]):
+        assert main(words) in expected, words
+        sys.stdout.flush()
 """
 SPEEDS = ("cpu_epyc2_resnet50_speed.json", "cpu_epyc2_demo.json")
 
@@ -56,8 +60,11 @@ def numbers(lines: list[str]) -> set[str]:
     return set(re.findall(r"\d[\d,.]*\d|\d", " ".join(lines)))
 
 
-def run(folder: Path, columns: int, commands: list[tuple[list[str], list[int]]]) -> list[str]:
-    return shown_lines([sys.executable, "-c", SCRIPT, json.dumps(commands)], columns, folder)
+def run(folder: Path, commands: list[tuple[list[str], list[int]]], *columns: int) -> list[list[str]]:
+    """The lines at each width."""
+    lines = shown_lines([sys.executable, "-c", SCRIPT, json.dumps(commands), json.dumps(columns)], columns[0], folder)
+    starts = [i for i, line in enumerate(lines) if line == "COLUMNS"]
+    return [lines[start + 1 : end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
 
 
 def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -> None:
@@ -80,7 +87,7 @@ def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -
         (["doctor"], [0, 2]),
         (["inspect", "no_such_file_" * 8 + ".onnx"], [2]),
     ]
-    wide, narrow = run(tmp_path, 500, commands), run(tmp_path, 80, commands)
+    wide, narrow = run(tmp_path, commands, 500, 80)
     long = [line for line in narrow if width_of(line) > 80]
     assert [line for line in long if len(line.split()) > 1] == [], "only a path is longer"
     assert numbers(wide) - numbers(narrow) == set(), "a number was split or left out"
@@ -98,5 +105,6 @@ def test_what_is_measured(demo_onnx: Path, tmp_path: Path) -> None:
         (["data", "priors", "shapes/shapes.yaml", "--recipe", "shapes_demo"], [0]),
         (["data", "split", "shapes/shapes.yaml", "-o", "parts"], [0]),
     ]  # fmt: skip
-    long = [line for line in run(tmp_path, 80, commands) if width_of(line) > 80]
+    (lines,) = run(tmp_path, commands, 80)
+    long = [line for line in lines if width_of(line) > 80]
     assert [line for line in long if len(line.split()) > 1] == []

@@ -115,15 +115,9 @@ def test_other_methods_stay_inside(
     assert len(list(gathered.iterdir())) == 1
 
 
-@pytest.mark.parametrize(
-    ("batch", "tail"),
-    [
-        ((1, 2, 4), "functions"),
-        pytest.param((4, 4, 4), "functions", marks=pytest.mark.slow),
-        pytest.param((1, 2, 4), "heads", marks=pytest.mark.slow),
-        pytest.param((4, 4, 4), "heads", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [(1, 2, 4), (4, 4, 4)])
+@pytest.mark.parametrize("tail", ["functions", "heads"])
 def test_batches_and_tails_change_nothing(
     export: Export, pictures: list[Path], batch: tuple[int, int, int], tail: str
 ) -> None:

@@ -254,16 +254,10 @@ def test_foreign_masks_in_the_picture(net: Net, image: int, runner: str) -> None
 
 # -- other precisions -----------------------------------------------------------------------------------------------
 
-#: network and precision; one of them is enough by default
-PRECISIONS = [
-    pytest.param(name, precision, id=f"{name}-{precision}", marks=[] if default else [pytest.mark.slow])
-    for name in foreign.NETS
-    for precision in ("fp16", "bf16", "int8")
-    for default in [(name, precision) == ("yolact_edge_mobilenetv2", "int8")]
-]
 
-
-@pytest.mark.parametrize(("name", "precision"), PRECISIONS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", foreign.NETS)
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8"])
 def test_foreign_in_other_precisions(name: str, precision: str, tmp_path: Path) -> None:
     """The file passes the comparison of every export: trunk, functions, and the noise of each activation in INT8."""
     pytest.importorskip("onnxscript")

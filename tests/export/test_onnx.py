@@ -49,8 +49,8 @@ PRECISIONS = {
     "yolact_plus_resnet50": "fp32",
     "yolact_resnet50_pascal": "fp16",
 }
-# Of the others, tests/export/test_golden_onnx.py exports yolact_resnet50, and test_foreign.py mmdetection's.
-DIFFERENT = ("yolact_edge_mobilenetv2", "yolact_plus_resnet50")
+# test_golden_onnx.py exports yolact_resnet50, test_plus_export.py YOLACT++, and test_foreign.py a network of mmdetection.
+DIFFERENT = ("yolact_edge_mobilenetv2",)
 CASES = [
     pytest.param(name, precision, marks=[] if name in DIFFERENT else [pytest.mark.slow])
     for name in SUPPORTED
@@ -291,7 +291,8 @@ def test_fixed_batch(export: Export) -> None:
         run(path, images[:1])
 
 
-@pytest.mark.parametrize("size", [97, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [97, 200])
 def test_other_sizes_have_their_own_priors(tmp_path: Path, size: int) -> None:
     """With a fixed batch, and float32 input, which takes fractions of a gray level; tests/cli exports the same."""
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend

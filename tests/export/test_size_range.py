@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few import few
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -49,7 +50,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("size", TRIED, ids=str)
+@pytest.mark.parametrize("size", few(TRIED, 2, 4), ids=str)
 def test_heads_equal_eager(exported: Path, backend: str, size: tuple[int, int]) -> None:
     pytest.importorskip(backend)
     eager = TorchBackend(load_model(DEMO_MODEL, image_size=size, fit="letterbox"))
@@ -86,6 +87,7 @@ def test_pictures_choose_their_input(exported: Path, tail: str) -> None:
         np.testing.assert_array_equal(found.masks, alone.masks)
 
 
+@pytest.mark.slow
 def test_small_priors_that_the_exporter_folds(tmp_path: Path) -> None:
     path = tmp_path / "small.onnx"
     done = export_model(DEMO_MODEL, path, ExportSpec(size_range=(96, 128, (160, 192)), priors="pixels", tail="heads"))

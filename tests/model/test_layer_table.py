@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 from deterministic import GOLDEN
@@ -55,12 +56,15 @@ def test_a_model_is_described_as_it_is() -> None:
     assert figures["prototype_size"] == 24
 
 
+table_of = cache(lambda name: layer_table(get_config(name)))
+
+
 def rows_of(name: str, layer: str) -> list[tuple[str, str, str, str]]:
-    return [row for row in layer_table(get_config(name)).rows if row[0].strip().startswith(f"{layer}:")]
+    return [row for row in table_of(name).rows if row[0].strip().startswith(f"{layer}:")]
 
 
 def test_the_table_shows_layers_and_totals() -> None:
-    table = layer_table(get_config("yolact_base"))
+    table = table_of("yolact_base")
     notes = " ".join(table.notes)
     assert any(name.strip() == "backbone: ResNetBackbone" for name, *_ in table.rows)
     assert "parameters 50,157,071" in notes

@@ -28,7 +28,8 @@ _FREE_TO_CHANGE = frozenset((
 ))  # fmt: skip
 #: fields that must be at least 1, at least 0, positive and finite, or in 0..1
 _AT_LEAST_1 = ("batch", "iterations", "save_interval", "log_interval", "keep")
-_MOST = 1 << 63
+#: integers of 32 bits, apart from these: a step holds its batch in memory
+_MOST = {"batch": 1 << 16, "seed": (1 << 63) - 1}
 _AT_LEAST_0 = (
     "weight_decay",
     "warmup_iterations",
@@ -122,13 +123,15 @@ class Recipe:
         if (self.augmentation.size, self.augmentation.fit) != (size, fit):
             object.__setattr__(self, "augmentation", dataclasses.replace(self.augmentation, size=size, fit=fit))
         for name, value in vars(self).items():
-            _check(not isinstance(value, int) or value < _MOST, name, f"less than {_MOST}", value)
+            most = _MOST.get(name, (1 << 31) - 1)
+            _check(not isinstance(value, int) or value <= most, name, f"at most {most}", value)
             _check(name not in _AT_LEAST_1 or value >= 1, name, "1 or more", value)
             _check(name not in _AT_LEAST_0 or value >= 0, name, "0 or more", value)
             _check(name not in _POSITIVE or 0 < value < math.inf, name, "a number above 0", value)
             _check(name not in _SHARES or 0 <= value < 1, name, "0 <= value < 1", value)
         rising = list(self.milestones) == sorted(set(self.milestones))
         _check(rising and min(self.milestones, default=1) > 0, "milestones", "rising iterations", self.milestones)
+        _check(max(self.milestones, default=1) < 1 << 31, "milestones", f"at most {(1 << 31) - 1}", self.milestones)
 
     def for_batch(self, batch: int) -> Recipe:
         """The same training with another batch: the learning rate scales with it, the iterations inversely."""

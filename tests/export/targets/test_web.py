@@ -160,6 +160,7 @@ def test_both_modules_are_targets() -> None:
     assert (TARGETS["web"].write, TARGETS["html"].write) == (web.write, html_file.write)
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path, dist: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both pages from one export, each with the next step."""
     for module in ("torch", "torchvision", "onnxscript", "onnxruntime"):

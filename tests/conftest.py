@@ -40,6 +40,13 @@ pytest_plugins = ("fake_cuda.plugin", "exports", "traces", "services", "web_runt
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.pop("COLUMNS", None)
 
+# Each worker keeps to its own share of the cores, as do its children: runtimes that believe that all of them are free
+# start a thread for each, and these wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
+    _cores, _workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    if len(_cores) >= _workers:
+        os.sched_setaffinity(0, _cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) :: _workers])
+
 # A shell lets what it starts in the background ignore Ctrl-C, and so do the children of that. Some tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -114,6 +114,7 @@ def test_few_pictures_are_told(here: Path, pictures: Path, capsys: pytest.Captur
     assert metadata_of("m.onnx").tail == "heads"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [100.0, pytest.param(0.01, marks=pytest.mark.slow)])
 def test_a_calibration_that_does_not_fit_is_refused(
     here: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, factor: float

@@ -95,6 +95,7 @@ def heads(model: Any) -> list[Any]:
     return list(session.run(None, {"images": images}))
 
 
+@pytest.mark.slow
 def test_numbers(export: Export, calibration: Calibration) -> None:
     """FP16 between the quantized tensors changes far less than INT8 itself; the search tries the same graph."""
     path = export(NAME, SMALL)

@@ -49,7 +49,7 @@ PRECISIONS = {
     "yolact_plus_resnet50": "fp32",
     "yolact_resnet50_pascal": "fp16",
 }
-# test_golden_onnx.py exports yolact_resnet50, test_plus_export.py YOLACT++, and test_foreign.py a network of mmdetection.
+# test_golden_onnx.py exports yolact_resnet50, test_plus_export.py YOLACT++, test_foreign.py one of mmdetection.
 DIFFERENT = ("yolact_edge_mobilenetv2",)
 CASES = [
     pytest.param(name, precision, marks=[] if name in DIFFERENT else [pytest.mark.slow])

@@ -163,7 +163,7 @@ def test_the_form_of_onnxruntime(export: Export, name: str) -> None:
         np.testing.assert_allclose(values[bias.input[1]], scales[0] * scales[1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("target", QUANTIZATION_FORMS)
+@pytest.mark.parametrize("target", few(QUANTIZATION_FORMS, 0))
 @pytest.mark.parametrize("name", [WIDE, *MORE])
 def test_numbers_are_those_of_fp32(export: Export, name: str, target: str) -> None:
     path = export(name, SMALL)
@@ -197,6 +197,7 @@ def test_the_rest_is_untouched(export: Export, target: str) -> None:
     assert after.opset_import == before.opset_import
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", few(QUANTIZATION_FORMS, 0))
 def test_dynamic_batches_and_heads(export: Export, target: str) -> None:
     """Each picture of a batch gives what it gives alone."""

@@ -72,6 +72,7 @@ def expected(path: Path, tail: str, images: Any) -> dict[str, Any]:
     return {name: values for name, values in outputs.items() if values is not None}
 
 
+@pytest.mark.slow
 def test_mask_scores_come_from_the_graph(fake: FakeOnnxRuntime, device: Device, tmp_path: Path) -> None:
     """Our kernels do not give them, so the tail is not cut off, whatever is asked for."""
     path, stream = write_model(tmp_path / "m.onnx", mask_iou=True), device.stream()

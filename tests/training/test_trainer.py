@@ -140,6 +140,7 @@ def test_kill_and_resume_give_the_curve_of_an_undisturbed_run(
     assert same_weights(run / "last.safetensors", undisturbed.folder / "last.safetensors")
 
 
+@pytest.mark.slow
 def test_a_log_between_states_is_exact_too(shapes: Path, tmp_path: Path) -> None:
     recipe = tiny.tiny_recipe("log_interval=5", "iterations=6", "save_interval=4", "optimizer=adamw", "keep=9")
     whole = train(recipe, shapes, tmp_path / "whole").folder

@@ -27,6 +27,7 @@ def test_the_scene_is_the_same_each_time_and_realistic() -> None:
     assert scene.proto.min() >= 0
 
 
+@pytest.mark.slow
 def test_both_ways_find_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert postprocess.main(["--repeats", "1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -166,6 +166,7 @@ def test_the_loss_sees_a_batch_as_its_targets(dataset: CocoDataset) -> None:
 
 
 @FORKS
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
 def test_workers_change_nothing(dataset: CocoDataset) -> None:
     settings = Augmentation(size=SIZE)
     alone = list(training_loader(dataset, settings, 2, seed=5, stop=5, workers=0))

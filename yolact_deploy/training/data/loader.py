@@ -9,7 +9,6 @@ Legend: B images of a process in each batch, h x w the network's input.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yolact_deploy.config import Size
 from yolact_deploy.errors import ConfigError
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.training.data.augment import Augmentation, Target
 from yolact_deploy.training.data.balance import Floats, drawn, repeat_factors
 from yolact_deploy.training.data.batch import Batch, collate
@@ -165,7 +165,7 @@ def plain_loader(
 
 def default_workers() -> int:
     """One per CPU core that this process may use, at most 16."""
-    return min(len(os.sched_getaffinity(0)), 16)
+    return min(usable_cores(), 16)
 
 
 def _loader(images: AugmentedImages, batches: Any, workers: int | None, prefetch: int) -> DataLoader[Batch]:

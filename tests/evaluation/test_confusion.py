@@ -12,7 +12,7 @@ pytest.importorskip("pycocotools")
 from sets import annotation, content
 
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle
-from yolact_deploy.evaluation.confusion import confusion
+from yolact_deploy.evaluation.confusion import Confusion
 
 
 def found(image: int, category: int, box: tuple[int, int, int, int], score: float = 0.9) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def test_pairs_missed_and_wrong() -> None:
         found(2, 42, (5, 6, 50, 30), score=0.1),  # too low
         found(3, 7, (0, 0, 9, 9)),  # nothing there
     ]
-    matrix = confusion(truth, results, [1, 2, 3])
+    matrix = Confusion.of(truth, results, [1, 2, 3], max_detections=100)
     assert matrix.names == ("cat", "dog")
     assert matrix.counts.tolist() == [[1, 0, 0], [1, 0, 1], [1, 1, 0]]
 
@@ -50,6 +50,6 @@ def test_sums_are_those_of_objects_and_detections(seed: int) -> None:
     truth = content()
     truth["annotations"] = [annotation(i, 1, (7, 42)[i % 2], boxes[i]) for i in range(6)]
     results = [found(1, (7, 42)[int(rng.integers(2))], boxes[i % 8]) for i in range(12)]  # type: ignore[arg-type]
-    counts = confusion(truth, results, [1]).counts
+    counts = Confusion.of(truth, results, [1], max_detections=100).counts
     assert counts[:2].sum() == 6
     assert counts[:, :2].sum() == 12

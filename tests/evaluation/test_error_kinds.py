@@ -18,8 +18,9 @@ from random_coco import make_content, make_results
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.yolact_dets import convert
 from yolact_deploy.evaluation.accuracy import by_image
+from yolact_deploy.evaluation.confusion import count_confusions
 from yolact_deploy.evaluation.error_kinds import KINDS, ErrorCosts, JudgedImage, KindMeter, error_costs
-from yolact_deploy.evaluation.operating_points import LEAST_OBJECTS, THRESHOLDS, BestThresholds, Counts, confusion
+from yolact_deploy.evaluation.operating_points import LEAST_OBJECTS, THRESHOLDS, BestThresholds, Counts
 from yolact_deploy.runtime.selection import Selection
 
 TIDE_NAMES = dict(zip(KINDS, ("Loc", "Cls", "Dupe", "Bkg", "Both", "Miss"), strict=True))
@@ -141,7 +142,7 @@ def test_a_name_that_cannot_be_written_is_left_out() -> None:
 def test_confusion_adds_up(images: list[JudgedImage]) -> None:
     counts = Counts.of(images, 4)
     thresholds = BestThresholds.of(counts).each()
-    matrix = confusion(images, thresholds)
+    matrix = count_confusions(images, thresholds)
     place = [round(100 * value) for value in thresholds]
     rows = np.arange(4)
     assert matrix.diagonal()[:4].tolist() == counts.right[place, rows].tolist()
@@ -156,4 +157,4 @@ def test_nothing_at_all() -> None:
     content["annotations"] = []
     images = judged(content, [], "segm")
     assert error_costs(images, 4).counts == dict.fromkeys(KINDS, 0)
-    assert confusion(images, np.full(4, 0.5)).sum() == 0
+    assert count_confusions(images, np.full(4, 0.5)).sum() == 0

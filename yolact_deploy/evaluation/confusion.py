@@ -1,4 +1,7 @@
-"""Which classes a model takes for which: a matrix of true against detected classes, with background."""
+"""Which classes a model takes for which: a matrix of true against detected classes, with background.
+
+Legend: C classes.
+"""
 
 from __future__ import annotations
 
@@ -11,85 +14,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.datasets.coco_results import Result
-from yolact_deploy.evaluation.coco_rules import cocotools, outline
+from yolact_deploy.evaluation.error_kinds import RIGHT_IOU, JudgedImage, KindMeter
 
 BACKGROUND = "background"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Confusion:
     """Counts of objects.
 
     Attributes:
         names: of the classes
-        counts: int64 [C + 1, C + 1]: rows are true classes, columns detected ones, the last of both is background
-        score: detections below it do not count
-        iou: a detection belongs to an object whose mask it overlaps at least so much
+        counts: int64 [C + 1, C + 1], see :func:`count_confusions`
+        score: detections that do not exceed it do not count
     """
 
     names: tuple[str, ...]
     counts: NDArray[np.int64]
     score: float
-    iou: float
+
+    @classmethod
+    def of(
+        cls,
+        content: Mapping[str, Any],
+        results: Sequence[Result],
+        image_ids: Collection[int],
+        *,
+        max_detections: int,
+        score: float = 0.3,
+    ) -> Confusion:
+        """Count by masks.
+
+        Args:
+            content: of a checked COCO file
+            results: COCO results with masks
+            image_ids: of the images that were evaluated
+            max_detections: the best so many of each image count
+        """
+        categories = sorted(content["categories"], key=lambda record: record["id"])
+        meter = KindMeter(content, image_ids, "segm", max_detections)
+        of_image: dict[int, list[Result]] = defaultdict(list)
+        for result in results:
+            of_image[result["image_id"]].append(result)
+        for image_id in image_ids:
+            meter.add(image_id, of_image[image_id])
+        counts = count_confusions(meter.images(), np.full(len(categories), score))
+        return cls(tuple(record["name"] for record in categories), counts, score)
 
 
-def confusion(
-    content: Mapping[str, Any],
-    results: Sequence[Result],
-    image_ids: Collection[int],
-    *,
-    score: float = 0.3,
-    iou: float = 0.5,
-) -> Confusion:
-    """Match detections to objects of any class, the pairs that overlap most first, and count.
+def count_confusions(images: Sequence[JudgedImage], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """What objects are detected as, int64 [C + 1, C + 1]: rows are true classes, columns are reported ones.
 
-    Crowds are neither objects nor mistakes: what lies in one, by half of its pixels, does not count.
+    The last row has detections that hit no object, the last column objects that are not detected. Right detections are
+    counted first; then those that are left take the free object of another class with the largest IoU of at least 0.5.
 
     Args:
-        content: of a checked COCO file
-        results: COCO results with masks
-        image_ids: of the images that were evaluated
+        thresholds: score that a detection of each class must exceed [C]
     """
-    names = {record["id"]: record["name"] for record in sorted(content["categories"], key=lambda r: r["id"])}
-    label = {number: index for index, number in enumerate(names)}
-    counts = np.zeros((len(names) + 1, len(names) + 1), np.int64)
-    truth: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    found: dict[int, list[Result]] = defaultdict(list)
-    for record in content["annotations"]:
-        truth[record["image_id"]].append(record)
-    for result in results:
-        if result["score"] >= score and "segmentation" in result:
-            found[result["image_id"]].append(result)
-    images = {record["id"]: record for record in content["images"]}
-    for image_id in image_ids:
-        _count(truth[image_id], found[image_id], images[image_id], label, counts, iou)
-    return Confusion(tuple(names.values()), counts, score, iou)
-
-
-def _count(
-    objects: Sequence[Mapping[str, Any]],
-    results: Sequence[Result],
-    image: Mapping[str, Any],
-    label: Mapping[int, int],
-    counts: NDArray[np.int64],
-    least: float,
-) -> None:
-    crowds = [bool(o["iscrowd"]) for o in objects]
-    overlaps = np.zeros((len(results), len(objects)))
-    if objects and results:
-        outlines = [outline(o, "segm", image) for o in objects]
-        masks = [result["segmentation"] for result in results]
-        overlaps = np.asarray(cocotools("pycocotools.mask").iou(masks, outlines, [int(crowd) for crowd in crowds]))
-    missed, wrong = set(range(len(objects))), set(range(len(results)))
-    pairs = np.argwhere(overlaps >= least).tolist()
-    for row, column in sorted(pairs, key=lambda pair: -overlaps[pair[0], pair[1]]):
-        if row in wrong and column in missed and not crowds[column]:
-            wrong.remove(row)
-            missed.remove(column)
-            counts[label[objects[column]["category_id"]], label[results[row]["category_id"]]] += 1
-    for column in missed:
-        if not crowds[column]:
-            counts[label[objects[column]["category_id"]], -1] += 1
-    for row in wrong:
-        if not any(overlaps[row, column] >= least for column in range(len(objects)) if crowds[column]):
-            counts[-1, label[results[row]["category_id"]]] += 1
+    classes = len(thresholds)
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    for image in images:
+        shown = image.scores.astype(np.float32) > thresholds.astype(np.float32)[image.labels]
+        free = np.ones(len(image.truth_labels), np.bool_)
+        right = shown & (image.partner >= 0)
+        free[image.partner[right]] = False
+        np.add.at(matrix, (image.labels[right], image.labels[right]), 1)
+        for row in np.flatnonzero(shown & ~right & ~image.ignored).tolist():
+            other = image.iou[row] * (free & (image.truth_labels != image.labels[row]))
+            truth = classes
+            if other.size and other.max() >= RIGHT_IOU:
+                taken = int(other.argmax())
+                free[taken], truth = False, int(image.truth_labels[taken])
+            matrix[truth, image.labels[row]] += 1
+        np.add.at(matrix, (image.truth_labels[free], np.full(int(free.sum()), classes)), 1)
+    return matrix

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from yolact_deploy.datasets.coco_results import Result, score_of
 from yolact_deploy.evaluation.accuracy import KINDS, Accuracy
 from yolact_deploy.evaluation.coco_rules import AREAS, in_range
+from yolact_deploy.evaluation.confusion import count_confusions
 from yolact_deploy.evaluation.error_kinds import ErrorCosts, JudgedImage, KindMeter, error_costs
 from yolact_deploy.evaluation.matches import Matches
-from yolact_deploy.evaluation.operating_points import BestThresholds, Counts, confusion
+from yolact_deploy.evaluation.operating_points import BestThresholds, Counts
 
 #: pictures of each sort
 PICTURES = 6
@@ -132,7 +133,7 @@ class InsightMeter:
             error_costs(images, len(names)),
             counts,
             thresholds,
-            confusion(images, each),
+            count_confusions(images, each),
             tuple(_by_size(images, each)),
             tuple(_by_crowding(images, each)),
             tuple(_by_objects(images, each, matches)),

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 over the score threshold, the best threshold of each class, and what is confused there.
+"""Precision, recall and F1 over the score threshold, and the best threshold of each class.
 
 A detection counts if its score is above the threshold. It is right if it hits an object of its class with an IoU of 0.5
 that no better one has taken. Detections on crowds of their class do not count. Thresholds are multiples of 0.01, so
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.evaluation.error_kinds import RIGHT_IOU, JudgedImage
+from yolact_deploy.evaluation.error_kinds import JudgedImage
 
 THRESHOLDS = np.arange(100) / 100
 #: with fewer objects, a class takes the threshold of all: its own would be chance
@@ -116,31 +116,3 @@ def _best(f1: Floats) -> float:
     while last + 1 < len(values) and values[last + 1] == values[first]:
         last += 1
     return float(THRESHOLDS[(first + last) // 2])
-
-
-def confusion(images: Sequence[JudgedImage], thresholds: Floats) -> Integers:
-    """What objects are detected as, int64 [C + 1, C + 1]: rows are true classes, columns are reported ones.
-
-    The last row has detections that hit no object, the last column objects that are not detected. Right detections are
-    counted first; then those that are left take the free object of another class with the largest IoU of at least 0.5.
-
-    Args:
-        thresholds: score that a detection of each class must exceed [C]
-    """
-    classes = len(thresholds)
-    matrix = np.zeros((classes + 1, classes + 1), np.int64)
-    for image in images:
-        shown = image.scores.astype(np.float32) > thresholds.astype(np.float32)[image.labels]
-        free = np.ones(len(image.truth_labels), np.bool_)
-        right = shown & (image.partner >= 0)
-        free[image.partner[right]] = False
-        np.add.at(matrix, (image.labels[right], image.labels[right]), 1)
-        for row in np.flatnonzero(shown & ~right & ~image.ignored).tolist():
-            other = image.iou[row] * (free & (image.truth_labels != image.labels[row]))
-            truth = classes
-            if other.size and other.max() >= RIGHT_IOU:
-                taken = int(other.argmax())
-                free[taken], truth = False, int(image.truth_labels[taken])
-            matrix[truth, image.labels[row]] += 1
-        np.add.at(matrix, (image.truth_labels[free], np.full(int(free.sum()), classes)), 1)
-    return matrix

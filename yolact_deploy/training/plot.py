@@ -10,6 +10,7 @@ import numpy as np
 
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.evaluation.confusion import BACKGROUND, Confusion
+from yolact_deploy.evaluation.error_kinds import RIGHT_IOU
 
 #: classes that a matrix shows; of more, those with the most mistakes
 _MOST_CLASSES = 30
@@ -66,7 +67,7 @@ def draw_confusion(confusion: Confusion, path: Path) -> bool:
         color = "white" if shares[row, column] > 0.6 else "black"
         axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     few = f", the {len(names) - 1} classes with the most mistakes" if len(names) <= len(confusion.names) else ""
-    axes.set(xlabel="detected", ylabel="annotated", title=f"score {confusion.score:g}, mask IoU {confusion.iou:g}{few}")
+    axes.set(xlabel="detected", ylabel="annotated", title=f"score {confusion.score:g}, mask IoU {RIGHT_IOU:g}{few}")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return True

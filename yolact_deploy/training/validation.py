@@ -18,7 +18,7 @@ from yolact_deploy.datasets.image_sets import open_images
 from yolact_deploy.detections import Detections
 from yolact_deploy.draw import Image, draw_detections
 from yolact_deploy.evaluation.accuracy import Accuracy, Result, accuracy, scoring_limit
-from yolact_deploy.evaluation.confusion import Confusion, confusion
+from yolact_deploy.evaluation.confusion import Confusion
 from yolact_deploy.model import YolactModel
 from yolact_deploy.preprocess import read_image
 from yolact_deploy.progress import SILENT, Progress
@@ -96,7 +96,8 @@ class Evaluator:
         """Which classes the last evaluation took for which; None if there was none."""
         if not self.results or self.images.content is None:
             return None
-        return confusion(self.images.content, self.results, self.images.image_ids)
+        limit = scoring_limit(self.model.config)
+        return Confusion.of(self.images.content, self.results, self.images.image_ids, max_detections=limit)
 
     def _predictor(self, weights: Mapping[str, Tensor]) -> Predictor:
         model = with_weights(self.model, weights)

@@ -85,7 +85,7 @@ class Detections:
         if isinstance(windows, MaskWindows):
             windows = windows.placed(where)
         return cls(
-            _pixel_boxes(boxes, where),
+            where.pixel_boxes(boxes.reshape(-1, 4).astype(np.float32, copy=False)),
             scores.astype(np.float32, copy=False),
             labels.astype(np.int64),
             class_names,
@@ -432,15 +432,3 @@ class Detections:
         from yolact_deploy.draw import preview_html
 
         return preview_html(self)
-
-
-def _pixel_boxes(boxes: NDArray[np.float32], where: Placement) -> NDArray[np.float32]:
-    """Normalized boxes [n, 4] in pixels: corners sorted, clamped to 0 below and to the image's size above."""
-    size, corners = where.size, where.corners(boxes.reshape(-1, 4))
-    pixels = np.empty_like(corners)
-    np.maximum(np.minimum(corners[0], corners[1]), 0, out=pixels[0])
-    np.minimum(np.maximum(corners[0], corners[1]), size, out=pixels[1])
-    if where.is_padded:  # a box in the padding has no pixels; without padding, boxes beyond the image stay as they were
-        np.minimum(pixels[0], size, out=pixels[0])
-        np.maximum(pixels[1], 0, out=pixels[1])
-    return np.ascontiguousarray(pixels.reshape(4, -1).T, np.float32)

@@ -154,7 +154,9 @@ class Predictor:
         ends in detections. A GPU adds copy, upload and download. On the CUDA frame path, paste writes all results
         straight into host memory; its stages are timed if :attr:`stage_times` is set, otherwise those of the host.
         """
-        hook = self._hook
+        return self._stages(self._hook)
+
+    def _stages(self, hook: FrameHook | None) -> tuple[str, ...]:
         if hook is not None:
             return ("decode", *hook.stages, "detect")
         return ("decode", "preprocess", *self.backend.run_stages, *self.backend.tail.stages, "detect", "paste")
@@ -222,9 +224,11 @@ class Predictor:
     def _predict(self, sources: list[Source]) -> list[Detections]:
         hook, step = self._hook, self.backend.max_batch
         batches = (sources[first : first + step] for first in range(0, len(sources), step))
-        timer = StageTimer(self.stages)
+        timer = StageTimer(self._stages(hook))
         if hook is None:
             results = [image for batch in batches for image in self._run(batch, timer)]
+        elif len(sources) <= step:
+            results = self._collect(self._submit(hook, sources, timer), timer)
         else:
             tickets = ahead(batches, lambda batch: self._submit(hook, batch, timer), hook.depth)
             results = [image for ticket in tickets for image in self._collect(ticket, timer)]
@@ -402,7 +406,8 @@ class Predictor:
 
     def _selected(self, detected: ImageDetections) -> ImageDetections:
         labels, classes = detected.labels, len(self.class_names)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        # As unsigned numbers, negative ones are too large as well.
+        if len(labels) and np.maximum.reduce(labels.view(np.uint64)) >= classes:
             raise BackendError(
                 f"{self.backend.name} detects class number {labels.max()}, and the metadata of the file has {classes} "
                 "classes, from 0: the file was changed. Export it again"

@@ -195,6 +195,10 @@ class FramePipeline(FrameHook):
         self, frames: Sequence[Any], images: dict[int, NDArray[np.uint8]], pointers: list[int]
     ) -> tuple[Frame, ...]:
         """Where the GPU reads each frame; our stream waits for frames that other streams still write."""
+        if len(images) == len(frames):
+            return tuple(
+                [Frame(p, f.shape[0], f.shape[1], 3 * f.shape[1]) for p, f in zip(pointers, frames, strict=True)]
+            )
         staged = {
             index: Frame(pointer, image.shape[0], image.shape[1], 3 * image.shape[1])
             for pointer, (index, image) in zip(pointers, images.items(), strict=True)

@@ -18,6 +18,15 @@ Work = Callable[[], None]
 Key = tuple[Any, ...]
 
 
+class _Held:
+    """A graph and the number of its last launch."""
+
+    __slots__ = ("graph", "launch")
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.launch = graph, 0
+
+
 class GraphCache:
     """Graphs of one stream; used by one thread at a time.
 
@@ -35,7 +44,7 @@ class GraphCache:
         self.refused = ""
         self._stream, self._limit, self._patience = stream, limit, patience
         self._launches = 0
-        self._graphs: OrderedDict[Key, tuple[Graph, int]] = OrderedDict()  #: with the number of its last launch
+        self._graphs: OrderedDict[Key, _Held] = OrderedDict()
         # Work seen before, and whether it can be captured; takes far less memory than a graph.
         self._seen: OrderedDict[Key, bool] = OrderedDict()
 
@@ -45,7 +54,7 @@ class GraphCache:
     @property
     def nodes(self) -> int:
         """Nodes of the graph launched last, 0 without one."""
-        return next((graph.nodes for graph, _ in reversed(self._graphs.values())), 0)
+        return next((held.graph.nodes for held in reversed(self._graphs.values())), 0)
 
     def comes_again(self, key: Key) -> bool:
         """Whether work with this key was seen before and can be captured; marks it as seen."""
@@ -60,12 +69,14 @@ class GraphCache:
         """Launch the graph of ``key``, capturing it first if necessary; False, with nothing done, if that fails."""
         self._launches += 1
         held = self._graphs.get(key)
-        graph = held[0] if held else self._capture(key, work)
-        if graph is None:
-            return False
-        self._graphs[key] = graph, self._launches
+        if held is None:
+            graph = self._capture(key, work)
+            if graph is None:
+                return False
+            self._graphs[key] = held = _Held(graph)
+        held.launch = self._launches
         self._graphs.move_to_end(key)
-        graph.launch(self._stream)
+        held.graph.launch(self._stream)
         return True
 
     def run(self, key: Key, work: Work) -> None:
@@ -95,14 +106,14 @@ class GraphCache:
     def _make_room(self) -> bool:
         if len(self._graphs) < self._limit:
             return True
-        key, (_, last) = next(iter(self._graphs.items()))
-        if self._launches - last <= self._patience:
+        key, held = next(iter(self._graphs.items()))
+        if self._launches - held.launch <= self._patience:
             return False
         self._close(key)
         return True
 
     def _close(self, key: Key) -> None:
-        self._graphs.pop(key)[0].close()
+        self._graphs.pop(key).graph.close()
         self._seen.pop(key, None)
 
     def _note(self, key: Key, capturable: bool) -> None:

@@ -84,7 +84,7 @@ class Slot:
 
     def fits(self, nbytes: Sequence[int]) -> bool:
         """Whether there is room for frames of these sizes."""
-        return self._header + sum(map(aligned, nbytes)) <= self._staging.nbytes
+        return self._header + sum([aligned(size) for size in nbytes]) <= self._staging.nbytes
 
     def make_room(self, nbytes: Sequence[int]) -> None:
         """Make room for frames of these sizes; the stream must no longer use the slot, nor graphs its addresses."""

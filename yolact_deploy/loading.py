@@ -341,6 +341,7 @@ def load(
         compile=compile, frames=frames, decode=decode,
     )  # fmt: skip
     spec.check_file()
+    source = spec.url or spec.path
     given = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
     given = {name: value for name, value in given.items() if value is not None}
     size: Size | None = None
@@ -349,7 +350,7 @@ def load(
         given.pop("image_size", None)
     if spec.chosen_backend != "torch" and given:
         raise InputError(
-            f"{[*given][-1]} applies to checkpoints only, and {spec.path} was exported with its own: leave it out, or "
+            f"{[*given][-1]} applies to checkpoints only, and {source} was exported with its own: leave it out, or "
             "export the checkpoint again"
         )
     settings = NmsSettings(top_k, nms_iou, max_detections)
@@ -357,19 +358,19 @@ def load(
         raise InputError("top_k has no effect with nms='traditional', which takes all candidates: leave it out")
     network = _open(spec, settings, given, size)
     try:
-        _set_nms(network, spec.path, settings)
+        _set_nms(network, source, settings)
         chosen: dict[str, Any] = {"score_threshold": score_threshold, "nms": nms, "lazy_masks": lazy_masks}
         chosen |= {"classes": classes, "max_detections": max_detections}
         tiles = Slicing.of(slicing)
         predictor = Predictor(network, **chosen) if tiles is None else SlicedPredictor(network, slicing=tiles, **chosen)
-        _check_choices(network, spec.path, predictor.score_threshold, nms)
+        _check_choices(network, source, predictor.score_threshold, nms)
     except (InputError, ConfigError):
         network.close()
         raise
     return predictor
 
 
-def _set_nms(network: Backend, path: Path, settings: NmsSettings) -> None:
+def _set_nms(network: Backend, source: Path | str, settings: NmsSettings) -> None:
     """Change NMS where this package runs it on the host; elsewhere, refuse."""
     changes = settings.differences(network.metadata.config)
     if not changes:
@@ -378,23 +379,23 @@ def _set_nms(network: Backend, path: Path, settings: NmsSettings) -> None:
         where = "runs on the GPU as exported" if network.frames else "is in the graph"
         options = " ".join(f"--{change.partition('=')[0].replace('_', '-')}" for change in changes)
         raise InputError(
-            f"{', '.join(changes)}: NMS of {path} {where}: export it again with {options}, or load an ONNX file with "
+            f"{', '.join(changes)}: NMS of {source} {where}: export it again with {options}, or load an ONNX file with "
             "tail=host"
         )
     network.set_nms(settings.applied(network.metadata.config))
 
 
-def _check_choices(network: Backend, path: Path, score_threshold: float, nms: str | None) -> None:
+def _check_choices(network: Backend, source: Path | str, score_threshold: float, nms: str | None) -> None:
     """Refuse another NMS than the graph's; warn of a threshold that NMS has made useless."""
     exported = "cross-class" if network.metadata.cross_class else "fast"
     if nms not in (None, exported) and network.tail.name == "graph":
         raise InputError(
-            f"nms={nms!r}: NMS is in the graph of {path}, exported as {exported!r}: leave it out, or load an ONNX file "
-            "with tail=host"
+            f"nms={nms!r}: NMS is in the graph of {source}, exported as {exported!r}: leave it out, or load an ONNX "
+            "file with tail=host"
         )
     least = network.metadata.config.nms_score_threshold
     if 0 < score_threshold < least:
-        _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, path, least)
+        _log.warning("score threshold %g: the NMS of %s drops detections below %g", score_threshold, source, least)
 
 
 def _open(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pictures import encoded
+from services import require_serving
 
 import yolact_deploy
 from yolact_deploy.artifact import Metadata
@@ -79,6 +80,41 @@ def test_network(demo_client: Any, demo_onnx: Path) -> None:
         assert answer.content[at : at + used] == np.ascontiguousarray(array).tobytes()
         at += used
     assert {output["name"] for output in values["outputs"]} == set(expected)
+
+
+def test_network_of_several_sizes(tmp_path: Path) -> None:
+    """Each picture gets an input of its own ratio, so all of the range are taken and no others."""
+    pytest.importorskip("onnxruntime")
+    require_serving()
+    from starlette.testclient import TestClient
+    from tiny_onnx import CONFIG, write_model
+
+    from yolact_deploy.serving.http_app import create_app
+    from yolact_deploy.serving.served_models import ServedModels
+    from yolact_deploy.serving.service_settings import ServiceSettings
+    from yolact_deploy.size_range import SizeRange
+
+    sizes = SizeRange.of(CONFIG, (64, 64), (96, 128))
+    path = write_model(tmp_path / "tiny.onnx", tail="heads", sizes=sizes)
+    settings = ServiceSettings(models={"tiny": str(path)}, predictors=1, threads=1)
+    with TestClient(create_app(ServedModels(settings))) as client:
+        model = client.get("/v2/models/tiny_network").json()
+        assert model["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
+        assert {one["name"]: one["shape"] for one in model["outputs"]} == {
+            "boxes": [-1, -1, 4], "scores": [-1, -1, 2], "coeff": [-1, -1, 3], "proto": [-1, -1, -1, 3],
+        }  # fmt: skip
+        config = client.get("/v2/models/tiny_network/config").json()
+        text = config["parameters"]["yolact_deploy"]["string_value"]
+        assert Metadata.from_json(text, "the answer").sizes == sizes
+        statuses = {}
+        for height, width in ((64, 64), (64, 128), (96, 64), (97, 64), (64, 160), (16, 16)):
+            data = [7] * (height * width * 3)
+            entry = {"name": "images", "datatype": "UINT8", "shape": [1, height, width, 3], "data": data}
+            answer = infer(client, "tiny_network", [entry])
+            statuses[height, width] = answer.status_code
+        assert [size for size, status in statuses.items() if status == 200] == [(64, 64), (64, 128), (96, 64)]
+        assert set(statuses.values()) == {200, 400}
+        assert "from 64x64 to 96x128" in answer.json()["error"]
 
 
 def test_metadata(demo_client: Any, demo_onnx: Path) -> None:

@@ -57,6 +57,11 @@ _AXES: dict[type, tuple[str, ...]] = {
 }
 
 
+def output_axes(outputs: Outputs) -> dict[str, str]:
+    """The axes of each output, by the legend of this module; P, h and w depend on the size of the input."""
+    return dict(zip(outputs._fields, _AXES[type(outputs)], strict=True))
+
+
 def require_shapes(outputs: Outputs, source: str) -> None:
     """Raise :class:`BackendError` if outputs do not fit each other, as those of a graph that somebody has changed."""
     lengths = {"4": 4}

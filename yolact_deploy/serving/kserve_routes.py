@@ -3,7 +3,7 @@
 Each model is there twice. ``NAME`` takes encoded pictures and returns detections. ``NAME_network`` is the network
 alone: resized pictures in, its outputs out, for ``load("http://HOST:PORT/NAME")``.
 
-Legend: N pictures, D most detections of one of them, S input side.
+Legend: N pictures, D most detections of one of them.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _model(request: Request, name: str, version: str | None) -> _ProtocolModel:
     if not pool.network_outputs:
         raise bad_request(f"the network of {pool.name} cannot be called alone", status=404, reason="model")
     kind = {"uint8": "UINT8", "float32": "FP32"}[pool.metadata.input_dtype]
-    inputs = (TensorSpec("images", kind, (-1, *pool.config.input_shape, 3)),)
+    sides = pool.config.input_shape if pool.metadata.sizes is None else (-1, -1)
+    inputs = (TensorSpec("images", kind, (-1, *sides, 3)),)
     outputs = [TensorSpec(name, kind, (-1, *shape)) for name, (kind, shape) in pool.network_outputs.items()]
     return _ProtocolModel(name, pool, True, inputs, outputs)
 
@@ -208,10 +209,11 @@ async def _run_network(
     request: Request, models: ServedModels, model: _ProtocolModel, message: InferRequest
 ) -> _Outputs:
     images, pool = message.inputs["images"], model.pool
-    (height, width), dtype = pool.config.input_shape, pool.metadata.input_dtype
-    expected = f"{dtype} [N, {height}, {width}, 3]"
-    if isinstance(images, list) or images.dtype != dtype or images.shape[1:] != (height, width, 3):
-        raise bad_request(f"images: expected {expected}, got {_described(images)}")
+    (height, width), dtype, sizes = pool.config.input_shape, pool.metadata.input_dtype, pool.metadata.sizes
+    expected = f"[N, {height}, {width}, 3]" if sizes is None else f"[N, height, width, 3] from {sizes}"
+    fits = not isinstance(images, list) and images.dtype == dtype and images.shape[3:] == (3,)
+    if isinstance(images, list) or not fits or not pool.takes(images.shape[1:3]):
+        raise bad_request(f"images: expected {dtype} {expected}, got {_described(images)}")
     least = pool.network_batch if pool.fixed_batch else 1
     if not least <= len(images) <= pool.network_batch:
         raise bad_request(f"images: expected {least} to {pool.network_batch} pictures, got {len(images)}")

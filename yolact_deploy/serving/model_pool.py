@@ -26,7 +26,7 @@ from yolact_deploy.loading import ModelSpec, load
 from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.stage_timer import StageTimer
-from yolact_deploy.runtime.tails import Outputs
+from yolact_deploy.runtime.tails import Outputs, output_axes
 from yolact_deploy.serving.kserve_tensors import datatype
 from yolact_deploy.serving.service_errors import RequestError, bad_request, ending, overloaded, too_late
 from yolact_deploy.serving.service_metrics import ServiceMetrics
@@ -82,7 +82,8 @@ class ModelPool:
         self.max_batch = min(settings.max_batch or (limit if _on_gpu(first) else 1), limit)
         self.network_batch, self.fixed_batch = limit, first.backend.fixed_batch
         self.tail = first.backend.tail.name
-        #: datatype of KServe and shape behind the batch axis of each output of the network, if it can be called alone
+        #: datatype of KServe and shape behind the batch axis of each output of the network, if it can be called alone;
+        #: -1 depends on the size of the input
         self.network_outputs = _network_outputs(first)
         self._ready: queue.Queue[Job | None] = queue.Queue()
         self._lock, self._waiting, self._closed = threading.Lock(), 0, False
@@ -105,6 +106,11 @@ class ModelPool:
     def waiting(self) -> int:
         """Accepted pictures that are not finished."""
         return self._waiting
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the network has an input of this height and width."""
+        sizes = self.metadata.sizes
+        return shape == self.config.input_shape or (sizes is not None and len(shape) == 2 and sizes.holds(shape))
 
     def submit(self, *jobs: Job) -> None:
         """Accept all jobs, or none.
@@ -283,8 +289,16 @@ def _network_outputs(predictor: Predictor) -> dict[str, tuple[str, tuple[int, ..
         return {}  # outputs that stay in the runtime's own memory
     count = backend.max_batch if backend.fixed_batch else 1
     outputs = backend.run(np.zeros((count, *predictor.config.input_shape, 3), backend.metadata.input_dtype))
-    values = {name: value for name, value in outputs._asdict().items() if value is not None}
-    return {name: (datatype(value.dtype), value.shape[1:]) for name, value in values.items()}
+    varying = "" if backend.metadata.sizes is None else "Phw"
+    axes = output_axes(outputs)
+    return {
+        name: (
+            datatype(value.dtype),
+            tuple(-1 if axis in varying else side for axis, side in zip(axes[name][1:], value.shape[1:], strict=True)),
+        )
+        for name, value in outputs._asdict().items()
+        if value is not None
+    }
 
 
 def _load_all(spelling: str, settings: ServiceSettings) -> list[Predictor]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
+from data import data_dir
 from numpy.typing import NDArray
 from sets import rectangle
 
@@ -16,6 +21,12 @@ from yolact_deploy.datasets.convert import read_any
 from yolact_deploy.datasets.formats.mask_shapes import mask_rle, pixels
 from yolact_deploy.datasets.formats.read_set import ReadSet
 
+#: pictures of COCO that other tools convert
+PICTURES = 30
+_TOOLS = Path(__file__).with_name("other_tools.py")
+#: the variable that names a Python which has the tool, since they bring libraries that exclude each other
+_PYTHONS = {"datumaro": "YOLACT_CONVERTERS", "supervision": "YOLACT_CONVERTERS", "ultralytics": "YOLACT_READERS",
+            "labelme": "YOLACT_READERS", "label_studio": "YOLACT_LABEL_STUDIO"}  # fmt: skip
 HEIGHT, WIDTH = 60, 80
 Masks = dict[str, list[tuple[str, bool, NDArray[np.bool_]]]]
 
@@ -73,6 +84,37 @@ def _object(category: int, segmentation: Any, iscrowd: int = 0) -> dict[str, Any
     box = [int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1]
     return {"category_id": category, "bbox": box, "area": int(mask.sum()), "iscrowd": iscrowd,
             "segmentation": segmentation}  # fmt: skip
+
+
+def coco_pictures(folder: Path) -> Path:
+    """The pictures with crowds and those with the lowest ids, as a COCO folder."""
+    mini = data_dir("coco_mini")
+    content = json.loads((mini / "instances_coco_mini.json").read_text())
+    crowded = {a["image_id"] for a in content["annotations"] if a["iscrowd"]}
+    content["images"] = sorted(content["images"], key=lambda i: (i["id"] not in crowded, i["id"]))[:PICTURES]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (folder / "annotations").mkdir()
+    (folder / "images").mkdir()
+    (folder / "annotations" / "instances_default.json").write_text(json.dumps(content))
+    for image in content["images"]:
+        shutil.copy(mini / "images" / image["file_name"], folder / "images")
+    return folder
+
+
+def python_of(tool: str) -> str:
+    """The Python that has another tool; skips the test where there is none."""
+    python = os.environ.get(_PYTHONS[tool])
+    if not python:
+        pytest.skip(f"{_PYTHONS[tool]} names no Python with {tool}")
+    return python
+
+
+def written_by(tool: str, source: Path, target: Path) -> None:
+    """Let another tool write a COCO folder in its formats."""
+    words = [python_of(tool), _TOOLS, source, target, tool]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def masks_of(dataset: ReadSet | Path) -> Masks:

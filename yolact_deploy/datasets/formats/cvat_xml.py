@@ -158,23 +158,25 @@ _SHAPES: dict[str, Callable[[Element, ReadPicture, str], list[float] | Bools]] =
 
 
 def write(dataset: ReadSet, folder: Path, placed: Mapping[tuple[str, Path], str]) -> None:
-    """Write ``annotations.xml``; pictures are in ``images/SPLIT``, and the name of each is from ``images``."""
-    root = ElementTree.Element("annotations")
-    ElementTree.SubElement(root, "version").text = "1.1"
-    labels = ElementTree.SubElement(ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task"), "labels")
-    for name in dataset.names:
-        ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
-    identity = 0
+    """Write ``SPLIT.xml``; pictures are in ``images/SPLIT``, and the name of each is from ``images``.
+
+    CVAT takes a file of any name. Datumaro takes the subset from the name, and reads no other subset from it.
+    """
     for split, pictures in dataset.splits.items():
-        for picture in pictures:
+        root = ElementTree.Element("annotations")
+        ElementTree.SubElement(root, "version").text = "1.1"
+        task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+        labels = ElementTree.SubElement(task, "labels")
+        for name in dataset.names:
+            ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
+        for identity, picture in enumerate(pictures):
             name = "/".join(Path(placed[split, picture.path]).parts[1:])
             attributes = {"id": str(identity), "name": name, "subset": split, "width": str(picture.width),
                           "height": str(picture.height)}  # fmt: skip
             _write_objects(ElementTree.SubElement(root, "image", attributes), picture, dataset)
-            identity += 1
-    ElementTree.indent(root, " ")
-    text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
-    write_bytes(folder / "annotations.xml", text)
+        ElementTree.indent(root, " ")
+        text: bytes = ElementTree.tostring(root, "utf-8", xml_declaration=True)
+        write_bytes(folder / f"{split}.xml", text)
 
 
 def _write_objects(image: Element, picture: ReadPicture, dataset: ReadSet) -> None:

@@ -20,10 +20,12 @@ import pytest
 for _module in ("torch", "onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(_module)
 
+import cv2
 import onnx
 import onnxruntime
 
 from yolact_deploy import load
+from yolact_deploy.datasets.shapes import render
 from yolact_deploy.export.onnx import export_onnx
 from yolact_deploy.export.pipeline import export_model
 from yolact_deploy.export.spec import ExportSpec
@@ -31,8 +33,7 @@ from yolact_deploy.export.targets.inlined_file import write_inlined
 from yolact_deploy.export.targets.target_source import TargetSource
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.model.checkpoint import load_model
-from yolact_deploy.preprocess import read_image, resize_image
-from yolact_deploy.samples import DEMO_MODEL, sample_images
+from yolact_deploy.samples import DEMO_MODEL
 
 _slow = pytest.mark.slow  # the same tools again
 PRECISIONS = ("fp32", pytest.param("fp16", marks=_slow), pytest.param("int8", marks=_slow))
@@ -45,13 +46,16 @@ DRIFT = {"fp32": 1e-4, "fp16": 2e-2, "int8": 2e-2}
 def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``files(precision)``: the demo model."""
     folder = tmp_path_factory.mktemp("tools")
+    calibration = [folder / f"{seed}.png" for seed in range(4)]
+    for path, picture in zip(calibration, pictures(100, len(calibration)), strict=True):
+        cv2.imwrite(str(path), picture)
 
     @cache
     def get(precision: str) -> Path:
         path = folder / f"{precision}.onnx"
         model = load_model(DEMO_MODEL)
         if precision == "int8":
-            export_model(model, path, ExportSpec(precision="int8", calibration=sample_images()))
+            export_model(model, path, ExportSpec(precision="int8", calibration=calibration))
         else:
             export_onnx(model, path, ExportSpec(precision=precision))
         return path
@@ -71,8 +75,13 @@ def inlined(files: Callable[[str], Path]) -> Callable[[str], Path]:
     return get
 
 
+def pictures(first: int, count: int) -> list[Any]:
+    """Generated ones of the model's own kind, which are sure detections; photographs are not."""
+    return [render(seed, height=320, width=320).image for seed in range(first, first + count)]
+
+
 def images() -> list[Any]:
-    return [resize_image(read_image(path), 320)[None].astype(np.uint8) for path in sample_images()]
+    return [picture[None] for picture in pictures(0, 4)]
 
 
 def by_onnxruntime(path: Path) -> list[list[Any]]:
@@ -96,9 +105,20 @@ def assert_same(actual: list[list[Any]], expected: list[list[Any]], drift: float
         np.testing.assert_allclose(rows(one), rows(other), atol=drift)
 
 
+def share_found(actual: list[list[Any]], expected: list[list[Any]]) -> float:
+    """Of the detections above 0.5, the share with one of the same label and nearly the same box in the other."""
+    found = []
+    for one, other in zip(actual, expected, strict=True):
+        for row in rows(other)[rows(other)[:, 1] > 0.5]:
+            same = rows(one)[rows(one)[:, 0] == row[0]]
+            found.append(bool((np.abs(same[:, 2:6] - row[2:6]).max(axis=1) < 0.05).any()))
+    assert len(found) > 10
+    return float(np.mean(found))
+
+
 def assert_loads(path: Path, precision: str, original: Path) -> None:
     """The file in each tail of `load`, against the original in the same."""
-    picture = read_image(sample_images()[0])
+    (picture,) = pictures(0, 1)
     for tail in ("host", "graph"):
         with load(path, tail=tail, score_threshold=0.2) as model, load(original, tail=tail) as plain:
             assert model.backend.tail.name == plain.backend.tail.name
@@ -194,11 +214,11 @@ def test_openvinos_own_tools(
     compiled = ov.Core().compile_model(str(output), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = [compiled({"images": image}) for image in images()]
     outputs = [[np.asarray(result[name]) for name in NAMES] for result in results]
-    if precision == "int8":  # other kernels, whose sums round to other steps
-        counts = [(len(rows(a)), len(rows(b))) for a, b in zip(outputs, by_onnxruntime(files(precision)), strict=True)]
-        assert all(abs(a - b) <= 2 for a, b in counts), counts
+    expected = by_onnxruntime(files(precision))
+    if precision == "int8":  # other kernels, whose sums round to other steps, or saturate on a CPU without VNNI
+        assert min(share_found(outputs, expected), share_found(expected, outputs)) >= 0.8
     else:
-        assert_same(outputs, by_onnxruntime(files(precision)), DRIFT[precision])
+        assert_same(outputs, expected, DRIFT[precision])
     shown = command("benchmark_app", "-m", inlined(precision), "-niter", 1, "-api", "sync", "-hint", "none")
     assert "Throughput" in shown
 

@@ -49,6 +49,7 @@ def test_limit_takes_the_first_by_image_id(tmp_path: Path) -> None:
     images = open_images(coco=tmp_path, limit=2)
     assert images.image_ids == [1, 2]
     assert images.describe() == "the first 2 of 3 images (instances_val2017.json)"
+    assert images.select(images.image_ids[1:]).describe() == "1 of 3 images (instances_val2017.json)"
 
 
 def test_limit_passes_over_missing_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

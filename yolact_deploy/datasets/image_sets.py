@@ -44,6 +44,7 @@ class CocoImages:
         annotations: the COCO file, None for plain pictures
         content: its checked content
         available: how many pictures with files there are to select from
+        chosen: the pictures were named, and are not simply the first ones
         match_classes: how the classes of a model are found, one of :data:`~yolact_deploy.vocabulary.CLASS_MATCHES`
     """
 
@@ -51,6 +52,7 @@ class CocoImages:
     annotations: Path | None = None
     content: Mapping[str, Any] | None = None
     available: int = 0
+    chosen: bool = False
     match_classes: str = CLASS_MATCHES[0]
 
     def __len__(self) -> int:
@@ -73,7 +75,8 @@ class CocoImages:
     def describe(self) -> str:
         """One line: how many of how many pictures, of which file."""
         source = self.annotations.name if self.annotations else "pictures without annotations"
-        some = f"the first {len(self)} of {self.available}" if len(self) < self.available else f"{len(self)}"
+        first = "" if self.chosen else "the first "
+        some = f"{first}{len(self)} of {self.available}" if len(self) < self.available else f"{len(self)}"
         return f"{some} images ({source})"
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +93,8 @@ class CocoImages:
             return self
         if unknown := sorted(set(image_ids) - set(self.image_ids)):
             raise DatasetError(f"{self.annotations} has no image {shown(unknown[0])}: score only images of that file")
-        return replace(self, images=tuple(image for image in self.images if image.image_id in set(image_ids)))
+        chosen = tuple(image for image in self.images if image.image_id in set(image_ids))
+        return replace(self, images=chosen, chosen=True)
 
     def of_classes(self, category_ids: Collection[int]) -> CocoImages:
         """The same images with the annotations of these categories alone."""

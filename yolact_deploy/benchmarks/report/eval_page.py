@@ -30,7 +30,7 @@ from yolact_deploy.evaluation.insight import Insight, Stratum
 from yolact_deploy.evaluation.operating_points import LEAST_OBJECTS, THRESHOLDS
 
 _TITLE = "yolact-deploy evaluation"
-#: classes with more than this have no names beside the chart of confusions
+#: more classes than this are a chart of confusions instead of a table
 _NAMED = 12
 _CONFUSIONS = 15
 _BACKGROUND, _MISSED = "background", "not detected"
@@ -174,8 +174,8 @@ def _confusion_parts(insight: Insight) -> Iterator[str]:
     else:
         yield figure(
             heatmap(rows, columns, part, "Confusion matrix"),
-            f"Rows are the {len(used)} true classes and, last, the background; columns are what is reported and, last, "
-            "what is not detected. Darker is a larger share of the row.",
+            f"Rows are the {len(used)} classes of objects and, last, the background; columns, in the same order, are "
+            "what they are reported as and, last, what is not detected. Darker is a larger share of the row.",
         )
     pairs = [(int(part[r, c]), rows[r], columns[c]) for r, c in np.argwhere(part > 0).tolist() if r != c]
     wrong = [p for p in sorted(pairs, key=lambda p: -p[0]) if p[1] != _BACKGROUND and p[2] != _MISSED][:_CONFUSIONS]
@@ -192,12 +192,12 @@ def _confusion_parts(insight: Insight) -> Iterator[str]:
 def _strata_parts(insight: Insight) -> Iterator[str]:
     yield table(_strata_table("Objects by size (pixels of COCO's ranges)", "size", insight.sizes))
     yield table(_strata_table("Objects by their largest box IoU with another object", "crowding", insight.crowding))
-    yield table(_strata_table("Pictures by their number of objects", "objects", insight.pictures, ap=True))
+    yield table(_strata_table("Pictures by their number of objects", "in a picture", insight.pictures, ap=True))
     yield paragraph("Recall at the thresholds above and an IoU of 0.5; AP over all of COCO's thresholds.", "note")
 
 
 def _strata_table(title: str, what: str, strata: Sequence[Stratum], *, ap: bool = False) -> Table:
-    columns = (what, "pictures", "in all", "recall %", *(("AP",) if ap else ()))
+    columns = (what, "pictures", "objects", "recall %", *(("AP",) if ap else ()))
     rows = [
         (s.name, str(s.pictures), str(s.objects), percent(s.recall), *((percent(s.ap),) if ap else ())) for s in strata
     ]

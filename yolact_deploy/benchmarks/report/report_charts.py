@@ -19,7 +19,9 @@ from yolact_deploy.benchmarks.report.report_style import DASHES, PALETTE
 
 _BINS = 100
 _STRIP_HEIGHT, _BAR_HEIGHT = 44, 20
-_HEATMAP_HEIGHT = 420
+_HEATMAP_HEIGHT, _ROW_HEIGHT = 420, 15
+#: letters of a name beside a row of the heatmap
+_LONGEST_NAME = 16
 #: least height of a bar in percent, for a single call among many
 _LEAST = 5
 #: end of a histogram, as a multiple of the largest p99; its last bin holds what is above
@@ -299,7 +301,7 @@ _HATCH = (
 
 
 def heatmap(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int64], label: str) -> str:
-    """A square for each count, darker the larger its share of its row; names stand beside a small one.
+    """A rectangle for each count, darker the larger its share of its row; the names of rows stand on the left.
 
     Args:
         counts: [rows, columns]
@@ -307,6 +309,9 @@ def heatmap(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int6
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     step_x, step_y = 100 / len(columns), 100 / len(rows)
     parts = []
+    for r, row in enumerate(rows):
+        short = row if len(row) <= _LONGEST_NAME else f"{row[: _LONGEST_NAME - 1]}…"
+        parts.append(f'<text x="0" dx="-8" y="{(r + 0.5) * step_y:.3f}%" dy="4" text-anchor="end">{text(short)}</text>')
     for r, c in np.argwhere(counts > 0).tolist():
         title = f"{rows[r]}, reported as {columns[c]}: {counts[r, c]} ({100 * shares[r, c]:.0f} %)"
         parts.append(
@@ -314,7 +319,8 @@ def heatmap(rows: Sequence[str], columns: Sequence[str], counts: NDArray[np.int6
             f'y="{r * step_y:.3f}%" width="{step_x:.3f}%" height="{step_y:.3f}%"><title>{text(title)}</title></rect>'
         )
     edges = '<rect fill="none" stroke="var(--line)" width="100%" height="100%"/>'
-    return f'<div class="heatmap">{_svg(_HEATMAP_HEIGHT, [edges, *parts], label)}</div>'
+    height = max(_HEATMAP_HEIGHT, _ROW_HEIGHT * len(rows))
+    return f'<div class="heatmap">{_svg(height, [edges, *parts], label)}</div>'
 
 
 # -- differences ----------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ svg .measured {{ fill: var(--accent); stroke: var(--back); stroke-width: 1.5; }}
 svg .pale {{ fill-opacity: .65; }}
 svg .mark {{ stroke: var(--ink); stroke-width: 2; }}
 .plot {{ padding: 1.6rem 1.2rem 3rem 3rem; }}
-.heatmap {{ max-width: 36rem; padding: .2rem 0 .4rem; }}
+.heatmap {{ max-width: 44rem; padding: .2rem 0 .4rem 7.2rem; }}
 pre {{ background: var(--panel); padding: .6rem .9rem; white-space: pre-wrap; overflow-wrap: anywhere; }}
 .strip {{ margin: .9rem 0 0; }}
 .strip > p {{ margin: 0 0 .2rem; max-width: none; }}
@@ -81,8 +81,9 @@ pre {{ background: var(--panel); padding: .6rem .9rem; white-space: pre-wrap; ov
 .pictures figcaption {{ overflow-wrap: anywhere; padding-top: .2rem; }}
 
 @media screen and (max-width: 40rem) {{
-  tr > :first-child {{ max-width: 8.5rem; }}
-  th, td {{ padding-right: .7rem; }}
+  tr > :first-child {{ min-width: 4.5rem; max-width: 8.5rem; }}
+  th, td {{ padding-right: .6rem; }}
+  td.left {{ white-space: normal; min-width: 8rem; }}
 }}
 
 @media print {{

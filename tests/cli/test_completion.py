@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("shtab")
 
+from pseudo_terminal import typed
+
 from yolact_deploy.cli import main as cli
 from yolact_deploy.cli.completion import SHELLS
 
@@ -77,3 +79,47 @@ def test_files_and_folders(typed_script: Path) -> None:
     assert "model.onnx" in completed(typed_script, "yolact-deploy", "inspect", "mo")
     assert completed(typed_script, "yolact-deploy", "predict", "--output", "") == {"pictures"}
     assert {"model.onnx", "pictures"} <= completed(typed_script, "yolact-deploy", "bench", "--engine", "")
+
+
+def program(shell: str) -> str:
+    found = shutil.which(shell)
+    if found is None:
+        pytest.skip(f"no {shell} here")
+    return found
+
+
+def test_fish_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    fish, path = program("fish"), tmp_path / "completion.fish"
+    path.write_text(script("fish", capsys))
+
+    def offered(line: str) -> set[str]:
+        code = f"source {path}; complete -C '{line}'"
+        done = subprocess.run([fish, "--no-config", "-c", code], capture_output=True, text=True, check=True)
+        return {line.partition("\t")[0] for line in done.stdout.splitlines()}
+
+    assert offered("yolact-deploy pre") == {"predict"}
+    assert offered("yolact-deploy export --calibration-m") == {"--calibration-method"}
+    assert {"entropy", "percentile"} <= offered("yolact-deploy export --calibration-method ")
+    assert {"check", "convert", "priors"} <= offered("yolact-deploy data ")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "tcsh"])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("pre", "predict "), ("export --calibration-m", "--calibration-method"), ("inspect mo", "model.onnx")],
+)
+def test_zsh_and_tcsh_complete(
+    shell: str, line: str, expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A tab in an interactive shell."""
+    started = [program(shell), "-i"]
+    (tmp_path / "model.onnx").touch()
+    if shell == "zsh":
+        (tmp_path / "_yolact-deploy").write_text(script(shell, capsys))
+        setup = f"fpath=({tmp_path} $fpath); autoload -U compinit; compinit -u -d {tmp_path}/dump; PS1='ready '"
+        (tmp_path / ".zshrc").write_text(f"{setup}\n")
+    else:
+        (tmp_path / "script").write_text(script(shell, capsys))
+        (tmp_path / ".tcshrc").write_text(f"source {tmp_path}/script\nset prompt='ready '\n")
+    variables = {"ZDOTDIR": str(tmp_path), "HOME": str(tmp_path)}
+    assert expected in typed(started, f"yolact-deploy {line}\t", expected, tmp_path, variables)

@@ -70,8 +70,9 @@ def _add_nuclei(commands: Any) -> None:
     nuclei = commands.add_parser(
         "nuclei",
         help="turn the pictures that the model of cell nuclei was trained on into a COCO dataset",
-        description="564 pictures are for training, 60 for validation and 40 for a last test. docs/training.md says "
-        "where the source is. License: CC0 1.0.",
+        description="Turn the pictures that the model of cell nuclei was trained on into a COCO dataset: 564 for "
+        "training, 60 for validation and 40 for a last test. docs/training.md says where the source is. License: CC0 "
+        "1.0.",
     )
     nuclei.add_argument("source", metavar="SOURCE", help="checkout of the source's repository")
     nuclei.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")

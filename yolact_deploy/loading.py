@@ -4,6 +4,8 @@ yolact.onnx                               ONNX Runtime
 yolact.onnx@openvino-bf16                 OpenVINO, computing in BF16
 yolact.onnx@onnxruntime:threads=2         ONNX Runtime with two threads
 yolact.onnx@onnxruntime:provider=cuda     ONNX Runtime on a GPU, with this package's CUDA kernels around it
+yolact.onnx@opencv                        the DNN module of OpenCV 5
+yolact_ncnn_model/model.ncnn.param        ncnn, the folder that export --format ncnn writes
 yolact.trt@tensorrt:device=cuda:1         TensorRT on the second GPU
 yolact_base_54_800000.pth                 the eager PyTorch model
 weights.pth@torch-fp16:device=cuda,compile=yes
@@ -39,6 +41,7 @@ from yolact_deploy.vocabulary import (
     LOAD_TAILS,
     MAX_THREADS,
     MODEL_SUFFIXES,
+    NCNN_SUFFIXES,
     ONNX_SUFFIXES,
     PRECISIONS,
     PROVIDERS,
@@ -53,6 +56,8 @@ _OPTIONS = {
     "openvino": ("threads", "tail", "device"),
     "torch": ("threads", "tail", "device", "compile", "frames", "decode"),
     "tensorrt": ("device", "frames", "decode"),
+    "ncnn": ("threads",),
+    "opencv": ("tail",),
     "remote": (),
 }
 _PRECISIONS = {
@@ -60,12 +65,15 @@ _PRECISIONS = {
     "openvino": ("fp32", "bf16"),
     "torch": ("fp32", "tf32", "fp16", "bf16"),
     "tensorrt": ("fp32",),
+    "ncnn": ("fp32",),
+    "opencv": ("fp32",),
     "remote": (),
 }
 _DEFAULT_BACKENDS = {
     **dict.fromkeys(ONNX_SUFFIXES, "onnxruntime"),
     **dict.fromkeys(ENGINE_SUFFIXES, "tensorrt"),
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "torch"),
+    **dict.fromkeys(NCNN_SUFFIXES, "ncnn"),
 }
 _KNOWN_OPTIONS = (
     f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)}, compile=yes|no, "
@@ -148,6 +156,8 @@ class ModelSpec:
         for name, value in self._options().items():
             if value is not None and name not in _OPTIONS[backend]:
                 raise InputError(f"{backend} has no option {name!r}; it has {', '.join(_OPTIONS[backend])}")
+        if backend == "ncnn" and self.path.suffix.lower() not in NCNN_SUFFIXES:
+            raise InputError(f"ncnn runs the .param file that 'export --format ncnn' writes, not {self.path.name}")
         if backend == "openvino" and gpu is not None:
             raise InputError(
                 "openvino runs on the CPU only: for a GPU use onnxruntime:provider=cuda, or build an engine"
@@ -192,7 +202,9 @@ class ModelSpec:
         if self.url:
             return
         if self.path.is_dir():
-            raise InputError(f"{self.path} is a folder: name the model file in it")
+            named = next(iter(sorted(path.name for path in self.path.iterdir() if path.suffix in MODEL_SUFFIXES)), None)
+            hint = f", such as {self.path / named}" if named else ""
+            raise InputError(f"{self.path} is a folder: name the model file in it{hint}")
         if self.path.is_file():
             return
         onnx = self.path.with_suffix(".onnx")
@@ -298,7 +310,8 @@ def load(
     Args:
         model: path, ``FILE@BACKEND``, ``http://HOST:PORT/NAME`` or ``grpc://HOST:PORT/NAME`` (see
             :mod:`yolact_deploy.loading`); arguments win over the spelling
-        backend: "onnxruntime", "openvino", "torch" or "tensorrt"; inferred from the file's suffix by default
+        backend: "onnxruntime", "openvino", "torch", "tensorrt", "ncnn" or "opencv"; inferred from the file's suffix by
+            default
         precision: if the backend offers a choice: "fp32" or "bf16" (OpenVINO; the default is the file's precision, if
             the CPU supports it), "fp32", "tf32" (on a GPU), "fp16" or "bf16" (PyTorch), "tf32" (ONNX Runtime with
             provider "cuda")
@@ -414,10 +427,8 @@ def _open(
         return RemoteBackend(spec.url)
     if backend == "onnxruntime":
         return _open_onnxruntime(spec, size)
-    if backend == "openvino":
-        from yolact_deploy.runtime.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail, size=size)
+    if backend in ("openvino", "opencv", "ncnn"):
+        return _open_cpu_runtime(spec, backend, size)
     if backend == "torch":
         return _open_torch(spec, settings, of_checkpoint)
     if backend == "tensorrt":
@@ -430,6 +441,20 @@ def _open(
             raise
     what = spec.path.suffix.lower() or "without suffix"
     raise ArtifactError(f"{spec.path}: unknown model type {what}; expected one of {', '.join(MODEL_SUFFIXES)}")
+
+
+def _open_cpu_runtime(spec: ModelSpec, backend: str, size: Size | None) -> Backend:
+    if backend == "openvino":
+        from yolact_deploy.runtime.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(spec.path, precision=spec.precision, threads=spec.threads, tail=spec.tail, size=size)
+    if backend == "opencv":
+        from yolact_deploy.runtime.opencv import OpenCvBackend
+
+        return OpenCvBackend(spec.path, tail=spec.tail, size=size)
+    from yolact_deploy.runtime.ncnn import NcnnBackend
+
+    return NcnnBackend(spec.path, threads=spec.threads, size=size)
 
 
 def _open_onnxruntime(spec: ModelSpec, size: Size | None) -> Backend:

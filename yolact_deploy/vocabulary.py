@@ -15,13 +15,14 @@ from yolact_deploy.untrusted import shown
 ONNX_SUFFIXES = (".onnx",)
 ENGINE_SUFFIXES = (".trt", ".engine", ".plan")
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
-MODEL_SUFFIXES = (*ONNX_SUFFIXES, *ENGINE_SUFFIXES, *CHECKPOINT_SUFFIXES)
+NCNN_SUFFIXES = (".param",)
+MODEL_SUFFIXES = (*ONNX_SUFFIXES, *ENGINE_SUFFIXES, *CHECKPOINT_SUFFIXES, *NCNN_SUFFIXES)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".ogv")
 
 # -- running a model ------------------------------------------------------------------------------------------------
 
-BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt")
+BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt", "ncnn", "opencv")
 #: execution providers of ONNX Runtime
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 #: precision of the arithmetic

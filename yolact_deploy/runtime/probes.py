@@ -123,6 +123,13 @@ def _openvino() -> tuple[str, str]:
     return openvino.__version__.split("-")[0], f"devices {', '.join(devices)}; CPU with {bf16}"
 
 
+def _ncnn() -> tuple[str, str]:
+    ncnn: Any = importlib.import_module("ncnn")
+    with ncnn.Net() as net:
+        net.load_param_mem("7767517\n1 1\nInput x 0 1 x\n")
+    return ncnn.__version__, "runs what 'export --format ncnn' writes"
+
+
 def _tensorrt() -> tuple[str, str]:
     trt: Any = importlib.import_module("tensorrt")
     _require_driver(trt.__version__)
@@ -219,6 +226,7 @@ PROBES = {
     "onnxruntime TensorRT": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("tensorrt"), _ORT_MODULES),
     "onnxruntime RTX": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("rtx"), _ORT_MODULES),
     "openvino": Probe("runtime", "openvino", _openvino, ("openvino",)),
+    "ncnn": Probe("runtime", "ncnn", _ncnn, ("ncnn",)),
     "torch CPU": Probe("runtime", "train", _torch_cpu, ("torch",)),
     "torch CUDA": Probe("runtime", "train", _torch_cuda, ("torch",)),
     "tensorrt": Probe("runtime", "tensorrt", _tensorrt, ("tensorrt",)),

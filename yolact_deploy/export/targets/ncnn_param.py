@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yolact_deploy.errors import ExportError, InputError, import_optional
 from yolact_deploy.export.targets.agreement_check import check_agreement
 from yolact_deploy.export.targets.target_metadata import write_metadata
 from yolact_deploy.export.targets.target_source import TargetSource
 from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.runtime.ncnn import open_net, run_net
 
 _SECONDS = 600
 
@@ -45,13 +45,8 @@ def write(source: TargetSource, folder: Path) -> list[Path]:
         written = [(path.with_name(name), folder / name) for name in ("model.ncnn.param", "model.ncnn.bin")]
         for made, kept in written:
             kept.write_bytes(made.read_bytes())
-    with ncnn.Net() as net:
-        net.opt.use_vulkan_compute = False
-        net.opt.use_fp16_storage = net.opt.use_fp16_packed = net.opt.use_fp16_arithmetic = False
-        net.opt.use_bf16_storage = False
-        net.load_param(str(folder / "model.ncnn.param"))
-        net.load_model(str(folder / "model.ncnn.bin"))
-        check_agreement(source, lambda images: _run(ncnn, net, images), target="ncnn", heads=True)
+    with open_net(ncnn, folder / "model.ncnn.param", folder / "model.ncnn.bin") as net:
+        check_agreement(source, lambda images: run_net(ncnn, net, images), target="ncnn", heads=True)
     return [*(kept for _, kept in written), write_metadata(source.metadata, folder)]
 
 
@@ -114,13 +109,3 @@ def _programs() -> Iterator[Path]:
     package = Path(pnnx.__path__[0])
     for folder in (package / "bin", package, Path(sys.executable).parent):
         yield from (path for name in ("pnnx", "pnnx.exe") if (path := folder / name).is_file())
-
-
-def _run(ncnn: Any, net: Any, images: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    outputs = []
-    for image in images:
-        with net.create_extractor() as extractor:
-            pixels = np.ascontiguousarray(image, np.float32)  # lives as long as the Mat, which does not copy it
-            extractor.input("in0", ncnn.Mat(pixels))
-            outputs.append([np.array(extractor.extract(f"out{i}")[1])[None] for i in range(4)])
-    return tuple(np.concatenate(same) for same in zip(*outputs, strict=True))

@@ -1,0 +1,80 @@
+"""The DNN module of OpenCV 5 on the CPU: runs an exported file where OpenCV is the only runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolact_deploy.config import Size
+from yolact_deploy.errors import ArtifactError, BackendError, InputError
+from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.runtime.backend import Backend
+from yolact_deploy.runtime.tails import Outputs, numpy_tail
+from yolact_deploy.vocabulary import HEAD_OUTPUTS
+
+
+class OpenCvBackend(Backend):
+    """An exported ONNX file in OpenCV's DNN module, in FP32 or INT8.
+
+    It uses the threads of the process, which ``cv2.setNumThreads`` sets for all of OpenCV.
+
+    Args:
+        path: the ONNX file
+        tail: as for ONNX Runtime
+        size: must be the input of the file
+
+    Raises:
+        ArtifactError: not one of our ONNX files, or OpenCV lacks one of its operators.
+        BackendError: OpenCV is older than 5, which lacks operators.
+        InputError: another size, or a file for a range of sizes.
+    """
+
+    name = "opencv"
+
+    def __init__(self, path: Path, *, tail: str = "auto", size: Size | None = None) -> None:
+        if int(cv2.__version__.partition(".")[0]) < 5:
+            raise BackendError(
+                f"the backend opencv needs OpenCV 5, and {cv2.__version__} is installed: "
+                "pip install 'opencv-python-headless>=5'"
+            )
+        graph = load_graph(path, tail, half="fp32")
+        if graph.metadata.sizes is not None:
+            raise InputError(f"{path} takes a range of sizes, which OpenCV does not: export it with one --size")
+        self.metadata = graph.metadata.at_size(size, path)
+        self.precision = "int8" if graph.metadata.precision == "int8" else "fp32"
+        self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
+        self._outputs = list(HEAD_OUTPUTS if graph.on_host else self.metadata.outputs)
+        try:
+            self._net = cv2.dnn.readNetFromONNX(np.frombuffer(graph.data, np.uint8))
+        except cv2.error as error:
+            raise ArtifactError(f"OpenCV {cv2.__version__} rejects {path}: {_first_line(error)}") from error
+
+    def run(self, images: NDArray[Any]) -> Outputs:
+        results = []
+        try:
+            for image in images:  # one at a time: the shapes of a net stay those of its first input
+                self._net.setInput(image[None], "images")
+                results.append([np.asarray(values) for values in self._net.forward(self._outputs)])
+        except cv2.error as error:
+            raise BackendError(f"OpenCV failed: {_first_line(error)}") from error
+        return self.tail.outputs(*(np.concatenate(same) for same in zip(*results, strict=True)))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "backend": self.name,
+            "version": cv2.__version__,
+            "precision": self.precision,
+            "threads": cv2.getNumThreads(),
+            "tail": self.tail.name,
+        }
+
+    def close(self) -> None:
+        del self._net
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

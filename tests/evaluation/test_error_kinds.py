@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ pytest.importorskip("pycocotools")
 
 from data import data_dir
 from random_coco import make_content, make_results
+from tide import by_tidecv
 
 from yolact_deploy.datasets.annotations import read_annotations
 from yolact_deploy.datasets.yolact_dets import convert
@@ -23,8 +23,6 @@ from yolact_deploy.evaluation.error_kinds import KINDS, ErrorCosts, JudgedImage,
 from yolact_deploy.evaluation.operating_points import LEAST_OBJECTS, THRESHOLDS, BestThresholds, Counts
 from yolact_deploy.runtime.selection import Selection
 
-TIDE_NAMES = dict(zip(KINDS, ("Loc", "Cls", "Dupe", "Bkg", "Both", "Miss"), strict=True))
-
 
 def judged(content: Any, results: Any, kind: str, ids: Any = None) -> list[JudgedImage]:
     image_ids = ids or [image["id"] for image in content["images"]]
@@ -33,29 +31,6 @@ def judged(content: Any, results: Any, kind: str, ids: Any = None) -> list[Judge
         if image_id in set(image_ids):
             meter.add(image_id, of_image)
     return meter.images()
-
-
-def by_tidecv(content: Any, results: Any, kind: str, folder: Path) -> ErrorCosts:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tide = pytest.importorskip("tidecv", exc_type=ImportError)
-    (folder / "truth.json").write_text(json.dumps(content))
-    (folder / "results.json").write_text(json.dumps(results))
-    truth, found = (
-        tide.datasets.COCO(str(folder / "truth.json")),
-        tide.datasets.COCOResult(str(folder / "results.json")),
-    )
-    run = tide.TIDE()
-    run.evaluate(truth, found, mode=tide.TIDE.BOX if kind == "bbox" else tide.TIDE.MASK, name="r")
-    errors = run.get_all_errors()
-    names = {error.short_name: count for error, count in run.runs["r"].count_errors().items()}
-    return ErrorCosts(
-        run.runs["r"].ap,
-        {ours: names[theirs] for ours, theirs in TIDE_NAMES.items()},
-        {ours: errors["main"]["r"][theirs] for ours, theirs in TIDE_NAMES.items()},
-        errors["special"]["r"]["FalsePos"],
-        errors["special"]["r"]["FalseNeg"],
-    )
 
 
 def assert_equal(ours: ErrorCosts, theirs: ErrorCosts) -> None:

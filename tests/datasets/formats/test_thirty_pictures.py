@@ -189,7 +189,7 @@ def test_twenty_iterations(name: str, written: Callable[[str], Path], tmp_path: 
     """From the command line, on the folder as the tool wrote it."""
     monkeypatch.setenv("YOLACT_DEPLOY_CACHE", str(tmp_path / "cache"))
     words = ["train", "--recipe", "shapes_demo", "--data", str(written(name)), "--workers", "0", "--device", "cpu"]
-    settings = as_arguments((*SETTINGS, "iterations=20", "save_interval=20", "config.image_size=128"))
+    settings = as_arguments((*SETTINGS, "iterations=20", "save_interval=20", "batch=2"))
     assert main([*words, *settings, "-o", str(tmp_path / "run"), "--json", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["finished"], result["step"]) == (True, 20)

@@ -19,6 +19,9 @@ from yolact_deploy.evaluation.insight import ImageScore, Insight
 from yolact_deploy.mask_forms import MaskCrops
 from yolact_deploy.preprocess import read_image
 
+#: objects or detections of a picture that are drawn with names, scores and boxes
+_MOST_NAMED = 20
+
 
 def picture_parts(insight: Insight, pictures: Mapping[int, Path], truth: Mapping[str, Any]) -> Iterator[str]:
     """The worst and the best pictures, as long as there is room."""
@@ -47,15 +50,18 @@ def _pair(score: ImageScore, insight: Insight, path: Path, truth: Mapping[str, A
     results = [r for r in insight.shown[score.image_id] if score_of(r, kind) > each[r["category_id"]]]
     of_truth = _detections(objects, insight, truth, record, scored=False)
     found = _detections(results, insight, truth, record, scored=True)
-    style = DrawStyle(hide=frozenset(("scores",)))
+    # Of many objects, names and boxes would hide the masks.
+    crowded = max(len(of_truth), len(found)) > _MOST_NAMED
+    hidden = {"labels", "scores", *(("boxes",) if insight.kind == "mask" else ())} if crowded else set()
     missed = score.objects - score.right
     caption = f"F1 {100 * score.f1:.0f} %: {score.right} right, {score.wrong} wrong, {missed} missed"
     left = drawn_figure(
-        picture, draw_detections(picture, of_truth, style=style), "objects", counted(of_truth.names),
+        picture, draw_detections(picture, of_truth, style=DrawStyle(hide=frozenset({"scores", *hidden}))), "objects",
+        counted(of_truth.names),
         f"{path.name}, with its objects: {counted(of_truth.names)}",
     )  # fmt: skip
     right = drawn_figure(
-        picture, draw_detections(picture, found), "detected", caption,
+        picture, draw_detections(picture, found, style=DrawStyle(hide=frozenset(hidden))), "detected", caption,
         f"{path.name}, with what is detected: {counted(found.names)}",
     )  # fmt: skip
     return f'<h4>{text(path.name)}</h4>\n<div class="pictures">\n{left}{right}</div>'

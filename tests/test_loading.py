@@ -56,7 +56,11 @@ _NUMBER = "threads: expected a number from 1 to 1024, got"
 # Wrong values as a spelling and as keyword arguments, and the message for both.
 WRONG = [
     ("yolact.onnx@tflite", {"backend": "tflite"}, "backend: expected one of onnxruntime, openvino, torch, tensorrt"),
-    ("yolact.onnx@", {"backend": ""}, "backend: expected one of onnxruntime, openvino, torch, tensorrt, got ''"),
+    (
+        "yolact.onnx@",
+        {"backend": ""},
+        "backend: expected one of onnxruntime, openvino, torch, tensorrt, ncnn, opencv, got ''",
+    ),
     ("yolact.onnx@openvino-fp8", {"backend": "openvino", "precision": "fp8"}, "precision: expected one of fp32, tf32"),
     ("yolact.onnx@openvino:threads=0", {"backend": "openvino", "threads": 0}, f"{_NUMBER} 0"),
     ("yolact.onnx@onnxruntime:threads=-1", {"threads": "-1"}, f"{_NUMBER} '-1'"),

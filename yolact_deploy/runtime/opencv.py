@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolact_deploy.config import Size
-from yolact_deploy.errors import ArtifactError, BackendError, InputError
+from yolact_deploy.errors import ArtifactError, BackendError, InputError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
+from yolact_deploy.graph.portable import make_portable
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import Outputs, numpy_tail
-from yolact_deploy.vocabulary import HEAD_OUTPUTS
 
 
 class OpenCvBackend(Backend):
@@ -47,9 +47,10 @@ class OpenCvBackend(Backend):
         self.metadata = graph.metadata.at_size(size, path)
         self.precision = "int8" if graph.metadata.precision == "int8" else "fp32"
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
-        self._outputs = list(HEAD_OUTPUTS if graph.on_host else self.metadata.outputs)
+        model = _standard_model(graph.data)
+        self._outputs = [output.name for output in model.graph.output]
         try:
-            self._net = cv2.dnn.readNetFromONNX(np.frombuffer(graph.data, np.uint8))
+            self._net = cv2.dnn.readNetFromONNX(np.frombuffer(model.SerializeToString(), np.uint8))
         except cv2.error as error:
             raise ArtifactError(f"OpenCV {cv2.__version__} rejects {path}: {_first_line(error)}") from error
 
@@ -74,6 +75,17 @@ class OpenCvBackend(Backend):
 
     def close(self) -> None:
         del self._net
+
+
+def _standard_model(data: bytes) -> Any:
+    """The graph in operators that OpenCV has, with the shapes of outputs, which it demands."""
+    onnx = import_optional("onnx", "onnx", "Running an ONNX file in OpenCV")
+    model = onnx.load_model_from_string(data)
+    known = {value.name: value for value in model.graph.value_info}
+    for output in model.graph.output:
+        if not output.type.tensor_type.HasField("shape") and output.name in known:
+            output.type.CopyFrom(known[output.name].type)
+    return make_portable(model)
 
 
 def _first_line(error: BaseException) -> str:

@@ -112,7 +112,7 @@ def python_of(tool: str) -> str:
 
 def written_by(tool: str, source: Path, target: Path) -> None:
     """Let another tool write a COCO folder in its formats."""
-    words = [python_of(tool), _TOOLS, source, target, tool]
+    words = [python_of(tool), *map(str, (_TOOLS, source, target)), tool]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -5,6 +5,7 @@ Each tool writes folders of its own into TARGET.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -27,7 +28,7 @@ def datumaro(source: Path, target: Path) -> None:
 def supervision(source: Path, target: Path) -> None:
     import supervision
 
-    data = supervision.DetectionDataset.from_coco(str(source / "images"), str(annotations(source)), force_masks=True)
+    data = supervision.DetectionDataset.from_coco(str(source / "images"), str(instances_of(source)), force_masks=True)
     yolo, voc = target / "supervision_yolo", target / "supervision_voc"
     data.as_yolo(str(yolo / "images"), str(yolo / "labels"), str(yolo / "data.yaml"))
     data.as_pascal_voc(str(voc / "images"), str(voc / "annotations"))
@@ -56,7 +57,7 @@ def labelme(source: Path, target: Path) -> None:
 
     folder = target / "labelme"
     shutil.copytree(source / "images", folder)
-    coco = COCO(str(annotations(source)))
+    coco = COCO(str(instances_of(source)))
     for image in coco.dataset["images"]:
         shapes = []
         for number, annotation in enumerate(coco.imgToAnns[image["id"]]):
@@ -82,11 +83,11 @@ def labelme(source: Path, target: Path) -> None:
 
 def label_studio(source: Path, target: Path) -> None:
     """It has no run lengths, so crowds are left out before; boxes are those of objects with outlines."""
-    from label_studio_sdk.converter.imports.coco import convert_coco_to_ls
+    convert_coco_to_ls = importlib.import_module("label_studio_sdk.converter.imports.coco").convert_coco_to_ls
 
     folder = target / "label_studio"
     shutil.copytree(source / "images", folder / "images")
-    content = json.loads(annotations(source).read_text("utf-8"))
+    content = json.loads(instances_of(source).read_text("utf-8"))
     content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
     (folder / "coco").mkdir()
     (folder / "coco" / "instances.json").write_text(json.dumps(content))
@@ -97,7 +98,7 @@ def label_studio(source: Path, target: Path) -> None:
 TOOLS = {tool.__name__: tool for tool in (datumaro, supervision, ultralytics, labelme, label_studio)}
 
 
-def annotations(source: Path) -> Path:
+def instances_of(source: Path) -> Path:
     (path,) = (source / "annotations").glob("*.json")
     return path
 

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-for _module in ("pycocotools", "yaml", "torch", "scipy"):
+for _module in ("pycocotools", "yaml", "torch"):
     pytest.importorskip(_module)
+matlab: Any = pytest.importorskip("scipy.io")
 
 import cv2
-import scipy.io
 from format_sets import Masks, coco_pictures, iou, masks_of, written_by
 from tiny import SETTINGS, as_arguments
 
 from yolact_deploy.cli.main import main
 from yolact_deploy.datasets.convert import read_any
 from yolact_deploy.datasets.formats.pascal_voc import CLASSES
+from yolact_deploy.preprocess import read_image
 
 pytestmark = pytest.mark.slow  # other tools, and twenty iterations on what each of them wrote
 
@@ -87,14 +88,12 @@ def sbd(source: Path, target: Path) -> None:
     (folder / "inst").mkdir(parents=True)
     shutil.copytree(source / "images", folder / "img")
     for stem, objects in of_voc(masks_of(source)).items():
-        height, width = cv2.imread(str(folder / "img" / f"{stem}.jpg")).shape[:2]
+        height, width = read_image(folder / "img" / f"{stem}.jpg").shape[:2]
         numbers = np.zeros((height, width), np.uint8)
         for number, (_, _, mask) in enumerate(objects, 1):
             numbers[mask] = number
         categories = np.array([[CLASSES.index(name) + 1] for name, _, _ in objects], np.uint8).reshape(-1, 1)
-        scipy.io.savemat(
-            folder / "inst" / f"{stem}.mat", {"GTinst": {"Segmentation": numbers, "Categories": categories}}
-        )
+        matlab.savemat(folder / "inst" / f"{stem}.mat", {"GTinst": {"Segmentation": numbers, "Categories": categories}})
 
 
 def mask_pictures(source: Path, target: Path) -> None:

@@ -3,6 +3,8 @@
 python triton_child.py parse FILE ...                     config.pbtxt by the official protobuf
 python triton_child.py call ADDRESS NAME PICTURE ...      a server that runs
 python triton_child.py serve REPOSITORY NAME PICTURE ...  nvidia-pytriton's server on a repository
+python triton_child.py commands MODEL DATA ADDRESS NAME   eval, bench and compare on a server that runs
+python triton_child.py commands MODEL DATA REPOSITORY NAME    the same on nvidia-pytriton's server
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -44,10 +47,7 @@ def infer(protocol: str, address: str, name: str, contents: list[bytes]) -> Any:
 
     client = importlib.import_module(f"tritonclient.{protocol}")
     server = client.InferenceServerClient(address)
-    end = time.monotonic() + SECONDS
-    while not server.is_model_ready(name):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until_ready(server, name)
 
     def call(pictures: list[bytes]) -> Any:
         tensor = client.InferInput("image", [len(pictures)], "BYTES")
@@ -90,6 +90,42 @@ def serve(repository: str, name: str, paths: list[str]) -> Any:
             "remote_http": remote(f"http://{http}/{name}", paths),
             "remote_grpc": remote(f"grpc://{grpc}/{name}", paths),
         }
+
+
+def commands(model: str, data: str, target: str, name: str) -> Any:
+    """What eval, bench and compare print about a model on a server, and eval about its file."""
+    with contextlib.ExitStack() as stack:
+        addresses = [f"http://{target}"]
+        if Path(target).is_dir():
+            http, grpc = stack.enter_context(server(target))
+            wait_until_ready(importlib.import_module("tritonclient.http").InferenceServerClient(http), name)
+            addresses = [f"http://{http}", f"grpc://{grpc}"]
+        last = f"{addresses[-1]}/{name}"
+        compared = printed("compare", "--reference", model, "--engine", last, "--images", data, "--layer-images", "0")
+        return {
+            "file": printed("eval", "--engine", model, "--data", data),
+            "eval": [printed("eval", "--engine", f"{one}/{name}", "--data", data) for one in addresses],
+            "bench": printed("bench", "--engine", last, "--limit", "2", "--warmup", "1"),
+            "compare": compared,
+        }
+
+
+def printed(*words: str) -> Any:
+    """The JSON that a command prints."""
+    from yolact_deploy.cli.main import main
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        code = main([*words, "--json"])
+    assert code == 0, words
+    return json.loads(text.getvalue())
+
+
+def wait_until_ready(client: Any, name: str) -> None:
+    end = time.monotonic() + SECONDS
+    while not client.is_model_ready(name):
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
@@ -144,6 +180,7 @@ def main() -> None:
         "parse": lambda: parse(words),
         "call": lambda: call(words[0], words[1], words[2:]),
         "serve": lambda: serve(words[0], words[1], words[2:]),
+        "commands": lambda: commands(*words),
     }
     print(json.dumps(calls[what]()))
 

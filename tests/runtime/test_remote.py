@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import yolact_deploy
 from yolact_deploy.artifact import Metadata
+from yolact_deploy.cli.at_hand import config_of
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import ArtifactError, BackendError, InputError, MissingDependencyError
 from yolact_deploy.loading import ModelSpec
@@ -129,6 +131,10 @@ def test_stages(server: Any) -> None:
         model(image)
         total = model.timings["transfer"] + model.timings["network+nms+assembly"]
         assert model.timings["network+nms+assembly"] == min(0.75, total)
+
+
+def test_configuration_for_pictures_at_hand(server: Any) -> None:
+    assert config_of(Path("http://h:8000/m")) == CONFIG
 
 
 def test_failures(server: Any) -> None:

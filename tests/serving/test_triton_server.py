@@ -1,7 +1,8 @@
 """tritonclient and a real Triton, as far as nvidia-pytriton carries one: its Python backend, without a GPU.
 
 They need other versions of protobuf and NumPy than the rest, so they run in a Python of their own:
-``YOLACT_TRITON_PYTHON`` names it. It needs nvidia-pytriton, tritonclient[http,grpc], onnxruntime, onnx and OpenCV.
+``YOLACT_TRITON_PYTHON`` names it. It needs nvidia-pytriton, tritonclient[http,grpc], onnxruntime, onnx, OpenCV, psutil,
+pycocotools and msgspec.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from served import served
 
 import yolact_deploy
 from yolact_deploy.cli.main import main
-from yolact_deploy.datasets.shapes import render
+from yolact_deploy.datasets.shapes import render, write_shapes
 
 PYTHON = os.environ.get("YOLACT_TRITON_PYTHON", "")
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +98,40 @@ def test_triton(demo_onnx: Path, pictures: list[Path], expected: list[Any], tmp_
         assert "Traceback" not in result[way]["error"]
         assert same(result[way]["again"][0], expected[0])
     assert result["remote_grpc"]["stages"][2:4] == ["transfer", "network+nms+assembly"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set")
+    list(write_shapes(folder, {"val": 6}, seed=3))
+    return folder
+
+
+def check_commands(result: Any, ways: int) -> None:
+    """eval over each address has the figures of the file, and so do bench and compare."""
+    assert result["file"]["mask"]["ap"] > 0.1
+    assert len(result["eval"]) == ways
+    for one in result["eval"]:
+        assert (one["box"], one["mask"]) == (result["file"]["box"], result["file"]["mask"])
+    (engine,) = result["bench"]["engines"]
+    stages = engine["latency"]["stages_mean_ms"]
+    assert list(stages)[:3] == ["decode", "preprocess", "transfer"]
+    assert stages["transfer"] > 0
+    assert engine["accuracy"] is not None
+    agreement = result["compare"]["agreement"]
+    assert agreement["agreed_share"] == 1, agreement
+
+
+def test_commands_on_own_service(demo_onnx: Path, dataset: Path) -> None:
+    with served(f"demo={demo_onnx}", "--predictors", "1") as running:
+        address = running.address.removeprefix("http://")
+        check_commands(child("commands", f"{demo_onnx}@onnxruntime:threads=1", dataset, address, "demo"), 1)
+
+
+def test_commands_on_triton(demo_onnx: Path, dataset: Path, tmp_path: Path) -> None:
+    command = ["triton", str(demo_onnx), "-o", str(tmp_path), "--name", "demo", "--backend", "python", "--quiet"]
+    assert main([*command, "--instances", "1", "--steps", "1"]) == 0
+    check_commands(child("commands", f"{demo_onnx}@onnxruntime:threads=1", dataset, tmp_path, "demo"), 2)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "python"])

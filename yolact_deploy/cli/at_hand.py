@@ -14,6 +14,7 @@ from yolact_deploy import samples
 from yolact_deploy.artifact import Metadata, sha256_file
 from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.machine.nvidia import has_gpu
+from yolact_deploy.runtime.remote_names import remote_url
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_SUFFIXES
 
 if TYPE_CHECKING:
@@ -104,7 +105,12 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def config_of(path: Path, config: str | None = None) -> YolactConfig:
-    """The configuration of a model file; ``config`` is the one named for a checkpoint."""
+    """The configuration of a model file, or of one on a server; ``config`` is the one named for a checkpoint."""
+    if remote_url(path.as_posix()) is not None:
+        from yolact_deploy.loading import load
+
+        with load(path) as model:
+            return model.config
     if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
         return read_metadata(path).config
     import_optional("torch", "train", "A checkpoint")

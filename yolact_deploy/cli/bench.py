@@ -173,9 +173,9 @@ def _images(args: argparse.Namespace, sources: Sequence[EngineSource]) -> Iterat
     if names_dataset(args):
         yield open_dataset(args)
         return
-    path = sources[0].path
-    assert path is not None  # from a specification
-    with pictures_at_hand(args, config_of(path, args.config), args.images) as images:
+    spec = sources[0].spec
+    assert spec is not None  # from a specification
+    with pictures_at_hand(args, config_of(spec.path, args.config), args.images) as images:
         yield images
 
 

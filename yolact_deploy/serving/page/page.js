@@ -142,7 +142,7 @@ function show(milliseconds) {
   const count = answer.detections.length;
   say(`${count} ${count === 1 ? "object" : "objects"} in ${answer.width} x ${answer.height} pixels`);
   const stages = Object.entries(answer.timings_ms).map(([stage, ms]) => `${stage} ${ms.toFixed(1)}`).join(", ");
-  $("timings").textContent = `Milliseconds: ${stages}; with the way there and back ${milliseconds.toFixed(0)}`;
+  $("timings").textContent = `Milliseconds: ${stages}; ${milliseconds.toFixed(0)} in all, with the transfer`;
   $("drop").hidden = true;
   $("canvas").hidden = $("result").hidden = false;
   draw();

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strict_schema import assert_fits
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata
 from yolact_deploy.cli import main as cli
+from yolact_deploy.cli.schemas import INSPECT
 from yolact_deploy.config import get_config
 from yolact_deploy.errors import ArtifactError
 from yolact_deploy.inspection import NO_LAYERS, inspect_file
@@ -186,6 +188,9 @@ def test_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for part in ("TensorRT for RTX engine", "1.7.1.116", "yolact_resnet50", NO_LAYERS):
         assert part in text
+    pytest.importorskip("msgspec")
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    assert_fits(json.loads(capsys.readouterr().out), INSPECT)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".trt", ".safetensors", ".pth", ".xyz"])

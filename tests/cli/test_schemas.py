@@ -18,7 +18,7 @@ import jsonschema
 from clips import write_clip
 from scripted import SCRIPT, ScriptedBackend, predictor, write_coco
 from scripted_backend import install
-from strict_schema import strict
+from strict_schema import FOLDER, assert_fits, schema_of
 
 from yolact_deploy import samples
 from yolact_deploy.benchmarks.described_schema import described_schema
@@ -28,7 +28,6 @@ from yolact_deploy.cli.schemas.output_types import OUTPUTS
 from yolact_deploy.evaluation import engines
 from yolact_deploy.runtime import checks
 
-FOLDER = Path(schemas.__file__).parent
 #: SHA-256 of each schema: one that was released stays as it is
 RELEASED = {
     "detections-v1": "e33444c94f7777c314e50a392b11b660d10e7874aeef57ddae82b451f672fc3a",
@@ -38,15 +37,6 @@ RELEASED = {
     "predict-ray-v1": "eb46969d09bafe77b7f3e1f9d1b1bc163a61e8a020549c747ddbc1bfd1bc4213",
     "predict-v1": "1308aa808d3291a699ca1ae0601f735ef7893e6babf7c29d6e055829dd50a8d6",
 }
-
-
-def schema_of(name: str) -> Any:
-    return json.loads((FOLDER / f"{name}.schema.json").read_text())
-
-
-def fits(value: dict[str, Any], name: str) -> None:
-    assert value["schema"] == name
-    jsonschema.Draft202012Validator(strict(schema_of(name))).validate(value)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -74,10 +64,10 @@ def test_a_released_schema_does_not_change() -> None:
 def test_a_wrong_output_does_not_fit() -> None:
     machine = {"yolact_deploy": "1", "system": "a", "processor": "b", "cores": 2, "instructions": [], "python": "3"}
     right = {"schema": "doctor-v1", "machine": machine, "findings": []}
-    fits(right, "doctor-v1")
+    assert_fits(right, "doctor-v1")
     for wrong in ({**right, "more": 1}, {**right, "machine": {**machine, "cores": "2"}}, {"schema": "doctor-v1"}):
         with pytest.raises(jsonschema.ValidationError):
-            fits(wrong, "doctor-v1")
+            assert_fits(wrong, "doctor-v1")
 
 
 def test_predict_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,11 +79,11 @@ def test_predict_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsy
     out = tmp_path / "out"
     assert cli.main(["predict", "model.onnx", str(tmp_path), "-o", str(out), "--json"]) == 2
     summary = json.loads(capsys.readouterr().out)
-    fits(summary, schemas.PREDICT)
+    assert_fits(summary, schemas.PREDICT)
     assert summary["failed"]
     assert summary["left_out"]
     for name in ("a", "b"):
-        fits(json.loads((out / f"{name}.json").read_text()), schemas.DETECTIONS)
+        assert_fits(json.loads((out / f"{name}.json").read_text()), schemas.DETECTIONS)
 
 
 def test_predict_a_video(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,11 +91,11 @@ def test_predict_a_video(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
     install(monkeypatch)
     clip = write_clip(tmp_path / "clip.mp4", 6)
     counting = ("--track", "--count-line", "48,0,48,64")
-    fits(printed(capsys, "predict", "model.onnx", clip, "-o", tmp_path / "out", *counting), schemas.PREDICT)
+    assert_fits(printed(capsys, "predict", "model.onnx", clip, "-o", tmp_path / "out", *counting), schemas.PREDICT)
     lines = (tmp_path / "out" / "clip.jsonl").read_text().splitlines()
     assert len(lines) == 6
     for line in lines:
-        fits(json.loads(line), schemas.DETECTIONS)
+        assert_fits(json.loads(line), schemas.DETECTIONS)
     assert "track" in json.loads(lines[-1])["detections"][0]
 
 
@@ -117,9 +107,9 @@ def test_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Ca
     write_coco(Path("coco"))
     common = ("eval", "--coco", "coco", "--quiet")
     saved = ("--cache", "good.jsonl", "--save-results", "good.json")
-    fits(printed(capsys, *common, "--engine", "good.onnx", *saved), schemas.EVAL)
+    assert_fits(printed(capsys, *common, "--engine", "good.onnx", *saved), schemas.EVAL)
     of_file = printed(capsys, *common, "--results", "good.json", "--reference", "good.jsonl", "--samples", "20")
-    fits(of_file, schemas.EVAL)
+    assert_fits(of_file, schemas.EVAL)
     assert of_file["difference"]
     assert of_file["time"] is None
 
@@ -128,7 +118,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     findings = checks.examine(["onnx", "tensorrt"])
     ready = checks.Finding("onnxruntime CPU", "runtime", True)
     monkeypatch.setattr(checks, "examine", lambda timeout: [ready, *findings])
-    fits(printed(capsys, "doctor"), schemas.DOCTOR)
+    assert_fits(printed(capsys, "doctor"), schemas.DOCTOR)
 
 
 @pytest.mark.parametrize("more", [(), ("--layers",)])
@@ -137,4 +127,4 @@ def test_inspect(export: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     torch.save({"backbone.conv1.weight": torch.zeros(4, 3, 7, 7)}, tmp_path / "other.pth")
     onnx = export("small", 138)
     for path in (onnx, samples.DEMO_MODEL, tmp_path / "other.pth"):
-        fits(printed(capsys, "inspect", path, *more), schemas.INSPECT)
+        assert_fits(printed(capsys, "inspect", path, *more), schemas.INSPECT)

@@ -23,7 +23,9 @@ pytest.importorskip("onnx")
 
 import fake_tensorrt
 import tiny_onnx
+from strict_schema import assert_fits
 
+from yolact_deploy.cli import schemas
 from yolact_deploy.errors import InputError
 from yolact_deploy.loading import load
 from yolact_deploy.runtime.cuda import nvtx_ranges as ranges
@@ -79,6 +81,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path = engine(tmp_path, details=True)
     assert cli.main(["inspect", str(path), "--profile", "--runs", "2", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    assert_fits(facts, schemas.INSPECT)
     profile = facts["profile"]
     assert profile["runs"] == 2
     assert profile["layers"][0]["outputs"] == ["fp16"]

@@ -57,7 +57,7 @@ _OPTIONS = {
     "torch": ("threads", "tail", "device", "compile", "frames", "decode"),
     "tensorrt": ("device", "frames", "decode"),
     "ncnn": ("threads",),
-    "opencv": ("tail",),
+    "opencv": ("threads", "tail"),
     "remote": (),
 }
 _PRECISIONS = {
@@ -451,7 +451,7 @@ def _open_cpu_runtime(spec: ModelSpec, backend: str, size: Size | None) -> Backe
     if backend == "opencv":
         from yolact_deploy.runtime.opencv import OpenCvBackend
 
-        return OpenCvBackend(spec.path, tail=spec.tail, size=size)
+        return OpenCvBackend(spec.path, threads=spec.threads, tail=spec.tail, size=size)
     from yolact_deploy.runtime.ncnn import NcnnBackend
 
     return NcnnBackend(spec.path, threads=spec.threads, size=size)

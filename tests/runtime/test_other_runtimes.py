@@ -41,15 +41,17 @@ def assert_agrees(one: str | Path, other: Path, **choices: Any) -> dict[str, Any
 @pytest.mark.skipif(not HAS_OPENCV_5, reason="OpenCV is older than 5")
 @pytest.mark.parametrize("tail", ["host", "graph"])
 def test_opencv(tail: str, demo_onnx: Path) -> None:
-    described = assert_agrees(f"{demo_onnx}@opencv", demo_onnx, tail=tail)
+    before = cv2.getNumThreads()
+    described = assert_agrees(f"{demo_onnx}@opencv", demo_onnx, tail=tail, threads=1)
     assert (described["backend"], described["tail"], described["precision"]) == ("opencv", tail, "fp32")
+    assert (described["threads"], cv2.getNumThreads()) == (1, before)
 
 
 def test_opencv_refuses(demo_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="takes inputs of 320 only"):
         load(f"{demo_onnx}@opencv", image_size=256)
-    with pytest.raises(InputError, match=r"opencv has no option 'threads'; it has tail"):
-        ModelSpec.parse(f"{demo_onnx}@opencv:threads=2")
+    with pytest.raises(InputError, match=r"opencv has no option 'device'; it has threads, tail"):
+        ModelSpec.parse(f"{demo_onnx}@opencv:device=cuda")
     monkeypatch.setattr(cv2, "__version__", "4.13.0")
     with pytest.raises(BackendError, match=r"the backend opencv needs OpenCV 5, and 4\.13\.0 is installed"):
         load(f"{demo_onnx}@opencv")

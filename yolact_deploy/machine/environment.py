@@ -32,6 +32,7 @@ _DISTRIBUTIONS = {
     "torch": ("torch",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
+    "ncnn": ("ncnn",),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs"),
     "cudnn": ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),

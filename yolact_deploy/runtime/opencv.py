@@ -20,10 +20,9 @@ from yolact_deploy.runtime.tails import Outputs, numpy_tail
 class OpenCvBackend(Backend):
     """An exported ONNX file in OpenCV's DNN module, in FP32 or INT8.
 
-    It uses the threads of the process, which ``cv2.setNumThreads`` sets for all of OpenCV.
-
     Args:
         path: the ONNX file
+        threads: while the network runs; by default those of the process, as ``cv2.setNumThreads`` has set them
         tail: as for ONNX Runtime
         size: must be the input of the file
 
@@ -35,7 +34,7 @@ class OpenCvBackend(Backend):
 
     name = "opencv"
 
-    def __init__(self, path: Path, *, tail: str = "auto", size: Size | None = None) -> None:
+    def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto", size: Size | None = None) -> None:
         if int(cv2.__version__.partition(".")[0]) < 5:
             raise BackendError(
                 f"the backend opencv needs OpenCV 5, and {cv2.__version__} is installed: "
@@ -44,6 +43,7 @@ class OpenCvBackend(Backend):
         graph = load_graph(path, tail, half="fp32")
         if graph.metadata.sizes is not None:
             raise InputError(f"{path} takes a range of sizes, which OpenCV does not: export it with one --size")
+        self._threads = threads
         self.metadata = graph.metadata.at_size(size, path)
         self.precision = "int8" if graph.metadata.precision == "int8" else "fp32"
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
@@ -56,12 +56,18 @@ class OpenCvBackend(Backend):
 
     def run(self, images: NDArray[Any]) -> Outputs:
         results = []
+        before = cv2.getNumThreads()
         try:
+            if self._threads is not None:
+                cv2.setNumThreads(self._threads)  # of the whole process, hence only for now
             for image in images:  # one at a time: the shapes of a net stay those of its first input
                 self._net.setInput(image[None], "images")
                 results.append([np.asarray(values) for values in self._net.forward(self._outputs)])
         except cv2.error as error:
             raise BackendError(f"OpenCV failed: {_first_line(error)}") from error
+        finally:
+            if self._threads is not None:
+                cv2.setNumThreads(before)
         return self.tail.outputs(*(np.concatenate(same) for same in zip(*results, strict=True)))
 
     def describe(self) -> dict[str, Any]:
@@ -69,7 +75,7 @@ class OpenCvBackend(Backend):
             "backend": self.name,
             "version": cv2.__version__,
             "precision": self.precision,
-            "threads": cv2.getNumThreads(),
+            "threads": self._threads or cv2.getNumThreads(),
             "tail": self.tail.name,
         }
 

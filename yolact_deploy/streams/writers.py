@@ -106,14 +106,10 @@ class VideoWriter:
         self._queue.end()
         self._thread.join()
         self._queue.close()  # a later write is refused
-        error = self._error() if self._failure else self._incomplete()
+        error = self._error() if self._failure else self._incomplete() or self._unmarked()
         if error:
             self._discard(error)
             raise error
-        mark = VIDEO_MARKS.get(self.path.suffix.lower())
-        if mark is not None:
-            with self._temporary.open("ab") as file:
-                file.write(mark)
         self._resources.close()
 
     def __enter__(self) -> VideoWriter:
@@ -161,6 +157,16 @@ class VideoWriter:
             return OutputError(
                 f"video {self.path} has {frames} of {self.frames} frames: is the disk full? Free some space"
             )
+        return None
+
+    def _unmarked(self) -> OutputError | None:
+        """Append the mark that tells our videos from others."""
+        try:
+            with self._temporary.open("ab") as file:
+                file.write(VIDEO_MARKS.get(self.path.suffix.lower(), b""))
+        except OSError as error:  # the disk is full by now
+            self._failure = error
+            return self._error()
         return None
 
     def _discard(self, error: BaseException) -> None:

@@ -292,6 +292,7 @@ def test_a_slowed_stage_is_caught_by_the_baseline(timed: Callable[..., Record]) 
     )
 
 
+@pytest.mark.slow
 def test_a_slower_machine_does_not_stop_a_release(timed: Callable[..., Record]) -> None:
     baseline = dataclasses.replace(timed(), name="last.json")
     limits = Limits(baseline=baseline)

@@ -132,6 +132,7 @@ def test_resnet50_in_full(export: Export, tmp_path: Path, batch: str) -> None:
     assert int8 < 0.4 * fp32
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_the_form_of_onnx_runtime_is_refused(export: Export, tmp_path: Path) -> None:
     unsigned = quantized(export(NAME, SMALL), tmp_path / "unsigned.onnx", form="onnxruntime")

@@ -235,6 +235,7 @@ def test_nothing_tells_of_the_machine(export: Export, options: dict[str, str]) -
     assert not [data[max(0, hit.start() - 40) : hit.end() + 40] for hit in re.finditer(paths, data)]
 
 
+@pytest.mark.slow
 @pytest.mark.fresh_trace
 def test_the_same_model_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also if its trace is that of a network with other weights, as tests share them."""

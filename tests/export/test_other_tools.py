@@ -164,8 +164,10 @@ def sanitize(path: Path, output: Path) -> None:
     ("tool", "form"),
     [
         (slim, "functions"),
-        (simplify, "inlined"),
-        *(pytest.param(*more, marks=_slow) for more in ((slim, "inlined"), (simplify, "functions"))),
+        *(
+            pytest.param(*more, marks=_slow)
+            for more in ((slim, "inlined"), (simplify, "functions"), (simplify, "inlined"))
+        ),
         *(pytest.param(sanitize, form, marks=_slow) for form in ("functions", "inlined")),
     ],
 )

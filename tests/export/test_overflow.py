@@ -281,6 +281,7 @@ def test_what_the_user_keeps_is_kept_too(make_model: Callable[..., Any], tmp_pat
         assert onnx_metadata(read_onnx(tmp_path / "m.onnx"), "") == metadata
 
 
+@pytest.mark.slow
 def test_more_pictures(make_model: Callable[..., Any], tmp_path: Path) -> None:
     """Those of the calibration are checked in addition to those of the comparison."""
     model = make_model(NAME, SMALL)

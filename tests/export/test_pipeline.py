@@ -135,6 +135,7 @@ def test_an_unwritable_place_is_known_before_the_work(
         export_model(make_model(NAME, SMALL), tmp_path / "file" / "m.onnx", weights=weights)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_its_path(tmp_path: Path) -> None:
     """Configuration and size are those of the spec."""
     exported = export_model(DEMO_MODEL, tmp_path / "m.onnx", ExportSpec(size=128), check_images=ONE)

@@ -98,6 +98,7 @@ def test_fp32_agrees_with_eager(
     assert result.mean_mask_iou >= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", ["host", pytest.param("graph", marks=pytest.mark.slow)])
 def test_fp16_agrees_with_eager(
     export: Callable[[str], Path], by_eager: list[Any], frames: list[Any], tail: str

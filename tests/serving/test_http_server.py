@@ -113,6 +113,7 @@ def test_sigterm_finishes_what_was_accepted(demo_onnx: Path) -> None:
     assert answers == [200] * 8
 
 
+@pytest.mark.slow
 def test_several_workers_count_together(demo_onnx: Path) -> None:
     content = encoded(render(3).image)
     with served(f"demo={demo_onnx}", "--workers", "2", "--predictors", "1") as running:

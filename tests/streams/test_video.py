@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -225,6 +227,24 @@ def test_lost_frames_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     writer.write(frame(0))
     with pytest.raises(OutputError, match="has 1 of 2 frames"):
         writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_last_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark at the end of the file no longer fits."""
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode == "ab":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with (
+        pytest.raises(OutputError, match=r"cannot write video .*out.mp4: No space left on device"),
+        VideoWriter(tmp_path / "out.mp4", 24, (96, 64)) as writer,
+    ):
+        writer.write(frame(1))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,6 +54,7 @@ def quantized(images: CocoImages) -> Change:
     return int8(calibrate(make_model(), images.paths, method="minmax"))
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_file_with_the_same_graph(images: CocoImages, tmp_path: Path) -> None:
     """AP, its interval, agreement and noise, each as the other commands compute it of two files."""
     calibration = calibrate(make_model(), images.paths, method="minmax")

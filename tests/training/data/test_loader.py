@@ -213,6 +213,7 @@ class Where(torch.utils.data.Dataset[tuple[bool, float]]):
         return points.is_shared(), float(points[0, 0])
 
 
+@pytest.mark.slow
 def test_workers_that_are_started_anew_share_the_annotations(dataset: CocoDataset) -> None:
     from torch.utils.data import DataLoader
 

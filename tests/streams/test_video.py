@@ -248,6 +248,29 @@ def test_a_disk_that_is_full_at_the_last_byte(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ffmpeg_is_left_alone_after_an_error(tmp_path: Path) -> None:
+    """It crashes where the disk was full in the middle of a file and the encoder is emptied into it all the same."""
+    pytest.importorskip("av")
+    encoder: Any = writers.open_encoder(tmp_path / "a.mp4", tmp_path / "out.mp4", 24, (96, 64))
+    container, calls = encoder._container, list[str]()
+
+    class FullDisk:
+        def mux(self, packets: Any) -> None:
+            calls.append("mux")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            calls.append("close")
+            container.close()
+
+    encoder.encode(frame(0), None)
+    encoder._container = FullDisk()
+    with pytest.raises(OSError, match="No space left on device"):
+        encoder.encode(frame(1), None)
+    encoder.close()
+    assert calls == ["mux", "close"]
+
+
 def test_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match="cannot write"):

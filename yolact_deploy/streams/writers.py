@@ -231,6 +231,7 @@ class _AvEncoder(Encoder):
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         self._step = max(1, round(_TICKS / fps))
         self._last = -self._step
+        self._sound = False  # frames are in it, and none failed: FFmpeg crashes if it is called on after an error
         self._audio = AudioCopy.open(audio, self._container, audio_start) if audio is not None else None
 
     def encode(self, frame: Image, seconds: float | None) -> None:
@@ -244,16 +245,18 @@ class _AvEncoder(Encoder):
         ticks = self._last + self._step if seconds is None else round(seconds * _TICKS)
         self._last = max(ticks, self._last + 1)
         image.pts, image.time_base = self._last, Fraction(1, _TICKS)
+        self._sound = False
         self._container.mux(self._stream.encode(image))
         if self._audio is not None:
             self._audio.copy_until(self._last / _TICKS)
+        self._sound = True
 
     def close(self) -> None:
         try:
-            if self._last >= 0:
+            if self._sound:
                 self._container.mux(self._stream.encode(None))
-            if self._audio is not None:
-                self._audio.copy_until((self._last + self._step) / _TICKS)
+                if self._audio is not None:
+                    self._audio.copy_until((self._last + self._step) / _TICKS)
         finally:
             if self._audio is not None:
                 self._audio.close()

@@ -18,6 +18,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.console import print_text
 from yolact_deploy.vocabulary import FLAVOURS, PLUGIN_MODES
 
@@ -41,7 +42,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, choices: tuple[str, ..
         default="auto",
         help="TensorRT to build with; auto: TensorRT if it is installed and a GPU is here, otherwise TensorRT for RTX",
     )
-    parser.add_argument("--workspace", type=positive, metavar="MIB", help="limit of TensorRT's scratch memory")
+    parser.add_argument("--workspace", type=whole(), metavar="MIB", help="limit of TensorRT's scratch memory")
     parser.add_argument(
         "--optimization-level", type=int, choices=range(6), metavar="0..5", help="effort of the builder (default 3)"
     )
@@ -175,14 +176,6 @@ def batch_range(text: str) -> tuple[int, int, int]:
     if len(numbers) != 3 or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
         raise argparse.ArgumentTypeError(f"expected N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, got {text!r}")
     return numbers[0], numbers[1], numbers[2]
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return number
 
 
 def _seconds(text: str) -> float:

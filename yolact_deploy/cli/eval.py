@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from yolact_deploy.cli.eval_report import MOST_REPORTED, ReportJob, check_report, pictures_of_results
 from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, open_dataset
+from yolact_deploy.cli.options.parsing import seed
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     scoring.add_argument("--reference", metavar="FILE", help="detections or COCO results to compare the AP with")
     scoring.add_argument("--samples", type=int, default=1000, metavar="N", help="bootstrap draws (default 1000)")
-    scoring.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    scoring.add_argument("--seed", type=seed, default=0, help="seed of the bootstrap (default 0)")
     part_options.add_arguments(
         parser,
         workers="run N networks at once, each in a process with one thread or with --threads (default: for many images "

@@ -27,7 +27,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, positive, say
+from yolact_deploy.cli.build import add_engine_arguments, batch_range, build, say
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.cli.options.search_options import add_search_arguments, judged_images, search_limits
 from yolact_deploy.cli.options.selection_options import add_nms_arguments
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_range_option
@@ -120,7 +121,7 @@ def _add_int8_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibration-images",
         "--images",
         dest="images",
-        type=positive,
+        type=whole(),
         metavar="N",
         help="number of pictures from --calibration, spread evenly (default 500, or all)",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from yolact_deploy.cli.build import positive
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.console import print_text
 
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the engine with --layer-details for more than names and times",
     )
     parser.add_argument(
-        "--runs", type=positive, default=30, metavar="N", help="with --profile, runs to average (default 30)"
+        "--runs", type=whole(), default=30, metavar="N", help="with --profile, runs to average (default 30)"
     )
     parser.add_argument("--device", default="cuda", metavar="cuda:N", help="with --profile, the GPU (default cuda)")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.cli import stream_options
 from yolact_deploy.cli.options import part_options
 from yolact_deploy.cli.options.dataset_options import add_match_argument, class_match
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.cli.options.selection_options import add_selection_arguments, selection
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.cli.options.slice_options import add_slice_arguments, slicing
@@ -72,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files that no earlier run of this command wrote"
     )
-    parser.add_argument(
-        "--max-frames", type=stream_options.positive, metavar="N", help="stop each video or camera after N frames"
-    )
+    parser.add_argument("--max-frames", type=whole(), metavar="N", help="stop each video or camera after N frames")
     stream_options.add_arguments(parser)
     part_options.add_arguments(
         parser,

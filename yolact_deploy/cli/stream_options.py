@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.vocabulary import BUFFERS, COLORS, DECODERS, HIDDEN, OVERLAPS, TRACK_FORMATS
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("streams")
-    group.add_argument("--vid-stride", type=positive, default=1, metavar="N", help="take every N-th frame")
+    group.add_argument("--vid-stride", type=whole(), default=1, metavar="N", help="take every N-th frame")
     group.add_argument("--start", type=float, default=0.0, metavar="S", help="skip the first S seconds of videos")
     group.add_argument("--duration", type=float, metavar="S", help="read S seconds of each stream")
     group.add_argument(
@@ -53,7 +54,7 @@ def _add_drawing(parser: argparse.ArgumentParser) -> None:
         "--serve-mjpeg", type=_port, metavar="PORT", help="serve drawn frames at http://127.0.0.1:PORT (0: a free one)"
     )
     group.add_argument(
-        "--video-multiframe", type=positive, metavar="N", help="frames in one batch (default 1, or a fixed batch)"
+        "--video-multiframe", type=whole(), metavar="N", help="frames in one batch (default 1, or a fixed batch)"
     )
 
 
@@ -156,10 +157,3 @@ def _size(text: str) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and 0 < int(width) < 1 << 16 and 0 < int(height) < 1 << 16):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 640x480, got {text!r}")
     return int(width), int(height)
-
-
-def positive(text: str) -> int:
-    """An integer of 1 or more, for a parser."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of 1 or more, got {text!r}")
-    return int(text)

@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.config import size_text
 from yolact_deploy.console import print_command, print_text
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_size_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument(
-        "--workers", type=_whole, metavar="N", help="processes that prepare images (default: one per CPU core)"
+        "--workers", type=whole(0), metavar="N", help="processes that prepare images (default: one per CPU core)"
     )
 
 
@@ -158,9 +159,3 @@ def _hours(text: str) -> float:
     if not 0 < hours < 1e6:
         raise argparse.ArgumentTypeError(f"expected a number of hours above 0, got {text!r}")
     return hours
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
-    return int(text)

@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.console import print_command, print_text
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ _EXAMPLES = """examples:
   yolact-deploy triton yolact.onnx -o models
   yolact-deploy triton yolact.trt -o models --name street --instances 2
   yolact-deploy triton yolact.onnx -o models --backend openvino --device cpu"""
+
+#: the type of an option that counts what Triton has
+_count = whole(1, 1_000_000)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,15 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "gpu"), help="of the network (default: gpu for an engine, else cpu)"
     )
     parser.add_argument(
-        "--instances", type=_positive, metavar="N", help="networks at work at once (default: cores here, 1 on a GPU)"
+        "--instances",
+        type=_count,
+        metavar="N",
+        help="networks at work at once (default: cores here, 1 on a GPU)",
     )
     parser.add_argument(
-        "--steps", type=_positive, metavar="N", help="copies of the step for pictures (default: cores here)"
+        "--steps", type=_count, metavar="N", help="copies of the step for pictures (default: cores here)"
     )
     parser.add_argument(
         "--max-delay-us", type=int, default=2000, metavar="US", help="how long a request waits for its batch (2000)"
     )
-    parser.add_argument("--queue", type=_positive, default=64, metavar="N", help="requests that may wait (64)")
+    parser.add_argument("--queue", type=_count, default=64, metavar="N", help="requests that may wait (64)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
     )
@@ -113,9 +120,3 @@ def _print(args: argparse.Namespace, repository: Repository) -> None:
         print_command("  " + commands[0])
         print_text("or, with Triton on this machine:")
         print_command("  " + commands[1])
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:10]) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1 to 1000000, got {text!r}")
-    return int(text)

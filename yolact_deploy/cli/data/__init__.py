@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.data import data_sets
+from yolact_deploy.cli.options.parsing import seed
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.console import print_text
 
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument(
         "--size", default="320x240", metavar="WxH", help="size in pixels, or one number for both (default: 320x240)"
     )
-    shapes.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: 0)")
+    shapes.add_argument("--seed", type=seed, default=0, help="seed of the random generator (default: 0)")
     shapes.add_argument(
         "--videos", type=int, metavar="N", help="instead of pictures, N videos with the id of each shape (YouTube-VIS)"
     )

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact_deploy.cli.options.parsing import seed
+
 if TYPE_CHECKING:
     from yolact_deploy.datasets.formats.read_set import ReadSet
 
@@ -29,7 +31,7 @@ def add_actions(commands: Any) -> None:
     split.add_argument("data", metavar="DATA", help=_DATA)
     split.add_argument("--val", type=float, default=0.2, metavar="SHARE", help="share of val (default: 0.2)")
     split.add_argument("--test", type=float, default=0.0, metavar="SHARE", help="share of test (default: none)")
-    split.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: 0)")
+    split.add_argument("--seed", type=seed, default=0, help="seed of the random generator (default: 0)")
     _add_reading(split)
     _add_output(split)
     merge = commands.add_parser("merge", help="join datasets; classes of the same name become one")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from yolact_deploy.console.text_layout import example_lines, wrap
@@ -78,6 +79,22 @@ class CommandParser(argparse.ArgumentParser):
             hint = f" (did you mean {' or '.join(near)}?)" if near else ""
             self.error(f"unrecognized arguments: {word}{hint}")
         return f"{spelling}{equals}{value}"
+
+
+def whole(least: int = 1, most: int = 10**9) -> Callable[[str], int]:
+    """The type of an option that takes a whole number from ``least`` to ``most``."""
+
+    def parse(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,19}", text) else least - 1
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {most}, got {text[:40]!r}")
+        return number
+
+    return parse
+
+
+#: the type of a seed of a random generator
+seed = whole(0, 2**63 - 1)
 
 
 def usage(parser: argparse.ArgumentParser) -> str:

@@ -470,8 +470,10 @@ def test_a_json_file_that_is_no_configuration(text: str, expected: str, tmp_path
         read_config(str(tmp_path / "c.json"))
 
 
-@pytest.mark.parametrize(("backbone", "channels"), [("resnet18", 512), ("resnet34", 512), ("resnet152", 2048)])
-def test_other_resnets_are_told_by_their_blocks(backbone: str, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [("resnet18", 512), ("resnet34", 512), ("resnet152", 2048), ("mobilenet_v3_large", 160)]
+)
+def test_other_backbones_are_told_by_their_blocks(backbone: str, channels: int) -> None:
     config = YolactConfig(name="own", backbone=backbone, num_classes=3, image_size=128, fpn_channels=32)
     with torch.device("meta"):
         model = YolactModel(config)

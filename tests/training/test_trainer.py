@@ -419,6 +419,43 @@ def test_all_augmentations_and_focal_loss_together(shapes: Path, tmp_path: Path)
     assert all(math.isfinite(sum(losses.values())) for _, losses, *_ in curve(tmp_path))
 
 
+@pytest.mark.parametrize("settings", [(), ("config.image_size=64x96", "config.prior_size=128")])
+def test_sizes_vary_from_batch_to_batch(shapes: Path, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    """The network sees each batch at its size, and is that of the recipe's size afterwards; a resumed run is exact."""
+    recipe = tiny.tiny_recipe("augmentation.multi_scale=1,2.5", "iterations=6", *settings)
+    whole = train(recipe, shapes, tmp_path / "whole")
+    assert whole.outcome.finished
+    assert load_model(tmp_path / "whole" / "last.safetensors").config.with_classes(1) == recipe.config.with_classes(1)
+    assert all(math.isfinite(sum(losses.values())) for _, losses, *_ in curve(tmp_path / "whole"))
+    plain = train(tiny.tiny_recipe("iterations=6", *settings), shapes, tmp_path / "plain")
+    assert not same_weights(plain.folder / "last.safetensors", whole.folder / "last.safetensors")
+
+
+def test_a_batch_of_another_size_is_that_of_a_network_of_its_size() -> None:
+    step = make_step()
+    images = torch.rand(2, 128, 160, 3) * 255
+    batch = Batch(
+        images=images, counts=(1, 1), boxes=torch.tensor([[8.0, 8, 120, 100], [20, 20, 60, 90]]),
+        labels=torch.tensor([0, 1]), mask_bits=torch.full((2, 128, 20), 255, dtype=torch.uint8),
+        area=torch.tensor([9000.0, 2800]), iscrowd=torch.tensor([False, False]), image_ids=(0, 1),
+    )  # fmt: skip
+    step.model.eval()
+    config, priors = step.model.config, step.model.priors
+    with torch.no_grad(), step._at_size_of(batch):
+        inside, resized = step.model.heads(step.normalize(images)), step.model.config
+    assert resized.input_shape == (128, 160)
+    assert resized.prior_scales == config.prior_scales
+    assert (step.model.config, step.model.priors) == (config, priors)
+    with torch.no_grad():
+        expected = step.model.at_size(resized).heads(step.normalize(images))
+    assert all(torch.equal(one, other) for one, other in zip(inside, expected, strict=True))
+    step.model.train()
+    step(batch, 1)
+    losses, skipped = step.read()
+    assert skipped == 0
+    assert losses["box"] > 0
+
+
 # -- several processes ----------------------------------------------------------------------------------------------
 
 

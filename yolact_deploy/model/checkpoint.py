@@ -38,6 +38,7 @@ _BACKBONE_CONFIGS = {
     "resnet18": "yolact_resnet50",
     "resnet34": "yolact_resnet50",
     "resnet152": "yolact_base",
+    "mobilenet_v3_large": "yolact_edge_mobilenetv2",
 }
 
 
@@ -101,6 +102,8 @@ def _find_backbone(state: Mapping[str, Tensor]) -> str:
         return "darknet53"
     if "backbone.layers.1.0.conv.0.0.weight" in state:
         return "mobilenet_v2"
+    if "backbone.layers.1.0.block.0.0.weight" in state:
+        return "mobilenet_v3_large"
     third = [key for key in state if re.match(r"backbone\.layers\.2\.\d+\.conv[23]\.weight$", key)]
     blocks, basic = len({key.split(".")[3] for key in third}), not any(".conv3." in key for key in third)
     for name, stages in STAGE_BLOCKS.items():

@@ -26,7 +26,7 @@ from yolact_deploy.errors import CheckpointError, ConfigError, DownloadError, im
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.checkpoint import SWITCHES, config_of
 from yolact_deploy.model.deformable import DeformableConv
-from yolact_deploy.model.mobilenet import STAGES
+from yolact_deploy.model.mobilenet import STAGES, V3_STAGES
 from yolact_deploy.model.origins.origin import StateDict
 from yolact_deploy.model.quantized import read_quantized
 from yolact_deploy.model.weights_file import Weights, read_weights
@@ -40,6 +40,7 @@ _TORCHVISION = {
     "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
     "resnet152": "ResNet152_Weights.IMAGENET1K_V1",
     "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
+    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V2",
 }
 
 
@@ -122,7 +123,9 @@ def _download(backbone: str) -> StateDict:
 
 
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
-    named = {f"backbone.{name}": value for key, value in state.items() if (name := backbone_name(key)) is not None}
+    v3 = model.config.backbone == "mobilenet_v3_large"
+    names = {key: backbone_name(key, v3=v3) for key in state}
+    named = {f"backbone.{name}": state[key] for key, name in names.items() if name is not None}
     # Deformable convolutions start as plain ones: their additional tensors keep their zeros.
     zeros = {
         f"{name}.{part}"
@@ -144,8 +147,11 @@ def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitRep
     return InitReport(source, len(wanted), len(wanted) + len(reset), _folded(reset))
 
 
-def backbone_name(key: str) -> str | None:
+def backbone_name(key: str, *, v3: bool = False) -> str | None:
     """Our name, within the backbone, of a tensor of torchvision or the original; None if it is not used.
+
+    Args:
+        v3: of a MobileNetV3, whose tensors have the names of a MobileNetV2
 
     >>> backbone_name("layer4.2.conv3.weight"), backbone_name("features.4.conv.0.0.weight"), backbone_name("fc.bias")
     ('layers.3.2.conv3.weight', 'layers.3.0.conv.0.0.weight', None)
@@ -154,15 +160,22 @@ def backbone_name(key: str) -> str | None:
     if match := re.match(r"layer(\d)\.(.*)", key):
         return f"layers.{int(match[1]) - 1}.{match[2]}"
     if match := re.match(r"features\.(\d+)\.(.*)", key):
-        return _mobilenet_name(int(match[1]), match[2])
+        stages = V3_STAGES[1:] if v3 else [blocks for _, _, blocks, _ in STAGES]
+        return _mobilenet_name(int(match[1]), match[2], stages, "0." if v3 else "")
     return key if key.startswith(("layers.", "conv1.", "bn1.", "_preconv.")) else None
 
 
-def _mobilenet_name(number: int, rest: str) -> str | None:
+def _mobilenet_name(number: int, rest: str, stages: Sequence[int], stem: str) -> str | None:
+    """The name of a tensor of torchvision's block ``number``.
+
+    Args:
+        stages: blocks of each stage behind the stem
+        stem: the place of the stem in its stage
+    """
     if number == 0:
-        return f"layers.0.{rest}"
+        return f"layers.0.{stem}{rest}"
     first = 1
-    for stage, (_, _, blocks, _) in enumerate(STAGES, 1):
+    for stage, blocks in enumerate(stages, 1):
         if number < first + blocks:
             return f"layers.{stage}.{number - first}.{rest}"
         first += blocks

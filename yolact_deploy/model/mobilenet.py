@@ -1,11 +1,13 @@
-"""MobileNetV2 (width 1.0) as the backbone of YolactEdge: torchvision's blocks under YolactEdge's tensor names.
+"""MobileNets as backbones: V2 (width 1.0) under YolactEdge's tensor names, and V3 (large), which no one published.
 
-Sources: MobileNetV2 (arXiv:1801.04381), table 2; YolactEdge (arXiv:2012.12259).
+Both have torchvision's blocks. Sources: MobileNetV2 (arXiv:1801.04381), table 2; MobileNetV3 (arXiv:1905.02244), table
+1; YolactEdge (arXiv:2012.12259).
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torchvision.models import mobilenet_v3_large
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops.misc import Conv2dNormActivation
 
@@ -38,6 +40,32 @@ class MobileNetBackbone(nn.Module):
         c3 = self.layers[3](x)
         c4 = self.layers[4](c3)
         return c3, c4, self.layers[6](self.layers[5](c4))
+
+
+#: blocks of each stage of MobileNetV3, the stem first
+V3_STAGES = (1, 1, 2, 3, 4, 2, 3)
+
+
+class MobileNetV3Backbone(nn.Module):
+    """Image [N, 3, S, S] to C3, C4, C5 with 40, 112 and 160 channels at strides 8, 16 and 32.
+
+    Without the last convolution of MobileNetV3, to 960 channels, which serves its classifier.
+    """
+
+    out_channels = (40, 112, 160)
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = iter(mobilenet_v3_large(weights=None).features)
+        self.layers = nn.ModuleList(nn.Sequential(*(next(blocks) for _ in range(count))) for count in V3_STAGES)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = images
+        for stage in self.layers[:3]:
+            x = stage(x)
+        c3 = self.layers[3](x)
+        c4 = self.layers[5](self.layers[4](c3))
+        return c3, c4, self.layers[6](c4)
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int, stride: int, expansion: int) -> nn.Sequential:

@@ -23,7 +23,7 @@ from yolact_deploy.model.darknet import DarknetBackbone
 from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.fpn import FeaturePyramid
 from yolact_deploy.model.mask_iou_net import MaskIouNet
-from yolact_deploy.model.mobilenet import MobileNetBackbone
+from yolact_deploy.model.mobilenet import MobileNetBackbone, MobileNetV3Backbone
 from yolact_deploy.model.prediction_head import PredictionHead
 from yolact_deploy.model.protonet import make_protonet
 from yolact_deploy.priors import make_priors
@@ -259,7 +259,15 @@ class YolactModel(nn.Module):
         return outputs
 
 
-def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone:
+_OTHERS: dict[str, type[DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone]] = {
+    "darknet53": DarknetBackbone,
+    "mobilenet_v2": MobileNetBackbone,
+    "mobilenet_v3_large": MobileNetV3Backbone,
+}
+Backbone = resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone
+
+
+def _make_backbone(config: YolactConfig) -> Backbone:
     blocks = resnet.STAGE_BLOCKS.get(config.backbone)
     basic = config.backbone in resnet.BASIC
     if any(config.deformable_blocks) and (blocks is None or basic):
@@ -268,4 +276,4 @@ def _make_backbone(config: YolactConfig) -> resnet.ResNetBackbone | DarknetBackb
         )
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
-    return DarknetBackbone() if config.backbone == "darknet53" else MobileNetBackbone()
+    return _OTHERS[config.backbone]()

@@ -43,7 +43,7 @@ _AT_LEAST_0 = (
 _POSITIVE = ("lr", "gamma", "warmup_lr")
 _SHARES = ("momentum", "ema_decay", "balance")
 #: fields that are written only where they differ from the default, so that older states can be resumed
-_LATER = {"": ("balance", "class_loss", "patience"), "augmentation": ("flip", "rotate", "copy_paste")}
+_LATER = {"": ("balance", "class_loss", "patience"), "augmentation": ("flip", "rotate", "copy_paste", "multi_scale")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,14 +7,18 @@ unchanged, and the host does not wait to know. The host counts such steps when i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from yolact_deploy.config import YolactConfig
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.yolact import BATCH_NORM_IMAGES
+from yolact_deploy.priors import make_priors
 from yolact_deploy.training.data.batch import Batch, Normalizer
 from yolact_deploy.training.distributed import World
 from yolact_deploy.training.ema import WeightAverage
@@ -52,6 +56,7 @@ class TrainStep:
         self.average = WeightAverage(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self.normalize = Normalizer(self.model.config).to(world.device)
         self.criterion = YolactLoss(LossSettings.of(self.model.config, class_loss=recipe.class_loss))
+        self._sizes: dict[tuple[int, int], tuple[YolactConfig, Tensor]] = {}
         self._statistics = _moving_statistics(self.model)
         network: Any = torch.compile(self.model) if recipe.compile else self.model
         self.network = world.parallel(network)
@@ -77,7 +82,10 @@ class TrainStep:
     def _backward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Gradients of the sum of the losses; all of them are NaN if it is not finite."""
         images = self.normalize(batch.images).contiguous(memory_format=self.layout)
-        with torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype is not torch.float32):
+        with (
+            self._at_size_of(batch),
+            torch.autocast(self.world.device.type, self.dtype, enabled=self.dtype is not torch.float32),
+        ):
             outputs = self.network(images)
         truth = GroundTruth.of_batch(batch, self.model.config.num_classes)
         losses: dict[str, Tensor] = self.criterion(outputs, truth, step=step)
@@ -86,6 +94,16 @@ class TrainStep:
         self.optimizer.zero_grad()
         self.scaler.scale(total * gate).backward()  # type: ignore[no-untyped-call]
         return losses
+
+    def _at_size_of(self, batch: Batch) -> AbstractContextManager[None]:
+        """The network at the input of a batch, where sizes vary; its priors keep their pixels, since objects do."""
+        height, width = batch.images.shape[1:3]
+        if (height, width) == self.model.config.input_shape:
+            return nullcontext()
+        if (height, width) not in self._sizes:
+            config = _with_same_priors(self.model.config, height, width)
+            self._sizes[height, width] = config, torch.from_numpy(make_priors(config).copy()).to(self.world.device)
+        return self.model.resized(*self._sizes[height, width])
 
     def _update(self) -> tuple[Tensor, Tensor]:
         """Update the weights; the norm of the gradient, and whether it was finite (else nothing changed)."""
@@ -165,6 +183,16 @@ def make_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _with_same_priors(config: YolactConfig, height: int, width: int) -> YolactConfig:
+    """The configuration at another input, with priors of as many pixels."""
+    size = (height, width)
+    if config.prior_size is None:
+        return config.with_size(size, priors="pixels")
+    sides = zip(config.prior_shape, size, config.input_shape, strict=True)
+    rows, columns = (round(side * new / old) for side, new, old in sides)
+    return replace(config, image_size=size, prior_size=(rows, columns))
 
 
 def freezes_batch_norm(recipe: Recipe, images: int) -> bool:

@@ -350,3 +350,27 @@ def test_a_plain_view_is_what_inference_sees(size: Any, fit: str) -> None:
     difference = np.abs(shown.astype(int) - fit_image(image, config))
     assert difference.max() <= 8  # warping has positions of 1/32 pixel
     assert difference.mean() < 0.6
+
+
+def test_turns_of_an_input_that_is_no_square() -> None:
+    """Every draw has the shape of the input, and boxes and colors stay with their masks."""
+    image, objects = scene()
+    image[:] = 0
+    for number, (x0, y0, x1, y1) in enumerate(objects.boxes.astype(int)):
+        image[y0:y1, x0:x1] = 60 * (number + 1)
+    plain = Augmentation.plain((64, 96))
+    settings = replace(plain, rotate=True, flip=True)
+    upright = 0
+    for seed in range(24):
+        shown, target = settings(image, objects, np.random.default_rng(seed))
+        assert shown.shape == (64, 96, 3)
+        assert target["masks"].shape == (4, 64, 96)
+        assert (target["width"], target["height"]) == (96, 64)
+        for box, mask, label in zip(target["boxes"], target["masks"].numpy(), target["labels"].tolist(), strict=True):
+            rows, columns = np.nonzero(mask)
+            around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose(box.numpy(), around, atol=1.6)
+            middle = shown[int(rows.mean()), int(columns.mean())]
+            assert middle.tolist() == [60 * (label + 1)] * 3
+        upright += bool(torch.equal(target["boxes"], plain(image, objects, np.random.default_rng(seed))[1]["boxes"]))
+    assert 1 <= upright <= 8  # one draw of eight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 from typing import Any
 
@@ -61,8 +62,8 @@ def test_each_epoch_takes_each_image_once() -> None:
     orders = []
     for epoch in range(3):
         keys = [key for batch in batches[5 * epoch : 5 * epoch + 5] for key in batch]
-        assert {e for e, _ in keys} == {epoch}
-        orders.append([index for _, index in keys])
+        assert {e for e, _, _ in keys} == {epoch}
+        orders.append([index for _, index, _ in keys])
         assert sorted(orders[-1]) == list(range(10))
     assert orders[0] != orders[1] != orders[2]
     assert list(BatchSampler(10, 2, seed=2, stop=15)) != batches
@@ -71,7 +72,7 @@ def test_each_epoch_takes_each_image_once() -> None:
 def test_what_fills_no_batch_is_left_out() -> None:
     sampler = BatchSampler(11, 4)
     assert sampler.batches_per_epoch == 2
-    first = [index for batch in islice(sampler, 2) for _, index in batch]
+    first = [index for batch in islice(sampler, 2) for _, index, _ in batch]
     assert len(set(first)) == 8
 
 
@@ -112,7 +113,7 @@ def test_numbers_are_checked(wrong: tuple[int, int, int, int]) -> None:
 
 def test_a_batch_holds_its_samples(dataset: CocoDataset) -> None:
     images = AugmentedImages(dataset, Augmentation(size=SIZE), seed=1)
-    samples = [images[0, i] for i in (2, 0, 1)]
+    samples = [images[0, i, 0] for i in (2, 0, 1)]
     batch = collate(samples)
     assert batch.images.shape == (3, SIZE, SIZE, 3)
     assert batch.images.dtype == torch.uint8
@@ -125,7 +126,7 @@ def test_a_batch_holds_its_samples(dataset: CocoDataset) -> None:
 
 
 def test_a_batch_without_objects(dataset: CocoDataset) -> None:
-    batch = collate([AugmentedImages(dataset, Augmentation(size=SIZE))[0, 2]] * 2)
+    batch = collate([AugmentedImages(dataset, Augmentation(size=SIZE))[0, 2, 0]] * 2)
     assert batch.counts == (0, 0)
     assert [target["masks"].shape for target in batch.targets] == [(0, SIZE, SIZE)] * 2
     assert GroundTruth.of(batch.to("cpu").targets, 2, torch.device("cpu")).size == 0
@@ -181,8 +182,8 @@ def test_workers_change_nothing(dataset: CocoDataset) -> None:
 
 def test_epochs_differ(dataset: CocoDataset) -> None:
     images = AugmentedImages(dataset, Augmentation(size=SIZE))
-    assert np.array_equal(images[0, 1][0], images[0, 1][0])
-    assert not np.array_equal(images[0, 1][0], images[1, 1][0])
+    assert np.array_equal(images[0, 1, 0][0], images[0, 1, 0][0])
+    assert not np.array_equal(images[0, 1, 0][0], images[1, 1, 0][0])
 
 
 def test_torchs_own_generator_is_left_alone(dataset: CocoDataset) -> None:
@@ -222,3 +223,36 @@ def test_workers_that_are_started_anew_share_the_annotations(dataset: CocoDatase
     assert [tuple(item) for item in loader] == [(True, first)] * 2
     points: Any = dataset._arrays["points"]
     assert points.is_shared()
+
+
+# -- several sizes --------------------------------------------------------------------------------------------------
+
+
+def test_each_batch_has_a_size_of_the_range(dataset: CocoDataset) -> None:
+    """Multiples of 32, the same in every process and after a resume, with boxes where they belong."""
+    augmentation = Augmentation.plain((128, 192))
+    varied = dataclasses.replace(augmentation, multi_scale=(0.5, 1.5))
+    loader = training_loader(dataset, varied, 2, seed=5, stop=12, workers=0)
+    batches = list(loader)
+    shapes = [tuple(batch.images.shape[1:3]) for batch in batches]
+    assert len(set(shapes)) >= 4
+    assert all(height % 32 == width % 32 == 0 for height, width in shapes)
+    assert min(h for h, _ in shapes) >= 64
+    assert max(w for _, w in shapes) <= 288
+    late = list(training_loader(dataset, varied, 2, seed=5, start=8, stop=12, workers=0))
+    assert all(same(one, other) for one, other in zip(batches[8:], late, strict=True))
+    ranks = [training_loader(dataset, varied, 1, seed=5, stop=4, workers=0, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [b.images.shape for b in ranks[0]] == [b.images.shape for b in ranks[1]]
+    usual = list(training_loader(dataset, augmentation, 2, seed=5, stop=12, workers=0))
+    for batch, other in zip(batches, usual, strict=True):
+        height, width = batch.images.shape[1:3]
+        torch.testing.assert_close(
+            batch.boxes / torch.tensor([width, height] * 2), other.boxes / torch.tensor([192.0, 128] * 2)
+        )
+        assert batch.masks.shape[1:] == (height, width)
+
+
+@pytest.mark.parametrize("factors", [(1.5, 0.5), (0.1, 1), (1, 5), (0.25, 1)])
+def test_ranges_that_are_none(factors: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="multi_scale: expected"):
+        Augmentation(size=128, multi_scale=factors)

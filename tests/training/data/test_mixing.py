@@ -15,10 +15,10 @@ from yolact_deploy.training.data.mixing import copy_paste, turned
 SIDE = 16
 
 
-def scene(*boxes: tuple[int, int, int, int], level: int = 50) -> tuple[Any, dict[str, Any]]:
+def scene(*boxes: tuple[int, int, int, int], level: int = 50, width: int = SIDE) -> tuple[Any, dict[str, Any]]:
     """Rectangles that are drawn in the picture in gray levels that rise from ``level``, with their target."""
-    image = np.zeros((SIDE, SIDE, 3), np.uint8)
-    masks = torch.zeros((len(boxes), SIDE, SIDE), dtype=torch.uint8)
+    image = np.zeros((SIDE, width, 3), np.uint8)
+    masks = torch.zeros((len(boxes), SIDE, width), dtype=torch.uint8)
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         image[y0:y1, x0:x1] = level + 10 * number
         masks[number, y0:y1, x0:x1] = 1
@@ -28,7 +28,7 @@ def scene(*boxes: tuple[int, int, int, int], level: int = 50) -> tuple[Any, dict
         "masks": masks,
         "area": masks.flatten(1).sum(dim=1).float(),
         "iscrowd": torch.zeros(len(boxes), dtype=torch.bool),
-        "width": SIDE,
+        "width": width,
         "height": SIDE,
     }
 
@@ -43,11 +43,13 @@ def check(image: Any, target: dict[str, Any], level: int = 50) -> None:
 
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3])
-def test_turns_and_flips(quarters: int, flipped: bool) -> None:
-    image, target = scene((1, 2, 5, 9), (8, 0, 15, 3))
+@pytest.mark.parametrize("width", [SIDE, 24])
+def test_turns_and_flips(quarters: int, flipped: bool, width: int) -> None:
+    image, target = scene((1, 2, 5, 9), (8, 0, 15, 3), width=width)
     points = torch.tensor([[[1.0, 2.0, 2.0], [0.0, 0.0, 0.0]], [[8.0, 0.0, 2.0], [14.5, 2.5, 1.0]]])
     shown, changed = turned(image, {**target, "keypoints": points}, quarters, flipped)
     check(shown, changed)
+    assert (changed["height"], changed["width"]) == shown.shape[:2] == changed["masks"].shape[1:]
     assert changed["keypoints"].shape == points.shape
     assert not changed["keypoints"][0, 1].any(), "not annotated"
     x, y, _ = changed["keypoints"][1, 1].tolist()

@@ -30,6 +30,7 @@ from yolact_deploy.vocabulary import FITS
 Image = NDArray[np.uint8]
 Target = dict[str, Any]
 
+_STRIDE, _LEAST_SIDE, _MOST_SIDE = 32, 64, 4096
 _CROP_TRIALS = 50
 _VIEW_TRIALS = 20
 _CROP_ANY = 5  # of six options one keeps the whole image
@@ -61,6 +62,8 @@ class Augmentation:
     rotate: bool = False
     #: share of the images that get objects of another image; not in the original
     copy_paste: float = 0.0
+    #: smallest and largest factor of h and w, drawn for each batch; sides are multiples of 32. Not in the original
+    multi_scale: tuple[float, float] = (1.0, 1.0)
     least_side: float = 4 / 550  #: share of h or w; objects whose box has a smaller side are dropped
     fill: tuple[float, float, float] = (103.94, 116.78, 123.68)  #: BGR color around an expanded image
     #: float32 images keep fractions and values beyond 0..255, as in the original, at four times the memory
@@ -72,6 +75,11 @@ class Augmentation:
         _check(self.expand >= 1, "expand", "1 or more", self.expand)
         _check(0 <= self.copy_paste <= 1, "copy_paste", "0 to 1", self.copy_paste)
         _check(self.dtype in ("uint8", "float32"), "dtype", "uint8 or float32", self.dtype)
+        low, high = self.multi_scale
+        _check(0.25 <= low <= high <= 4, "multi_scale", "two factors from 0.25 to 4, the lower first", (low, high))
+        sides = min(self.shape) * low, max(self.shape) * high
+        fits = low == high == 1 or (sides[0] >= _LEAST_SIDE and sides[1] <= _MOST_SIDE)
+        _check(fits, "multi_scale", f"sides from {_LEAST_SIDE} to {_MOST_SIDE}", (low, high))
         for name in ("contrast", "saturation"):
             low, high = getattr(self, name)
             _check(0 <= low <= high, name, "two factors, the lower first", (low, high))
@@ -80,6 +88,14 @@ class Augmentation:
     def shape(self) -> tuple[int, int]:
         """h and w."""
         return both_sides(self.size)
+
+    def at_step(self, seed: int, step: int) -> Augmentation:
+        """What the images of one batch share: the same in every process, and for every worker."""
+        if self.multi_scale == (1.0, 1.0):
+            return self
+        factor = np.random.default_rng([seed, step]).uniform(*self.multi_scale)
+        height, width = (max(_LEAST_SIDE, round(side * factor / _STRIDE) * _STRIDE) for side in self.shape)
+        return replace(self, size=height if height == width else (height, width), multi_scale=(1.0, 1.0))
 
     @classmethod
     def plain(cls, size: Size, dtype: str = "uint8", *, fit: str = "stretch") -> Augmentation:
@@ -95,11 +111,16 @@ class Augmentation:
         Returns:
             the image [h, w, 3], BGR pixel values of ``dtype``, and its target (see :func:`make_target`)
         """
-        colors, view = Colors.draw(self, rng), self.draw_view(objects, rng)
-        shown, target = self.show(image, colors, view), self.target(objects, view)
+        height, width = self.shape
+        oblong = self.rotate and height != width
+        quarters = int(rng.integers(4)) if oblong else 0  # first: it decides the shape of what is turned
+        upright = replace(self, size=(width, height)) if quarters % 2 else self
+        colors, view = Colors.draw(self, rng), upright.draw_view(objects, rng)
+        shown, target = upright.show(image, colors, view), upright.target(objects, view)
         if not (self.flip or self.rotate):  # draws no number, so that trainings without them stay as they were
             return shown, target
-        quarters = int(rng.integers(4)) if self.rotate else 0
+        if self.rotate and not oblong:
+            quarters = int(rng.integers(4))
         return turned(shown, target, quarters, flipped=bool(self.flip and rng.random() < 0.5))
 
     def show(self, image: Image, colors: Colors, view: View) -> NDArray[Any]:

@@ -26,11 +26,11 @@ from yolact_deploy.training.data.batch import Batch, collate
 from yolact_deploy.training.data.coco_dataset import CocoDataset
 from yolact_deploy.training.data.mixing import copy_paste
 
-Key = tuple[int, int]  # epoch, index of the image in the set
+Key = tuple[int, int, int]  # epoch, index of the image in the set, iteration
 
 
 class BatchSampler(Sampler[list[Key]]):
-    """The (epoch, index) of the images of batches ``start`` to ``stop``, for one process.
+    """The keys (epoch, index, step) of the images of batches ``start`` to ``stop``, for one process.
 
     Each epoch is shuffled anew; images that do not fill a batch of all processes are left out. A dataset smaller than
     one batch is repeated to fill it.
@@ -83,7 +83,7 @@ class BatchSampler(Sampler[list[Key]]):
             if epoch != order_epoch:
                 order, order_epoch = self.order(epoch), epoch
             first = (place * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, int(order[i % self.length])) for i in range(first, first + self.batch_size)]
+            yield [(epoch, int(order[i % self.length]), step) for i in range(first, first + self.batch_size)]
             step += 1
 
     def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -95,7 +95,7 @@ class BatchSampler(Sampler[list[Key]]):
 
 
 class AugmentedImages(Dataset[tuple[Any, Target]]):
-    """The augmented images of a dataset: ``images[epoch, index]``."""
+    """The augmented images of a dataset: ``images[epoch, index, step]``, where the step decides the size."""
 
     def __init__(self, dataset: CocoDataset, augmentation: Augmentation, seed: int = 0) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
@@ -105,15 +105,15 @@ class AugmentedImages(Dataset[tuple[Any, Target]]):
 
     def __getitem__(self, key: Key) -> tuple[Any, Target]:
         """The image [h, w, 3] and its target; the same for the same key in any process."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
-        image, target = self._one(index, rng)
-        if self.augmentation.copy_paste and rng.random() < self.augmentation.copy_paste:
-            image, target = copy_paste(image, target, *self._one(int(rng.integers(len(self))), rng), rng)
+        epoch, index, step = key
+        rng, augmentation = np.random.default_rng([self.seed, epoch, index]), self.augmentation.at_step(self.seed, step)
+        image, target = self._one(index, augmentation, rng)
+        if augmentation.copy_paste and rng.random() < augmentation.copy_paste:
+            image, target = copy_paste(image, target, *self._one(int(rng.integers(len(self))), augmentation, rng), rng)
         return image, {**target, "image_id": self.dataset.record(index).image_id}
 
-    def _one(self, index: int, rng: np.random.Generator) -> tuple[Any, Target]:
-        return self.augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
+    def _one(self, index: int, augmentation: Augmentation, rng: np.random.Generator) -> tuple[Any, Target]:
+        return augmentation(self.dataset.image(index), self.dataset.objects(index), rng)
 
 
 def training_loader(
@@ -158,7 +158,7 @@ def plain_loader(
 ) -> DataLoader[Batch]:
     """All images once and in order, only resized, as ``fit`` says; a smaller batch may come last."""
     images = AugmentedImages(dataset, Augmentation.plain(size, fit=fit))
-    keys = [(0, i) for i in range(len(dataset))]
+    keys = [(0, i, 0) for i in range(len(dataset))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     return _loader(images, batches, workers, prefetch)
 

@@ -1,8 +1,8 @@
 """Augmentation after a picture has its final size: quarter turns, vertical flips, and objects pasted from another one.
 
-Both work on a square image and its target, so masks, boxes and keypoints change together.
+Both work on an image and its target, so masks, boxes and keypoints change together.
 
-Legend: S side of the image, n objects, K keypoints.
+Legend: H x W image, n objects, K keypoints.
 
 Source: Simple Copy-Paste (arXiv:2012.07177).
 """
@@ -24,35 +24,38 @@ _LEAST_VISIBLE = 0.1
 
 
 def turned(image: Pixels, target: Target, quarters: int, flipped: bool) -> tuple[Pixels, Target]:
-    """A square image [S, S, 3] and its target, flipped top to bottom and turned counterclockwise by quarters.
+    """An image [H, W, 3] and its target, flipped top to bottom and turned counterclockwise by quarters.
 
     Keypoints keep their meaning: left and right change only in a mirror.
     """
-    side, masks = image.shape[0], target["masks"]
+    masks = target["masks"]
     boxes, points = target["boxes"], target.get("keypoints")
     corners = boxes.reshape(-1, 2, 2)
     if flipped:
         image, masks = image[::-1], masks.flip(1)
-        corners, points = _flip(corners, side), None if points is None else _flip(points, side)
+        height = image.shape[0]
+        corners, points = _flip(corners, height), None if points is None else _flip(points, height)
     for _ in range(quarters % 4):
+        width = image.shape[1]
         image, masks = np.rot90(image), torch.rot90(masks, 1, (1, 2))
-        corners, points = _turn(corners, side), None if points is None else _turn(points, side)
+        corners, points = _turn(corners, width), None if points is None else _turn(points, width)
     boxes = torch.cat([corners.amin(dim=1), corners.amax(dim=1)], dim=1)
-    changed = {"boxes": boxes, "masks": masks.contiguous()}
+    height, width = image.shape[:2]
+    changed = {"boxes": boxes, "masks": masks.contiguous(), "width": width, "height": height}
     return np.ascontiguousarray(image), {**target, **changed, **({} if points is None else {"keypoints": points})}
 
 
-def _flip(points: Tensor, side: int) -> Tensor:
+def _flip(points: Tensor, height: int) -> Tensor:
     """Points [n, k, 2 or 3] upside down; keypoints that are not annotated stay zero."""
     result = points.clone()
-    result[..., 1] = side - result[..., 1]
+    result[..., 1] = height - result[..., 1]
     return _only_annotated(result, points)
 
 
-def _turn(points: Tensor, side: int) -> Tensor:
-    """Points [n, k, 2 or 3] a quarter counterclockwise: (x, y) becomes (y, S - x)."""
+def _turn(points: Tensor, width: int) -> Tensor:
+    """Points [n, k, 2 or 3] a quarter counterclockwise: (x, y) becomes (y, W - x)."""
     result = points.clone()
-    result[..., 0], result[..., 1] = points[..., 1], side - points[..., 0]
+    result[..., 0], result[..., 1] = points[..., 1], width - points[..., 0]
     return _only_annotated(result, points)
 
 

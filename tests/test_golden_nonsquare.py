@@ -69,6 +69,11 @@ class Case:
         assert hashlib.sha256(values.tobytes()).hexdigest() == case["input_sha256"]
         return values
 
+    @cached_property
+    def more(self) -> Any:
+        """The input of the case and another image behind it, float32 [b + 1, 3, h, w]."""
+        return np.concatenate([self.input, self.input[:1, :, ::-1, ::-1]])
+
     def check(self, name: str, values: Any, atol: float) -> None:
         ok, worst = check_sample(self.z, f"case{self.number}.{name}", np.asarray(values), atol)
         assert ok, f"{name}: largest difference {worst}"
@@ -89,17 +94,23 @@ def test_priors_are_the_same_bytes(case: Case) -> None:
 
 
 def test_eager(case: Case) -> None:
+    """The images of the case, and each row of a larger batch as that image alone."""
     torch = pytest.importorskip("torch")
     from yolact_deploy.model import YolactModel
 
     model = YolactModel(case.config).eval()
     model.load_state_dict(deterministic_state(case.facts["config"]))
+    count = case.case["b"]
     with torch.inference_mode():
-        raw = model.heads(torch.from_numpy(case.input))
-    case.check("loc", raw.loc, 2e-4)
-    case.check("conf", raw.logits.softmax(-1), 5e-5)
-    case.check("mask", raw.coeff, 2e-4)
-    case.check("proto", raw.proto, 5e-4)
+        raw = model.heads(torch.from_numpy(case.more))
+        last = model.heads(torch.from_numpy(case.more[count:]))
+    assert all(len(values) == count + 1 for values in raw)
+    case.check("loc", raw.loc[:count], 2e-4)
+    case.check("conf", raw.logits[:count].softmax(-1), 5e-5)
+    case.check("mask", raw.coeff[:count], 2e-4)
+    case.check("proto", raw.proto[:count], 5e-4)
+    for name, row, alone in zip(raw._fields, raw, last, strict=True):
+        np.testing.assert_allclose(row[count:], alone, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +123,8 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     model = YolactModel(case.config).eval()
     model.load_state_dict(deterministic_state(case.facts["config"]))
     path = tmp_path_factory.mktemp("nonsquare") / "heads.onnx"
-    batch = case.case["b"]
-    export_onnx(model, path, ExportSpec(tail="heads", input_dtype="float32", batch=(batch, batch, batch)))
+    count = case.case["b"]
+    export_onnx(model, path, ExportSpec(tail="heads", input_dtype="float32", batch=(1, count, count + 1)))
     yield path
     path.unlink()
 
@@ -135,14 +146,17 @@ def _openvino() -> Callable[..., Any]:
 @pytest.mark.slow  # tests/export/test_input_shapes.py holds exports of such shapes to eager
 @pytest.mark.parametrize("backend", [_onnxruntime, _openvino])
 def test_exported(case: Case, exported: Path, backend: Callable[[], Callable[..., Any]]) -> None:
-    config = case.config
-    pixels = case.input.transpose(0, 2, 3, 1)[..., ::-1] * np.array(config.pixel_std, np.float32)
-    pixels += np.array(config.pixel_mean, np.float32)
+    config, count = case.config, case.case["b"]
+    pixels = case.more.transpose(0, 2, 3, 1)[..., ::-1] * np.array(config.pixel_std, np.float32)
+    pixels = np.ascontiguousarray(pixels + np.array(config.pixel_mean, np.float32), np.float32)
     opened = backend()(exported)
     try:
-        outputs = opened.run(np.ascontiguousarray(pixels, np.float32))
+        outputs, whole = opened.run(pixels[:count].copy()), opened.run(pixels)
     finally:
         opened.close()
+    for name, rows, given in zip(outputs._fields, whole, outputs, strict=True):
+        assert len(rows) == count + 1
+        np.testing.assert_allclose(rows[:count], given, rtol=1e-4, atol=1e-4, err_msg=name)
     conf = case.z[f"case{case.number}.conf.shape"]
     assert outputs.scores.shape == (conf[0], conf[1], conf[2] - 1)
     index = case.z[f"case{case.number}.conf.idx"]

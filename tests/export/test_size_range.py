@@ -36,10 +36,10 @@ RANGE: tuple[Size, ...] = (192, 320, (320, 448))
 #: squares, both directions, sides that no stride divides, and the outermost
 TRIED = [(320, 320), (192, 192), (320, 448), (288, 224), (251, 397)]
 #: of a head's largest difference from eager, in spreads of its values
-CLOSE = {"fp32": 2e-3, "fp16": 0.25}
+CLOSE = {"fp32": 2e-3, "fp16": 0.25, "bf16": 2.0}
 
 
-@pytest.fixture(scope="module", params=["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=few(CLOSE, 0))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of batches from 1 to 2 whose comparison with eager at three sizes has passed."""
     path = tmp_path_factory.mktemp("range") / f"{request.param}.onnx"

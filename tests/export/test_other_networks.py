@@ -1,4 +1,4 @@
-"""Protonets and heads that no published network has, exported like all others."""
+"""Protonets, heads and backbones that no published network has, exported like all others."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ SIDE_BY_SIDE = YolactConfig(
     head_layers=((24, 3), ("cat", (((8, 3),), ((8, 1),), ()))), head_branches=(1, 0, 2), **_PLAIN,
 )  # fmt: skip
 NOTHING = YolactConfig(name="nothing", image_size=138, protonet=(), head_layers=0, **_PLAIN)
+#: squeeze layers (means, hard-sigmoid, products) and hard-swish
+SQUEEZE = YolactConfig(name="squeeze", image_size=138, **{**_PLAIN, "backbone": "mobilenet_v3_large"})
 
-NETWORKS = {config.name: config for config in (TRANSPOSED, SIDE_BY_SIDE, NOTHING)}
-CASES = [(name, precision) for name in ("side_by_side", "transposed", "nothing")
+NETWORKS = {config.name: config for config in (TRANSPOSED, SIDE_BY_SIDE, NOTHING, SQUEEZE)}
+CASES = [(name, precision) for name in ("side_by_side", "squeeze", "transposed", "nothing")
          for precision in ("fp32", "fp16", "bf16", "int8")]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "precision"), few_rows(CASES, 0, 3))
+@pytest.mark.parametrize(("name", "precision"), few_rows(CASES, 0, 3, 5))
 def test_export(name: str, precision: str, tmp_path: Path) -> None:
     config, path = NETWORKS[name], tmp_path / "model.onnx"
     torch.manual_seed(0)

@@ -43,7 +43,11 @@ PASCAL_NAMES: tuple[str, ...] = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-BACKBONES = ("resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152")
+BACKBONES = (
+    "resnet50", "resnet101", "darknet53", "mobilenet_v2", "resnet18", "resnet34", "resnet152", "mobilenet_v3_large",
+)  # fmt: skip
+#: what the names of backbones from the library timm begin with
+TIMM = "timm:"
 
 #: fields that files have only where they differ from the default, so that earlier versions read all other files
 _OPTIONAL_FIELDS = frozenset((
@@ -69,6 +73,7 @@ _LEAST_SIDE, _MOST_SIDE = 64, 4096
 _LONGEST_NAME, _LARGEST = 500, 2**63 - 1
 _MOST_HEAD_LAYERS, _MOST_PROTOTYPE_SCALE = 16, 8
 _LARGEST_PRIOR, _MOST_PRIORS = 100_000, 100
+_TIMM_NAME = re.compile(rf"{TIMM}[A-Za-z0-9_.]{{1,100}}")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 #: the side of a square, or height and width, in pixels
@@ -104,7 +109,7 @@ class YolactConfig:
     """
 
     name: str = "yolact_base"
-    #: one of :data:`BACKBONES`
+    #: one of :data:`BACKBONES`, or ``timm:NAME`` of a network in the library timm
     backbone: str = "resnet101"
     #: the network's input in pixels: the side of a square, or (height, width)
     image_size: Size = _BASE_SIZE
@@ -216,7 +221,8 @@ class YolactConfig:
         check_field(_real(iou) and 0 < iou <= 1, "iou_threshold", "0 < value <= 1", iou)
 
     def _check_names(self) -> None:
-        check_field(self.backbone in BACKBONES, "backbone", f"one of {', '.join(BACKBONES)}", self.backbone)
+        known = self.backbone in BACKBONES or bool(_text(self.backbone) and _TIMM_NAME.fullmatch(self.backbone))
+        check_field(known, "backbone", f"one of {', '.join(BACKBONES)}, or {TIMM}NAME", self.backbone)
         file_name = _text(self.name) and re.fullmatch(r"[^/\\]+", self.name) is not None and self.name.isprintable()
         check_field(file_name, "name", f"up to {_LONGEST_NAME} characters that a file name may have", self.name)
         names, ids = self.class_names, self.category_ids

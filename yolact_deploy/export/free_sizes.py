@@ -41,6 +41,9 @@ def free_sizes(model: onnx.ModelProto, config: YolactConfig, sizes: SizeRange) -
         ExportError: the graph is not what PyTorch's exporter is known to write.
     """
     graph = model.graph
+    padded = next((node.name for node in graph.node if node.op_type == "Pad"), None)
+    if padded is not None:  # widths that the trace has computed from its size
+        raise ExportError(f"the padding of {padded} is that of one size: export this network for one --size")
     _free_resizes(graph)
     _free_reshapes(graph)
     _compute_priors(graph, config, sizes)

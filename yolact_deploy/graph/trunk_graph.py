@@ -27,7 +27,12 @@ MOVING = ("Transpose", "Reshape", "Concat", "Flatten", "Squeeze", "Unsqueeze", "
 #: operators that may stand between the last weights and the raw heads
 _ENDING = ("Relu", "LeakyRelu", "Clip", "Tanh", "Sigmoid", "Transpose", "Reshape", "Concat", *CONVERTING)
 #: operators whose later inputs are sizes, axes and the like
-_ONE_DATA_INPUT = ("Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze", "Split", *CONVERTING)
+_ONE_DATA_INPUT = (
+    "Reshape", "Resize", "Slice", "Squeeze", "Unsqueeze", "Split", "ReduceMean", "ReduceMax", "ReduceSum", "Expand",
+    "Tile", "Gather", *CONVERTING,
+)  # fmt: skip
+#: the value that fills is another data input, behind the widths
+_PADDING = "Pad"
 #: the mask-IoU network of YOLACT++, which has weights and follows the masks
 _TAIL_MODULE = "maskiou_net."
 #: the block of a layer: a residual block, a prediction head, protonet, the whole FPN; a layer of the backbone outside
@@ -62,6 +67,8 @@ class TrunkNode:
 
 def data_inputs(node: Any) -> Iterator[tuple[int, str]]:
     """Slot and name of the inputs that carry values, including constants but not sizes and axes."""
+    if node.op_type == _PADDING:
+        return ((slot, name) for slot, name in enumerate(node.input) if name and slot in (0, 2))
     slots = list(node.input)[: 1 if node.op_type in _ONE_DATA_INPUT else None]
     return ((slot, name) for slot, name in enumerate(slots) if name)
 

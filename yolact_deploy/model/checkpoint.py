@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata, read_config, write_bytes
-from yolact_deploy.config import Size, YolactConfig, get_config, list_configs
+from yolact_deploy.config import TIMM, Size, YolactConfig, get_config, list_configs
 from yolact_deploy.errors import CheckpointError, import_optional
 from yolact_deploy.model import YolactModel
 from yolact_deploy.model.origins.origin import StateDict
@@ -42,6 +42,10 @@ _BACKBONE_CONFIGS = {
 }
 
 
+#: a backbone whose tensors show that it is from timm, but not which one
+_ANY_OF_TIMM = "a backbone of timm"
+
+
 # -- tensors to a configuration -------------------------------------------------------------------------------------
 
 
@@ -58,7 +62,10 @@ class _Architecture:
 
     @classmethod
     def of_config(cls, config: YolactConfig) -> _Architecture:
-        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+        values = {field.name: getattr(config, field.name) for field in dataclasses.fields(cls)}
+        if config.backbone.startswith(TIMM):
+            values["backbone"] = _ANY_OF_TIMM
+        return cls(**values)
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> _Architecture:
@@ -98,6 +105,8 @@ def _is_backbone(state: Mapping[str, Tensor]) -> bool:
 
 
 def _find_backbone(state: Mapping[str, Tensor]) -> str:
+    if any(key.startswith("backbone.body.") for key in state):
+        return _ANY_OF_TIMM
     if "backbone._preconv.0.weight" in state:
         return "darknet53"
     if "backbone.layers.1.0.conv.0.0.weight" in state:
@@ -126,6 +135,8 @@ def infer_config(state: Mapping[str, Tensor]) -> YolactConfig:
     """
     weights = _Architecture.of_state(state)
     cure = "Give the configuration it was trained with (--config)"
+    if weights.backbone == _ANY_OF_TIMM:
+        raise CheckpointError(f"the tensors are of {_ANY_OF_TIMM}, and do not show of which. {cure}")
     if weights.is_plus:
         config = _plus_config(weights)
     else:
@@ -151,14 +162,14 @@ def _with_free_parts(config: YolactConfig, state: Mapping[str, Tensor]) -> Yolac
     protonet = net.read("proto_net", channels, last, _channels_in(state, f"proto_net.{last}.weight"))
     head = PatternReader(state, keeps_size=True)
     shared = head.read(trunk, channels, None, _channels_in(state, f"{_HEAD}.bbox_layer.weight"))
-    branches = (
+    boxes, classes, masks = (
         len({key.split(".")[3] for key in state if key.startswith(f"{_HEAD}.{name}_extra.")})
         for name in ("bbox", "conf", "mask")
     )
     free = dataclasses.replace(
         config,
         head_layers=shared,
-        head_branches=tuple(branches),
+        head_branches=(boxes, classes, masks),
         protonet=None if protonet == config.protonet_pattern else protonet,
         class_existence="class_existence_fc.weight" in state,
     )

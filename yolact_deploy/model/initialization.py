@@ -29,10 +29,12 @@ from yolact_deploy.model.deformable import DeformableConv
 from yolact_deploy.model.mobilenet import STAGES, V3_STAGES
 from yolact_deploy.model.origins.origin import StateDict
 from yolact_deploy.model.quantized import read_quantized
+from yolact_deploy.model.timm_backbone import TimmBackbone
 from yolact_deploy.model.weights_file import Weights, read_weights
 from yolact_deploy.samples.pretrained import resolve_weights
 
 _HEAD = "prediction_layers.0"
+_TIMM_BODY = "body."
 _TORCHVISION = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
@@ -82,7 +84,8 @@ def initialize(model: YolactModel, source: str) -> InitReport:
     if source in ("", "none"):
         return InitReport("", total=len(model.state_dict()))
     if source == "imagenet":
-        return _fill_backbone(model, _download(model.config.backbone), "torchvision's ImageNet weights")
+        library = "timm" if isinstance(model.backbone, TimmBackbone) else "torchvision"
+        return _fill_backbone(model, _download(model), f"{library}'s ImageNet weights")
     if source == "imagenet-int8":
         source = str(samples.MOBILENET_V2)
     if Path(source).suffix == ".npz":
@@ -103,7 +106,13 @@ def _existing(source: str) -> Path:
     return resolve_weights(source)
 
 
-def _download(backbone: str) -> StateDict:
+def _download(model: YolactModel) -> StateDict:
+    backbone = model.config.backbone
+    if isinstance(model.backbone, TimmBackbone):
+        try:
+            return {f"{_TIMM_BODY}{key}": value for key, value in model.backbone.pretrained().items()}
+        except Exception as error:  # those of its hub, which are many
+            raise _no_download("timm", backbone, error) from error
     if backbone not in _TORCHVISION:
         raise CheckpointError(
             f"torchvision has no ImageNet weights of {backbone}: give a file with --weights, or use --weights none"
@@ -112,19 +121,28 @@ def _download(backbone: str) -> StateDict:
     try:
         state: StateDict = models.get_weight(_TORCHVISION[backbone]).get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # urllib's errors, or a wrong checksum
-        raise DownloadError(
-            f"cannot download torchvision's weights of {backbone} ({' '.join(str(error).split())[:160]}): give a file "
-            "with --weights FILE, or start from random weights with --weights none"
-        ) from error
+        raise _no_download("torchvision", backbone, error) from error
     return state
+
+
+def _no_download(library: str, backbone: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"cannot download {library}'s weights of {backbone} ({' '.join(str(error).split())[:160]}): give a file with "
+        "--weights FILE, or start from random weights with --weights none"
+    )
 
 
 # -- backbones ------------------------------------------------------------------------------------------------------
 
 
 def _fill_backbone(model: YolactModel, state: StateDict, source: str) -> InitReport:
-    v3 = model.config.backbone == "mobilenet_v3_large"
-    names = {key: backbone_name(key, v3=v3) for key in state}
+    if isinstance(model.backbone, TimmBackbone):
+        if not all(key.startswith(_TIMM_BODY) for key in state):
+            state = {f"{_TIMM_BODY}{key}": value for key, value in model.backbone.pretrained(state).items()}
+        names: dict[str, str | None] = {key: key for key in state}
+    else:
+        v3 = model.config.backbone == "mobilenet_v3_large"
+        names = {key: backbone_name(key, v3=v3) for key in state}
     named = {f"backbone.{name}": state[key] for key, name in names.items() if name is not None}
     # Deformable convolutions start as plain ones: their additional tensors keep their zeros.
     zeros = {

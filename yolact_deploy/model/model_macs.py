@@ -39,7 +39,7 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
         layers.append(_layer(name + (f"#{uses[name]}" if uses[name] > 1 else ""), module, inputs[0], output))
 
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             module.register_forward_hook(partial(count, name))
     model.heads(torch.empty(batch, 3, *config.input_shape, device="meta"))
     return Macs(batch, "fp32", tuple(layers))

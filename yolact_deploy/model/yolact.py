@@ -10,12 +10,14 @@ Source: YOLACT (arXiv:1904.02689), YOLACT++ (arXiv:1912.06218).
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from yolact_deploy.config import YolactConfig
+from yolact_deploy.config import TIMM, YolactConfig
 from yolact_deploy.errors import ConfigError, InputError
 from yolact_deploy.model import resnet
 from yolact_deploy.model import torch_ops as ops
@@ -26,6 +28,7 @@ from yolact_deploy.model.mask_iou_net import MaskIouNet
 from yolact_deploy.model.mobilenet import MobileNetBackbone, MobileNetV3Backbone
 from yolact_deploy.model.prediction_head import PredictionHead
 from yolact_deploy.model.protonet import make_protonet
+from yolact_deploy.model.timm_backbone import TimmBackbone
 from yolact_deploy.priors import make_priors
 
 if TYPE_CHECKING:
@@ -185,11 +188,28 @@ class YolactModel(nn.Module):
         Args:
             config: differs from this network's in its input and the sizes of its priors
         """
+        if isinstance(self.backbone, TimmBackbone):
+            self.backbone.check_size(config)
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.config = config
         other.register_buffer("priors", torch.from_numpy(make_priors(config).copy()).to(self.priors), persistent=False)
         return other
+
+    @contextmanager
+    def resized(self, config: YolactConfig, priors: Tensor) -> Iterator[None]:
+        """Inside, this very network has another input: for modules that wrap it, such as those of several GPUs.
+
+        Args:
+            config: differs from this network's in its input and the sizes of its priors
+            priors: of ``config``, on the device of the network
+        """
+        before = self.config, self.priors
+        self.config, self.priors = config, priors
+        try:
+            yield
+        finally:
+            self.config, self.priors = before
 
     def predict(self, levels: tuple[Tensor, ...]) -> RawHeads:
         """Raw predictions from the pyramid maps of :meth:`features`."""
@@ -264,7 +284,7 @@ _OTHERS: dict[str, type[DarknetBackbone | MobileNetBackbone | MobileNetV3Backbon
     "mobilenet_v2": MobileNetBackbone,
     "mobilenet_v3_large": MobileNetV3Backbone,
 }
-Backbone = resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone
+Backbone = resnet.ResNetBackbone | DarknetBackbone | MobileNetBackbone | MobileNetV3Backbone | TimmBackbone
 
 
 def _make_backbone(config: YolactConfig) -> Backbone:
@@ -276,4 +296,4 @@ def _make_backbone(config: YolactConfig) -> Backbone:
         )
     if blocks is not None:
         return resnet.ResNetBackbone(blocks, config.deformable_blocks, config.deformable_interval, basic=basic)
-    return _OTHERS[config.backbone]()
+    return TimmBackbone(config) if config.backbone.startswith(TIMM) else _OTHERS[config.backbone]()

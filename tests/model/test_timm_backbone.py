@@ -74,7 +74,11 @@ def test_weights_of_a_file_of_timm(tmp_path: Path) -> None:
     model = network("mobilenetv3_small_050")
     report = initialize(model, str(tmp_path / "w.pth"))
     assert report.reset == ("proto_net", "fpn", "prediction_layers", "semantic_seg_conv")
-    assert torch.equal(model.backbone.body.conv_stem.weight, source.conv_stem.weight)
+    assert torch.equal(model.state_dict()["backbone.body.conv_stem.weight"], source.conv_stem.weight)
+    state = {key: value for key, value in source.state_dict().items() if key != "blocks.1.0.conv_pw.weight"}
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"lack blocks\.1\.0\.conv_pw\.weight"):
+        initialize(model, str(tmp_path / "part.pth"))
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="do not fit timm's mobilenetv3_small_050"):
         initialize(model, str(tmp_path / "other.pth"))
@@ -102,7 +106,7 @@ def test_names_that_are_none(name: str) -> None:
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingDependencyError, match=r"the backbone timm:resnet18 .* yolact-deploy\[timm\]"):
+    with pytest.raises(MissingDependencyError, match=r"the backbone timm:resnet18 .*yolact-deploy\[timm\]"):
         network("resnet18")
 
 
@@ -139,4 +143,3 @@ def test_export(name: str, precision: str, tmp_path: Path) -> None:
     calibration = sample_images() if precision == "int8" else None
     done = export_model(network(name), tmp_path / "m.onnx", ExportSpec(precision=precision, calibration=calibration))
     assert done.parity.failures == []
-    assert done.metadata.keep_fp32 == ()

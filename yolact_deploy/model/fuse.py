@@ -60,9 +60,10 @@ def _fuse_as_it_runs(backbone: TimmBackbone) -> TimmBackbone:
     Convolutions whose results others read as well would be wrong afterwards, so the outputs are compared.
     """
     folded = _replace_norms(copy.deepcopy(backbone), _pairs(backbone))
-    if next(backbone.parameters()).is_meta:
+    parameter = next(backbone.parameters())
+    if parameter.is_meta:
         return folded
-    images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).to(parameter)
     with torch.no_grad():
         for expected, actual in zip(backbone(images), folded(images), strict=True):
             if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
@@ -98,7 +99,8 @@ def _replace_norms(backbone: TimmBackbone, pairs: dict[str, str]) -> TimmBackbon
     """Fold the paired batch normalizations and turn the others into products and sums, in place."""
     modules: dict[str, Any] = dict(backbone.named_modules())
     for name, norm in [(name, module) for name, module in modules.items() if isinstance(module, nn.BatchNorm2d)]:
-        rest: list[nn.Module] = [part for part in map(norm.__dict__["_modules"].get, ("drop", "act")) if part]
+        parts = (getattr(norm, part, None) for part in ("drop", "act"))  # of timm's own class
+        rest: list[nn.Module] = [part for part in parts if isinstance(part, nn.Module)]
         if name in pairs:
             conv = modules[pairs[name]]
             fused = fuse_conv_bn_eval(conv, norm)

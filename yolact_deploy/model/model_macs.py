@@ -45,13 +45,16 @@ def count_model_macs(config_or_model: YolactConfig | YolactModel, *, batch: int 
     return Macs(batch, "fp32", tuple(layers))
 
 
-def _layer(name: str, module: nn.Conv2d | nn.ConvTranspose2d, values: Tensor, output: Tensor) -> LayerMacs:
-    deformable, transposed = isinstance(module, DeformableConv), isinstance(module, nn.ConvTranspose2d)
-    moved = 3 * math.prod(module.kernel_size) * output[:, 0].numel() if deformable else 0  # offsets and weights
+def _layer(name: str, module: nn.Module, values: Tensor, output: Tensor) -> LayerMacs:
+    assert isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    transposed, moved = isinstance(module, nn.ConvTranspose2d), 0
+    op_type = "ConvTranspose" if transposed else "MatMul" if isinstance(module, nn.Linear) else "Conv"
+    if isinstance(module, DeformableConv):
+        op_type, moved = "DeformConv", 3 * math.prod(module.kernel_size) * output[:, 0].numel()  # offsets and weights
     return LayerMacs(
         name=name,
         part=part_of(name),
-        op_type="DeformConv" if deformable else "ConvTranspose" if transposed else "Conv",
+        op_type=op_type,
         macs=(values if transposed else output).numel() * module.weight[0].numel(),  # a kernel each
         inputs=values.numel() + moved,
         weights=sum(parameter.numel() for parameter in module.parameters(recurse=False)),

@@ -78,17 +78,26 @@ class TimmBackbone(nn.Module):
         Raises:
             CheckpointError: tensors of another network.
         """
-        if state is None:
-            body = _create(self.name, out_indices=self._indices, pretrained=True)
-        else:
-            try:
-                body = _create(
-                    self.name, out_indices=self._indices, pretrained=True, pretrained_cfg_overlay={"state_dict": state}
-                )
-            except (RuntimeError, KeyError) as error:
-                raise CheckpointError(f"the weights do not fit timm's {self.name}: {_short(error)}") from error
+        given: dict[str, Any] = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": state}}
+        try:
+            body = _create(self.name, out_indices=self._indices, pretrained=True, **given)
+        except (RuntimeError, KeyError) as error:
+            if state is None:
+                raise
+            raise CheckpointError(f"the weights do not fit timm's {self.name}: {_short(error)}") from error
         tensors: dict[str, Tensor] = body.state_dict()
+        if state is not None:
+            self._check_complete(tensors, state)
         return tensors
+
+    def _check_complete(self, tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Some classes of timm leave random what a file lacks; files with other names than theirs are held to all."""
+        if not tensors.keys() & state.keys():
+            return
+        wanted = (key for key in tensors if not key.endswith("num_batches_tracked"))
+        missing = [key for key in wanted if key not in state and key.replace("_", ".", 1) not in state]
+        if missing:
+            raise CheckpointError(f"the weights do not fit timm's {self.name}: they lack {', '.join(missing[:3])}")
 
 
 def _create(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:

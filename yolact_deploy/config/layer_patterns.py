@@ -115,8 +115,8 @@ def _is_layer(layer: object, depth: int) -> bool:
     if not 1 <= first <= _MOST_CHANNELS or not -_MOST_KERNEL <= second <= _MOST_KERNEL:
         return False
     if stride:
-        return 1 <= stride[0] < -second and (-second - stride[0]) % 2 == 0
-    return second <= -2 or (second > 0 and second % 2 == 1)
+        return bool(1 <= stride[0] < -second and (-second - stride[0]) % 2 == 0)
+    return bool(second <= -2 or (second > 0 and second % 2 == 1))
 
 
 def _whole(numbers: Iterable[object]) -> bool:

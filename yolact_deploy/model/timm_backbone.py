@@ -100,8 +100,8 @@ class TimmBackbone(nn.Module):
             raise CheckpointError(f"the weights do not fit timm's {self.name}: they lack {', '.join(missing[:3])}")
 
 
-def _create(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
-    """timm's network; without ``pretrained`` nothing is downloaded.
+def _create(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+    """timm's network, a module with ``feature_info``; without ``pretrained`` nothing is downloaded.
 
     Raises:
         ConfigError: it has no such network, or one without maps.
@@ -112,12 +112,11 @@ def _create(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module
         hint = f"did you mean {TIMM}{near[0]}?" if near else "timm.list_models() names them"
         raise ConfigError(f"backbone: timm {timm.__version__} has no network {name!r}: {hint}")
     try:
-        model: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        return timm.create_model(name, features_only=True, pretrained=pretrained, **options)
     except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
         if pretrained:
             raise
         raise ConfigError(f"backbone: timm's {name} has no maps of features ({_short(error)})") from error
-    return model
 
 
 def _short(error: Exception) -> str:

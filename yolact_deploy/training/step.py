@@ -103,7 +103,8 @@ class TrainStep:
         if (height, width) not in self._sizes:
             config = _with_same_priors(self.model.config, height, width)
             self._sizes[height, width] = config, torch.from_numpy(make_priors(config).copy()).to(self.world.device)
-        return self.model.resized(*self._sizes[height, width])
+        resized: AbstractContextManager[None] = self.model.resized(*self._sizes[height, width])
+        return resized
 
     def _update(self) -> tuple[Tensor, Tensor]:
         """Update the weights; the norm of the gradient, and whether it was finite (else nothing changed)."""

@@ -80,7 +80,7 @@ def test_a_small_set_is_repeated() -> None:
     sampler = BatchSampler(3, 8)
     assert sampler.batches_per_epoch == 1
     batch = next(iter(sampler))
-    assert sorted(index for _, index in batch[:3]) == [0, 1, 2]
+    assert sorted(index for _, index, _ in batch[:3]) == [0, 1, 2]
     assert batch[3:6] == batch[:3]
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.datasets.formats.mask_shapes import one_outline
 from yolact_deploy.datasets.formats.read_set import (
@@ -229,4 +231,7 @@ def _line(o: ReadObject, picture: ReadPicture, dataset: ReadSet) -> str:
         return ""
     if isinstance(o.mask, list) and len(o.mask) > 1:
         dataset.notes["object of several parts written as one outline"] += 1
-    return " ".join(f"{value:.8f}" for value in outline.clip(0, 1).ravel())
+    # COCO's rule rounds halves of fifths of a pixel up, which are frequent in its files. A share that is less by the
+    # smallest part would round down, and small objects would lose pixels. So the next larger last digit is written.
+    shares = (np.floor(outline.clip(0, 1) * 1e8) + 1) / 1e8
+    return " ".join(f"{value:.8f}" for value in shares.clip(0, 1).ravel())

@@ -81,7 +81,7 @@ pre {{ background: var(--panel); padding: .6rem .9rem; white-space: pre-wrap; ov
 .pictures figcaption {{ overflow-wrap: anywhere; padding-top: .2rem; }}
 
 @media screen and (max-width: 40rem) {{
-  tr > :first-child {{ min-width: 6.4rem; max-width: 8.5rem; }}
+  tr > :first-child {{ max-width: 8.5rem; }}
   th, td {{ padding-right: .6rem; }}
   td.left {{ white-space: normal; min-width: 8rem; }}
 }}

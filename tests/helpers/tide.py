@@ -30,7 +30,7 @@ def by_tidecv(content: Any, results: Any, kind: str, folder: Path, most: int = 1
         tide.datasets.COCO(str(folder / "truth.json")),
         tide.datasets.COCOResult(str(folder / "results.json")),
     )
-    found.max_dets = most
+    truth.max_dets = most  # it takes the limit from the truth
     run = tide.TIDE()
     run.evaluate(truth, found, mode=tide.TIDE.BOX if kind == "bbox" else tide.TIDE.MASK, name="r")
     errors = run.get_all_errors()

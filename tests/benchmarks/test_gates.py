@@ -269,6 +269,7 @@ def timed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Reco
     return run
 
 
+@pytest.mark.slow
 def test_a_slowed_stage_is_caught_by_the_baseline(timed: Callable[..., Record]) -> None:
     baseline = from_json(json.loads(json.dumps(to_json(timed()))), "last.json")
     limits = Limits(baseline=baseline)

@@ -143,6 +143,7 @@ def overflowing(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_check")
 def test_layers_that_overflow(overflowing: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They are named with the reason, kept, and told by inspect; without the search nothing broken is written."""

@@ -109,6 +109,7 @@ def test_thresholds_are_of_box_scores(export: Export, picture: Any, eager: Any, 
         assert (found.mask_scores < threshold).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_parity(export: Export, make_model: Callable[..., Any], precision: str) -> None:
     report = check_parity(make_model(NAME, SMALL), export(NAME, SMALL, precision=precision), sample_images()[:1])
@@ -184,6 +185,7 @@ def test_the_mask_iou_network_stays_in_fp32(export: Export) -> None:
     assert {kinds[name] for name in PARAMETERS} == {onnx.TensorProto.FLOAT}
 
 
+@pytest.mark.slow
 def test_layers_of_deformable_convolutions(export: Export) -> None:
     """They are the trunk's, offsets and all; the mask-IoU network is not."""
     layers = {node.layer: node.op_type for node in reversed(trunk_nodes(onnx.load(str(export(NAME, SMALL))).graph))}

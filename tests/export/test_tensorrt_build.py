@@ -88,6 +88,7 @@ def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, An
     assert [path.name for path in report.path.parent.iterdir()] == ["model.trt"]
 
 
+@pytest.mark.slow
 @needs_rtx
 def test_an_engine_of_a_range_of_sizes(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[Any] = []

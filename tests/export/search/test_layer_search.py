@@ -205,6 +205,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> CocoImages:
     return write_truth(folder, plain_images([write_blobs(folder / "blobs", 6)]))
 
 
+@pytest.mark.slow
 def test_the_layer_that_an_outlier_ruins_is_found(truth: CocoImages, tmp_path: Path) -> None:
     plain = Trials(make_model(), METADATA, truth, _never, threads=1, raw_outputs=False).reference
     model = make_model(make_outlier)

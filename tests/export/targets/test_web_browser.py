@@ -230,6 +230,7 @@ def test_folder_opened_as_a_file(browser: chromium.Chromium, demo_onnx: Path, or
     assert "Run 'python -m http.server' in its folder" in wait_for(browser, "status", bool)
 
 
+@pytest.mark.slow
 def test_policy_forbids_requests_to_elsewhere(browser: chromium.Chromium, page: str) -> None:
     browser.open(f"{page}/", 400)
     ready(browser)

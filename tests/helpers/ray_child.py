@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from yolact_deploy.cli.main import main as main_command
 from yolact_deploy.errors import YolactDeployError
 from yolact_deploy.progress import SILENT
 from yolact_deploy.scale.prediction_ray import predict_on_ray
@@ -40,8 +43,12 @@ def predict(model: str, pictures: list[Path], output: Path) -> dict[str, Any]:
             runs.append(predict_on_ray(None, model, options, pictures, output, workers=2, progress=SILENT))
         except YolactDeployError as error:
             runs.append(str(error))
+    text = io.StringIO()
+    options = ("--score-threshold", "0.15", "--threads", "1", "--ray", "--json")
+    with contextlib.redirect_stdout(text):  # nothing is left to do, so Ray does not start
+        code = main_command(["predict", model, *map(str, pictures), "-o", str(output), *options])
     folder = ParquetFolder(output, made_with(model, {"score_threshold": 0.15}))
-    return {"runs": runs, "rows": list(folder.rows())}
+    return {"runs": runs, "code": code, "printed": json.loads(text.getvalue()), "rows": list(folder.rows())}
 
 
 def die(model: str, pictures: list[Path], output: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Any
 
 import cv2
 import pytest
+from static_server import folder_served
 
 import yolact_deploy
 from yolact_deploy.cli.main import main
+from yolact_deploy.cli.serve import _address_on_ray
 from yolact_deploy.datasets.shapes import render, write_shapes
-from yolact_deploy.errors import BackendError, MissingDependencyError
+from yolact_deploy.errors import BackendError, InputError, MissingDependencyError
 from yolact_deploy.scale.ray_rows import Predict, coco_results, made_with
-from yolact_deploy.scale.serving_ray import _require_room, _resources
+from yolact_deploy.scale.serving_ray import _require_free, _require_room, _resources
 from yolact_deploy.serving.service_settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +37,9 @@ _ALONE = (
     "--user",
     "--map-root-user",
     "--net",
+    "--pid",
+    "--fork",
+    "--mount-proc",
     "--kill-child",
     "sh",
     "-c",
@@ -86,12 +92,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_ray(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command in a network of its own."""
+def on_ray(*arguments: str | Path, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command in a network of its own; all that it starts ends with it."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*_ALONE, PYTHON, *map(str, arguments)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=seconds, check=False,
     )  # fmt: skip
 
 
@@ -123,6 +129,8 @@ def test_predict(demo_onnx: Path, pictures: Path, tmp_path: Path) -> None:
     assert (first["images"], len(first["failed"]), first["skipped"]) == (20, 1, 0)
     assert (second["images"], len(second["failed"]), second["skipped"]) == (20, 1, 21)
     assert "has results of another score_threshold" in third
+    assert result["code"] == 2, "a picture is broken"
+    fits_its_schema(result["printed"])
     rows = {Path(row["path"]).stem: row for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == 21, "no picture twice"
     assert "broken.png" in rows.pop("broken")["error"]
@@ -134,6 +142,17 @@ def test_predict(demo_onnx: Path, pictures: Path, tmp_path: Path) -> None:
         assert row["masks"] == [item["mask"]["counts"] for item in items]
         assert row["scores"] == [item["score"] for item in items]
         assert row["labels"] == [item["label"] for item in items]
+
+
+def fits_its_schema(printed: Any) -> None:
+    """The JSON of the command, against the schema that ships."""
+    jsonschema = pytest.importorskip("jsonschema")
+    from strict_schema import strict
+
+    folder = Path(yolact_deploy.__file__).parent / "cli" / "schemas"
+    schema = json.loads((folder / f"{printed['schema']}.schema.json").read_text())
+    jsonschema.Draft202012Validator(strict(schema)).validate(printed)
+    assert (printed["schema"], printed["skipped"], len(printed["failed"])) == ("predict-ray-v1", 21, 1)
 
 
 @needs_ray
@@ -151,6 +170,7 @@ def test_eval(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     pytest.importorskip("pycocotools")
     list(write_shapes(tmp_path / "set", {"val": 12}, seed=3))
     command = ["eval", "--engine", str(demo_onnx), "--threads", "1", "--data", str(tmp_path / "set"), "--json"]
+    command += ["--match-classes", "name"]
     assert main([*command, "--workers", "1"]) == 0
     expected = json.loads(capsys.readouterr().out)
     done = on_ray("-m", "yolact_deploy", *command, "--ray")
@@ -172,6 +192,19 @@ def test_serve(demo_onnx: Path, pictures: Path) -> None:
     assert [item["score"] for item in result["answer"]["detections"]] == pytest.approx(expected.scores.tolist())
     assert (result["malformed"], result["health"], result["final"], result["code"]) == (400, 200, 200, 0)
     assert set(result["statuses"]) == {"200", "429"}, "24 clients at once, and room for few"
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_of_two_nodes(demo_onnx: Path, pictures: Path, tmp_path: Path) -> None:
+    """Nodes and command share a token; two actors with a core each, of which each node has one."""
+    script = ROOT / "tests" / "helpers" / "ray_cluster_child.py"
+    done = on_ray(script, f"{demo_onnx}@onnxruntime", pictures, tmp_path / "rows", seconds=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["nodes"] == 2
+    assert (result["predicted"]["images"], len(result["predicted"]["failed"])) == (20, 1)
+    assert sorted(Path(row["path"]).name for row in result["rows"]) == sorted(path.name for path in pictures.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -197,6 +230,47 @@ def test_replicas_that_are_refused(
     monkeypatch.setitem(sys.modules, "ray.serve", ModuleType("ray.serve"))
     assert main(["serve", str(demo_onnx), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("routes", "message"),
+    [
+        ('{"/other": "other"}', ""),
+        ('{"/": "mine", "/other": "other"}', "has the application 'mine' at / of 127.0.0.1"),
+        ("no JSON", "listens at another address than 127.0.0.1"),
+    ],
+)
+def test_room_beside_other_applications(tmp_path: Path, routes: str, message: str) -> None:
+    (tmp_path / "-").mkdir()
+    (tmp_path / "-" / "routes").write_text(routes)
+    with folder_served(tmp_path) as address:
+        port = int(address.rpartition(":")[2])
+        if not message:
+            _require_free("auto", "127.0.0.1", port)
+            return
+        with pytest.raises(InputError, match=message):
+            _require_free("auto", "127.0.0.1", port)
+
+
+def test_nothing_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(InputError, match="give that one with --host and --port"):
+        _require_free("auto", "127.0.0.1", port)
+
+
+def test_the_address_of_a_cluster_may_be_in_use() -> None:
+    """Its proxy serves other applications there; on this machine, a port in use is refused."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        arguments = SimpleNamespace(ray="1.2.3.4:6379", host="127.0.0.1", port=port)
+        assert _address_on_ray(arguments) == ("127.0.0.1", port)  # type: ignore[arg-type]
+        arguments.ray = ""
+        with pytest.raises(InputError, match="cannot listen"):
+            _address_on_ray(arguments)  # type: ignore[arg-type]
+    arguments.ray, arguments.port = "1.2.3.4:6379", 70000
+    with pytest.raises(InputError, match="port: expected 0 to 65535"):
+        _address_on_ray(arguments)  # type: ignore[arg-type]
 
 
 def test_room_for_the_replicas() -> None:

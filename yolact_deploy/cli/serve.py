@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from yolact_deploy.console import print_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from yolact_deploy.scale.serving_ray import Replicas
     from yolact_deploy.serving.service_settings import ServiceSettings
 
@@ -90,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
 
     for module in ("fastapi", "fastapi_offline", "uvicorn", "prometheus_client", "python_multipart"):
         import_optional(module, "serve", "Serving models")
-    from yolact_deploy.console import print_json
     from yolact_deploy.loading import ModelSpec
     from yolact_deploy.serving.http_server import listen, serve
 
@@ -100,10 +101,24 @@ def run(args: argparse.Namespace) -> int:
         spec.check_file()
         spec.check_gpu()
     replicas = _replicas(args)
+    if replicas is not None:
+        from yolact_deploy.scale.serving_ray import serve_on_ray
+
+        host, port = _address_on_ray(args)
+        serve_on_ray(args.ray or None, settings, host, port, replicas, _ready(args, settings, host, port))
+        return 0
     listener = listen(args.host, args.port)
-    host, port = listener.getsockname()[:2]
+    # uvicorn finishes all requests, then repeats the signal that ended it.
+    with listener, contextlib.suppress(KeyboardInterrupt):
+        serve(settings, listener, _ready(args, settings, *listener.getsockname()[:2]))
+    return 0
+
+
+def _ready(args: argparse.Namespace, settings: ServiceSettings, host: str, port: int) -> Callable[[], None]:
+    """What says that requests are taken."""
+    from yolact_deploy.console import print_json
+
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    names = ", ".join(settings.models)
     output = sys.stdout
 
     def ready() -> None:
@@ -111,18 +126,20 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print_json({"address": address, "models": list(settings.models)})
             elif not args.quiet:
-                print_text(f"serving {names} at {address} (Ctrl-C ends)")
+                print_text(f"serving {', '.join(settings.models)} at {address} (Ctrl-C ends)")
 
-    if replicas is not None:
-        from yolact_deploy.scale.serving_ray import serve_on_ray
+    return ready
 
-        listener.close()  # it has shown that the address can be used; Ray's proxy opens it again
-        serve_on_ray(args.ray or None, settings, host, port, replicas, ready)
-        return 0
-    # uvicorn finishes all requests, then repeats the signal that ended it.
-    with listener, contextlib.suppress(KeyboardInterrupt):
-        serve(settings, listener, ready)
-    return 0
+
+def _address_on_ray(args: argparse.Namespace) -> tuple[str, int]:
+    """Where Ray's proxy is to listen."""
+    from yolact_deploy.serving.http_server import listen
+
+    if args.ray and 0 < args.port < 65536:
+        return args.host, args.port  # the proxy of a cluster may listen there already, for other applications
+    with listen(args.host, args.port) as listener:  # shows that it can
+        host, port = listener.getsockname()[:2]
+        return host, port
 
 
 def _replicas(args: argparse.Namespace) -> Replicas | None:

@@ -7,6 +7,8 @@ queue has no room for. Ray's proxy hands requests to the replica with the fewest
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import logging
 import os
 import signal
@@ -19,12 +21,18 @@ from yolact_deploy.errors import BackendError, InputError, import_optional
 from yolact_deploy.loading import ModelSpec
 from yolact_deploy.scale.ray_rows import running_ray
 from yolact_deploy.serving.service_settings import ServiceSettings
+from yolact_deploy.untrusted import shown
 
 _NAME = "yolact-deploy"
 #: requests beyond the queue that a replica still answers, with 429, on /healthz and on /metrics
 _SPARE_REQUESTS = 32
 #: seconds in which a signal is noticed
 _SIGNALS_S = 0.5
+#: seconds in which Ray's proxy has to name its applications
+_PROXY_S = 30.0
+#: how long load has to last until a replica is added, and its absence until one ends; Ray's own 600 seconds for the
+#: latter suit models that load for minutes
+_PACE = {"upscale_delay_s": 10.0, "downscale_delay_s": 120.0}
 #: Ray's proxy and its controller import for many seconds on a busy machine; the defaults end them after 5
 _PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
 
@@ -74,7 +82,7 @@ def serve_on_ray(
 
     Raises:
         BackendError: the cluster cannot be used, has too little room, or a replica cannot load its models.
-        InputError: Ray Serve runs there already.
+        InputError: Ray Serve runs there already, and listens elsewhere or has another application at ``/``.
     """
     for name, seconds in _PATIENCE.items():
         os.environ.setdefault(name, seconds)  # read when ray.serve is imported
@@ -84,9 +92,9 @@ def serve_on_ray(
         resources = _resources(settings)
         _require_room(ray, resources, replicas.least)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        if address is not None and serve.status().proxies:
+            _require_free(address, host, port)
         serve.start(http_options={"host": host, "port": port})
-        if serve.status().applications:  # of others, which have to stay as they are
-            raise InputError(f"Ray Serve already has applications at {address}: end them first (serve shutdown)")
         application = _deployment(serve, settings, resources, replicas).bind()
         try:
             try:
@@ -100,6 +108,26 @@ def serve_on_ray(
             serve.delete(_NAME)  # each replica finishes what it has accepted
             if address is None:
                 serve.shutdown()
+
+
+def _require_free(address: str, host: str, port: int) -> None:
+    """Check that Ray Serve, which runs already with applications of others, can take one more at host and port."""
+    where = f"{host}:{port}"
+    connection = http.client.HTTPConnection(host, port, timeout=_PROXY_S)
+    try:
+        with contextlib.closing(connection):
+            connection.request("GET", "/-/routes")
+            routes = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise InputError(
+            f"Ray Serve runs at {address} already and listens at another address than {where}, which only its start "
+            "decides: give that one with --host and --port"
+        ) from error
+    if isinstance(routes, dict) and "/" in routes:
+        raise InputError(
+            f"Ray Serve at {address} has the application {shown(routes['/'])} at / of {where} already: end that one "
+            "first"
+        )
 
 
 def _deployment(serve: Any, settings: ServiceSettings, resources: dict[str, float], replicas: Replicas) -> Any:
@@ -119,7 +147,7 @@ def _deployment(serve: Any, settings: ServiceSettings, resources: dict[str, floa
     else:
         # As many requests in flight as keep the networks of a replica busy while the next ones are decoded.
         bounds = {"min_replicas": replicas.least, "max_replicas": replicas.most}
-        scaling = {"autoscaling_config": {**bounds, "target_ongoing_requests": 2 * busy}}
+        scaling = {"autoscaling_config": {**bounds, **_PACE, "target_ongoing_requests": 2 * busy}}
     return serve.deployment(
         serve.ingress(build)(),
         name=_NAME,

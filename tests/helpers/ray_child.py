@@ -44,9 +44,9 @@ def predict(model: str, pictures: list[Path], output: Path) -> dict[str, Any]:
         except YolactDeployError as error:
             runs.append(str(error))
     text = io.StringIO()
-    options = ("--score-threshold", "0.15", "--threads", "1", "--ray", "--json")
+    words = ("--score-threshold", "0.15", "--threads", "1", "--ray", "--json")
     with contextlib.redirect_stdout(text):  # nothing is left to do, so Ray does not start
-        code = main_command(["predict", model, *map(str, pictures), "-o", str(output), *options])
+        code = main_command(["predict", model, *map(str, pictures), "-o", str(output), *words])
     folder = ParquetFolder(output, made_with(model, {"score_threshold": 0.15}))
     return {"runs": runs, "code": code, "printed": json.loads(text.getvalue()), "rows": list(folder.rows())}
 

@@ -43,7 +43,7 @@ _ALONE = (
     "--kill-child",
     "sh",
     "-c",
-    'ip link set lo up && exec "$@"',
+    'ip link set lo up && "$@"; exit $?',  # Ray takes a parent with the number 1 for none
     "sh",
 )
 

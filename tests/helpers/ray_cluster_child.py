@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from yolact_deploy.progress import SILENT
@@ -30,6 +31,8 @@ def main() -> None:
     model, folder, output = sys.argv[1:]
     pictures = sorted(Path(folder).iterdir())
     os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    # "ray start" notes the cluster in this folder, for every later program of the machine that uses Ray.
+    os.environ["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray")
     ray_start("--head", "--port=6379", "--include-dashboard=false")
     ray_start(f"--address={ADDRESS}")
     options = {"score_threshold": 0.15, "threads": 1}

@@ -146,7 +146,8 @@ def running_ray(address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when it is imported
     ray = import_optional("ray", "ray", "Detecting on Ray")
     data = import_optional("ray.data", "ray", "Detecting on Ray")
-    own: dict[str, Any] = {"include_dashboard": False} if address is None else {"address": address}
+    # Without "local", Ray would look for a cluster that somebody started here, also for one that is gone.
+    own = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecated names that work in all versions that we allow
         try:

@@ -13,22 +13,27 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from yolact_deploy.export.free_batch import TRACED_BATCH, free_batch
 
-#: what the networks do with their images: reshape them, enlarge them to a size, and put masks into one dimension
+#: what the networks do with their images: convolve them (here to as many channels as images), reshape them, enlarge
+#: them to a size, and put masks into one dimension
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 20]>
 network (float[13, 4, 2, 2] images) => (float[13, 8, 2] boxes, float[65, 1, 4, 4] masks)
 <int64[3] shape = {13, 8, 2}, int64[4] sizes = {13, 4, 4, 4}, int64[4] pairs = {65, 1, 4, 4},
  int64[4] wide = {13, 1, 4, 4}, int64[1] axis = {1}, float[1, 1, 1, 1] extra = {0.5},
- float[13, 4, 2, 2] x, float[13, 4, 4, 4] large, float[13, 1, 4, 4] one, float[13, 5, 4, 4] five>
+ float[13, 4, 1, 1] weight = {%s}, float[4, 13, 1, 1] weight_back = {%s},
+ float[13, 13, 2, 2] seen, float[13, 4, 2, 2] back, float[13, 4, 2, 2] x, float[13, 4, 4, 4] large,
+ float[13, 1, 4, 4] one, float[13, 5, 4, 4] five>
 {
-  boxes = Reshape <allowzero = 1> (images, shape)
+  seen = Conv (images, weight)
+  back = Conv (seen, weight_back)
+  boxes = Reshape <allowzero = 1> (back, shape)
   x = Mul (images, extra)
   large = Resize <mode = "nearest"> (x, , , sizes)
   one = ReduceMean <keepdims = 1> (large, axis)
   five = Concat <axis = 1> (large, one)
   masks = Reshape (five, pairs)
 }
-"""
+""" % ((", ".join(["0.25"] * 52),) * 2)
 
 
 def outputs(model: Any, images: Any) -> list[Any]:
@@ -51,7 +56,10 @@ def test_every_batch_gives_the_rows_of_the_trace() -> None:
         value.name: value.type.tensor_type.shape.dim[0].dim_param
         for value in (*model.graph.input, *model.graph.output, *model.graph.value_info)
     }
-    assert first == {**dict.fromkeys(("images", "boxes", "x", "large", "one", "five"), "batch"), "masks": "5*batch"}
+    assert first == {
+        **dict.fromkeys(("images", "boxes", "seen", "back", "x", "large", "one", "five"), "batch"),
+        "masks": "5*batch",
+    }
     assert {"shape", "sizes", "pairs"}.isdisjoint(tensor.name for tensor in model.graph.initializer)
 
 

@@ -19,6 +19,8 @@ from yolact_deploy.export.free_sizes import drop_unused
 TRACED_BATCH = 13
 #: operators whose constants are shapes or sizes of their outputs, apart from those that are changed here
 _FIXED_SHAPES = ("CenterCropPad", "Col2Im", "ConstantOfShape", "Expand", "Split", "Tile", "Upsample")
+#: operators whose constants are weights, of any number of channels
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "PRelu")
 
 
 def free_batch(model: onnx.ModelProto) -> bool:
@@ -40,7 +42,8 @@ def free_batch(model: onnx.ModelProto) -> bool:
         elif node.op_type == "Resize" and len(node.input) == 4 and shape is not None:
             free = _free_resize(freed, node, shape)
         else:
-            free = node.op_type not in _FIXED_SHAPES and not any(_per_image(constants.get(name)) for name in node.input)
+            per_image = node.op_type not in _WEIGHTED and any(_per_image(constants.get(name)) for name in node.input)
+            free = node.op_type not in _FIXED_SHAPES and not per_image
         if not free:
             return False
     values = (*freed.input, *freed.output, *freed.value_info)

@@ -76,22 +76,36 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def resnet50_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def resnet50_checkpoint(run_folder: Path) -> Path:
     """A ``.pth`` file with the deterministic weights of yolact_resnet50, as the original would save them."""
     pytest.importorskip("torch")
     from deterministic import write_checkpoint
+    from traces import once
 
-    return write_checkpoint(tmp_path_factory.mktemp("weights") / "yolact_resnet50_54_800000.pth", "yolact_resnet50")
+    path = run_folder / "weights" / "yolact_resnet50_54_800000.pth"
+    return once(path, lambda path: write_checkpoint(path, "yolact_resnet50"))
 
 
 @pytest.fixture(scope="session")
-def demo_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_onnx(run_folder: Path) -> Path:
     """The model that ships with the package, exported in FP32. Shared: copy it before you change it."""
     for module in ("torch", "torchvision", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
+    from traces import once
+
     from yolact_deploy import samples
     from yolact_deploy.cli.main import main
 
-    stem = tmp_path_factory.mktemp("demo") / "shapes_demo"
-    assert main(["export", "--weights", str(samples.DEMO_MODEL), "--engine", "none", "--quiet", "-o", str(stem)]) == 0
-    return stem.with_suffix(".onnx")
+    def make(path: Path) -> None:
+        arguments = [
+            "--weights",
+            str(samples.DEMO_MODEL),
+            "--engine",
+            "none",
+            "--quiet",
+            "-o",
+            str(path.with_suffix("")),
+        ]
+        assert main(["export", *arguments]) == 0
+
+    return once(run_folder / "demo" / "shapes_demo.onnx", make)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -38,16 +38,12 @@ LIMIT = 120  # seconds
 
 
 @pytest.fixture(scope="module")
-def store(resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def store(demo_onnx: Path, resnet50_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``model.onnx``, a valid file of the demo model, and ``w.pth``, a checkpoint of ResNet-50 with 80 classes."""
-    from yolact_deploy.export.onnx import export_onnx
-    from yolact_deploy.model.checkpoint import load_model
-
     folder = tmp_path_factory.mktemp("store")
-    export_onnx(load_model(DEMO_MODEL), folder / "model.onnx")
+    (folder / "model.onnx").hardlink_to(demo_onnx)
     (folder / "w.pth").symlink_to(resnet50_checkpoint)
-    yield folder
-    (folder / "model.onnx").unlink()
+    return folder
 
 
 def beginning(path: Path) -> bytes:

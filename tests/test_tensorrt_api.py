@@ -142,6 +142,7 @@ def test_a_flag_that_11_lacks(check: Check, tmp_path: Path, version: str) -> Non
 
 #: of the same kinds
 MORE_MISTAKES = [
+    ("builds", "export__tensorrt_build", "workspace_mib << 20", "workspace_mib * 1e6", "not take pool_size=64"),
     ("builds", "export__tensorrt_build", "progress_monitor = m", "monitor = m", "no 'monitor'"),
     ("builds", "export__tensorrt_build", "progress_monitor = monitor", "progress_monitor = 1", "got 1"),
     ("builds", "runtime__tensorrt_api", "config.set_timing_cache(cache, ignore_",
@@ -154,7 +155,6 @@ MORE_MISTAKES = [
 @pytest.mark.parametrize(
     ("scenario", "module", "old", "new", "message"),
     [
-        ("builds", "export__tensorrt_build", "workspace_mib << 20", "workspace_mib * 1e6", "not take pool_size=64"),
         ("builds", "export__tensorrt_build", "parent_phase: str | None, ", "", "phase_start: expected (phase_"),
         ("loads", "runtime__tensorrt_api", "_memory(pointer, nbytes)", "_memory(pointer)", "lacks size"),
         ("runs", "runtime__tensorrt", "execute_async_v3(stream", "execute_async_v2(stream", "no 'execute_async_v2'"),

@@ -149,6 +149,8 @@ def test_the_command_writes_its_result(
     monkeypatch.setattr(machine_limits, "gpu_copy_bandwidth", lambda device: {"device_bytes_per_s": 1e9})
     monkeypatch.setattr(gpu_kernels, "kernel_cases", lambda config, batch: small)
     monkeypatch.setattr(gpu_check, "run_part", in_process)
+    monkeypatch.setattr(gpu_frames, "_WARM_UP", 6)
+    monkeypatch.setattr(gpu_frames, "BATCHES", (2, 3))
     of_config = gpu_frames.frame_cases
     monkeypatch.setattr(
         gpu_frames, "frame_cases", lambda device, config, calls: of_config(device, CONFIG, calls=2, sizes=[IMAGE_SIZE])

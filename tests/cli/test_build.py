@@ -12,24 +12,14 @@ import pytest
 from yolact_deploy.cache import file_lock
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
-from yolact_deploy.errors import MissingDependencyError
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
+from exports import needs_rtx
+
 from yolact_deploy.export.engine import import_tensorrt
-
-
-def have_rtx() -> bool:
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 from yolact_deploy.artifact import sha256_file
 from yolact_deploy.cli import main as cli
 from yolact_deploy.engine_file import read_engine_metadata
-from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.errors import ExportError
 from yolact_deploy.samples import DEMO_MODEL
 
 pytest.importorskip("torch")
@@ -24,25 +24,15 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from exports import needs_rtx
+
 from yolact_deploy.export import pipeline
-from yolact_deploy.export.engine import import_tensorrt
-from yolact_deploy.export.parity import check_parity
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 
 SMALL = ["--size", "97"]
 #: a trained model, whose trace at this size other tests share
 DEMO = ["--weights", str(DEMO_MODEL), "--size", "128"]
-
-
-def have_rtx() -> bool:
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
 
 
 @pytest.fixture
@@ -56,17 +46,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-@pytest.fixture
-def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare on one picture instead of three."""
-    check = check_parity
-    monkeypatch.setattr(
-        pipeline,
-        "check_parity",
-        lambda model, path, images, traced, noise: check(model, path, images[:1], traced[:1], noise),
-    )
 
 
 @pytest.fixture
@@ -97,6 +76,7 @@ def test_fp16_onnx_and_engine(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert err.startswith("building shapes_demo.trt ...\n")
 
 
+@pytest.mark.slow  # a trace of its own
 @pytest.mark.usefixtures("short_check")
 def test_json_and_options(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--tail", "heads", "--batch", "2", "--input", "float32", "--engine", "none", "-o", "out/net.onnx"]
@@ -212,6 +192,23 @@ def test_quiet_without_any_tensorrt(
 
 def stop(*args: Any, **options: Any) -> None:
     raise ExportError("far enough")
+
+
+def test_options_reach_the_export(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[ExportSpec] = []
+
+    def begin(model: object, output: object, spec: ExportSpec, **others: Any) -> None:
+        specs.append(spec)
+        stop()
+
+    monkeypatch.setattr(pipeline, "export_model", begin)
+    arguments = ["--tail", "heads", "--batch", "2", "--input", "float32", "--engine", "none", "-o", "out/net.onnx"]
+    assert cli.main(["export", "--json", *DEMO, *arguments]) == 2
+    assert error_of(capsys).endswith("far enough\n")
+    (spec,) = specs
+    assert (spec.tail, spec.batch, spec.input_dtype, spec.size) == ("heads", (2, 2, 2), "float32", 128)
 
 
 def error_of(capsys: pytest.CaptureFixture[str]) -> str:

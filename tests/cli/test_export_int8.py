@@ -56,6 +56,7 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
     return last
 
 
+@pytest.mark.usefixtures("short_check")
 def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
     assert cli.main(arguments) == 0

@@ -65,6 +65,7 @@ def train(*arguments: object, settings: tuple[str, ...] = ()) -> int:
 
 
 @pytest.mark.parametrize("iterations", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("short_check")
 def test_a_set_of_ones_own_trains_exports_and_predicts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], iterations: int
 ) -> None:

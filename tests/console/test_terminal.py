@@ -67,6 +67,18 @@ def run(folder: Path, commands: list[tuple[list[str], list[int]]], *columns: int
     return [lines[start + 1 : end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
 
 
+#: what needs PyTorch
+NETWORKS: list[tuple[list[str], list[int]]] = [
+    (["inspect", "--layers", str(samples.DEMO_MODEL)], [0]),
+    (["summary", "--config", "yolact_base"], [0]),
+]
+
+
+@pytest.mark.slow  # of these tables, test_layer_table.py checks rows and notes
+def test_networks(tmp_path: Path) -> None:
+    check(tmp_path, NETWORKS)
+
+
 def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -> None:
     results = [
         {"image_id": 196393, "category_id": 1, "bbox": [10.0, 10.0, 50.0, 60.0], "score": 0.9},
@@ -78,8 +90,6 @@ def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -
     annotated = ["--annotations", str(samples.ANNOTATIONS)]
     commands: list[tuple[list[str], list[int]]] = [
         (["inspect", "demo.onnx"], [0]),
-        (["inspect", "--layers", str(samples.DEMO_MODEL)], [0]),
-        (["summary", "--config", "yolact_base"], [0]),
         (["eval", "--results", "results.json", *annotated, "--per-class"], [0]),
         (["data", "check", str(samples.NUCLEI.annotations)], [0, 2]),
         (["bench", "table", *speeds], [0]),
@@ -87,7 +97,12 @@ def test_what_does_not_change_from_run_to_run(demo_onnx: Path, tmp_path: Path) -
         (["doctor"], [0, 2]),
         (["inspect", "no_such_file_" * 8 + ".onnx"], [2]),
     ]
-    wide, narrow = run(tmp_path, commands, 500, 80)
+    check(tmp_path, commands)
+
+
+def check(folder: Path, commands: list[tuple[list[str], list[int]]]) -> None:
+    """In a narrow terminal no line is too long, and each number of a wide one is there."""
+    wide, narrow = run(folder, commands, 500, 80)
     long = [line for line in narrow if width_of(line) > 80]
     assert [line for line in long if len(line.split()) > 1] == [], "only a path is longer"
     assert numbers(wide) - numbers(narrow) == set(), "a number was split or left out"

@@ -69,9 +69,18 @@ class EmulationError(Exception):
 
 @functools.cache
 def available(mode: str = "fibers") -> bool:
-    """Whether there is a compiler for kernels with the features that the mode needs."""
+    """Whether there is a compiler for kernels with the features that the mode needs; remembered for each compiler."""
     if shutil.which("g++") is None:
         return False
+    digest = hashlib.sha256("\0".join([*MODES[mode], _compiler_version()]).encode()).hexdigest()[:24]
+    note = _build_folder() / f"available-{mode}-{digest}"
+    if not note.exists():
+        note.with_suffix(f".{os.getpid()}").write_text("yes" if _works(mode) else "no")
+        note.with_suffix(f".{os.getpid()}").replace(note)
+    return note.read_text() == "yes"
+
+
+def _works(mode: str) -> bool:
     with tempfile.TemporaryDirectory() as name:
         program = Path(name) / "program.cpp"
         program.write_text("#if __cplusplus < 202002L\n#error\n#endif\nint main() { return 0; }\n")

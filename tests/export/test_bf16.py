@@ -13,7 +13,7 @@ import pytest
 
 from yolact_deploy import load
 from yolact_deploy.engine_file import read_engine_metadata
-from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.errors import ExportError
 from yolact_deploy.evaluation.taps import OnnxTap
 from yolact_deploy.evaluation.trunk_comparison import compare_trunks
 from yolact_deploy.graph.half_precision import BF16_OPSET
@@ -27,9 +27,11 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from exports import needs_rtx
+
 from yolact_deploy.export import onnx as onnx_module
 from yolact_deploy.export import pipeline
-from yolact_deploy.export.engine import build_engine, import_tensorrt
+from yolact_deploy.export.engine import build_engine
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.pipeline import export_model
 from yolact_deploy.export.spec import ExportSpec
@@ -210,7 +212,7 @@ def test_layer_by_layer(export: Export, images: Any, runtime: str, precision: st
 
 
 def test_a_good_export(make_model: Callable[..., Any], tmp_path: Path) -> None:
-    exported = export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC)
+    exported = export_model(make_model(NAME, SMALL), tmp_path / "m.onnx", SPEC, check_images=sample_images()[:1])
     parity = exported.parity
     assert parity.failures == []
     assert [tensor.limit for tensor in parity.traced] == [1e-4] * 4
@@ -271,13 +273,11 @@ def test_it_has_the_range_of_fp32(make_model: Callable[..., Any], tmp_path: Path
 # -- engines --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [pytest.param((), marks=pytest.mark.slow), KEPT])
+@pytest.mark.parametrize("keep", [(), KEPT])
 @pytest.mark.parametrize(("tail", "batch"), TAILS)
+@needs_rtx
+@pytest.mark.slow  # tests/cli/test_export.py builds one
 def test_engines(export: Export, tmp_path: Path, tail: str, batch: tuple[int, int, int], keep: tuple[str, ...]) -> None:
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
     source = export(NAME, SMALL, precision="bf16", tail=tail, batch=batch, keep_fp32=keep)
     report = build_engine(source, tmp_path / "m.trt", flavour="rtx")
     metadata = read_engine_metadata(tmp_path / "m.trt")

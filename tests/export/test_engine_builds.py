@@ -21,7 +21,7 @@ import pytest
 from yolact_deploy.artifact import Metadata, write_json
 from yolact_deploy.config import get_config, list_configs
 from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
-from yolact_deploy.errors import ExportError, MissingDependencyError, OutputError
+from yolact_deploy.errors import ExportError, OutputError
 from yolact_deploy.machine.environment import environment
 from yolact_deploy.samples import sample_images
 from yolact_deploy.untrusted import read_json
@@ -34,7 +34,7 @@ pytest.importorskip("onnxscript")
 import old_parser
 
 from yolact_deploy.export.calibration import calibrate
-from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+from yolact_deploy.export.engine import BuildOptions, build_engine
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.onnx import export_onnx, trace, write_onnx
 from yolact_deploy.export.quantize import quantize_trunk
@@ -53,12 +53,8 @@ CASES = list(
 
 
 @pytest.fixture(scope="module")
-def record() -> Iterator[dict[str, Any]]:
+def record(rtx: Any) -> Iterator[dict[str, Any]]:
     """What was measured, by configuration-precision-tail-batch; written down at the end."""
-    try:
-        version = import_tensorrt("rtx").__version__
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
     builds: dict[str, Any] = {}
     yield builds
     target = os.environ.get("YOLACT_ENGINE_BUILDS")
@@ -66,7 +62,7 @@ def record() -> Iterator[dict[str, Any]]:
         known = read_json(target, "result", OutputError)["builds"] if Path(target).exists() else {}
         head = {
             "environment": environment(),
-            "tensorrt_rtx": version,
+            "tensorrt_rtx": rtx.__version__,
             "batch": {k: list(v) for k, v in BATCHES.items()},
             "size": SIZE,
         }

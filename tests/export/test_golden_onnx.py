@@ -90,7 +90,15 @@ class Net:
         return predictor.postprocess(self.outputs(kind, image), 0, self.pictures[image].shape)
 
 
-@pytest.fixture(scope="module", params=[(name, backend) for name in NAMES for backend in BACKENDS], ids="-".join)
+#: by default in ONNX Runtime, with which test_openvino.py and test_functions.py compare OpenVINO
+NETS = [
+    pytest.param((name, backend), id=f"{name}-{backend}", marks=pytest.mark.slow if backend == "openvino" else ())
+    for name in NAMES
+    for backend in BACKENDS
+]
+
+
+@pytest.fixture(scope="module", params=NETS)
 def net(request: pytest.FixtureRequest, export: Callable[..., Path]) -> Iterator[Net]:
     name, backend = request.param
     pytest.importorskip(backend)

@@ -12,6 +12,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from exports import needs_rtx
+from few import few_rows
+
 from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.export.pipeline import export_model
 from yolact_deploy.export.spec import ExportSpec
@@ -70,7 +73,8 @@ def exported(
     """A file that passed the comparison of every export, before and after quantization."""
     path = tmp_path_factory.mktemp("shapes") / f"{request.param}.onnx"
     calibration = pictures[:16] if request.param == "int8" else None
-    done = export_model(network, path, ExportSpec(precision=request.param, calibration=calibration))
+    spec = ExportSpec(precision=request.param, calibration=calibration)
+    done = export_model(network, path, spec, check_images=pictures[16:17])
     assert done.parity.failures == []
     yield path
     path.unlink()
@@ -83,8 +87,10 @@ def test_metadata(network: Any, exported: Path) -> None:
     assert shape == [1, *network.config.input_shape, 3]
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("tail", ["host", "graph"])
+@pytest.mark.parametrize(
+    ("backend", "tail"),
+    few_rows([(name, tail) for name in ("onnxruntime", "openvino") for tail in ("host", "graph")], 0, 3),
+)
 def test_agreement_with_eager(
     exported: Path, expected: list[Any], pictures: list[Path], backend: str, tail: str
 ) -> None:
@@ -100,15 +106,11 @@ def test_agreement_with_eager(
 
 
 @pytest.mark.slow
+@needs_rtx
 def test_engine(network: Any, exported: Path, tmp_path: Path) -> None:
     """An engine of TensorRT for RTX, built without a GPU, with the same input."""
     from yolact_deploy.engine_file import read_engine_metadata
-    from yolact_deploy.errors import MissingDependencyError
-    from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+    from yolact_deploy.export.engine import BuildOptions, build_engine
 
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError:
-        pytest.skip("TensorRT for RTX is not installed")
     build_engine(exported, tmp_path / "m.trt", flavour="rtx", options=BuildOptions(cache=False))
     assert read_engine_metadata(tmp_path / "m.trt").config == network.config

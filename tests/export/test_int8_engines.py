@@ -11,14 +11,16 @@ import pytest
 
 from yolact_deploy.artifact import METADATA_KEY
 from yolact_deploy.engine_file import read_engine_header, read_engine_metadata
-from yolact_deploy.errors import ExportError, MissingDependencyError
+from yolact_deploy.errors import ExportError
 from yolact_deploy.samples import sample_images
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
+from exports import needs_rtx
+
 from yolact_deploy.export.calibration import Calibration, calibrate
-from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+from yolact_deploy.export.engine import BuildOptions, build_engine
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.quantize import quantize_trunk
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
@@ -31,17 +33,6 @@ PARAMETERS = ["static", pytest.param("dynamic", marks=pytest.mark.slow)]
 NO_CACHE = BuildOptions(cache=False)
 _calibrations: dict[Path, Calibration] = {}
 _sizes: dict[Path, int] = {}
-
-
-def have_rtx() -> bool:
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
 
 
 def quantized(
@@ -91,9 +82,7 @@ def check_pair(single: Path, int8: Path, folder: Path) -> tuple[int, int]:
 def test_small_engines(export: Export, tmp_path: Path, batch: str) -> None:
     single = export(NAME, SMALL, batch=BATCHES[batch])
     fp32, int8 = check_pair(single, quantized(single, tmp_path / "int8.onnx"), tmp_path)
-    assert (
-        int8 < 0.6 * fp32
-    )  # TensorRT repeats the weights of the heads for each level, a large part of so small a network
+    assert int8 < 0.6 * fp32  # TensorRT repeats the weights of the heads for each level, a large part of them
 
 
 @needs_rtx

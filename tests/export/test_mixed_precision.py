@@ -62,7 +62,7 @@ def lowered(path: Path, keep: tuple[str, ...] = (), **options: Any) -> Any:
     ("precision", "tail"),
     [
         ("fp16", "functions"),
-        ("bf16", "heads"),
+        pytest.param("bf16", "heads", marks=pytest.mark.slow),
         pytest.param("fp16", "heads", marks=pytest.mark.slow),
         pytest.param("bf16", "functions", marks=pytest.mark.slow),
     ],

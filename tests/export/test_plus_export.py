@@ -13,7 +13,6 @@ import pytest
 
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import YolactConfig, get_config
-from yolact_deploy.errors import MissingDependencyError
 from yolact_deploy.mask_iou import PARAMETERS
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.predictor import Predictor
@@ -23,6 +22,8 @@ from yolact_deploy.samples import sample_images
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
+
+from exports import needs_rtx
 
 from yolact_deploy.export.mixed_precision import lower_trunk
 from yolact_deploy.export.onnx import export_onnx
@@ -229,13 +230,10 @@ def test_outputs_are_told_by_the_metadata() -> None:
     ],
 )
 @pytest.mark.slow
+@needs_rtx
 def test_an_engine(export: Export, tmp_path: Path, precision: str, tail: str) -> None:
-    from yolact_deploy.export.engine import BuildOptions, build_engine, import_tensorrt
+    from yolact_deploy.export.engine import BuildOptions, build_engine
 
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
     source = export(NAME, SMALL, precision=precision, tail=tail)
     report = build_engine(source, tmp_path / "m.trt", flavour="rtx", options=BuildOptions(cache=False))
     assert 0.9 < report.bytes / source.stat().st_size < 1.3

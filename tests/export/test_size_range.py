@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from few import few
+from few import few, few_rows
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -44,13 +44,16 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A file of batches from 1 to 2 whose comparison with eager at three sizes has passed."""
     path = tmp_path_factory.mktemp("range") / f"{request.param}.onnx"
     spec = ExportSpec(precision=request.param, size_range=RANGE, batch=(1, 1, 2), fit="letterbox")
-    done = export_model(DEMO_MODEL, path, spec)
+    done = export_model(DEMO_MODEL, path, spec, check_images=sample_images()[:1])
     assert done.parity.failures == []
     return path
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("size", few(TRIED, 2, 4), ids=str)
+@pytest.mark.parametrize(
+    ("size", "backend"),
+    few_rows([(size, name) for size in TRIED for name in ("onnxruntime", "openvino")], 4, 9),
+    ids=str,
+)
 def test_heads_equal_eager(exported: Path, backend: str, size: tuple[int, int]) -> None:
     pytest.importorskip(backend)
     eager = TorchBackend(load_model(DEMO_MODEL, image_size=size, fit="letterbox"))
@@ -69,7 +72,7 @@ def test_heads_equal_eager(exported: Path, backend: str, size: tuple[int, int]) 
             assert np.abs(got - wanted).max() <= CLOSE[exported.stem] * wanted.std(), name
 
 
-@pytest.mark.parametrize("tail", ["host", "graph"])
+@pytest.mark.parametrize("tail", few(["host", "graph"], 1))
 def test_pictures_choose_their_input(exported: Path, tail: str) -> None:
     """Each in a list as if it were alone, and as in a file of just this input."""
     tall, wide = sample_images()[0], sample_images()[1]
@@ -195,7 +198,7 @@ def test_the_usual_size(size_range: tuple[Size, ...], usual: Size) -> None:
 
 
 @pytest.mark.parametrize("priors", ["original", "pixels"])
-@pytest.mark.parametrize("name", ["yolact_base", "yolact_resnet50_pascal", "yolact_plus_resnet50", "oblong"])
+@pytest.mark.parametrize("name", few(["yolact_base", "yolact_resnet50_pascal", "yolact_plus_resnet50", "oblong"], 2, 3))
 def test_priors_in_the_graph(name: str, priors: str) -> None:
     """Of squares, where whole scales are truncated, and of all other inputs; rounded at most in the last bit."""
     config = YolactConfig(image_size=(384, 640)) if name == "oblong" else get_config(name)

@@ -23,6 +23,9 @@ from yolact_deploy.machine import nvidia
 
 onnx = pytest.importorskip("onnx")
 
+from exports import needs_rtx
+from few import few
+
 from yolact_deploy.export import engine as build_module
 from yolact_deploy.export.build_options import choose_profiles
 from yolact_deploy.export.engine import BuildOptions, available_flavour, build_engine, import_tensorrt
@@ -34,15 +37,6 @@ Export = Callable[..., Path]
 SMALL = 138
 
 
-def have_rtx() -> bool:
-    try:
-        import_tensorrt("rtx")
-    except MissingDependencyError:
-        return False
-    return True
-
-
-needs_rtx = pytest.mark.skipif(not have_rtx(), reason="TensorRT for RTX is not installed")
 NAME = "small"
 
 
@@ -66,11 +60,7 @@ def check_engine(path: Path, source: Path, batch: tuple[int, int, int] | None = 
 @needs_rtx
 @pytest.mark.parametrize(
     "options",
-    [
-        {"precision": "fp16", "batch": (1, 2, 4)},
-        {"tail": "heads"},
-        {"cross_class": True},
-    ],
+    few([{"precision": "fp16", "batch": (1, 2, 4)}, {"tail": "heads"}, {"cross_class": True}], 0),
     ids=lambda options: "-".join(options),
 )
 def test_engines_are_built(export: Export, tmp_path: Path, options: dict[str, Any]) -> None:
@@ -136,6 +126,7 @@ def test_options_and_progress(export: Export, tmp_path: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.slow
 def test_several_targets(export: Export, tmp_path: Path) -> None:
     source = export(NAME, SMALL)
     options = BuildOptions(targets=("8.6", "sm_89", "120", "SM86"))
@@ -178,7 +169,7 @@ def test_which_profiles(batch: Any, wanted: Any, expected: Any) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize("mode", few(["off", "on"], 1))
 def test_rtx_keeps_the_functions(export: Export, tmp_path: Path, mode: str) -> None:
     source, options = export(NAME, SMALL), BuildOptions(plugin=mode)
     if mode == "on":
@@ -192,6 +183,7 @@ def test_rtx_keeps_the_functions(export: Export, tmp_path: Path, mode: str) -> N
 
 
 @needs_rtx
+@pytest.mark.slow  # test_plugin_rtx.py builds with plugins as well
 def test_plugins_on_rtx_for_those_who_ask(export: Export, tmp_path: Path) -> None:
     """In a process that finds RTX's library under the name that its package lacks, without which the parser dies."""
     source, target = export(NAME, SMALL, precision="fp16", batch=(1, 2, 4)), tmp_path / "m.trt"
@@ -298,10 +290,8 @@ def test_a_lock_file_left_behind_does_not_matter(export: Export, tmp_path: Path,
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def built(rtx: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Replace the work by a file of 100 bytes; gives the names of the engines that were built, and an empty cache."""
-    if not have_rtx():
-        pytest.skip("TensorRT for RTX is not installed")
     made: list[str] = []
 
     def build(job: Any, target: Path, progress: Any) -> None:

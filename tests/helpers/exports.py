@@ -16,6 +16,22 @@ from yolact_deploy.config import YolactConfig
 DEFAULTS = {"precision": "fp32", "tail": "functions", "batch": (1, 1, 1), "input_dtype": "uint8", "cross_class": False}
 
 
+#: importing TensorRT while tests are collected would take each worker a second
+needs_rtx = pytest.mark.usefixtures("rtx")
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT for RTX, which builds engines without a GPU."""
+    from yolact_deploy.errors import MissingDependencyError
+    from yolact_deploy.runtime.tensorrt_api import import_tensorrt
+
+    try:
+        return import_tensorrt("rtx")
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., Any]:
     """``make_model(name, size)``: a named network or "small" with deterministic weights, for evaluation, cached."""
@@ -74,6 +90,19 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 
     yield get
     shutil.rmtree(folder)  # pytest would keep a gigabyte for the next three sessions
+
+
+@pytest.fixture
+def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are compared with the model on one picture instead of three."""
+    from yolact_deploy.export import pipeline
+
+    check = pipeline.check_parity
+    monkeypatch.setattr(
+        pipeline,
+        "check_parity",
+        lambda model, path, images, traced, noise: check(model, path, images[:1], traced[:1], noise),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -108,17 +108,33 @@ def _with(content: bytes, weights: dict[str, Any]) -> Any:
     return graph
 
 
+@pytest.fixture(scope="session")
+def run_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if hasattr(request.config, "workerinput") else base
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """A file that the first worker to need it makes; it must not be changed."""
+    from filelock import FileLock
+
+    path.parent.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            (folder := path.parent / "unfinished").mkdir(exist_ok=True)
+            make(folder / path.name)
+            (folder / path.name).rename(path)
+    return path
+
+
 @pytest.fixture(autouse=True)
-def shared_traces(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def shared_traces(request: pytest.FixtureRequest, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the exporter, once a test has imported it, take its traces from those of this run."""
     exporter = sys.modules.get("yolact_deploy.export.onnx")
     if exporter is None:
         return
     if not isinstance(exporter._trace, TraceCache):
-        base = tmp_path_factory.getbasetemp()
-        run = base.parent if hasattr(request.config, "workerinput") else base
-        exporter._trace = TraceCache(exporter._trace, run / "traces")  # type: ignore[attr-defined]
+        exporter._trace = TraceCache(exporter._trace, run_folder / "traces")  # type: ignore[attr-defined]
     if request.node.get_closest_marker("fresh_trace"):
         monkeypatch.setattr(exporter, "_trace", exporter._trace.own)

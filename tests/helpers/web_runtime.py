@@ -1,9 +1,11 @@
-"""The files of ONNX Runtime Web for the tests of web pages; they come from npm."""
+"""What the tests of web pages share: the files of ONNX Runtime Web, which come from npm, and one browser."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import chromium
 import pytest
 
 
@@ -19,3 +21,12 @@ def ort_web() -> Path:
         if "npm cannot fetch" in str(error) or "no npm here" in str(error):
             pytest.skip(str(error).partition(". ")[0])
         raise
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[chromium.Chromium]:
+    """A browser without a GPU, whose camera shows a test picture. Its tab is where the test before left it."""
+    with chromium.Chromium(
+        "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    ) as running:
+        yield running

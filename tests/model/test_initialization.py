@@ -40,6 +40,11 @@ def model(**changes: object) -> YolactModel:
     return YolactModel(dataclasses.replace(SMALL, **changes))  # type: ignore[arg-type]
 
 
+def without_values(backbone: str) -> YolactModel:
+    with torch.device("meta"):
+        return model(backbone=backbone)
+
+
 def with_classes(*names: str) -> YolactModel:
     torch.manual_seed(1)
     return YolactModel(SMALL.with_classes(names))
@@ -91,11 +96,13 @@ def test_names(key: str, expected: str | None) -> None:
 
 
 def test_darknets_initial_weights_have_our_names(tmp_path: Path) -> None:
-    darknet = model(backbone="darknet53")
-    wanted = {k: torch.randn_like(v.float()) for k, v in darknet.backbone.state_dict().items()}
+    darknet = without_values("darknet53").to_empty(device="cpu")
+    wanted = {k: torch.full(v.shape, float(i)) for i, (k, v) in enumerate(darknet.backbone.state_dict().items())}
     torch.save(wanted, tmp_path / "darknet53.pth")
     initialize(darknet, str(tmp_path / "darknet53.pth"))
-    assert torch.equal(darknet.state_dict()["backbone._preconv.0.weight"], wanted["_preconv.0.weight"])
+    loaded = darknet.backbone.state_dict()
+    for key in ("_preconv.0.weight", "layers.4.3.conv2.1.running_var"):
+        assert torch.equal(loaded[key], wanted[key])
 
 
 def test_another_backbones_weights(tmp_path: Path) -> None:
@@ -114,9 +121,9 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         initialize(model(), str(tmp_path / "nowhere.pth"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="the YOLOv3 authors"):
-        initialize(model(backbone="darknet53"), "darknet53.pth")
+        initialize(without_values("darknet53"), "darknet53.pth")
     with pytest.raises(CheckpointError, match="torchvision has no"):
-        initialize(model(backbone="darknet53"), "imagenet")
+        initialize(without_values("darknet53"), "imagenet")
     (tmp_path / "w.npz").write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"not a complete \.npz"):
         initialize(model(), str(tmp_path / "w.npz"))

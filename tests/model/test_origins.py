@@ -40,7 +40,7 @@ def small(implementation: str, classes: int = 3) -> tuple[dict[str, Any], Yolact
     The names are the inverse of what the origins do, written here once more.
     """
     torch.manual_seed(0)
-    base = YolactConfig(backbone="resnet50", num_classes=classes, image_size=128, fpn_channels=32)
+    base = YolactConfig(backbone="resnet18", num_classes=classes, image_size=128, fpn_channels=32)
     if implementation == "yolact_minimal":
         config = replace(base, extra_levels_relu=True, prototype_align_corners=True, clip_boxes=True, fit="pad")
     else:
@@ -214,7 +214,7 @@ TEXT = """
 img_size = 550
 model = dict(
     type='YOLACT',
-    backbone=dict(type='ResNet', depth=50, style='pytorch'),
+    backbone=dict(type='ResNet', depth=18, style='pytorch'),
     neck=dict(type='FPN', add_extra_convs='on_input'),
     bbox_head=dict(
         type='YOLACTHead',

@@ -160,6 +160,7 @@ def test_torch(torch_on_cpu: None, resnet50_checkpoint: Path, precision: str) ->
 
 
 @pytest.mark.parametrize("options", ["tail=graph", "tail=host"])
+@pytest.mark.slow  # PyTorch would be imported once more; test_torch_network.py runs it in streams of the CPU
 def test_torch_by_itself(torch_on_cpu: None, monkeypatch: pytest.MonkeyPatch, options: str) -> None:
     from yolact_deploy.runtime.torch import torch_backend as backend
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend
@@ -172,6 +173,7 @@ def test_torch_by_itself(torch_on_cpu: None, monkeypatch: pytest.MonkeyPatch, op
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
+@pytest.mark.slow
 def test_plain_torch_is_the_eager_way(torch_on_cpu: None, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     from yolact_deploy.runtime.torch import torch_backend as backend
     from yolact_deploy.runtime.torch.torch_backend import TorchBackend

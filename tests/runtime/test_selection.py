@@ -124,7 +124,7 @@ def test_eager_and_host_agree(options: dict[str, Any]) -> None:
 
 def test_a_graph_has_its_settings(export: Callable[..., Path]) -> None:
     pytest.importorskip("onnxruntime")
-    path = export("yolact_edge_mobilenetv2", 138)
+    path = export("small", 138)
     yolact_deploy.load(path, tail="graph", max_detections=10, top_k=200, nms_iou=0.5).close()
     for option, text in (
         ({"top_k": 100}, r"^top_k=100 instead of 200: NMS of .* is in the graph: export it again with --top-k, or "),

@@ -349,9 +349,10 @@ def test_a_file_that_is_cut_short(make_engine: Any) -> None:
         load(engine)
 
 
-@pytest.mark.fake_cuda(memory=1000)
-def test_too_little_memory_is_told_before_it_is_taken(make_engine: Any) -> None:
+@with_driver
+def test_too_little_memory_is_told_before_it_is_taken(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, engine = make_engine()
+    monkeypatch.setattr(Device, "memory", lambda device: (1000, 1000))
     with pytest.raises(
         BackendError, match="the engine needs 1 MiB of GPU memory, but only 0 of 0 MiB are free on cuda:0"
     ):

@@ -16,14 +16,6 @@ from yolact_deploy.runtime import tensorrt_api as api
 
 
 @pytest.fixture
-def rtx() -> Any:
-    try:
-        return api.import_tensorrt("rtx")
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
 def no_gpu() -> None:
     try:
         nvidia.find_driver()

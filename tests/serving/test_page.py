@@ -41,12 +41,6 @@ def service(demo_onnx: Path) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    with chromium.Chromium() as running:
-        yield running
-
-
 def drop(browser: chromium.Chromium, content: bytes, kind: str = "image/png") -> str:
     """Drop a picture and wait for the answer; the text of the status line."""
     browser.evaluate(_DROP.replace("CONTENT", base64.b64encode(content).decode()).replace("TYPE", kind))

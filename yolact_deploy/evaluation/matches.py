@@ -129,10 +129,15 @@ class Matches:
         missed = np.cumsum(weight, axis=1, dtype=np.int32)[:, relevant]
         needed = _needed(weights @ self.objects[category, area])
         sums: dict[bytes, NDArray[np.int32]] = {}  # most thresholds count the same detections
+        alike: dict[tuple[bytes, bytes], int] = {}  # and with few objects, many have the same hits
         for threshold in range(len(IOU_THRESHOLDS)):
             hit, counted = (bits >> threshold & 1 for bits in (hits, hits | misses))
             places = np.flatnonzero(hit)
             if not places.size:
+                continue
+            first = alike.setdefault((hit.tobytes(), counted.tobytes()), threshold)
+            if first != threshold:
+                interpolated[:, threshold] = interpolated[:, first]
                 continue
             if (key := counted.tobytes()) not in sums:
                 sums = {key: missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32)}

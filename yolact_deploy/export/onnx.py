@@ -176,16 +176,17 @@ def _shared_trace(pipeline: _Pipeline, metadata: Metadata, shared: dict[str, onn
 def _read_by_trace(metadata: Metadata) -> tuple[object, ...]:
     """What a trace depends on apart from the model's tensors."""
     low, _, high = metadata.batch
+    batch = low if low == high else None  # an open one has no bounds in the graph
     if metadata.tail == "functions":
-        tail = metadata.config, metadata.cross_class, metadata.precision == "fp32"
-        return (*tail, low, high, metadata.input_dtype)
+        tail = replace(metadata.config, fit="stretch"), metadata.cross_class, metadata.precision == "fp32"
+        return (*tail, batch, metadata.input_dtype)
     plain = YolactConfig()
     network = replace(
-        metadata.config, name=plain.name, class_names=(), category_ids=(), top_k=plain.top_k,
+        metadata.config, name=plain.name, class_names=(), category_ids=(), top_k=plain.top_k, fit=plain.fit,
         max_detections=plain.max_detections, nms_score_threshold=plain.nms_score_threshold,
         iou_threshold=plain.iou_threshold, second_threshold=plain.second_threshold,
     )  # fmt: skip
-    return network, low, high, metadata.input_dtype
+    return network, batch, metadata.input_dtype
 
 
 def write_onnx(graph: onnx.ModelProto, metadata: Metadata, path: str | os.PathLike[str]) -> None:

@@ -9,11 +9,13 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from yolact_deploy.artifact import METADATA_KEY, Metadata, read_config, write_bytes
 from yolact_deploy.config import TIMM, Size, YolactConfig, get_config, list_configs
@@ -281,9 +283,24 @@ def load_model(
             chosen = config_of(weights, path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    model = YolactModel(chosen.with_input(image_size, fit=fit, priors=priors))
+    with _NothingRandom():
+        model = YolactModel(chosen.with_input(image_size, fit=fit, priors=priors))
     _fill(model, state, path)
     return model.eval()
+
+
+class _NothingRandom(TorchFunctionMode):
+    """Inside, tensors that would get random numbers stay unset, which saves half of the time to build a network.
+
+    Every tensor gets its value from the file.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _with_own_classes(config: YolactConfig, count: int, stored: YolactConfig | None) -> YolactConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import chromium
@@ -31,12 +30,6 @@ _OVERLAPPING = """
     .map(([, other]) => one + " / " + other));
 })
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    with chromium.Chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from static_server import folder_served
 from web_pages import NO_GPU, answered, assert_same, drop, look_at, ready, source_of, text, wait_for
 
 from yolact_deploy import load
+from yolact_deploy.artifact import sha256_file
 from yolact_deploy.datasets.shapes import render
 from yolact_deploy.export.targets import html_file, web
 
@@ -37,12 +38,18 @@ def demo_fp16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in ("torch", "torchvision", "onnxscript", "onnxruntime"):
         pytest.importorskip(module)
     from yolact_deploy import samples
-    from yolact_deploy.cli.main import main
+    from yolact_deploy.export.onnx import export_onnx
+    from yolact_deploy.export.spec import ExportSpec
+    from yolact_deploy.model.checkpoint import load_model
 
-    stem = tmp_path_factory.mktemp("half") / "shapes_demo"
-    command = ["export", "--weights", str(samples.DEMO_MODEL), "--fp16", "--engine", "none", "--quiet", "-o", str(stem)]
-    assert main(command) == 0
-    return stem.with_suffix(".onnx")
+    path = tmp_path_factory.mktemp("half") / "shapes_demo.onnx"
+    export_onnx(
+        load_model(samples.DEMO_MODEL),
+        path,
+        ExportSpec(precision="fp16"),
+        weights_sha256=sha256_file(samples.DEMO_MODEL),
+    )
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +67,12 @@ def page(demo_onnx: Path, demo_fp16: Path, ort_web: Path, tmp_path_factory: pyte
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    with chromium.Chromium(
-        "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
-    ) as running:
-        yield running
+def loaded(browser: chromium.Chromium, page: str) -> None:
+    """The page with its model: as a test before has left it, since loading takes seconds, with its first settings."""
+    if browser.evaluate("location.href") != f"{page}/":
+        browser.open(f"{page}/", 1280)
+        ready(browser)
+    browser.evaluate("$('threshold').value = config.threshold; $('show-boxes').checked = true; say('')")
 
 
 def assert_clean(browser: chromium.Chromium, seen: chromium.Page, address: str) -> None:
@@ -81,7 +88,6 @@ def assert_clean(browser: chromium.Chromium, seen: chromium.Page, address: str) 
 def test_same_as_python(browser: chromium.Chromium, page: str, demo_onnx: Path, tmp_path: Path, width: int) -> None:
     seen = browser.open(f"{page}/", width)
     assert ready(browser) == "Runs on the CPU (WebAssembly, 1 thread) in FP32."
-    browser.screenshot(tmp_path / "empty.png")
     with load(demo_onnx, tail="graph") as model:
         for seed, size in ((3, (240, 320)), (4, (411, 250)), (5, (64, 48))):
             image = cv2.resize(render(seed).image, size[::-1])
@@ -102,8 +108,7 @@ def test_same_as_python(browser: chromium.Chromium, page: str, demo_onnx: Path, 
 def test_masks_are_drawn(browser: chromium.Chromium, page: str) -> None:
     """Where no mask is, the pixels are those of the picture, and inside a mask they are halfway to its color."""
     image = cv2.resize(render(3).image, (1000, 750))  # large enough to be drawn pixel by pixel
-    browser.open(f"{page}/", 1280)
-    ready(browser)
+    loaded(browser, page)
     look_at(browser, encoded(image, ".png"))
     browser.evaluate("$('show-boxes').click()")
     wrong = browser.evaluate(
@@ -126,21 +131,28 @@ def test_masks_are_drawn(browser: chromium.Chromium, page: str) -> None:
     assert wrong == [0, 0]
 
 
-def test_another_threshold_and_model(browser: chromium.Chromium, page: str, demo_onnx: Path, demo_fp16: Path) -> None:
+def test_another_threshold(browser: chromium.Chromium, page: str, demo_onnx: Path) -> None:
     image = render(3).image
-    seen = browser.open(f"{page}/", 1280)
-    ready(browser)
+    loaded(browser, page)
     look_at(browser, encoded(image, ".png"))
     browser.evaluate("$('threshold').value = 0.95; $('threshold').dispatchEvent(new Event('change'))")
     with load(demo_onnx, tail="graph", score_threshold=0.95) as model:
         expected = model(image)
-        wait_for(browser, "status", lambda words: words.startswith(f"{len(expected)} "))
-        assert_same(answered(browser), expected)
+    wait_for(browser, "status", lambda words: words.startswith(f"{len(expected)} "))
+    assert_same(answered(browser), expected)
+
+
+@pytest.mark.slow  # half precision takes this browser ten seconds a picture
+def test_another_model(browser: chromium.Chromium, page: str, demo_fp16: Path) -> None:
+    image = render(3).image
+    seen = browser.open(f"{page}/", 1280)
+    ready(browser)
+    look_at(browser, encoded(image, ".png"))
     browser.evaluate("$('model').selectedIndex = 1; $('model').dispatchEvent(new Event('change'))")
     wait_for(browser, "engine", lambda words: "in FP16." in words)
     wait_for(browser, "status", lambda words: "pixels" in words)
     # ONNX Runtime computes this file in FP16 in the browser, and in FP32 with rounding in between in Python.
-    with load(demo_fp16, tail="graph", score_threshold=0.95) as model:
+    with load(demo_fp16, tail="graph") as model:
         expected = model(image)
     found = answered(browser)
     assert [one["label"] for one in found] == expected.labels.tolist()
@@ -149,8 +161,7 @@ def test_another_threshold_and_model(browser: chromium.Chromium, page: str, demo
 
 
 def test_what_is_no_picture(browser: chromium.Chromium, page: str) -> None:
-    browser.open(f"{page}/", 400)
-    ready(browser)
+    loaded(browser, page)
     drop(browser, b"hello")
     assert "is not a picture that this browser can show" in wait_for(browser, "status", bool)
     assert browser.evaluate("$('status').className") == "wrong"

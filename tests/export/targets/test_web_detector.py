@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -24,11 +23,9 @@ RNG = np.random.default_rng(5)
 _BYTES = "const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[chromium.Chromium]:
-    with chromium.Chromium() as running:
-        running.open("about:blank", 400)
-        yield running
+@pytest.fixture(scope="module", autouse=True)
+def empty_page(browser: chromium.Chromium) -> None:
+    browser.open("about:blank", 400)
 
 
 def call(browser: chromium.Chromium, code: str, **values: object) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from cuda_emu import emulate
-from few import few
+from few import few, few_rows
 
 from yolact_deploy import postprocess
 from yolact_deploy.benchmarks.scenarios.scene import make_scene
@@ -172,7 +172,7 @@ def test_kernels_with_threshold_equal_the_original(path: Path) -> None:
 
 
 @pytest.mark.parametrize("cross_class", [False, True])
-@pytest.mark.parametrize(("config", "objects"), [("yolact_resnet50", 30), ("yolact_plus_resnet50", 50)])
+@pytest.mark.parametrize(("config", "objects"), few_rows([("yolact_resnet50", 30), ("yolact_plus_resnet50", 50)], 0))
 def test_scene_equals_numpy(config: str, objects: int, cross_class: bool) -> None:
     """Outputs of a real size: P = 19248 and 57744, C = 80."""
     scene = make_scene(get_config(config), objects=objects)
@@ -337,7 +337,7 @@ def test_the_order_of_threads_does_not_matter(cross_class: bool) -> None:
     options = BUSY | {"cross_class": cross_class, "max_detections": 300 if cross_class else 800}
     first = run_nms(*inputs, **options)
     assert first.num.min() > 40
-    for seed in range(1, 9):
+    for seed in range(1, 5):
         other = run_nms(*inputs, **options, run={"seed": seed})
         assert [np.asarray(a).tobytes() for a in first[:5]] == [np.asarray(a).tobytes() for a in other[:5]]
         assert first.scratch == other.scratch

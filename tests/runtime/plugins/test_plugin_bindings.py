@@ -23,6 +23,7 @@ onnx = pytest.importorskip("onnx")
 
 import fake_cuda
 from cuda_emu import emulate
+from few import few
 from tail_model import SLOTS, tail_model
 from tensorrt_stubs import bindings
 
@@ -44,10 +45,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def cases(versions: Iterable[str]) -> list[Any]:
-    """All versions, and one with each of the other variants."""
+    """The first version, the last one and TensorRT for RTX; the first with each of the other variants."""
     versions = list(versions)
+    between = [version for version in list(bindings.WHEELS)[1:-1] if version in versions[1:]]
     return [
-        *((version, "usual") for version in versions),
+        *(pytest.param(v, "usual", marks=pytest.mark.slow if v in between else ()) for v in versions),
         *((versions[0], variant) for variant in ("cross-class", "fixed")),
         *(pytest.param(version, "cross-class", marks=pytest.mark.slow) for version in versions[1:]),
     ]
@@ -157,7 +159,7 @@ def test_ahead_of_time_plugins(version: str, variant: str) -> None:
         assert parameters(node["ptx"], stage.launch.kernel) == order
 
 
-@pytest.mark.parametrize("version", AHEAD_OF_TIME)
+@pytest.mark.parametrize("version", few(AHEAD_OF_TIME, 0, len(AHEAD_OF_TIME) - 1))
 def test_the_chain_replaces_the_nodes(version: str) -> None:
     nodes = answers(version, "aot", "usual")["nodes"]
     made = {"boxes_in", "scores_in", "coeff_in", "proto_in"}

@@ -12,14 +12,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-model nuclei-model test test-all lint docs gpu-check clean distclean
+.PHONY: help setup demo demo-model nuclei-model check test test-all lint docs gpu-check clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       export the demo model, run it in every runtime of this machine, print AP and speed"
-	@echo "make test       run the linters, the type checker, and the tests but for the slow ones"
-	@echo "make test-all   the same with the slow tests"
-	@echo "make lint       run the linters and the type checker only"
+	@echo "make test       run the tests but for the slow ones"
+	@echo "make test-all   run all tests"
+	@echo "make lint       run the linters and the type checker"
+	@echo "make check      make lint, then make test"
 	@echo "make docs       build the documentation into site/"
 	@echo "make gpu-check  check and measure everything on a machine with an NVIDIA GPU, into $(DEMO)/gpu.json"
 	@echo "make demo-model train the demo model again, into $(RUNS)/shapes_320"
@@ -68,10 +69,12 @@ $(DEMO)/weights.pth: $(STAMP) tests/deterministic.py
 gpu-check: $(DEMO)/weights.pth
 	@$(BIN)/python -m yolact_deploy.benchmarks.gpu_check --weights $< --work $(DEMO)/gpu -o $(DEMO)/gpu.json
 
-test: lint
+check: lint test
+
+test: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
-test-all: lint
+test-all: $(STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m ""
 
 lint: $(STAMP)

@@ -75,7 +75,7 @@ def test_actions_are_pinned_to_a_commit(path: Path) -> None:
 
 def test_linux_runs_lint_tests_docs_and_the_slow_examples() -> None:
     linux = [command for path in WORKFLOWS for command in commands(path)]
-    assert ["make", "test"] in linux
+    assert ["make", "check"] in linux
     assert ["make", "docs"] in linux
     slow = [command for command in linux if "slow" in command]
     assert {"tests/test_examples.py", "tests/test_notebooks.py"} <= {word for command in slow for word in command}

@@ -6,8 +6,27 @@ with ``exit_code``; ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
 from types import ModuleType
+
+_SYSTEM_CURES = {
+    errno.ENOSPC: "free some space or choose another place",
+    errno.EDQUOT: "free some of your quota or choose another place",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or choose another place",
+    errno.EACCES: "check the permissions or choose another place",
+    errno.EPERM: "check the permissions or choose another place",
+    errno.EROFS: "choose a writable place",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def system_reason(error: OSError) -> str:
+    """Why the system refused something, and what to do where that is known."""
+    reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    cure = _SYSTEM_CURES.get(error.errno or 0)
+    return f"{reason}: {cure}" if cure else reason
 
 
 class YolactDeployError(Exception):

@@ -34,7 +34,7 @@ def detections(
 def test_the_reference_frame_by_frame(seed: int) -> None:
     with np.load(GOLDEN / "bytetrack.npz") as golden:
         lengths, boxes, scores, ids = (golden[f"{name}{seed}"] for name in ("lengths", "boxes", "scores", "ids"))
-    tracker, first = ByteTracker(TrackOptions(high_score=0.6, new_score=0.7)), 0
+    tracker, first = ByteTracker(TrackOptions(high_score=0.6, new_score=0.7, first_at_once=False)), 0
     for frame, length in enumerate(lengths):
         rows = slice(first, first + length)
         expected = ids[rows].astype(np.int64)
@@ -64,6 +64,24 @@ def test_the_order_of_rows_and_everything_else_stays() -> None:
     assert swapped.track_ids is not None
     assert swapped.track_ids.tolist() == [2, 1]
     assert tracker.update(detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))).tolist() == []
+
+
+def test_objects_of_the_first_frame_have_ids_at_once() -> None:
+    both, scores = (
+        np.vstack([moving(0), [[300, 300, 350, 350]]]).astype(np.float32),
+        np.array([0.9, 0.8, 0.2], np.float32),
+    )
+    tracker, waiting = ByteTracker(), ByteTracker(TrackOptions(first_at_once=False))
+    assert tracker.update(detections(both, scores)).tolist() == [1, 2, -1]
+    assert waiting.update(detections(both, scores)).tolist() == [-1, -1, -1]
+    # An object that comes later waits for a second frame, here as there, and the ids go on.
+    later = np.vstack([moving(1), [[500, 500, 550, 550]]]).astype(np.float32)
+    assert tracker.update(detections(later, np.full(3, 0.9, np.float32))).tolist() == [1, 2, -1]
+    assert waiting.update(detections(later, np.full(3, 0.9, np.float32))).tolist() == [1, 2, -1]
+    later = np.vstack([moving(2), [[502, 500, 552, 550]]]).astype(np.float32)
+    assert tracker.update(detections(later, np.full(3, 0.9, np.float32))).tolist() == [1, 2, 3]
+    tracker.reset()
+    assert tracker.update(detections(both, scores)).tolist() == [1, 2, -1]
 
 
 def test_a_lost_object_comes_back_or_is_forgotten() -> None:

@@ -241,7 +241,7 @@ def test_a_disk_that_is_full_at_the_last_byte(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "open", full)
     with (
-        pytest.raises(OutputError, match=r"cannot write video .*out.mp4: No space left on device"),
+        pytest.raises(OutputError, match=r"out.mp4: No space left on device: free some space or choose another place"),
         VideoWriter(tmp_path / "out.mp4", 24, (96, 64)) as writer,
     ):
         writer.write(frame(1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import errno
 import importlib
 import logging
 import os
@@ -22,7 +21,7 @@ from types import FrameType
 
 from yolact_deploy.cli.options.parsing import CommandParser
 from yolact_deploy.console import console_progress, print_text
-from yolact_deploy.errors import YolactDeployError, describe_import_error
+from yolact_deploy.errors import YolactDeployError, describe_import_error, system_reason
 from yolact_deploy.progress import NOTE
 from yolact_deploy.untrusted import safe_output
 from yolact_deploy.version import __version__
@@ -54,15 +53,6 @@ _GLOBAL_FLAGS = ("--debug", "--quiet", "--json")
 #: exit code that a shell reports for a program ended by SIGPIPE
 _BROKEN_PIPE = 141
 _LONGEST_MESSAGE = 10_000
-_CURES = {
-    errno.ENOSPC: "free some space or choose another place",
-    errno.EDQUOT: "free some of your quota or choose another place",
-    errno.EACCES: "check the permissions or choose another place",
-    errno.EPERM: "check the permissions or choose another place",
-    errno.EROFS: "choose a writable place",
-    errno.ENOENT: "check the path",
-    errno.EMFILE: "raise the limit on open files (ulimit -n)",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,10 +166,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def _describe_os_error(error: OSError) -> str:
-    what = error.strerror or _one_line(error)
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-    cure = _CURES.get(error.errno or 0)
-    return f"{where}{what}: {cure}" if cure else f"{where}{what}"
+    return f"{where}{system_reason(error)}"
 
 
 def _show_traceback(debug: bool) -> None:

@@ -50,7 +50,7 @@ def read_foreign(path: Path, kind: DatasetFormat, images_dir: Path | None = None
 def require_pictures(dataset: ReadSet) -> None:
     """Raise :class:`DatasetError` if a dataset has no pictures or objects."""
     if not dataset.objects:
-        why = "".join(f" ({line})" for line in dataset.told())
+        why = "".join(f" ({line})" for line in dataset.note_lines())
         raise DatasetError(f"{dataset.path}: {dataset.title} without an object{why}: annotate some")
 
 

@@ -114,6 +114,8 @@ class Backend(Network):
 
     #: takes frames as they are, if the backend can
     frames: FrameHook | None = None
+    #: threads that may call :meth:`run` at once
+    callers: int = 1
 
     @cached_property
     def tail(self) -> Tail:
@@ -127,11 +129,24 @@ class Backend(Network):
 
     @abc.abstractmethod
     def run(self, images: NDArray[Any]) -> Outputs:
-        """Run BGR images [N, S, S, 3] of ``metadata.input_dtype``; called by one thread at a time.
+        """Run BGR images [N, S, S, 3] of ``metadata.input_dtype``; called by :attr:`callers` threads at a time.
 
         Returns:
             outputs of the type that :attr:`tail` takes
         """
+
+    def for_callers(self, most: int) -> Backend | None:
+        """The same network once more, for several threads that call :meth:`run` at once and share the cores.
+
+        A CPU computes more pictures a second like this, each with fewer threads and so with a longer delay.
+
+        Args:
+            most: threads that may call
+
+        Returns:
+            None where the runtime has no such form, or one core alone to share
+        """
+        return None
 
     @property
     def run_stages(self) -> tuple[str, ...]:

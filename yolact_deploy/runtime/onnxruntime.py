@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from yolact_deploy.errors import BackendError, import_optional
 from yolact_deploy.graph.cpu_session import first_line, open_cpu_session
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.graph.onnx_int8 import wants_unsigned
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
@@ -28,6 +30,7 @@ class OnnxRuntimeBackend(Backend):
         tail: "graph" runs Fast NMS and mask assembly in the graph, "auto" and "host" in NumPy, which is faster here
         size: the one input of a file that takes a range of sizes: a side, or (height, width). None leaves the input to
             each picture
+        callers: threads that may call :meth:`run` at once, each with ``threads`` of its own
 
     Raises:
         ArtifactError: not one of our ONNX files.
@@ -37,7 +40,15 @@ class OnnxRuntimeBackend(Backend):
 
     name = "onnxruntime"
 
-    def __init__(self, path: Path, *, threads: int | None = None, tail: str = "auto", size: Size | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        tail: str = "auto",
+        size: Size | None = None,
+        callers: int = 1,
+    ) -> None:
         self._ort = import_optional("onnxruntime", "onnx", "Running an ONNX file")
         graph = load_graph(path, tail, half="round", unsigned=wants_unsigned())
         self.metadata = graph.metadata if size is None else graph.metadata.at_size(size, path)
@@ -45,6 +56,13 @@ class OnnxRuntimeBackend(Backend):
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
         self._threads = threads
         self._session = open_cpu_session(graph.data, threads, str(path))
+        self.callers = callers
+        self._reopen = partial(OnnxRuntimeBackend, path, tail=tail, size=size)
+
+    def for_callers(self, most: int) -> Backend | None:
+        cores = self._threads or usable_cores()
+        callers = min(most, cores)
+        return self._reopen(threads=cores // callers, callers=callers) if callers > 1 else None
 
     def run(self, images: NDArray[Any]) -> Outputs:
         try:

@@ -7,7 +7,8 @@ form.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import queue
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.graph.onnx_graph import load_graph
 from yolact_deploy.machine.cpu import overflows_bytes
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import Outputs, numpy_tail
 
@@ -35,6 +37,7 @@ class OpenVinoBackend(Backend):
         threads: by default as many as there are cores
         tail: as for ONNX Runtime
         size: as for ONNX Runtime
+        callers: threads that may call :meth:`run` at once, each with ``threads`` of its own
 
     Raises:
         ArtifactError: not one of our ONNX files.
@@ -52,6 +55,7 @@ class OpenVinoBackend(Backend):
         threads: int | None = None,
         tail: str = "auto",
         size: Size | None = None,
+        callers: int = 1,
     ) -> None:
         self._ov = import_optional("openvino", "openvino", "Running an ONNX file in OpenVINO")
         core = shared_core()
@@ -74,34 +78,49 @@ class OpenVinoBackend(Backend):
             if size is not None and graph.metadata.sizes is not None:  # faster than any size
                 count, *_ = model.input(0).partial_shape
                 model.reshape(self._ov.PartialShape([count, *self.metadata.config.input_shape, 3]))
-            self._compiled = core.compile_model(model, "CPU", properties)
+            # Not one network with several streams: of INT8 files, some of its streams compute other values.
+            self._compiled = [core.compile_model(model, "CPU", properties) for _ in range(callers)]
         except Exception as error:  # RuntimeError and its own kinds
             raise ArtifactError(f"OpenVINO rejects {path}: {str(error).strip().splitlines()[0]}") from error
-        self._request = self._compiled.create_infer_request()
+        self.callers = callers
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for compiled in self._compiled:
+            self._requests.put(compiled.create_infer_request())
+        self._reopen = partial(OpenVinoBackend, path, precision=precision, tail=tail, size=size)
+        self._threads = threads or usable_cores()
+
+    def for_callers(self, most: int) -> Backend | None:
+        callers = min(most, self._threads)
+        return self._reopen(threads=self._threads // callers, callers=callers) if callers > 1 else None
 
     def run(self, images: NDArray[Any]) -> Outputs:
+        request = self._requests.get()
         try:
-            results = self._request.infer({"images": images}, share_inputs=True)
+            results = request.infer({"images": images}, share_inputs=True)
+            outputs = [np.asarray(results[i]) for i in range(len(results))]
         except Exception as error:
             raise BackendError(f"OpenVINO failed: {str(error).strip().splitlines()[0]}") from error
-        return self.tail.outputs(*(np.asarray(results[i]) for i in range(len(self._compiled.outputs))))
+        finally:
+            self._requests.put(request)
+        return self.tail.outputs(*outputs)
 
     def describe(self) -> dict[str, Any]:
         return {
             "backend": self.name,
             "version": self._ov.__version__,
             "precision": self.precision,
-            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "threads": int(self._compiled[0].get_property("INFERENCE_NUM_THREADS")),
             "tail": self.tail.name,
         }
 
     def close(self) -> None:
-        del self._request, self._compiled
+        del self._requests, self._compiled
 
 
 def cpu_properties(hint: str, threads: int | None) -> dict[str, Any]:
     """What OpenVINO's CPU plugin is to compute in, a value of :data:`HINTS`, with how many threads."""
-    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint}
+    # Pinned threads of two networks, also of two processes, share the first cores while others are idle.
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": hint, "ENABLE_CPU_PINNING": False}
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     if overflows_bytes():

@@ -130,6 +130,7 @@ class Predictor:
         self.timings: dict[str, float] = dict.fromkeys(self.stages, 0.0)
         self._lock = threading.Lock()
         self._closed = False
+        self._several: Backend | None = None
         self._proven = False  # a hook's network has detected something, so its outputs are finite
 
     @property
@@ -256,17 +257,33 @@ class Predictor:
             groups.setdefault(self.config_for(image.shape).input_shape, []).append(index)
         return list(groups.values())
 
-    def run_prepared(self, inputs: NDArray[Any], timer: StageTimer) -> Outputs:
+    def run_prepared(self, inputs: NDArray[Any], timer: StageTimer, backend: Backend | None = None) -> Outputs:
         """The network's outputs for what :meth:`preprocess` returned.
+
+        Args:
+            backend: the same network for several threads at once, in place of the own one
 
         Raises:
             BackendError: the runtime failed, or the outputs are not finite.
         """
-        with self._lock:
+        with self._lock if backend is None else contextlib.nullcontext():
             self._check_open()
-            outputs = self.backend.run_timed(inputs, timer)
+            outputs = (backend or self.backend).run_timed(inputs, timer)
         self._require_finite(outputs)
         return outputs
+
+    def several(self, most: int) -> Backend | None:
+        """The network for several threads that call it at once, loaded once; see :meth:`Backend.for_callers`."""
+        with self._lock:
+            self._check_open()
+            if self._several is None:
+                self._several = self.backend.for_callers(most)
+            return self._several
+
+    @property
+    def has_several(self) -> bool:
+        """Whether :meth:`several` has loaded its network."""
+        return self._several is not None
 
     def _host_image(self, source: Source) -> Image:
         if self.backend.frames is not None and self.backend.frames.is_device_array(source):
@@ -516,6 +533,8 @@ class Predictor:
             if not self._closed:
                 self._closed = True
                 self.backend.close()
+                if self._several is not None:
+                    self._several.close()
 
     def __enter__(self) -> Predictor:
         return self

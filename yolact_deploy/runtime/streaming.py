@@ -8,18 +8,27 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from numpy.typing import NDArray
 
 from yolact_deploy.detections import Detections
 from yolact_deploy.errors import InputError
 from yolact_deploy.runtime.stage_timer import StageTimer
+from yolact_deploy.runtime.tails import Outputs
 from yolact_deploy.streams.threaded_stages import ChannelIterator, Stage
 from yolact_deploy.streams.timed_frames import Image
 
 if TYPE_CHECKING:
     from yolact_deploy.runtime.backend import FrameHook
     from yolact_deploy.runtime.predictor import Predictor
+
+#: batches of a stream after which a network for several threads is loaded: shorter streams would not regain the time
+_BATCHES_ALONE = 32
+#: most batches that a CPU computes at the same time: each holds its own intermediate tensors
+_BATCHES_AT_ONCE = 4
 
 _Item = TypeVar("_Item")
 _Started = TypeVar("_Started")
@@ -42,6 +51,22 @@ class StreamFrame:
     detections: Detections | None = None
     drawn: Image | None = None
     spent: dict[str, float] = field(default_factory=dict)
+
+
+class _Prepared(NamedTuple):
+    """A batch that the network takes."""
+
+    group: list[StreamFrame]
+    inputs: NDArray[Any]
+    timer: StageTimer
+
+
+class _Ran(NamedTuple):
+    """A batch with the network's outputs."""
+
+    group: list[StreamFrame]
+    outputs: Outputs
+    timer: StageTimer
 
 
 def check_multiframe(model: Predictor, multiframe: int | None) -> int:
@@ -77,21 +102,21 @@ def detect_stages(
     if hook is not None:
         return (lambda jobs: through_hook(model, hook, _batches(jobs, batch, wait), stopped),)
 
-    def prepare(jobs: Iterator[StreamFrame]) -> Iterator[tuple[list[StreamFrame], Any, StageTimer]]:
+    def prepare(jobs: Iterator[StreamFrame]) -> Iterator[_Prepared]:
         for group in _batches(jobs, batch, wait):
             for _, same in itertools.groupby(group, lambda job: model.config_for(job.image.shape).input_shape):
                 together, timer = list(same), StageTimer(model.stages)
                 with timer.stage("preprocess"):
                     inputs = model.preprocess([job.image for job in together])
-                yield together, inputs, timer
+                yield _Prepared(together, inputs, timer)
 
-    def run(prepared: Iterator[Any]) -> Iterator[tuple[list[StreamFrame], Any, StageTimer]]:
-        for group, inputs, timer in prepared:
-            yield group, model.run_prepared(inputs, timer), timer
+    def run(prepared: Iterator[_Prepared]) -> Iterator[_Ran]:
+        for ran in _run(model, prepared, several=wait):
+            yield ran
             if stopped():
                 return
 
-    def finish(done: Iterator[Any]) -> Iterator[StreamFrame]:
+    def finish(done: Iterator[_Ran]) -> Iterator[StreamFrame]:
         for group, outputs, timer in done:
             for index, job in enumerate(group):
                 job.detections = model.postprocess(outputs, index, job.image.shape, timer, lazy_masks=False)
@@ -99,6 +124,32 @@ def detect_stages(
             yield from group
 
     return prepare, run, finish
+
+
+def _run(model: Predictor, prepared: Iterator[_Prepared], *, several: bool) -> Iterator[_Ran]:
+    """Batches through the network, in order; from :data:`_BATCHES_ALONE` on ``several`` at once, where it pays."""
+    alone = _BATCHES_ALONE if several and not model.has_several else 0
+    for group, inputs, timer in itertools.islice(prepared, alone) if several else prepared:
+        yield _Ran(group, model.run_prepared(inputs, timer), timer)
+    following = next(prepared, None)
+    if following is None:
+        return
+    prepared = itertools.chain([following], prepared)
+    backend = model.several(_BATCHES_AT_ONCE)
+    if backend is None:
+        yield from _run(model, prepared, several=False)
+        return
+    threads = ThreadPoolExecutor(backend.callers, "yolact-network")
+
+    def start(batch: _Prepared) -> tuple[_Prepared, Future[Outputs]]:
+        return batch, threads.submit(model.run_prepared, batch.inputs, batch.timer, backend)
+
+    try:
+        # One more waits, so that no caller does where a batch takes longer than the next one.
+        for batch, outputs in ahead(prepared, start, backend.callers + 1):
+            yield _Ran(batch.group, outputs.result(), batch.timer)
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _one_by_one(model: Predictor, jobs: Iterable[StreamFrame], stopped: Callable[[], bool]) -> Iterator[StreamFrame]:

@@ -43,6 +43,8 @@ class TrackOptions:
         new_score: detections without a track start one from this score on
         min_overlap: least overlap of a detection and the track that it continues
         min_frames: frames in a row after which a track has an id
+        first_at_once: objects of the first frame have ids there, without waiting for ``min_frames``, as in the paper's
+            code
         keep_frames: frames at 30 per second for which a track without a detection is kept
         overlap: "box" or "mask", the IoU that is compared; masks are moved as the track predicts
         same_object: detections of different classes whose masks overlap by more than this show one object: the best
@@ -56,6 +58,7 @@ class TrackOptions:
     new_score: float = 0.5
     min_overlap: float = 0.1
     min_frames: int = 2
+    first_at_once: bool = True
     keep_frames: int = 30
     overlap: str = "box"
     same_object: float = 0.4
@@ -130,6 +133,7 @@ class ByteTracker:
         """Forget all objects; ids start at 1 again, as for another video."""
         self._tracks: list[_Track] = []
         self._next = 1
+        self._first = True  # no frame was there yet
 
     def track(self, detections: Detections) -> Detections:
         """The detections of the next frame with their ids as ``track_ids``, in their order."""
@@ -150,8 +154,12 @@ class ByteTracker:
         self._match(left, second, boxes, detections, ids)
         for row in fresh:
             if detections.scores[row] >= self.options.new_score:
-                self._tracks.append(_Track(boxes[row], np.zeros(4)))
-                self._remember(self._tracks[-1], int(row), boxes, detections)
+                track = _Track(boxes[row], np.zeros(4))
+                if self._first and self.options.first_at_once:
+                    ids[row] = self._number(track)
+                self._tracks.append(track)
+                self._remember(track, int(row), boxes, detections)
+        self._first = False
         self._tracks = [track for track in self._tracks if self._lives(track)]
         return ids
 
@@ -169,12 +177,17 @@ class ByteTracker:
             track, row = tracks[t], int(rows[d])
             track.update(boxes[row])
             if track.number < 0 and track.in_row >= self.options.min_frames:
-                track.number, self._next = self._next, self._next + 1
+                self._number(track)
             self._remember(track, row, boxes, detections)
             ids[row] = track.number
         used_tracks, used_rows = {t for t, _ in pairs}, {d for _, d in pairs}
         left = [track for t, track in enumerate(tracks) if t not in used_tracks]
         return left, [int(row) for d, row in enumerate(rows) if d not in used_rows]
+
+    def _number(self, track: _Track) -> int:
+        """Give a track the next id."""
+        track.number, self._next = self._next, self._next + 1
+        return track.number
 
     def _assigned(self, similar: Floats) -> list[tuple[int, int]]:
         """The pairs of track and detection of the largest sum."""

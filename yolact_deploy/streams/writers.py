@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from yolact_deploy.artifact import atomic_write
-from yolact_deploy.errors import InputError, OutputError, import_optional
+from yolact_deploy.errors import InputError, OutputError, import_optional, system_reason
 from yolact_deploy.streams.audio import AudioCopy
 from yolact_deploy.streams.marks import VIDEO_MARKS
 from yolact_deploy.streams.readers.av_reader import has_av
@@ -140,7 +140,8 @@ class VideoWriter:
                 self._failure = self._failure or error
 
     def _error(self) -> OutputError:
-        reason = getattr(self._failure, "strerror", None) or self._failure or "it is already closed"
+        failure = self._failure
+        reason = system_reason(failure) if isinstance(failure, OSError) else failure or "it is already closed"
         error = OutputError(f"cannot write video {self.path}: {reason}")
         error.__cause__ = self._failure
         return error

@@ -148,7 +148,7 @@ def _write(args: argparse.Namespace, dataset: ReadSet, to: str) -> int:
         return 0
     rows = [(name, *counts.values()) for name, counts in splits.items()]
     print_table(["split", "images", "objects", "crowds"], rows, title=f"{dataset.path}: {dataset.title}")
-    for line in dataset.told():
+    for line in dataset.note_lines():
         args.progress.note(f"note: {line}")
     print(path)
     return 0
@@ -169,7 +169,7 @@ def _view(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"output": args.output, "pictures": shown, "notes": dict(dataset.notes)})
     else:
-        for line in dataset.told():
+        for line in dataset.note_lines():
             args.progress.note(f"note: {line}")
         print(args.output)
     return 0

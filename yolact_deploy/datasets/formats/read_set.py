@@ -106,9 +106,9 @@ class ReadSet:
         crowds = sum(o.iscrowd for picture in self.pictures for o in picture.objects)
         text = f"{self.title}, {sum(1 for _ in self.pictures)} pictures, {self.objects} objects"
         text += f" ({crowds} crowds)" if crowds else ""
-        return f"{text}, {len(self.names)} classes" + "".join(f"; {line}" for line in self.told())
+        return f"{text}, {len(self.names)} classes" + "".join(f"; {line}" for line in self.note_lines())
 
-    def told(self) -> list[str]:
+    def note_lines(self) -> list[str]:
         """The notes, each with its count."""
         return [f"{count} x {note}" for note, count in self.notes.items()]
 

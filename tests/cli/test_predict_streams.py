@@ -158,13 +158,13 @@ def test_ids_are_the_same_in_every_file(
     summary = json.loads(capsys.readouterr().out)
     assert all(Path(path).is_file() for path in summary["outputs"])
     tracked = [[one["track"] for one in line["detections"]] for line in lines(out / "a.jsonl")]
-    assert tracked == [[None, None]] + [[1, 2]] * 5
+    assert tracked == [[1, 2]] * 6
     with (out / "csv" / "detections.csv").open() as file:
-        assert [row["track"] for row in csv.DictReader(file)] == ["", "", *["1", "2"] * 5]
+        assert [row["track"] for row in csv.DictReader(file)] == ["1", "2"] * 6
     mot = [line.split(",")[:2] for line in (out / "mot" / "a.txt").read_text().splitlines()]
-    assert mot == [[str(frame), track] for frame in range(2, 7) for track in ("1", "2")]
+    assert mot == [[str(frame), track] for frame in range(1, 7) for track in ("1", "2")]
     results = json.loads((out / "ytvis" / "results.json").read_text())
-    assert [[mask is not None for mask in one["segmentations"]] for one in results] == [[False] + [True] * 5] * 2
+    assert [[mask is not None for mask in one["segmentations"]] for one in results] == [[True] * 6] * 2
     ids = cv2.imread(str(out / "masks" / "a" / "000003.png"), cv2.IMREAD_UNCHANGED)
     assert ids is not None
     assert set(np.unique(ids)) == {0, 1, 2}

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from yolact_deploy.cli.options.dataset_options import add_dataset_arguments, names_dataset, open_dataset
+from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.cli.options.selection_options import add_nms_arguments, nms_settings
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.console import print_text
@@ -77,8 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_nms_arguments(models)
     add_dataset_arguments(parser)
     measuring = parser.add_argument_group("measuring")
-    measuring.add_argument("--warmup", type=int, default=3, metavar="N", help="calls before measuring (default 3)")
-    measuring.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds over the images (default 1)")
+    measuring.add_argument(
+        "--warmup", type=whole(0, 10_000), default=3, metavar="N", help="calls before measuring (default 3)"
+    )
+    measuring.add_argument("--repeats", type=whole(), default=1, metavar="N", help="rounds over the images (default 1)")
     measuring.add_argument(
         "--energy", type=float, nargs="?", const=10.0, metavar="SECONDS",
         help="run each engine alone for this long (default 10) and report its energy, where the machine measures it",

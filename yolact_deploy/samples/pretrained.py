@@ -10,21 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import logging
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from yolact_deploy.artifact import sha256_file, write_json
-from yolact_deploy.cache import cache_folder, cache_root
+from yolact_deploy.artifact import sha256_file
 from yolact_deploy.config import list_configs
-from yolact_deploy.errors import CheckpointError, DownloadError, OutputError, import_optional
-from yolact_deploy.untrusted import read_json, styled
+from yolact_deploy.errors import CheckpointError, DownloadError, import_optional
+from yolact_deploy.samples.first_digests import digests_file, first_digest_of, store_digest
+from yolact_deploy.samples.weights_address import download_weights, is_address
+from yolact_deploy.untrusted import styled
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,15 @@ def weights_file(name: str) -> str:
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
-    """The weights file that a user names: an existing path, or the name of published weights, which is downloaded.
+    """The weights file that a user names: an existing path, or what is downloaded: published weights, or an address.
 
     Raises:
         CheckpointError: neither a file nor a published name.
-        DownloadError: see :func:`fetch_weights`.
+        DownloadError: see :func:`fetch_weights` and :func:`~yolact_deploy.samples.weights_address.download_weights`.
     """
     path, name = Path(name_or_path), str(name_or_path)
+    if is_address(name):
+        return download_weights(name)
     if path.exists():
         return path
     if name in OFFICIAL:
@@ -116,11 +116,11 @@ def fetch_weights(
     path = Path(downloaded)
     pinned = ("you", sha256) if sha256 else ("this version", OFFICIAL[name].sha256)
     if not pinned[1]:
-        pinned = (f"the first download here ({_first_digests()})", first_digest(name, revision))
+        pinned = (f"the first download here ({digests_file()})", first_digest(name, revision))
     expected = {"the hub": _declared_sha256(hub, name, revision, path), pinned[0]: pinned[1]}
     actual = _verify(path, {source: digest.lower() for source, digest in expected.items() if digest})
     if not pinned[1]:
-        _store_digest(name, revision, actual)
+        store_digest(f"{name}@{revision}", actual)
     return path
 
 
@@ -130,34 +130,12 @@ def first_digest(name: str, revision: str | None = None) -> str:
     Raises:
         DownloadError: the file of these digests is damaged.
     """
-    return _stored_digests().get(f"{name}@{revision or OFFICIAL[name].revision}", "")
+    return first_digest_of(f"{name}@{revision or OFFICIAL[name].revision}")
 
 
 def commit_of(path: Path) -> str:
     """The commit of the hub's repository that a downloaded file is from: the name of its folder; empty if unknown."""
     return path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else ""
-
-
-def _first_digests() -> Path:
-    return cache_root() / "weights" / "first_digests.json"
-
-
-def _stored_digests() -> dict[str, str]:
-    path = _first_digests()
-    if not path.exists():
-        return {}
-    stored = read_json(path, "digests of weights", DownloadError)
-    if not isinstance(stored, dict) or not all(isinstance(value, str) for value in stored.values()):
-        raise DownloadError(f"{path} is damaged: delete it, and the next download counts as the first")
-    return stored
-
-
-def _store_digest(name: str, revision: str, sha256: str) -> None:
-    try:
-        cache_folder("weights")
-        write_json(_first_digests(), {**_stored_digests(), f"{name}@{revision}": sha256})
-    except OutputError as error:
-        _log.warning("the SHA-256 of %s is not kept for the next download: %s", name, error)
 
 
 def _why_failed(name: str, revision: str, error: Exception) -> str:

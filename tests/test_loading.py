@@ -59,7 +59,7 @@ WRONG = [
     (
         "yolact.onnx@",
         {"backend": ""},
-        "backend: expected one of onnxruntime, openvino, torch, tensorrt, ncnn, opencv, got ''",
+        "backend: expected one of onnxruntime, openvino, torch, tensorrt, ncnn, litert, opencv, got ''",
     ),
     ("yolact.onnx@openvino-fp8", {"backend": "openvino", "precision": "fp8"}, "precision: expected one of fp32, tf32"),
     ("yolact.onnx@openvino:threads=0", {"backend": "openvino", "threads": 0}, f"{_NUMBER} 0"),

@@ -1,4 +1,4 @@
-"""The contents of a model file as a JSON-ready dictionary: ONNX, engines, safetensors and checkpoints.
+"""The contents of a model file as a JSON-ready dictionary: ONNX, ncnn, TFLite, engines, safetensors and checkpoints.
 
 Files of other programs are described as far as possible.
 """
@@ -19,8 +19,9 @@ from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
 from yolact_deploy.config import whole
 from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, CheckpointError, InputError, import_optional
+from yolact_deploy.runtime.metadata_beside import read_metadata_beside
 from yolact_deploy.untrusted import parse_json, read_bytes
-from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, ONNX_SUFFIXES
+from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, NCNN_SUFFIXES, ONNX_SUFFIXES, TFLITE_SUFFIXES
 
 Facts = dict[str, Any]
 
@@ -185,6 +186,49 @@ def _describe_engine(path: Path, layers: bool) -> Facts:
         return {**facts, "metadata_error": str(error)}
 
 
+# -- ncnn and TFLite ------------------------------------------------------------------------------------------------
+
+_NCNN_MAGIC = "7767517"
+
+
+def _describe_ncnn(path: Path, layers: bool) -> Facts:
+    """The layers, as text in one file, and the size of the weights in the other."""
+    lines = read_bytes(path, "ncnn file", ArtifactError).decode("utf-8", "replace").splitlines()
+    rows = [words for line in lines[2:] if (words := line.split())]
+    damaged = ArtifactError(f"{path} is not ncnn's text of layers, or is truncated: export or copy it again")
+    counts = lines[1].split() if len(lines) > 1 else []
+    if lines[0].strip() != _NCNN_MAGIC or counts[:1] != [str(len(rows))]:
+        raise damaged
+    listed = []
+    for kind, name, *rest in rows:
+        if len(rest) < 2 or not all(word.isdecimal() and len(word) < 6 for word in rest[:2]):
+            raise damaged
+        reads, writes = int(rest[0]), int(rest[1])
+        tensors = rest[2 : 2 + reads + writes]
+        listed.append({"name": name, "type": kind, "inputs": tensors[:reads], "outputs": tensors[reads:]})
+    weights = path.with_suffix(".bin")
+    facts: Facts = {
+        "kind": "ncnn",
+        "bytes": path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0),
+        "nodes": dict(Counter(layer["type"] for layer in listed).most_common()),
+    }
+    facts |= _metadata_beside(path)
+    return {**facts, "layers": listed} if layers else facts
+
+
+def _describe_tflite(path: Path, layers: bool) -> Facts:
+    if read_bytes(path, "TFLite file", ArtifactError)[4:8] != b"TFL3":
+        raise ArtifactError(f"{path} is not a TFLite file or is truncated: export or copy it again")
+    return {"kind": "TFLite", **_metadata_beside(path)}
+
+
+def _metadata_beside(path: Path) -> Facts:
+    try:
+        return {"metadata": json.loads(read_metadata_beside(path).to_json())}
+    except ArtifactError as error:
+        return {"metadata": None, "metadata_error": str(error)}
+
+
 # -- weights --------------------------------------------------------------------------------------------------------
 
 _SAFETENSORS_HEADER_LIMIT = 100_000_000
@@ -290,10 +334,14 @@ _SUFFIXES = {
     **dict.fromkeys(ENGINE_SUFFIXES, "engine"),
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "checkpoint"),
     ".safetensors": "safetensors",
+    **dict.fromkeys(NCNN_SUFFIXES, "ncnn"),
+    **dict.fromkeys(TFLITE_SUFFIXES, "tflite"),
 }
 _DESCRIBERS: dict[str, Callable[[Path, bool], Facts]] = {
     "onnx": _describe_onnx,
     "engine": _describe_engine,
     "safetensors": _describe_safetensors,
     "checkpoint": _describe_checkpoint,
+    "ncnn": _describe_ncnn,
+    "tflite": _describe_tflite,
 }

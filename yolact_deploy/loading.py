@@ -5,7 +5,9 @@ yolact.onnx@openvino-bf16                 OpenVINO, computing in BF16
 yolact.onnx@onnxruntime:threads=2         ONNX Runtime with two threads
 yolact.onnx@onnxruntime:provider=cuda     ONNX Runtime on a GPU, with this package's CUDA kernels around it
 yolact.onnx@opencv                        the DNN module of OpenCV 5
-yolact_ncnn_model/model.ncnn.param        ncnn, the folder that export --format ncnn writes
+yolact_ncnn_model@ncnn                    ncnn, the folder that export --format ncnn writes
+yolact_tflite_model@litert                LiteRT, the folder that export --format tflite writes
+yolact_opencv_model@opencv                the folder that export --format opencv writes
 yolact.trt@tensorrt:device=cuda:1         TensorRT on the second GPU
 yolact_base_54_800000.pth                 the eager PyTorch model
 weights.pth@torch-fp16:device=cuda,compile=yes
@@ -45,6 +47,7 @@ from yolact_deploy.vocabulary import (
     ONNX_SUFFIXES,
     PRECISIONS,
     PROVIDERS,
+    TFLITE_SUFFIXES,
     check_word,
 )
 
@@ -57,6 +60,7 @@ _OPTIONS = {
     "torch": ("threads", "tail", "device", "compile", "frames", "decode"),
     "tensorrt": ("device", "frames", "decode"),
     "ncnn": ("threads",),
+    "litert": ("threads",),
     "opencv": ("threads", "tail"),
     "remote": (),
 }
@@ -66,6 +70,7 @@ _PRECISIONS = {
     "torch": ("fp32", "tf32", "fp16", "bf16"),
     "tensorrt": ("fp32",),
     "ncnn": ("fp32",),
+    "litert": ("fp32",),
     "opencv": ("fp32",),
     "remote": (),
 }
@@ -74,7 +79,12 @@ _DEFAULT_BACKENDS = {
     **dict.fromkeys(ENGINE_SUFFIXES, "tensorrt"),
     **dict.fromkeys(CHECKPOINT_SUFFIXES, "torch"),
     **dict.fromkeys(NCNN_SUFFIXES, "ncnn"),
+    **dict.fromkeys(TFLITE_SUFFIXES, "litert"),
 }
+#: backends with a form of their own: its suffixes, and the format of ``export``
+_OWN_FORMATS = {"ncnn": (NCNN_SUFFIXES, "ncnn"), "litert": (TFLITE_SUFFIXES, "tflite")}
+#: backends that run the files of another one
+_SAME_FILES = {"openvino": "onnxruntime", "opencv": "onnxruntime"}
 _KNOWN_OPTIONS = (
     f"threads=N, tail={'|'.join(LOAD_TAILS)}, device=cpu|cuda|cuda:N, provider={'|'.join(PROVIDERS)}, compile=yes|no, "
     f"frames={'|'.join(FRAME_MODES)} and decode={'|'.join(JPEG_DECODERS)}"
@@ -85,6 +95,8 @@ _YES_NO = {"yes": True, "no": False}
 @dataclass(frozen=True)
 class ModelSpec:
     """A model file and how to run it: ``FILE[@BACKEND[-PRECISION][:OPTION[,OPTION...]]]``, or the same by keyword.
+
+    With a backend, a folder with one model file for it stands for that file.
 
     Options are threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx, compile=yes|no,
     frames=auto|in-place|upload, decode=cpu|gpu.
@@ -105,6 +117,8 @@ class ModelSpec:
     decode: str = "cpu"
 
     def __post_init__(self) -> None:
+        if self.backend is not None and not self.url:
+            object.__setattr__(self, "path", _model_file(self.path, self.backend))
         words = (
             ("backend", (*BACKENDS, "remote") if self.url else BACKENDS),
             ("precision", PRECISIONS),
@@ -139,6 +153,13 @@ class ModelSpec:
         return None if url is None else f"{url.protocol}://{url.host}/{url.model}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the model; none for one on a server."""
+        if self.url:
+            return ()
+        return (self.path, self.path.with_suffix(".bin")) if self.chosen_backend == "ncnn" else (self.path,)
+
+    @property
     def gpu(self) -> int | None:
         """Number of the GPU; None for the CPU and for the backend's default device."""
         return None if self.device is None else parse_device(self.device)
@@ -156,8 +177,12 @@ class ModelSpec:
         for name, value in self._options().items():
             if value is not None and name not in _OPTIONS[backend]:
                 raise InputError(f"{backend} has no option {name!r}; it has {', '.join(_OPTIONS[backend])}")
-        if backend == "ncnn" and self.path.suffix.lower() not in NCNN_SUFFIXES:
-            raise InputError(f"ncnn runs the .param file that 'export --format ncnn' writes, not {self.path.name}")
+        if backend in _OWN_FORMATS:
+            suffixes, name = _OWN_FORMATS[backend]
+            if self.path.suffix.lower() not in suffixes:
+                raise InputError(
+                    f"{backend} runs the {suffixes[0]} file that 'export --format {name}' writes, not {self.path.name}"
+                )
         if backend == "openvino" and gpu is not None:
             raise InputError(
                 "openvino runs on the CPU only: for a GPU use onnxruntime:provider=cuda, or build an engine"
@@ -202,8 +227,8 @@ class ModelSpec:
         if self.url:
             return
         if self.path.is_dir():
-            named = next(iter(sorted(path.name for path in self.path.iterdir() if path.suffix in MODEL_SUFFIXES)), None)
-            hint = f", such as {self.path / named}" if named else ""
+            files = _files_for(self.backend, self.path)
+            hint = f", such as {files[0]}" if files else ""
             raise InputError(f"{self.path} is a folder: name the model file in it{hint}")
         if self.path.is_file():
             return
@@ -254,6 +279,19 @@ class ModelSpec:
     def __str__(self) -> str:
         engine = "-".join(filter(None, (self.backend, self.precision)))
         return f"{self.path.name}@{engine}" if engine else self.path.name
+
+
+def _model_file(path: Path, backend: str) -> Path:
+    """The only file for a backend in a folder, such as ``export --format`` writes; any other path as it is."""
+    files = _files_for(backend, path) if path.is_dir() else []
+    return files[0] if len(files) == 1 else path
+
+
+def _files_for(backend: str | None, folder: Path) -> list[Path]:
+    """The model files in a folder that a backend runs; None is any."""
+    runs = _SAME_FILES.get(backend or "", backend)
+    suffixes = [suffix for suffix, other in _DEFAULT_BACKENDS.items() if runs in (None, other)]
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _parse_options(text: str) -> dict[str, Any]:
@@ -310,8 +348,8 @@ def load(
     Args:
         model: path, ``FILE@BACKEND``, ``http://HOST:PORT/NAME`` or ``grpc://HOST:PORT/NAME`` (see
             :mod:`yolact_deploy.loading`); arguments win over the spelling
-        backend: "onnxruntime", "openvino", "torch", "tensorrt", "ncnn" or "opencv"; inferred from the file's suffix by
-            default
+        backend: "onnxruntime", "openvino", "torch", "tensorrt", "ncnn", "litert" or "opencv"; inferred from the file's
+            suffix by default
         precision: if the backend offers a choice: "fp32" or "bf16" (OpenVINO; the default is the file's precision, if
             the CPU supports it), "fp32", "tf32" (on a GPU), "fp16" or "bf16" (PyTorch), "tf32" (ONNX Runtime with
             provider "cuda")
@@ -427,7 +465,7 @@ def _open(
         return RemoteBackend(spec.url)
     if backend == "onnxruntime":
         return _open_onnxruntime(spec, size)
-    if backend in ("openvino", "opencv", "ncnn"):
+    if backend in ("openvino", "opencv", "ncnn", "litert"):
         return _open_cpu_runtime(spec, backend, size)
     if backend == "torch":
         return _open_torch(spec, settings, of_checkpoint)
@@ -452,6 +490,10 @@ def _open_cpu_runtime(spec: ModelSpec, backend: str, size: Size | None) -> Backe
         from yolact_deploy.runtime.opencv import OpenCvBackend
 
         return OpenCvBackend(spec.path, threads=spec.threads, tail=spec.tail, size=size)
+    if backend == "litert":
+        from yolact_deploy.runtime.litert import LiteRtBackend
+
+        return LiteRtBackend(spec.path, threads=spec.threads, size=size)
     from yolact_deploy.runtime.ncnn import NcnnBackend
 
     return NcnnBackend(spec.path, threads=spec.threads, size=size)

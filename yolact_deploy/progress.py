@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,6 +17,23 @@ NOTE = 25
 
 #: reports (phase, steps done, steps in all)
 ReportStep = Callable[[str, int, int], None]
+
+
+def describe_pace(rate: float, unit: str, left_s: float | None) -> str:
+    """Speed and, if it is known, the remaining time, which stand first in a line of progress.
+
+    Args:
+        rate: units in a second
+        unit: what they are, in the plural
+        left_s: seconds
+
+    >>> describe_pace(20.04, "images", 90.0)
+    '20.0 images/s, 0:01:30 left'
+    >>> describe_pace(0.04, "images", None)
+    '25 s each'
+    """
+    pace = f"{rate:.1f} {unit}/s" if rate >= 0.1 or rate <= 0 else f"{1 / rate:.0f} s each"
+    return pace if left_s is None else f"{pace}, {timedelta(seconds=round(left_s))} left"
 
 
 class Progress:

@@ -16,13 +16,14 @@ ONNX_SUFFIXES = (".onnx",)
 ENGINE_SUFFIXES = (".trt", ".engine", ".plan")
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 NCNN_SUFFIXES = (".param",)
-MODEL_SUFFIXES = (*ONNX_SUFFIXES, *ENGINE_SUFFIXES, *CHECKPOINT_SUFFIXES, *NCNN_SUFFIXES)
+TFLITE_SUFFIXES = (".tflite",)
+MODEL_SUFFIXES = (*ONNX_SUFFIXES, *ENGINE_SUFFIXES, *CHECKPOINT_SUFFIXES, *NCNN_SUFFIXES, *TFLITE_SUFFIXES)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts", ".flv", ".ogv")
 
 # -- running a model ------------------------------------------------------------------------------------------------
 
-BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt", "ncnn", "opencv")
+BACKENDS = ("onnxruntime", "openvino", "torch", "tensorrt", "ncnn", "litert", "opencv")
 #: execution providers of ONNX Runtime
 PROVIDERS = ("cpu", "cuda", "tensorrt", "rtx")
 #: precision of the arithmetic
@@ -66,7 +67,7 @@ HALF_PRECISIONS = ("fp16", "bf16")
 #: precision of what an INT8 trunk does not quantize
 INT8_RESTS = ("fp32", "fp16")
 #: what ``export --format`` writes; all but the first are folders beside the ONNX file
-EXPORT_FORMATS = ("onnx", "openvino", "opencv", "ncnn", "coreml", "web", "html")
+EXPORT_FORMATS = ("onnx", "openvino", "opencv", "ncnn", "coreml", "tflite", "web", "html")
 #: what an exported graph ends in
 EXPORT_TAILS = ("functions", "heads")
 #: outputs of a graph that ends in heads

@@ -7,7 +7,6 @@ import errno
 import io
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_terminal import Terminal
 
 from yolact_deploy.cli import main as cli
 from yolact_deploy.console import console_progress
@@ -261,10 +261,6 @@ def test_control_characters_of_names_never_reach_the_terminal(
 
 
 def test_bars_and_colors_on_a_terminal_pass_and_names_in_them_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -283,20 +279,15 @@ def test_bars_and_colors_on_a_terminal_pass_and_names_in_them_do_not(monkeypatch
 
 
 def test_the_numbers_of_a_training_are_not_cut_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
-    numbers = "1234.5 images/s 1 day, 10:01:30 left"
+    numbers = "1234.5 images/s, 1 day, 10:01:30 left"
     with safe_output(), console_progress().steps("training") as report:
         report(f"{numbers} loss 12.345 (box 1.234 class 2.345 mask 3.456 semantic 4.567) lr 0.001", 79999, 800000)
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
-    (line,) = {line.rstrip() for line in re.split(r"[\r\n]", plain) if "79999" in line}
-    assert f"training 79999/800000 {numbers}" in line
+    (line,) = {line for line in terminal.lines() if "79999" in line}
+    assert f"training 79999/800000, {numbers}" in line
     assert len(line) <= 80
     assert line.endswith("…")
 

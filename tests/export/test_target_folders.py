@@ -20,12 +20,14 @@ from yolact_deploy import load
 from yolact_deploy.artifact import Metadata
 from yolact_deploy.cli import main as cli
 from yolact_deploy.datasets.shapes import render
-from yolact_deploy.errors import BackendError, ExportError, InputError
+from yolact_deploy.errors import ArtifactError, BackendError, ExportError, InputError
+from yolact_deploy.evaluation.agreement import AgreementMeter
 from yolact_deploy.export.targets import registry
 from yolact_deploy.export.targets.agreement_check import check_agreement
 from yolact_deploy.export.targets.registry import TARGETS, check_available, write_target
 from yolact_deploy.export.targets.target_source import TargetSource
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+from yolact_deploy.inspection import inspect_file
 from yolact_deploy.model.checkpoint import load_model
 from yolact_deploy.samples import DEMO_MODEL
 from yolact_deploy.vocabulary import EXPORT_FORMATS
@@ -98,6 +100,32 @@ def test_coreml(source: TargetSource) -> None:
     spec = ct.models.MLModel(str(package), skip_model_load=True).get_spec()
     assert [value.name for value in spec.description.output] == ["boxes", "scores", "coeff", "proto"]
     assert list(spec.description.input[0].type.multiArrayType.shape) == [1, 320, 320, 3]
+
+
+@pytest.mark.slow  # a minute: traces and converts
+@pytest.mark.filterwarnings("ignore")  # of JAX and the converter
+def test_tflite(source: TargetSource) -> None:
+    """Converted, run in LiteRT by the check and as a backend, and described."""
+    for module in ("litert_torch", "ai_edge_litert"):
+        pytest.importorskip(module)
+    write_target("tflite", source)
+    folder = source.onnx_path.with_name("demo_tflite_model")
+    assert files(folder) == ["metadata.json", "model.tflite"]
+    facts = inspect_file(folder / "model.tflite")
+    assert (facts["kind"], facts["metadata"]["config"]["name"]) == ("TFLite", "shapes_demo")
+    meter = AgreementMeter()
+    with load(f"{folder}@litert", threads=1) as model, load(source.onnx_path) as reference:
+        for number in range(3):
+            picture = render(number, height=320, width=320).image
+            meter.add(reference(picture), model(picture))
+        described = model.backend.describe()
+    assert (described["backend"], described["tail"], described["threads"]) == ("litert", "host", 1)
+    agreed = meter.result()
+    assert (agreed.missed, agreed.extra) == (0, 0)
+    assert agreed.reference_detections > 8
+    (folder / "model.tflite").write_bytes((folder / "model.tflite").read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="LiteRT cannot read"):
+        load(f"{folder}@litert")
 
 
 def test_a_form_that_disagrees_is_not_kept(source: TargetSource, monkeypatch: pytest.MonkeyPatch) -> None:

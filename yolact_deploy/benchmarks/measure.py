@@ -123,11 +123,11 @@ def run_bench(
     """
     warmup = max(1, warmup)
     with contextlib.ExitStack() as stack:
-        models = _load(sources, images, warmup, stack)
+        models = _load(sources, images, warmup, stack, progress)
         collector = _Collector(images, models, score_threshold, keep_worst)
         clocked = _clock(models, images, repeats, collector, progress)
-        rooflines, limits = _rooflines(models, clocked.latencies) if with_roofline else ({}, {})
-        energies = _energies(models, images, energy_seconds)
+        rooflines, limits = _rooflines(models, clocked.latencies, progress) if with_roofline else ({}, {})
+        energies = _energies(models, images, energy_seconds, progress)
         diagnoses = {model.name: _diagnosis(models[0], model, collector) for model in models if find_mistakes}
         engines = [_engine_record(m, models[0], clocked, collector, rooflines, energies, diagnoses) for m in models]
     return _run(images, engines, clocked, limits, collector, warmup, repeats)
@@ -143,7 +143,11 @@ class _Clocked:
 
 
 def _load(
-    sources: Sequence[EngineSource], images: CocoImages, warmup: int, stack: contextlib.ExitStack
+    sources: Sequence[EngineSource],
+    images: CocoImages,
+    warmup: int,
+    stack: contextlib.ExitStack,
+    progress: Progress,
 ) -> list[_Model]:
     """The models, warm; ``stack`` closes them."""
     names = [source.name for source in sources]
@@ -152,7 +156,7 @@ def _load(
     if len(set(names)) < len(names):
         raise InputError(f"two models have the same name among {', '.join(names)}: give each once")
     models: list[_Model] = []
-    for source in sources:
+    for source in progress.track(sources, "loading", unit="models"):
         with PeakMemoryMeter() as meter:
             predictor = stack.enter_context(source.load())
             warm_up(predictor, images.paths, warmup)
@@ -177,10 +181,13 @@ def _clock(
     return _Clocked(latencies, meter.conditions, yardstick.times)
 
 
-def _energies(models: Sequence[_Model], images: CocoImages, seconds: float | None) -> dict[str, Energy]:
+def _energies(
+    models: Sequence[_Model], images: CocoImages, seconds: float | None, progress: Progress
+) -> dict[str, Energy]:
     if seconds is None:
         return {}
-    return {model.name: measure_energy(model.predictor, images.paths, seconds=seconds) for model in models}
+    alone = progress.track(models, "measuring energy", unit="models")
+    return {model.name: measure_energy(model.predictor, images.paths, seconds=seconds) for model in alone}
 
 
 def _engine_record(
@@ -382,7 +389,7 @@ def _warnings(reference: _Model, model: _Model) -> tuple[str, ...]:
 
 
 def _rooflines(
-    models: Sequence[_Model], latencies: Mapping[str, Latency]
+    models: Sequence[_Model], latencies: Mapping[str, Latency], progress: Progress
 ) -> tuple[dict[str, Roofline], dict[str, MachineLimits]]:
     """Of each model whose precision can be counted, and the limits of the devices that they run on.
 
@@ -390,7 +397,7 @@ def _rooflines(
     """
     limits: dict[str, MachineLimits] = {}
     rooflines: dict[str, Roofline] = {}
-    for model in models:
+    for model in progress.track(models, "measuring the roofline", unit="models"):
         backend, stages = model.predictor.backend, latencies[model.name].stages_p50_ms
         stage = stage_with("network", stages)
         if stage is None or not stages[stage] > 0 or backend.precision not in ELEMENT_BYTES:

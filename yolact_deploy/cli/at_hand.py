@@ -98,9 +98,12 @@ def read_metadata(path: Path) -> Metadata:
     """The metadata of an exported file; raises :class:`ArtifactError` if it has none."""
     from yolact_deploy.engine_file import read_engine_metadata
     from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
+    from yolact_deploy.runtime.metadata_beside import has_metadata_beside, read_metadata_beside
 
     if path.suffix.lower() in ENGINE_SUFFIXES:
         return read_engine_metadata(path)
+    if has_metadata_beside(path):
+        return read_metadata_beside(path)
     return onnx_metadata(read_onnx(path), path)
 
 

@@ -50,7 +50,8 @@ examples:
 
 An engine is FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], for example m.onnx@openvino-bf16:threads=2. Options:
 threads=N, tail=auto|host|graph, device=cpu|cuda|cuda:N, provider=cpu|cuda|tensorrt|rtx (onnxruntime), compile=yes
-(torch).
+(torch). A folder that 'export --format opencv' or ncnn wrote is named with its runtime: m_ncnn_model@ncnn.
+
 Exit code 1: a limit was missed, with a sentence for each; report, result and JUnit file are written all the same.
 The limits apply to every engine except the reference."""
 
@@ -124,11 +125,11 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("b", metavar="B.json[:ENGINE]", help="the result to judge")
     diff.add_argument("--margin", type=float, metavar="SHARE", help="smaller differences count as none (default 0.03)")
     table = actions.add_parser("table", help="list the engines of several results", description=_TABLE)
-    table.add_argument("results", nargs="+", metavar="FILE.json")
+    table.add_argument("results", nargs="+", metavar="FILE.json", help="result of a run")
     table.add_argument("--markdown", action="store_true", help="print GitHub's Markdown")
     report = actions.add_parser("report", help="write the report of a result", description=_REPORT)
-    report.add_argument("result", metavar="FILE.json")
-    report.add_argument("--output", "-o", required=True, metavar="FILE.html")
+    report.add_argument("result", metavar="FILE.json", help="result of a run")
+    report.add_argument("--output", "-o", required=True, metavar="FILE.html", help="page to write")
     for action in (diff, table, report):
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             action.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -231,7 +232,7 @@ def _limits(args: argparse.Namespace) -> Limits:
 
 def _sources(args: argparse.Namespace) -> list[EngineSource]:
     from yolact_deploy.errors import InputError, import_optional
-    from yolact_deploy.evaluation.engines import EAGER, EngineSource
+    from yolact_deploy.evaluation.engines import EAGER, EngineSource, told_apart
 
     if args.threads is not None and args.threads < 1:
         raise InputError(f"--threads: expected 1 or more, got {args.threads}")
@@ -251,7 +252,7 @@ def _sources(args: argparse.Namespace) -> list[EngineSource]:
         )
     elif not names_dataset(args):
         eager = _eager_of(args, sources[0])
-    return [eager, *sources] if eager else sources
+    return told_apart([eager, *sources] if eager else sources)
 
 
 def _engines(args: argparse.Namespace) -> list[str]:

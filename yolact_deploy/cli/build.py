@@ -111,13 +111,16 @@ def _add_cache_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from yolact_deploy.cli.at_hand import onnx_at_hand
-    from yolact_deploy.console import print_json
+    from yolact_deploy.console import print_json, print_next
+    from yolact_deploy.machine.nvidia import has_gpu
 
     onnx_path = Path(args.onnx) if args.onnx else onnx_at_hand(args)
     engine_path = Path(args.output) if args.output else onnx_path.with_suffix(".trt")
     report = build(args, onnx_path, engine_path, args.engine)
     if args.json:
         print_json(report.to_json())
+    elif not args.quiet and has_gpu():
+        print_next(["yolact-deploy", "bench", "--engine", str(report.path)])
     return 0
 
 

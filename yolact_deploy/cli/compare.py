@@ -28,7 +28,8 @@ examples:
   yolact-deploy compare --reference m.onnx --engine m.onnx@openvino-bf16 --images a.jpg b.jpg --json
   yolact-deploy compare --reference w.pth --engine m.trt --images pictures/ --pictures worst/ --min-agreement 0.98
   yolact-deploy compare --reference fp32.onnx --engine fp16.onnx --images pictures/ --bisect --target-sqnr 60 \\
-      --keep-list keep.json            then: yolact-deploy export --weights w.pth --fp16 --keep-fp32 keep.json
+      --keep-list keep.json
+  yolact-deploy export --weights w.pth --fp16 --keep-fp32 keep.json
   yolact-deploy compare --reference m.onnx --engine m.onnx --images val2017/ --annotations instances_val2017.json \\
       --bisect int8 --calibration train2017/ --limit 200 --target-ap-drop 0.5 --keep-list keep.json
 
@@ -119,11 +120,12 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import write_json
     from yolact_deploy.console import print_json
     from yolact_deploy.evaluation.comparison import compare_models, write_pairs
-    from yolact_deploy.evaluation.engines import EngineSource
+    from yolact_deploy.evaluation.engines import EngineSource, told_apart
 
     target = _check(args)
     images = _images(args)
-    sources = [EngineSource.from_spec(m, threads=args.threads) for m in (args.reference, args.engine)]
+    models = (args.reference, args.engine)
+    sources = told_apart([EngineSource.from_spec(model, threads=args.threads) for model in models])
     bisected = None
     with sources[0].load() as a, sources[1].load() as b:
         reference, engine = (sources[0].name, a), (sources[1].name, b)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_words
-from yolact_deploy.console import print_command, print_text
+from yolact_deploy.console import print_command, print_text, without_next
 
 _SHOWN = 6  # pictures with overlays
 _CALIBRATION = 100  # pictures for INT8 ranges, apart from those that are scored
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     passed_on = [flag for flag in ("debug", "quiet") if getattr(args, flag)]
-    with shared_traces():
+    with shared_traces(), without_next():
         for command in _commands(args):
             if not args.quiet:
                 print_text("")
@@ -72,7 +72,11 @@ def _commands(args: argparse.Namespace) -> Iterator[list[str]]:
     model = ["--weights", args.weights or str(samples.DEMO_MODEL)]
     model += ["--config", args.config] if args.config else []
     model += size_words(args)
-    works = {finding.name for finding in examine(["openvino", "tensorrt-rtx builder"]) if finding.works}
+    works = {
+        finding.name
+        for finding in examine(["openvino", "tensorrt-rtx builder"], progress=args.progress)
+        if finding.works
+    }
     has_bf16 = {"avx512_bf16", "amx_bf16"}.intersection(describe_machine()["instructions"])
     onnx, half, int8 = folder / "model.onnx", folder / "model_fp16.onnx", folder / "model_int8.onnx"
     flavour = "rtx" if "tensorrt-rtx builder" in works else "none"

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from yolact_deploy.runtime.checks import Finding
 
 
+_LABELS = 14
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="SECONDS", help="time limit per check (default 120)"
@@ -28,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from yolact_deploy.version import __version__
 
     machine = {"yolact_deploy": __version__, **describe_machine()}
-    findings = examine(timeout=args.timeout)
+    findings = examine(timeout=args.timeout, progress=args.progress)
     if args.json:
         checks = [dataclasses.asdict(finding) for finding in findings]
         print_json({"schema": DOCTOR, "machine": machine, "findings": checks})
@@ -42,7 +45,7 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
 
     for key, value in machine.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        print_text(f"{key.replace('_', '-'):<14} {shown}")
+        print_text(f"{key.replace('_', '-'):<{_LABELS}} {shown}", indent=" " * (_LABELS + 1))
     print()
     for kind, title in (("runtime", "Runtimes"), ("tool", "Driver, builders and tools")):
         chosen = (finding for finding in findings if finding.kind == kind)

@@ -21,7 +21,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -33,7 +32,7 @@ from yolact_deploy.cli.options.search_options import add_search_arguments, judge
 from yolact_deploy.cli.options.selection_options import add_nms_arguments
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_range_option
 from yolact_deploy.cli.options.target_options import add_target_arguments, chosen_formats, write_formats
-from yolact_deploy.console import print_command, print_text
+from yolact_deploy.console import print_next, print_text
 from yolact_deploy.vocabulary import CALIBRATION_METHODS, EXPORT_TAILS, FLAVOURS, INPUT_DTYPES, QUANTIZATION_TARGETS
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ def _add_precision_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_int8_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration",
-        metavar="DIR_or_COCO",
+        metavar="DIR_OR_COCO",
         help="with --int8, a folder of pictures like those that the network will see, or a COCO folder, of which the "
         "training pictures are used. Do not use pictures that accuracy is measured on. With --fp16, pictures to check "
         "for overflow in addition to the samples of the package",
@@ -189,6 +188,7 @@ def run(args: argparse.Namespace) -> int:
         import_optional(module, "export", "Exporting")
     from yolact_deploy.export.pipeline import export_model
     from yolact_deploy.export.targets.target_source import TargetSource
+    from yolact_deploy.machine.nvidia import has_gpu
     from yolact_deploy.model.checkpoint import load_model
     from yolact_deploy.samples.pretrained import resolve_weights
 
@@ -211,9 +211,9 @@ def run(args: argparse.Namespace) -> int:
         engine = build(args, onnx_path, onnx_path.with_suffix(".trt"), flavour).to_json()
     if args.json:
         print_json({**_facts(exported, onnx_path, seconds), "formats": written, "engine": engine})
-    model_path = str(onnx_path.with_suffix(".trt") if engine is not None else onnx_path)
     if not args.json and not args.quiet:
-        print_command(f"next: {shlex.join(['yolact-deploy', 'bench', '--engine', model_path])}")
+        runs_here = onnx_path.with_suffix(".trt") if engine is not None and has_gpu() else onnx_path
+        print_next(["yolact-deploy", "bench", "--engine", str(runs_here)])
     return 0
 
 

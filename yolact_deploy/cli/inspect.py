@@ -1,4 +1,4 @@
-"""Show what is inside an ONNX file, a TensorRT engine, a safetensors file or a checkpoint.
+"""Show what is inside an ONNX file, a TensorRT engine, a checkpoint or a file of ncnn or LiteRT.
 
 Without FILE, the model in the current folder: an exported one, else the only checkpoint, else the model that ships.
 """
@@ -10,11 +10,12 @@ from typing import Any
 
 from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.console import print_text
+from yolact_deploy.vocabulary import MODEL_SUFFIXES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "file", metavar="FILE", nargs="?", help=".onnx, .trt, .engine, .plan, .safetensors, .pth or .pt"
+        "file", metavar="FILE", nargs="?", help=f"{', '.join(MODEL_SUFFIXES[:-1])} or {MODEL_SUFFIXES[-1]}"
     )
     parser.add_argument("--layers", action="store_true", help="also list every node (ONNX) or tensor (weights)")
     parser.add_argument(

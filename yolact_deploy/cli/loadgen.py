@@ -24,6 +24,7 @@ examples:
   yolact-deploy loadgen m.trt --images pictures/ --logs logs/ --mode full          LoadGen's own: 10 minutes each
 
 Engines are FILE[@BACKEND[-PRECISION][:OPTION[,OPTION]]], as for the command bench.
+
 Exit code 1: LoadGen reports a run as INVALID; the results are printed all the same."""
 
 
@@ -52,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--from-files", action="store_true", help="decode the images inside the measured time")
     run.add_argument(
-        "--memory-mib", type=int, default=1024, metavar="M", help="for decoded images; as many as fit are used (1024)"
+        "--memory-mib",
+        type=int,
+        default=1024,
+        metavar="M",
+        help="for decoded images; as many as fit are used (default 1024)",
     )
     parser.add_argument("--output", "-o", metavar="FILE.json", help="write the results as JSON")
 
@@ -91,14 +96,14 @@ def _measure(args: argparse.Namespace, options: LoadgenOptions) -> list[Scenario
     from yolact_deploy.benchmarks.mlperf.loadgen_settings import SCENARIOS
     from yolact_deploy.datasets.image_sets import plain_images
     from yolact_deploy.errors import InputError
-    from yolact_deploy.evaluation.engines import EngineSource
+    from yolact_deploy.evaluation.engines import EngineSource, told_apart
     from yolact_deploy.progress import SILENT
 
     for name in ("threads", "limit"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name}: expected 1 or more, got {value}")
-    sources = [EngineSource.from_spec(engine, threads=args.threads) for engine in args.engine]
+    sources = told_apart([EngineSource.from_spec(engine, threads=args.threads) for engine in args.engine])
     pictures = plain_images(args.images, args.limit).paths
     scenarios = list(dict.fromkeys(args.scenario or SCENARIOS))
     progress = SILENT if args.json else args.progress

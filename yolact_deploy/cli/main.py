@@ -140,8 +140,10 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         # A command may redefine a global flag.
         conflict_handler="resolve",
     )
+    common = len(parser._action_groups)
     _add_global_flags(parser)
     module.add_arguments(parser)
+    parser._action_groups.append(parser._action_groups.pop(common))  # last in the help
     return parser
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   yolact-deploy predict yolact.onnx street.jpg photos/ -o results
   yolact-deploy predict yolact.onnx@openvino-bf16 drive.mp4
-  yolact-deploy predict yolact.onnx 0 --class person           (camera 0, until Ctrl-C)
+  yolact-deploy predict yolact.onnx 0 --class person           camera 0, until Ctrl-C
   yolact-deploy predict yolact.onnx aerial.tif --slice 640 --overlap 0.2
   yolact-deploy predict yolact.onnx rtsp://camera/1 --max-frames 1000
   ffmpeg -i a.mov -f mpegts - | yolact-deploy predict yolact.onnx -"""
@@ -86,11 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=BACKENDS, help="default: by the suffix of the file")
+    parser.add_argument("--backend", choices=BACKENDS, help="runtime (default: by the suffix of the file)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     add_selection_arguments(parser)
     add_slice_arguments(parser)
-    parser.add_argument("--nms", choices=NMS_VARIANTS, help="if the tail runs on the host")
+    parser.add_argument(
+        "--nms", choices=NMS_VARIANTS, help="kind of NMS, if it runs on the host (default: as exported)"
+    )
     parser.add_argument("--config", metavar="NAME", help="configuration of a checkpoint: a name or a JSON file")
     add_size_arguments(parser, of="the input of a checkpoint")
 

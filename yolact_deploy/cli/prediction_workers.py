@@ -26,7 +26,7 @@ from yolact_deploy.datasets.shard import Block
 from yolact_deploy.draw import DrawStyle
 from yolact_deploy.errors import InputError
 from yolact_deploy.machine.cpu_state import usable_cores
-from yolact_deploy.progress import Progress
+from yolact_deploy.progress import Progress, describe_pace
 from yolact_deploy.runtime.predictor import Predictor
 from yolact_deploy.runtime.predictor_pool import PredictorPool
 from yolact_deploy.streams.sources import Sources
@@ -81,12 +81,14 @@ def _run_blocks(
     pool: PredictorPool[Block, Summary], blocks: Sequence[Block], pictures: int, summary: Summary, progress: Progress
 ) -> int:
     """Run blocks until the end or a request to stop; how many are done."""
-    done = 0
+    done, start = 0, time.perf_counter()
     with interrupt_stops() as stopped, progress.steps("predict") as report:
         for part in pool.map(blocks):
             _add(summary, part)
             done += 1
-            report("predict", summary.images + len(summary.failed), pictures)
+            ended = summary.images + len(summary.failed)
+            rate = ended / (time.perf_counter() - start)
+            report(describe_pace(rate, "images", (pictures - ended) / rate if rate else None), ended, pictures)
             if stopped.is_set():
                 break
     return done

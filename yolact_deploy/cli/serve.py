@@ -1,8 +1,8 @@
 """Serve models over HTTP: pictures in, detections out.
 
 POST /v1/predict takes a JPEG, PNG or WebP picture. /v2 speaks the KServe v2 protocol. A page at / shows the masks of a
-picture that is dropped on it, /docs describes all requests, /healthz and /metrics are for machines that look after the
-service. It listens on this machine only, unless --host says otherwise, and knows no users: see docs/serving.md.
+picture that is dropped on it, /docs describes all requests, /healthz and /metrics are for monitoring. The service
+listens on this machine only, unless --host says otherwise, and has no authentication: see docs/serving.md.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models", metavar="MODEL", nargs="+", help="model to serve, FILE[@BACKEND...]; NAME=MODEL gives it a name"
     )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on, 0 for any (8000)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen on, 0 for any (default 8000)"
+    )
     parser.add_argument(
         "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
     )
@@ -48,9 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of one call of the network (default: 1 on the CPU, as exported on a GPU)",
     )  # fmt: skip
     networks.add_argument(
-        "--max-delay-ms", type=float, default=2.0, metavar="MS", help="how long a picture waits for its batch (2)"
+        "--max-delay-ms",
+        type=float,
+        default=2.0,
+        metavar="MS",
+        help="how long a picture waits for its batch (default 2)",
     )
-    networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (1)")
+    networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument(
         "--ray", metavar="ADDRESS", nargs="?", const="",
@@ -58,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     cluster.add_argument(
         "--replicas", metavar="N|MIN:MAX",
-        help="with --ray: replicas of the service, each with all models; between MIN and MAX by load (1)",
+        help="with --ray: replicas of the service, each with all models; between MIN and MAX by load (default 1)",
     )  # fmt: skip
     _add_limits(parser)
 
@@ -66,21 +74,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--queue", type=int, default=64, metavar="N", help="pictures that may wait; others are refused with 429 (64)"
+        "--queue",
+        type=int,
+        default=64,
+        metavar="N",
+        help="pictures that may wait; others are refused with 429 (default 64)",
     )
     limits.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="seconds that a request may take once it is read (30)"
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that a request may take once it is read (default 30)",
     )
     limits.add_argument(
-        "--body-timeout", type=float, default=10.0, metavar="S", help="seconds in which a request must arrive (10)"
+        "--body-timeout",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds in which a request must arrive (default 10)",
     )
     limits.add_argument(
         "--shutdown-timeout", type=float, default=30.0, metavar="S",
-        help="seconds for accepted requests after SIGTERM (30)",
+        help="seconds for accepted requests after SIGTERM (default 30)",
     )  # fmt: skip
-    limits.add_argument("--max-body-mib", type=float, default=32.0, metavar="M", help="largest body (32)")
+    limits.add_argument("--max-body-mib", type=float, default=32.0, metavar="M", help="largest body (default 32)")
     limits.add_argument(
-        "--max-megapixels", type=float, default=50.0, metavar="M", help="largest picture, in millions of pixels (50)"
+        "--max-megapixels",
+        type=float,
+        default=50.0,
+        metavar="M",
+        help="largest picture, in millions of pixels (default 50)",
     )
     limits.add_argument(
         "--allow-urls", action="store_true", help="also fetch pictures from public addresses for clients"

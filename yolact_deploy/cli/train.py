@@ -15,15 +15,13 @@ show the choices.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_deploy.cli.options.parsing import whole
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.config import size_text
-from yolact_deploy.console import print_command, print_text
+from yolact_deploy.console import print_next, print_text
 
 if TYPE_CHECKING:
     from yolact_deploy.training.fit import FitResult
@@ -120,8 +118,8 @@ def _print_result(args: argparse.Namespace, result: FitResult) -> None:
     print(result.folder / "last.safetensors")
     best = result.folder / "best.safetensors"
     weights = best if best.is_file() else result.folder / "last.safetensors"
-    command = shlex.join(["yolact-deploy", "export", "--weights", str(weights), "-o", str(result.folder / "model")])
-    print_command(f"next: {command}", file=sys.stderr)
+    if not args.quiet:
+        print_next(["yolact-deploy", "export", "--weights", str(weights), "-o", str(result.folder / "model")])
 
 
 def _list_recipes() -> int:

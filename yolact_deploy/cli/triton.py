@@ -49,9 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=_count, metavar="N", help="copies of the step for pictures (default: cores here)"
     )
     parser.add_argument(
-        "--max-delay-us", type=int, default=2000, metavar="US", help="how long a request waits for its batch (2000)"
+        "--max-delay-us",
+        type=int,
+        default=2000,
+        metavar="US",
+        help="how long a request waits for its batch (default 2000)",
     )
-    parser.add_argument("--queue", type=_count, default=64, metavar="N", help="requests that may wait (64)")
+    parser.add_argument("--queue", type=_count, default=64, metavar="N", help="requests that may wait (default 64)")
     parser.add_argument(
         "--score-threshold", type=float, default=0.15, metavar="X", help="drop detections below (default 0.15)"
     )

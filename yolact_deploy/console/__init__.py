@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from yolact_deploy.console.text_layout import command_lines, table_lines, wrap
-from yolact_deploy.progress import SILENT, Progress, ReportStep
+from yolact_deploy.console.text_layout import command_lines, shortened, table_lines, width_of, wrap
+from yolact_deploy.progress import SILENT, Progress, ReportStep, describe_pace
 from yolact_deploy.untrusted import printable, protect_output, styled
 
 T = TypeVar("T")
 
-#: shows (done, total, state)
-_Update = Callable[[int, int | None, str], None]
+#: shows (done, total, state); without numbers, the work is done
+_Update = Callable[[int | None, int | None, str], None]
 
 _SECONDS_BETWEEN_LINES = 5.0
 _PLAIN_WIDTH, _TERMINAL_WIDTH = 120, 80
+_BAR_WIDTH = 10
+#: a description is not shortened further for the numbers behind it
+_LEAST_DESCRIPTION = 12
 _STYLES = {"title": "italic", "head": "bold", "rule": "", "text": ""}
+
+
+_proposes = ContextVar("proposes", default=True)
 
 
 def console_progress(quiet: bool = False) -> Progress:
@@ -54,17 +62,26 @@ class ConsoleProgress(Progress):
                 yield item
                 done += 1
                 rate = done / (time.perf_counter() - start)
-                left = f" {timedelta(seconds=round(max(total - done, 0) / rate))} left" if total is not None else ""
-                update(done, total, f"{unit} ({rate:.1f} {unit}/s){left}")
-            if not done:
-                update(done, total, unit)
+                update(done, total, describe_pace(rate, unit, None if total is None else max(total - done, 0) / rate))
+            rate = done / (time.perf_counter() - start)
+            took = timedelta(seconds=round(time.perf_counter() - start))
+            update(done, total, f"{describe_pace(rate, unit, None)}, took {took}" if done else "")
 
     @contextmanager
     def steps(self, description: str) -> Iterator[ReportStep]:
         if not self._draws_bars():
             self.note(f"{description} ...")
+        start, counted = time.perf_counter(), False
+
+        def report(phase: str, done: int, total: int) -> None:
+            nonlocal counted
+            counted = True
+            update(done, total, phase)
+
         with self._task(description, None) as update:
-            yield lambda phase, done, total: update(done, total, phase)
+            yield report
+            if not counted and self._draws_bars():
+                update(None, None, f"took {timedelta(seconds=round(time.perf_counter() - start))}")
 
     def note(self, text: str) -> None:
         print_text(text, file=sys.stderr)
@@ -88,14 +105,16 @@ class ConsoleProgress(Progress):
             line = TextColumn(
                 "{task.fields[line]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
             )
-            self._bars = Bars(BarColumn(10), line, console=Console(file=styled(sys.stderr)))
+            self._bars = Bars(BarColumn(_BAR_WIDTH), line, console=Console(file=styled(sys.stderr)))
             self._bars.start()
             protect_output()  # while bars are drawn, rich puts streams of its own in place
         bars = self._bars
         task = bars.add_task("", total=total, line=printable(description))
 
-        def update(done: int, total: int | None, state: str) -> None:
-            bars.update(task, completed=done, total=total, line=printable(_line(description, done, total, state)))
+        def update(done: int | None, total: int | None, state: str) -> None:
+            room = bars.console.width - _BAR_WIDTH - 1
+            line = _line(printable(description), done, total, printable(state), room)
+            bars.update(task, completed=1 if done is None else done, total=1 if done is None else total, line=line)
 
         try:
             yield update
@@ -107,9 +126,13 @@ class ConsoleProgress(Progress):
                 bars.remove_task(task)
 
 
-def _line(description: str, done: int, total: int | None, state: str) -> str:
-    """The counter before all else that may be long."""
-    return f"{description} {done}{'' if total is None else f'/{total}'} {state}"
+def _line(description: str, done: int | None, total: int | None, state: str, room: int | None = None) -> str:
+    """The counter before all else that may be long; for it and the state, the description is shortened."""
+    counter = "" if done is None else f" {done}{'' if total is None else f'/{total}'}"
+    rest = counter + (f", {state}" if state else "")
+    if room is not None:
+        description = shortened(description, max(room - width_of(rest), _LEAST_DESCRIPTION))
+    return f"{description}{rest}"
 
 
 @contextmanager
@@ -122,7 +145,7 @@ def _lines(description: str) -> Iterator[_Update]:
         shown, shown_at = latest, time.perf_counter()
         print(latest, file=sys.stderr, flush=True)
 
-    def update(done: int, total: int | None, state: str) -> None:
+    def update(done: int | None, total: int | None, state: str) -> None:
         nonlocal latest
         latest = _line(f"{description}:", done, total, state)
         if time.perf_counter() - shown_at > _SECONDS_BETWEEN_LINES:
@@ -170,6 +193,22 @@ def print_text(text: str, *, indent: str = "", file: Any = None, red: bool = Fal
     if red and width and "NO_COLOR" not in os.environ:
         shown = f"\x1b[31m{shown}\x1b[0m"
     print(shown, file=styled(stream), flush=True)
+
+
+def print_next(words: Sequence[str]) -> None:
+    """Print the command that a user is likely to run next, on stderr: stdout is for results."""
+    if _proposes.get():
+        print_command(f"next: {shlex.join(words)}", file=sys.stderr)
+
+
+@contextmanager
+def without_next() -> Iterator[None]:
+    """Propose no commands: another one follows anyway."""
+    token = _proposes.set(False)
+    try:
+        yield
+    finally:
+        _proposes.reset(token)
 
 
 def print_command(text: str, *, file: Any = None) -> None:

@@ -54,6 +54,22 @@ def width_of(text: str) -> int:
     return cell_len(text)
 
 
+def shortened(text: str, width: int) -> str:
+    """The text in at most ``width`` terminal columns, with an ellipsis in the middle if it is wider.
+
+    >>> shortened("building yolact_resnet50_int8.trt", 20)
+    'building y…_int8.trt'
+    """
+    if width_of(text) <= width:
+        return text
+    first, last = text, text
+    while width_of(first) > width // 2:
+        first = first[:-1]
+    while width_of(last) > width - 1 - width_of(first):
+        last = last[1:]
+    return f"{first}…{last}"
+
+
 def is_number(text: str) -> bool:
     """Whether a cell is a number, with or without thousands separators.
 
@@ -76,6 +92,18 @@ def wrap(text: str, width: int, *, names: bool = True, indent: str = "") -> list
         pieces = _fitting(paragraph, width - len(indent)) if names else _BLANK.split(paragraph)
         lines += _joined(pieces, width, indent)
     return lines
+
+
+def wrap_words(words: Iterable[str], width: int, indent: str = "") -> list[str]:
+    """The lines of words that stay whole, blanks within them included, with a blank between.
+
+    Args:
+        indent: before each line but the first
+
+    >>> wrap_words(["compare", "--data DATA [DATA ...]", "[options]"], 30)
+    ['compare --data DATA [DATA ...]', '[options]']
+    """
+    return _joined((f"{word} " for word in words), width, indent)
 
 
 def command_lines(command: str, width: int, indent: str = "  ") -> list[str]:

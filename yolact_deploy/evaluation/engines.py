@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ class EngineSource:
     """A model to measure, not loaded yet.
 
     Attributes:
+        name: what tables call it: the file or folder as it was named, without those above it, and the backend
         load: returns a predictor with ``score_threshold=0`` and ``lazy_masks=False``
-        file_bytes: size of the model's file
+        file_bytes: size of the model's files
         weights_sha256: of a checkpoint file; empty for other files, whose metadata has it
         path: the model's file
         spec: how the file is run; None where ``load`` is made otherwise
@@ -76,19 +78,33 @@ class EngineSource:
         spec = parsed.updated(**options)
         spec.check_file()
         spec.check_gpu()
-        choice = f"@{text.rpartition('@')[2]}" if parsed.backend else ""
+        named, at, choice = text.rpartition("@") if parsed.backend else (text, "", "")
         checkpoint = spec.path.suffix.lower() in CHECKPOINT_SUFFIXES
         network: dict[str, Any] = {"config": config, "image_size": image_size, "fit": fit, "priors": priors}
         network |= {"max_detections": max_detections, "top_k": top_k, "nms_iou": nms_iou, "slicing": slicing}
         return cls(
-            name or spec.path.name + choice,
+            name or Path(named).name + at + choice,
             partial(load, spec, score_threshold=0.0, lazy_masks=False, **network),
-            0 if spec.url else spec.path.stat().st_size,
+            sum(file.stat().st_size for file in spec.files if file.is_file()),
             sha256_file(spec.path) if checkpoint else "",
             None if spec.url else spec.path,
             spec,
             slicing,
         )
+
+
+def told_apart(sources: Sequence[EngineSource]) -> list[EngineSource]:
+    """The models, of which those of the same name get the name of the folder they are in as well."""
+    names = Counter(source.name for source in sources)
+    return [replace(s, name=_with_folder(s)) if names[s.name] > 1 else s for s in sources]
+
+
+def _with_folder(source: EngineSource) -> str:
+    if source.path is None:
+        return source.name
+    is_folder = not source.name.startswith(source.path.name)
+    folder = (source.path.parent if is_folder else source.path).parent.name
+    return f"{folder}/{source.name}" if folder else source.name
 
 
 def check_same_classes(reference_name: str, reference: Predictor, name: str, other: Predictor) -> None:

@@ -269,7 +269,7 @@ def cache_key(source: EngineSource, choice: Mapping[str, Any], images: CocoImage
         raise InputError(f"{source.name} is no file and may change while it is evaluated: leave out --cache")
     return {
         "yolact_deploy": __version__,
-        "model_sha256": sha256_file(source.path),
+        "model_sha256": " ".join(map(sha256_file, source.spec.files if source.spec else [source.path])),
         **choice,
         "images": len(images),
         "image_list_sha256": fingerprint(images),

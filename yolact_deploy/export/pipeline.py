@@ -32,6 +32,8 @@ from yolact_deploy.samples.pretrained import resolve_weights
 #: precisions whose rounding alone can be as large as the error of a wrong graph
 _COARSE = ("bf16", "int8")
 
+#: phases of an export, as its progress shows them
+_PHASES = 4
 _CURES = {
     "fp32": "please report it",
     "int8": "calibrate with more pictures like those that the network will see, keep layers in FP32 (--keep-fp32), or "
@@ -110,17 +112,23 @@ def export_model(
         model = load_model(weights, **spec.of_checkpoint)
     compared = check_images or sample_images(model.config.class_names)
     pictures = _calibration_pictures(spec, progress)
-    with atomic_write(output) as temporary:  # first, so that an unwritable place is known before the work
+    # First the file, so that an unwritable place is known before the work.
+    with atomic_write(output) as temporary, progress.steps(f"writing {Path(output).name}") as report:
+        report("tracing", 0, _PHASES)
         sha256 = "" if weights is None else sha256_file(Path(weights))
         metadata = spec.metadata(model.config, weights_sha256=sha256, versions=tool_versions())
         graph = trace(model, metadata)
+        report("measuring", 1, _PHASES)
         measured = _measure(graph, metadata, spec, compared, pictures, progress)
+        report("lowering", 2, _PHASES)
         metadata, noise = _lower(graph, metadata, spec, measured, compared)
         write_onnx(graph, metadata, temporary)
+        report("comparing with the eager model", 3, _PHASES)
         parity = check_parity(model, temporary, compared, measured.heads, noise)
         if parity.failures:
             reasons, cure = "; ".join(parity.failures), _CURES.get(spec.precision, "try --fp32")
             raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
+        report("done", _PHASES, _PHASES)
     return Exported(metadata=metadata, parity=parity, measured=measured)
 
 

@@ -33,6 +33,7 @@ _DISTRIBUTIONS = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
     "openvino": ("openvino",),
     "ncnn": ("ncnn",),
+    "litert": ("ai-edge-litert",),
     "tensorrt": ("tensorrt", "tensorrt-cu12", "tensorrt-cu13"),
     "tensorrt_rtx": ("tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs"),
     "cudnn": ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),

@@ -21,6 +21,7 @@ from typing import Any
 
 from yolact_deploy.machine import nvidia
 from yolact_deploy.machine.cpu import cpu_info, instructions
+from yolact_deploy.progress import SILENT, Progress
 from yolact_deploy.runtime.probes import PROBES, Probe, UnusableError
 
 
@@ -39,7 +40,9 @@ class Finding:
     cure: str = ""
 
 
-def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> list[Finding]:
+def examine(
+    names: Sequence[str] | None = None, *, timeout: float = 120.0, progress: Progress = SILENT
+) -> list[Finding]:
     """Check all runtimes and tools, or the named ones, two at a time.
 
     Args:
@@ -47,7 +50,8 @@ def examine(names: Sequence[str] | None = None, *, timeout: float = 120.0) -> li
     """
     chosen = list(PROBES) if names is None else list(names)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        return list(pool.map(lambda name: _in_child(name, timeout), chosen))
+        done = pool.map(lambda name: _in_child(name, timeout), chosen)
+        return list(progress.track(done, "checking", len(chosen), "checks"))
 
 
 def describe_machine() -> dict[str, Any]:

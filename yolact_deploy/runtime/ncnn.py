@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolact_deploy.artifact import Metadata
 from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.runtime.backend import Backend
+from yolact_deploy.runtime.metadata_beside import read_metadata_beside
 from yolact_deploy.runtime.tails import HeadOutputs, Outputs, numpy_tail
-from yolact_deploy.untrusted import read_bytes
 
 
 class NcnnBackend(Backend):
@@ -38,16 +37,9 @@ class NcnnBackend(Backend):
 
     def __init__(self, path: Path, *, threads: int | None = None, size: Size | None = None) -> None:
         self._ncnn = import_optional("ncnn", "ncnn", "Running a model in ncnn")
-        weights, described = path.with_suffix(".bin"), path.with_name("metadata.json")
-        for needed in (weights, described):
-            if not needed.is_file():
-                raise ArtifactError(
-                    f"{path}: {needed.name} is not beside it: copy the whole folder that 'export --format ncnn' wrote"
-                )
-        text = read_bytes(described, "metadata", ArtifactError).decode("utf-8", "replace")
-        self.metadata = Metadata.from_json(text, str(described)).at_size(size, path)
+        self.metadata = read_metadata_beside(path).at_size(size, path)
         self.tail = numpy_tail(self.metadata.config, heads=True)
-        self._net = open_net(self._ncnn, path, weights, threads)
+        self._net = open_net(self._ncnn, path, path.with_suffix(".bin"), threads)
 
     def run(self, images: NDArray[Any]) -> Outputs:
         return self.tail.outputs(*run_net(self._ncnn, self._net, images))

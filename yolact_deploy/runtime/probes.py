@@ -130,6 +130,12 @@ def _ncnn() -> tuple[str, str]:
     return ncnn.__version__, "runs what 'export --format ncnn' writes"
 
 
+def _litert() -> tuple[str, str]:
+    litert: Any = importlib.import_module("ai_edge_litert")
+    importlib.import_module("ai_edge_litert.interpreter")
+    return litert.__version__, "runs what 'export --format tflite' writes"
+
+
 def _tensorrt() -> tuple[str, str]:
     trt: Any = importlib.import_module("tensorrt")
     _require_driver(trt.__version__)
@@ -227,6 +233,7 @@ PROBES = {
     "onnxruntime RTX": Probe("runtime", "gpu", lambda: _run_onnxruntime_gpu("rtx"), _ORT_MODULES),
     "openvino": Probe("runtime", "openvino", _openvino, ("openvino",)),
     "ncnn": Probe("runtime", "ncnn", _ncnn, ("ncnn",)),
+    "litert": Probe("runtime", "litert", _litert, ("ai_edge_litert",)),
     "torch CPU": Probe("runtime", "train", _torch_cpu, ("torch",)),
     "torch CUDA": Probe("runtime", "train", _torch_cuda, ("torch",)),
     "tensorrt": Probe("runtime", "tensorrt", _tensorrt, ("tensorrt",)),

@@ -14,7 +14,6 @@ Each takes records, which are dictionaries with ``event`` and ``step``:
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.artifact import write_bytes
 from yolact_deploy.errors import OutputError
-from yolact_deploy.progress import Progress, ReportStep
+from yolact_deploy.progress import Progress, ReportStep, describe_pace
 
 Record = Mapping[str, Any]
 
@@ -114,10 +113,10 @@ class ProgressMonitor:
             self._report = self._stack.enter_context(self._progress.steps("training"))
             self._report("waiting for the first images", record["step"], self._total)
         elif record["event"] == PACE:
-            self._report(f"{describe_pace(record)}{self._losses}", record["step"], self._total)
+            self._report(f"{_pace(record)}{self._losses}", record["step"], self._total)
         elif record["event"] == "step":
             self._losses = f" {describe_losses(record)}"
-            self._report(f"{describe_pace(record)}{self._losses}", record["step"], self._total)
+            self._report(f"{_pace(record)}{self._losses}", record["step"], self._total)
             if record["skipped"]:
                 self._progress.note(
                     f"iteration {record['step']}: skipped {record['skipped']} steps that were not finite"
@@ -130,14 +129,8 @@ class ProgressMonitor:
         self._stack.close()
 
 
-def describe_pace(record: Record) -> str:
-    """Speed and remaining time, which are first in the line and never cut off.
-
-    >>> describe_pace({"images_per_second": 20.0, "eta": 90.0})
-    '20.0 images/s 0:01:30 left'
-    """
-    left = datetime.timedelta(seconds=round(record["eta"]))
-    return f"{record['images_per_second']:.1f} images/s {left} left"
+def _pace(record: Record) -> str:
+    return describe_pace(record["images_per_second"], "images", record["eta"])
 
 
 def describe_losses(record: Record) -> str:

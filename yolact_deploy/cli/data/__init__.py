@@ -62,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shapes.add_argument("--frames", type=int, default=40, metavar="N", help="frames of a video (default: 40)")
     _add_nuclei(commands)
-    for command in commands.choices.values():
+    for listed in commands._choices_actions:
+        command = commands.choices[listed.dest]
+        command.description = command.description or f"{listed.help[0].upper()}{listed.help[1:]}."
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -188,7 +190,7 @@ def _scales(config: YolactConfig) -> str:
 def _shapes(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from yolact_deploy.console import print_json
+    from yolact_deploy.console import print_json, print_next
     from yolact_deploy.datasets.shapes import write_shapes
     from yolact_deploy.errors import InputError
 
@@ -206,7 +208,9 @@ def _shapes(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), **counts, "seed": args.seed, "width": width, "height": height})
     else:
-        print_text(str(description))
+        print(description)
+        if not args.quiet:
+            print_next(["yolact-deploy", "train", "--recipe", "shapes_demo", "--data", str(description)])
     return 0
 
 
@@ -246,7 +250,7 @@ def _size(text: str) -> tuple[int, int]:
 def _nuclei(args: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from yolact_deploy.console import print_json
+    from yolact_deploy.console import print_json, print_next
     from yolact_deploy.datasets.nuclei_set import pictures_in, write_nuclei
 
     source, folder = Path(args.source), Path(args.output)
@@ -257,5 +261,7 @@ def _nuclei(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"dataset": str(description), "images": count})
     else:
-        print_text(str(description))
+        print(description)
+        if not args.quiet:
+            print_next(["yolact-deploy", "train", "--recipe", "nuclei", "--data", str(description)])
     return 0

@@ -51,13 +51,12 @@ _FORMATS = """\
 formats that are read:
   COCO                a dataset file (YAML), a folder, or a file; Roboflow's COCO
   YOLO text           data.yaml with images and labels (outlines, not boxes)
-  Pascal VOC          JPEGImages, SegmentationObject and SegmentationClass; or XML
-                      with polygons, as Roboflow writes it
+  Pascal VOC          JPEGImages, SegmentationObject and SegmentationClass; or XML with polygons, as Roboflow writes it
   SBD                 img, inst/*.mat, train.txt, val.txt (extra 'sbd')
   CVAT XML            'CVAT for images 1.1' with its pictures
-  LabelMe JSON        a file a picture
+  LabelMe JSON        a file for each picture
   Label Studio JSON   polygons and brush masks, with the pictures beside
-  mask pictures       images and masks: a PNG a picture with ids, or one an object
+  mask pictures       images and masks: a PNG with ids for each picture, or one for each object
 
 'train', 'eval', 'bench' and 'export' take all of them as --data, too.
 
@@ -99,7 +98,8 @@ def _read(args: argparse.Namespace, source: str) -> ReadSet:
     if images_dir is not None and not images_dir.is_dir():
         raise InputError(f"--images-dir: expected a folder, there is none: {images_dir}")
     options = FormatOptions(boxes=args.boxes, class_name=args.class_name, images_dir=images_dir)
-    return read_any(source, options, lenient=args.lenient)
+    with args.progress.steps(f"reading {source}"):
+        return read_any(source, options, lenient=args.lenient)
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -130,7 +130,7 @@ def _merge(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace, dataset: ReadSet, to: str) -> int:
     """Write the dataset, and print where it is and what it has."""
-    from yolact_deploy.console import print_json, print_table
+    from yolact_deploy.console import print_json, print_next, print_table
     from yolact_deploy.datasets.convert import write_dataset
 
     path = write_dataset(dataset, Path(args.output), to=to, pictures=args.pictures, progress=args.progress)
@@ -151,6 +151,8 @@ def _write(args: argparse.Namespace, dataset: ReadSet, to: str) -> int:
     for line in dataset.note_lines():
         args.progress.note(f"note: {line}")
     print(path)
+    if not args.quiet:
+        print_next(["yolact-deploy", "data", "view", str(path)])
     return 0
 
 

@@ -8,9 +8,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from yolact_deploy.console.text_layout import example_lines, wrap
+from yolact_deploy.console import print_text
+from yolact_deploy.console.text_layout import example_lines, wrap_words
 
 _USAGE = "usage: "
 
@@ -48,8 +49,14 @@ class CommandParser(argparse.ArgumentParser):
         """The list of options below is enough."""
         if self.usage is None:
             width = HelpText(self.prog)._width - len(_USAGE)
-            lines = wrap(usage(self), width, names=False, indent=" " * (len(_USAGE) + 2))
+            lines = wrap_words(usage(self), width, indent=" " * (len(_USAGE) + 2))
             self.usage = "\n".join(lines).replace("%", "%%")
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, which may be longer than a line of the terminal, and end with code 2."""
+        self.print_usage(sys.stderr)
+        print_text(f"{self.prog}: error: {message}", file=sys.stderr, red=True)
+        self.exit(2)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         has_actions = any(isinstance(action.choices, dict) for action in self._actions)
@@ -97,8 +104,8 @@ def whole(least: int = 1, most: int = 10**9) -> Callable[[str], int]:
 seed = whole(0, 2**63 - 1)
 
 
-def usage(parser: argparse.ArgumentParser) -> str:
-    """One line: what is required, in full, and ``[options]`` for the rest."""
+def usage(parser: argparse.ArgumentParser) -> list[str]:
+    """What is required, in full, and ``[options]`` for the rest; an option and its value are one item."""
     words = [parser.prog]
     exclusive = {id(action) for group in parser._mutually_exclusive_groups for action in group._group_actions}
     choices = [group._group_actions for group in parser._mutually_exclusive_groups if group.required]
@@ -107,7 +114,7 @@ def usage(parser: argparse.ArgumentParser) -> str:
     words += [_spelling(action) for action in options if action.required]
     words.append("[options]")
     words += [_argument(action) for action in parser._actions if not action.option_strings]
-    return " ".join(words)
+    return words
 
 
 def _spelling(action: argparse.Action) -> str:
@@ -115,12 +122,14 @@ def _spelling(action: argparse.Action) -> str:
     if not action.option_strings:
         return _argument(action)
     value = "" if action.nargs == 0 else f" {_argument(action)}"
-    return max(action.option_strings, key=len) + value
+    in_full = next((name for name in action.option_strings if name.startswith("--")), action.option_strings[0])
+    return in_full + value
 
 
 def _argument(action: argparse.Action) -> str:
     default = action.option_strings[-1].lstrip("-").upper() if action.option_strings else action.dest
-    return argparse.HelpFormatter("")._format_args(action, default)
+    text = argparse.HelpFormatter("")._format_args(action, default)
+    return text if action.required or action.nargs != argparse.PARSER else f"[{text}]"
 
 
 class HelpText(argparse.HelpFormatter):

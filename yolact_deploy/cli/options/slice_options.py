@@ -28,10 +28,10 @@ def add_slice_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--match-metric",
         choices=MATCH_METRICS,
-        help="what makes detections of two tiles one object, where both see it: intersection over union, or over the "
-        "smaller mask (default iou)",
+        help="overlap that makes detections of two tiles one object, where both see it: iou, intersection over union; "
+        "ios, intersection over the smaller mask (default iou)",
     )
-    group.add_argument("--match-threshold", type=float, metavar="X", help="from which value on (default 0.5)")
+    group.add_argument("--match-threshold", type=float, metavar="X", help="least overlap for that (default 0.5)")
     group.add_argument("--class-agnostic", action="store_true", help="also merge detections of different classes")
 
 

@@ -25,8 +25,9 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         choices=EXPORT_FORMATS,
         help="write a folder for another runtime beside the ONNX file, which is always written: STEM_openvino_model, "
-        "STEM_opencv_model (OpenCV 5), STEM_ncnn_model (heads), STEM.mlpackage (Core ML, heads). Each is run and "
-        "compared where its runtime is. web is a page that runs the model in the browser, html the same in one file; "
+        "STEM_opencv_model (OpenCV 5), STEM_ncnn_model (heads), STEM.mlpackage (Core ML, heads), STEM_tflite_model "
+        "(LiteRT, heads). Each is run and compared where its runtime is. web is a page that runs the model in the "
+        "browser, html the same in one file; "
         "repeatable (default onnx)",
     )
     group.add_argument(

@@ -48,6 +48,9 @@ TARGETS = {
     "opencv": ExportTarget("_opencv_model", "opencv_dnn", (_ONNX,)),
     "ncnn": ExportTarget("_ncnn_model", "ncnn_param", (("ncnn", "ncnn"), ("pnnx", "ncnn"), _ONNX)),
     "coreml": ExportTarget(".mlpackage", "coreml_package", (("coremltools", "coreml"),)),
+    "tflite": ExportTarget(
+        "_tflite_model", "litert_flatbuffer", (("litert_torch", "litert"), ("ai_edge_litert", "litert"))
+    ),
     "web": ExportTarget("_web", "web"),
     "html": ExportTarget("_html", "html_file"),
 }

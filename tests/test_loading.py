@@ -175,9 +175,9 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         yolact_deploy.load(tmp_path / "none.onnx")
     with pytest.raises(InputError, match="is a folder"):
         yolact_deploy.load(tmp_path)
-    (tmp_path / "model.tflite").touch()
-    with pytest.raises(ArtifactError, match=r"unknown model type \.tflite; expected one of \.onnx"):
-        yolact_deploy.load(tmp_path / "model.tflite")
+    (tmp_path / "model.h5").touch()
+    with pytest.raises(ArtifactError, match=r"unknown model type \.h5; expected one of \.onnx"):
+        yolact_deploy.load(tmp_path / "model.h5")
     (tmp_path / "model").touch()
     with pytest.raises(ArtifactError, match="unknown model type without suffix"):
         yolact_deploy.load(tmp_path / "model")

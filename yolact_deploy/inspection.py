@@ -200,8 +200,9 @@ def _describe_ncnn(path: Path, layers: bool) -> Facts:
     if lines[0].strip() != _NCNN_MAGIC or counts[:1] != [str(len(rows))]:
         raise damaged
     listed = []
-    for kind, name, *rest in rows:
-        if len(rest) < 2 or not all(word.isdecimal() and len(word) < 6 for word in rest[:2]):
+    for words in rows:
+        kind, name, *rest = words if len(words) > 3 else ("", "")
+        if not rest or not all(word.isdecimal() and len(word) < 6 for word in rest[:2]):
             raise damaged
         reads, writes = int(rest[0]), int(rest[1])
         tensors = rest[2 : 2 + reads + writes]

@@ -217,7 +217,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         Finding("b", "tool", False, "", "gone", "install it"),
         Finding("c", "runtime", False, "", nvidia.NO_DRIVER, nvidia.DRIVER_CURE),
     ]
-    monkeypatch.setattr(doctor, "examine", lambda timeout: findings)
+    monkeypatch.setattr(doctor, "examine", lambda timeout, progress: findings)
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "install it" in text
@@ -229,5 +229,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 
 def test_command_when_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda timeout: [Finding("a", "runtime", False), Finding("b", "tool", True)])
+    monkeypatch.setattr(
+        doctor, "examine", lambda timeout, progress: [Finding("a", "runtime", False), Finding("b", "tool", True)]
+    )
     assert cli.main(["doctor", "--quiet"]) == 2

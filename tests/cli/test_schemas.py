@@ -117,7 +117,7 @@ def test_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Ca
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     findings = checks.examine(["onnx", "tensorrt"])
     ready = checks.Finding("onnxruntime CPU", "runtime", True)
-    monkeypatch.setattr(checks, "examine", lambda timeout: [ready, *findings])
+    monkeypatch.setattr(checks, "examine", lambda timeout, progress: [ready, *findings])
     assert_fits(printed(capsys, "doctor"), schemas.DOCTOR)
 
 

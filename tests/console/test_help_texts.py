@@ -42,9 +42,10 @@ def test_an_option_and_its_values_stay_on_one_line(monkeypatch: pytest.MonkeyPat
     usage = cli.command_parser("compare").format_usage().splitlines()
     assert [line.strip() for line in usage] == [
         "usage: yolact-deploy compare --reference MODEL",
-        "--engine SPEC --data DATA [DATA ...] [options]",
+        "--engine SPEC --data DATA [DATA ...]",
+        "[options]",
     ]
-    assert cli.command_parser("bench").format_usage().endswith("[options] [{diff,table,report} ...]\n")
+    assert cli.command_parser("bench").format_usage().split()[-2:] == ["[{diff,table,report}", "...]"]
 
 
 def test_lists_are_broken_where_the_terminal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +69,7 @@ def test_a_wrong_argument_is_explained_in_lines_that_fit(monkeypatch: pytest.Mon
         cli.main(["predict", "m.onnx", "a.jpg", "--format", "overlay,jsn"])
     assert caught.value.code == 2
     lines = terminal.lines()
-    assert lines[0] == "usage: yolact-deploy predict [options] [MODEL] [SOURCE ...]"
     assert max(map(len, lines)) <= 60
-    assert " ".join(lines[1:]).startswith("yolact-deploy predict: error: argument --format: expected a comma-separated")
-    assert " ".join(lines).endswith("got 'overlay,jsn'")
+    text = " ".join(map(str.strip, lines))
+    assert text.startswith("usage: yolact-deploy predict [options] [MODEL] [SOURCE ...] yolact-deploy predict: error: ")
+    assert text.endswith("crops, cutouts, mot, ytvis, got 'overlay,jsn'")

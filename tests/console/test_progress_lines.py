@@ -17,32 +17,30 @@ from yolact_deploy.progress import Progress, describe_pace
 from yolact_deploy.untrusted import safe_output
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def as_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """In place of stderr from now on; in a fixture, pytest would put its own back."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
     return terminal
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
 @pytest.mark.parametrize("description", ["predict", "building yolact_resnet50_54_800000_int8.trt", "猫" * 40])
-def test_counter_speed_and_time_are_never_cut(
-    columns: int, description: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
+def test_counter_speed_and_time_are_never_cut(columns: int, description: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = as_terminal(columns, monkeypatch)
     state = describe_pace(1234.5, "images", 36090)
     with safe_output(), console_progress().steps(description) as report:
         report(state, 79999, 80000)
     (line,) = {line for line in terminal.lines() if "79999" in line}
-    assert line.endswith(" 79999/80000, 1234.5 images/s, 10:01:30 left") == (columns > 60 or description == "predict")
-    assert "79999/80000, 1234.5 im" in line
+    assert line.endswith(" 79999/80000, 1234.5 images/s, 10:01:30 left")
     assert width_of(line) <= columns
     assert (description in line) == (columns == 200 or description == "predict")
 
 
-def test_the_last_line_is_a_summary(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_last_line_is_a_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = as_terminal(80, monkeypatch)
     with safe_output():
         assert list(console_progress().track([1, 2], "predict")) == [1, 2]
     assert re.fullmatch(r"━* predict 2/2, [\d.]+ images/s, took 0:00:00", terminal.lines()[-1])

@@ -14,7 +14,7 @@ from yolact_deploy.config import size_text
 from yolact_deploy.evaluation.bootstrap import Interval
 from yolact_deploy.runtime.stage_timer import PARTS, stage_with
 
-_STAGES = "Stages, mean ms: their sum, the whole call, the rest outside all stages; beside it COCO RLE"
+_STAGES = "Stages, mean ms; their sum, the whole call, and the rest outside all stages; encode: masks to COCO RLE"
 
 
 def bench_tables(record: Record) -> Iterator[Table]:
@@ -132,7 +132,7 @@ def _ap_differences(record: Record) -> Table:
         if engine.ap_difference
     ]
     columns = ("engine", "box AP", "95 %", "mask AP", "95 %")
-    return Table(f"AP x 100 less that of {record.reference}, with its interval over the images", columns, rows)
+    return Table(f"Difference in AP x 100 from {record.reference}, with 95 % intervals over the images", columns, rows)
 
 
 def warning_lines(record: Record) -> Iterator[str]:

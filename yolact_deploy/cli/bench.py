@@ -202,10 +202,10 @@ def _publish(args: argparse.Namespace, run: BenchRun, limits: Limits) -> int:
     checks = judge(run.record, limits)
     if args.report:
         write_report(run.record, args.report, pictures=run.pictures, checks=checks)
-        if not (args.quiet or args.json):
-            print_text(f"wrote {args.report}")
     if args.junit:
         write_junit(checks, args.junit)
+    if not (args.quiet or args.json) and (written := [*filter(None, (args.output, args.report, args.junit))]):
+        print_text(f"wrote {', '.join(written)}")
     raise_missed(checks)
     return 0
 

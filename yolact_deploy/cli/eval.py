@@ -126,6 +126,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"schema": EVAL, "model": scored.name, **scored.accuracy.to_json(), **more})
     elif not args.quiet:
         _print(args, scored)
+        if args.report:
+            print_text(f"wrote {args.report}")
     return 0
 
 
@@ -183,7 +185,6 @@ def _report_file(
     assert truth.content is not None
     matches = read_matches(args.results, truth.content, truth.image_ids, limit)
     job.write(Path(args.results).name, scored, matches, pictures)
-    args.progress.note(f"wrote {args.report}")
 
 
 def _image_ids(text: str | None) -> list[int] | None:
@@ -227,7 +228,6 @@ def _score_model(args: argparse.Namespace) -> _Scored:
         )
     if report is not None:
         report.write(source.name, done.accuracy, done.matches, images)
-        args.progress.note(f"wrote {args.report}")
     difference = _differences(args, images, done) if args.reference else {}
     return _Scored(source.name, done.accuracy, done.time, difference)
 
@@ -352,7 +352,8 @@ def _print(args: argparse.Namespace, scored: _Scored) -> None:
 
     table = accuracy_table([(scored.name, scored.accuracy)])
     print_table(table.columns, table.rows, title=table.title)
-    print_table(("", "all", *_ious(), "AR"), _iou_rows(scored.accuracy), title="AP x 100 at each IoU")
+    title = "AP x 100 at each IoU threshold, and AR"
+    print_table(("", "all", *_ious(), "AR"), _iou_rows(scored.accuracy), title=title)
     if args.per_class:
         print_table(("class", "box AP", "mask AP"), _class_rows(scored.accuracy), title="AP x 100 of each class")
     for kind, interval in scored.difference.items():
@@ -370,9 +371,11 @@ def _ious() -> list[str]:
 
 
 def _iou_rows(accuracy: Accuracy) -> Iterator[tuple[str, ...]]:
+    """Thresholds with one decimal, so that all fit 80 columns."""
     for name, figures in (("box", accuracy.box), ("mask", accuracy.mask)):
         if figures is not None:
-            yield name, *(_percent(value) for value in (figures.ap, *figures.per_iou.values(), figures.ar))
+            each = ("" if value is None else f"{100 * value:.1f}" for value in figures.per_iou.values())
+            yield name, _percent(figures.ap), *each, _percent(figures.ar)
 
 
 def _class_rows(accuracy: Accuracy) -> Iterator[tuple[str, str, str]]:

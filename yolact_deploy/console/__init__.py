@@ -109,13 +109,17 @@ class ConsoleProgress(Progress):
             self._bars.start()
             protect_output()  # while bars are drawn, rich puts streams of its own in place
         bars = self._bars
-        task = bars.add_task("", total=total, line=printable(description))
+        task = bars.add_task("", total=total, line="")
 
         def update(done: int | None, total: int | None, state: str) -> None:
             room = bars.console.width - _BAR_WIDTH - 1
             line = _line(printable(description), done, total, printable(state), room)
             bars.update(task, completed=1 if done is None else done, total=1 if done is None else total, line=line)
 
+        if total is not None:
+            update(0, total, "")
+        else:
+            bars.update(task, line=shortened(printable(description), bars.console.width - _BAR_WIDTH - 1))
         try:
             yield update
         finally:

@@ -23,6 +23,8 @@ _WHOLE = 12
 _NARROW = 20
 #: width that a first column of names gets there
 _NAMES = 24
+#: lines of a wrapped name that are better than a second table
+_NAME_LINES = 2
 #: a wrapped row of more lines is a block of its own, where values have the whole width
 _MOST_LINES = 8
 _LABELS = 20
@@ -180,6 +182,11 @@ def table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     if len(columns) == 2 and least[0] <= width // 2:  # even a hash beside its name
         least[1] = min(least[1], room - least[0])
     widths, groups = _shared(natural, least, room), _groups(natural, least, width)
+    one = table.with_narrow_names(natural, least, room) if groups and len(groups) > 1 else None
+    if one is not None:
+        yield from table.drawn(one)
+        yield Line("")
+        return
     crowded = widths[0] < _first_width(natural, least) if groups else table.most_lines(widths) > _MOST_LINES
     if sum(widths) <= room and (len(columns) == 2 or not crowded):
         yield from table.drawn(widths)
@@ -214,6 +221,13 @@ class _TableCells:
     def most_lines(self, widths: Sequence[int]) -> int:
         cells = (wrap(cell, width) for row in self.rows for cell, width in zip(row, widths, strict=True))
         return max(map(len, cells), default=1)
+
+    def with_narrow_names(self, natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
+        """Widths at which all columns stand side by side and the first wraps into few lines; None if there are none."""
+        names = min(natural[0], room - sum(least[1:]))
+        if names < max(least[0], _WHOLE) or self.most_lines([names, *least[1:]]) > _NAME_LINES:
+            return None
+        return _shared(natural, [names, *least[1:]], room)
 
     def drawn(self, widths: Sequence[int]) -> Iterator[Line]:
         for line in self._row(self.columns, widths, bottom=True):

@@ -49,7 +49,10 @@ def checked_shard(args: argparse.Namespace, sources: Sources) -> Shard | None:
         return None
     option = "--workers" if args.shards is None else "--shards"
     if sources.streams or (args.ray is None and set(args.format) - set(_PARTED)):
-        raise InputError(f"{option} runs pictures, for --format {', '.join(_PARTED)}: run the rest without it")
+        raise InputError(
+            f"{option} works for pictures and --format {', '.join(_PARTED)} only: leave it out for videos, streams and "
+            "other formats"
+        )
     if args.shards is None:
         return None
     if workers > 1:

@@ -145,7 +145,7 @@ class EngineDiff:
         changes = {name: b - a for name, (a, b) in self.stages.items() if a is not None and b is not None}
         whole = sum(changes.values())
         name = max(changes, key=lambda key: changes[key] * np.sign(whole), default="")
-        if not name or abs(changes[name]) < abs(whole) / 2:
+        if not name or not whole or abs(changes[name]) < abs(whole) / 2:
             return ""
         a, b = self.stages[name]
         return f", most of it in {name} ({b:.2f} instead of {a:.2f} ms)"

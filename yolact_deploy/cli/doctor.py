@@ -50,7 +50,7 @@ def _print(machine: dict[str, object], findings: list[Finding]) -> None:
     for kind, title in (("runtime", "Runtimes"), ("tool", "Driver, builders and tools")):
         chosen = (finding for finding in findings if finding.kind == kind)
         rows = [(f.name, "yes" if f.works else "no", f.version, f.detail, _cure(f)) for f in chosen]
-        print_table(["", "works", "version", "", "what to do"], rows, title=title)
+        print_table(["", "works", "version", "details", "what to do"], rows, title=title)
 
 
 def _cure(finding: Finding) -> str:

@@ -122,12 +122,18 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     elif facts["kind"] in ("ONNX", "safetensors"):
         rows.append(("metadata", "none: not made by yolact-deploy"))
     if config:
-        rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {config['num_classes']} classes"))
+        rows.insert(
+            1, ("network", f"{config['name']}: {config['backbone']}, {_counted(config['num_classes'], 'class')}")
+        )
         rows.insert(2, ("input size", _input_size(config, (facts.get("metadata") or {}).get("sizes"))))
     rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
     if "opsets" in facts:
         rows.append(("opsets", ", ".join(f"{k} {v}" for k, v in facts["opsets"].items())))
     return rows
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 'es'}"
 
 
 def _input_size(config: dict[str, Any], sizes: dict[str, Any] | None) -> str:

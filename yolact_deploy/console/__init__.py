@@ -219,7 +219,8 @@ def print_command(text: str, *, file: Any = None) -> None:
     """Print a command to copy, by default on stdout; lines that a terminal cuts continue as a shell wants it."""
     stream = file or sys.stdout
     width = _columns(stream)
-    print("\n".join(command_lines(text, width)) if width else text, file=stream, flush=True)
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    print("\n".join(command_lines(text, width, indent)) if width else text, file=stream, flush=True)
 
 
 def _columns(stream: Any) -> int | None:

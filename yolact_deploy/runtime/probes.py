@@ -87,7 +87,8 @@ def _run_onnxruntime() -> tuple[str, str]:
     options.log_severity_level = 4  # failures are reported below
     session = ort.InferenceSession(TINY_ONNX, options, providers=["CPUExecutionProvider"])
     session.run(None, {"x": np.ones(1, np.float32)})
-    return ort.__version__, f"providers of this package: {', '.join(ort.get_available_providers())}"
+    names = (name.removesuffix("ExecutionProvider") for name in ort.get_available_providers())
+    return ort.__version__, f"providers in this package: {', '.join(names)}"
 
 
 def _run_onnxruntime_gpu(provider: str) -> tuple[str, str]:
@@ -120,7 +121,7 @@ def _openvino() -> tuple[str, str]:
     compiled([np.ones(1, np.float32)])
     native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     bf16 = "native BF16" if native else "no native BF16, so openvino-bf16 is slow here"
-    return openvino.__version__.split("-")[0], f"devices {', '.join(devices)}; CPU with {bf16}"
+    return openvino.__version__.split("-")[0], f"devices: {', '.join(devices)}; on the CPU {bf16}"
 
 
 def _ncnn() -> tuple[str, str]:
@@ -178,7 +179,8 @@ def _rtx_builder() -> tuple[str, str]:
 def _torch_cpu() -> tuple[str, str]:
     torch: Any = importlib.import_module("torch")
     torch.nn.functional.conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3))
-    return torch.__version__, f"{torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return torch.__version__, f"{count} thread{'s' if count > 1 else ''}"
 
 
 def _torch_cuda() -> tuple[str, str]:

@@ -122,9 +122,7 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     elif facts["kind"] in ("ONNX", "safetensors"):
         rows.append(("metadata", "none: not made by yolact-deploy"))
     if config:
-        rows.insert(
-            1, ("network", f"{config['name']}: {config['backbone']}, {_counted(config['num_classes'], 'class')}")
-        )
+        rows.insert(1, ("network", f"{config['name']}: {config['backbone']}, {_classes(config['num_classes'])}"))
         rows.insert(2, ("input size", _input_size(config, (facts.get("metadata") or {}).get("sizes"))))
     rows += [(label, str(facts[key])) for label, key in _PLAIN if facts.get(key)]
     if "opsets" in facts:
@@ -132,8 +130,8 @@ def _overview(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 'es'}"
+def _classes(number: int) -> str:
+    return f"{number} class{'' if number == 1 else 'es'}"
 
 
 def _input_size(config: dict[str, Any], sizes: dict[str, Any] | None) -> str:

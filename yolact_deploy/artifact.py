@@ -34,15 +34,17 @@ from yolact_deploy.config import (
 )
 from yolact_deploy.errors import ArtifactError, ConfigError, InputError, OutputError
 from yolact_deploy.size_range import SizeRange, config_for_picture
-from yolact_deploy.untrusted import parse_json, read_json, shown
+from yolact_deploy.untrusted import parse_json, read_bytes, read_json, shown
 from yolact_deploy.vocabulary import (
     EXPORT_TAILS,
     HALF_PRECISIONS,
     HEAD_OUTPUTS,
     INPUT_DTYPES,
     INT8_RESTS,
+    NCNN_SUFFIXES,
     PRECISIONS,
     QUANTIZATION_FORMS,
+    TFLITE_SUFFIXES,
 )
 
 METADATA_KEY = "yolact_deploy"
@@ -345,3 +347,30 @@ def read_config(name: str) -> YolactConfig:
         return YolactConfig.from_dict({**fields, **values})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+# -- model files that have no place for metadata ---------------------------------------------------------------------
+
+_FORMATS_OF_FILES = {**dict.fromkeys(NCNN_SUFFIXES, "ncnn"), **dict.fromkeys(TFLITE_SUFFIXES, "tflite")}
+
+
+def has_metadata_beside(path: Path) -> bool:
+    """Whether files of this kind have their metadata beside them."""
+    return path.suffix.lower() in _FORMATS_OF_FILES
+
+
+def read_metadata_beside(path: Path) -> Metadata:
+    """The metadata of an ncnn or TFLite file.
+
+    Raises:
+        ArtifactError: a file of the folder is missing, or the metadata are damaged.
+    """
+    name = _FORMATS_OF_FILES[path.suffix.lower()]
+    described = path.with_name("metadata.json")
+    for needed in (*([path.with_suffix(".bin")] if name == "ncnn" else []), described):
+        if not needed.is_file():
+            raise ArtifactError(
+                f"{path}: {needed.name} is not beside it: copy the whole folder that 'export --format {name}' wrote"
+            )
+    text = read_bytes(described, "metadata", ArtifactError).decode("utf-8", "replace")
+    return Metadata.from_json(text, str(described))

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolact_deploy.artifact import METADATA_KEY, Metadata, sha256_file
+from yolact_deploy.artifact import METADATA_KEY, Metadata, read_metadata_beside, sha256_file
 from yolact_deploy.config import whole
 from yolact_deploy.engine_file import KINDS, read_engine_header, read_engine_metadata
 from yolact_deploy.errors import ArtifactError, CheckpointError, InputError, import_optional
-from yolact_deploy.runtime.metadata_beside import read_metadata_beside
 from yolact_deploy.untrusted import parse_json, read_bytes
 from yolact_deploy.vocabulary import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, NCNN_SUFFIXES, ONNX_SUFFIXES, TFLITE_SUFFIXES
 

@@ -491,10 +491,10 @@ def _open_cpu_runtime(spec: ModelSpec, backend: str, size: Size | None) -> Backe
 
         return OpenCvBackend(spec.path, threads=spec.threads, tail=spec.tail, size=size)
     if backend == "litert":
-        from yolact_deploy.runtime.litert import LiteRtBackend
+        from yolact_deploy.runtime.mobile.litert import LiteRtBackend
 
         return LiteRtBackend(spec.path, threads=spec.threads, size=size)
-    from yolact_deploy.runtime.ncnn import NcnnBackend
+    from yolact_deploy.runtime.mobile.ncnn import NcnnBackend
 
     return NcnnBackend(spec.path, threads=spec.threads, size=size)
 

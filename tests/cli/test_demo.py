@@ -28,7 +28,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     found = {"openvino": works(), "tensorrt-rtx builder": works()}
     for name, finding in found.items():
         finding.name = name
-    monkeypatch.setattr(doctor, "examine", lambda names: [found[name] for name in names])
+    monkeypatch.setattr(doctor, "examine", lambda names, progress: [found[name] for name in names])
     monkeypatch.setattr(doctor, "describe_machine", lambda: {"instructions": ["avx512_bf16"]})
     return ran
 

@@ -121,6 +121,8 @@ def run_bench(
     Raises:
         InputError, DatasetError, BackendError, ...: models or images that cannot be used, or do not fit each other.
     """
+    if repeats < 1:
+        raise InputError(f"expected warmup >= 0 and repeats >= 1, got {warmup} and {repeats}")
     warmup = max(1, warmup)
     with contextlib.ExitStack() as stack:
         models = _load(sources, images, warmup, stack, progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_deploy import samples
-from yolact_deploy.artifact import Metadata, sha256_file
+from yolact_deploy.artifact import Metadata, has_metadata_beside, read_metadata_beside, sha256_file
 from yolact_deploy.errors import InputError, import_optional
 from yolact_deploy.machine.nvidia import has_gpu
 from yolact_deploy.runtime.remote_names import remote_url
@@ -98,7 +98,6 @@ def read_metadata(path: Path) -> Metadata:
     """The metadata of an exported file; raises :class:`ArtifactError` if it has none."""
     from yolact_deploy.engine_file import read_engine_metadata
     from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
-    from yolact_deploy.runtime.metadata_beside import has_metadata_beside, read_metadata_beside
 
     if path.suffix.lower() in ENGINE_SUFFIXES:
         return read_engine_metadata(path)

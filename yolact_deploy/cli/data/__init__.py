@@ -64,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_nuclei(commands)
     for listed in commands._choices_actions:
         command = commands.choices[listed.dest]
-        command.description = command.description or f"{listed.help[0].upper()}{listed.help[1:]}."
+        text = str(listed.help)
+        command.description = command.description or f"{text[0].upper()}{text[1:]}."
         for flag in ("--debug", "--quiet", "--json"):  # also after the action
             command.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 

@@ -1,4 +1,4 @@
-"""A TFLite file for LiteRT, on phones and boards: the heads of the network in FP32, converted from PyTorch.
+"""A TFLite file for LiteRT, on phones and boards: the heads of the network in FP32, converted from PyTorch; needs torch.
 
 NMS and masks are left to the program, as for a file that ends in heads. Input args_0 is float32 [1, H, W, 3] BGR in
 0..255, outputs output_0 to output_3 are boxes, scores, coeff and proto.
@@ -15,7 +15,7 @@ from yolact_deploy.export.onnx import heads_module
 from yolact_deploy.export.targets.agreement_check import check_agreement
 from yolact_deploy.export.targets.target_metadata import write_metadata
 from yolact_deploy.export.targets.target_source import TargetSource
-from yolact_deploy.runtime.litert import open_runner, run_heads
+from yolact_deploy.runtime.mobile.litert import open_runner, run_heads
 
 
 def write(source: TargetSource, folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from yolact_deploy.export.targets.agreement_check import check_agreement
 from yolact_deploy.export.targets.target_metadata import write_metadata
 from yolact_deploy.export.targets.target_source import TargetSource
 from yolact_deploy.graph.onnx_graph import load_graph
-from yolact_deploy.runtime.ncnn import open_net, run_net
+from yolact_deploy.runtime.mobile.ncnn import open_net, run_net
 
 _SECONDS = 600
 

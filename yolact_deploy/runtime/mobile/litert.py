@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolact_deploy.artifact import read_metadata_beside
 from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
 from yolact_deploy.runtime.backend import Backend
-from yolact_deploy.runtime.metadata_beside import read_metadata_beside
 from yolact_deploy.runtime.tails import HeadOutputs, Outputs, numpy_tail
 
 

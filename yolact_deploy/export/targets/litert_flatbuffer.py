@@ -1,4 +1,4 @@
-"""A TFLite file for LiteRT, on phones and boards: the heads of the network in FP32, converted from PyTorch; needs torch.
+"""A TFLite file for LiteRT, on phones and boards: the heads of the network in FP32, from PyTorch; needs torch.
 
 NMS and masks are left to the program, as for a file that ends in heads. Input args_0 is float32 [1, H, W, 3] BGR in
 0..255, outputs output_0 to output_3 are boxes, scores, coeff and proto.

@@ -77,8 +77,9 @@ def write_formats(args: argparse.Namespace, names: list[str], source: TargetSour
         say(args, f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB), for tools without ONNX functions")
         facts.append({"format": "inlined", "path": str(path), "bytes": path.stat().st_size, "files": [path.name]})
     for name in names:
-        files = write_target(name, source)
         folder = TARGETS[name].folder(source.onnx_path)
+        with args.progress.steps(f"writing {folder.name}"):
+            files = write_target(name, source)
         size = sum(path.stat().st_size for path in files)
         say(args, f"wrote {folder} ({size / 1e6:.1f} MB): {', '.join(_listed(folder, files))}")
         if name in _PAGES:

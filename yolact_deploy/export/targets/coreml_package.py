@@ -25,21 +25,25 @@ def write(source: TargetSource, folder: Path) -> list[Path]:
     """Write the contents of the package: Manifest.json and Data/. Input ``images`` is float32 [1, H, W, 3] BGR, 0..255.
 
     Raises:
-        ExportError: the package lacks an input or output, or on macOS, disagrees with the ONNX file.
+        ExportError: the converter failed, the package lacks an input or output, or on macOS, disagrees with the ONNX
+            file.
         InputError: the checkpoint is not known.
     """
     ct = import_optional("coremltools", "coreml", "Writing the format coreml")
     module = heads_module(source.require_model("coreml"), source.metadata)
     height, width = source.metadata.config.input_shape
     images = torch.zeros(1, height, width, 3)
-    program = torch.export.export(module, (images,)).run_decompositions({})
-    package = ct.convert(
-        program,
-        convert_to="mlprogram",
-        minimum_deployment_target=ct.target.iOS16,
-        inputs=[ct.TensorType(name="images", shape=tuple(images.shape))],
-        outputs=[ct.TensorType(name=name) for name in HEAD_OUTPUTS],
-    )
+    try:
+        program = torch.export.export(module, (images,)).run_decompositions({})
+        package = ct.convert(
+            program,
+            convert_to="mlprogram",
+            minimum_deployment_target=ct.target.iOS16,
+            inputs=[ct.TensorType(name="images", shape=tuple(images.shape))],
+            outputs=[ct.TensorType(name=name) for name in HEAD_OUTPUTS],
+        )
+    except Exception as error:  # of many types
+        raise ExportError(f"coremltools cannot convert the network: {' '.join(str(error).split())[:300]}") from error
     package.user_defined_metadata["yolact_deploy"] = source.metadata.to_json()
     place = folder / "model.mlpackage"
     package.save(str(place))

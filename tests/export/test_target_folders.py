@@ -91,9 +91,10 @@ def test_ncnn(source: TargetSource) -> None:
 
 
 @pytest.mark.slow  # half a minute: traces and converts
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # coremltools uses what it has deprecated itself,
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # and leaves
-# temporary folders to the garbage collector
+# coremltools uses what it has deprecated itself, and leaves temporary folders to the garbage collector
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_coreml(source: TargetSource) -> None:
     ct = pytest.importorskip("coremltools")
     write_target("coreml", source)

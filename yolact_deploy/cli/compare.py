@@ -352,7 +352,7 @@ def _print_layers(trunk: TrunkComparison) -> None:
             f"first to exceed a relative RMS error of {trunk.threshold:g}: {first.name} ({first.relative_rms:.2e})"
         )
     if trunk.unmatched:
-        print_text(f"{trunk.unmatched} tensors exist in only one of the two")
+        print_text(f"{trunk.unmatched} tensors exist in only one of the two models")
 
 
 def _print_bisect(result: BisectResult, keep_list: str | None) -> None:

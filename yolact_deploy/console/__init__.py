@@ -109,17 +109,16 @@ class ConsoleProgress(Progress):
             self._bars.start()
             protect_output()  # while bars are drawn, rich puts streams of its own in place
         bars = self._bars
-        task = bars.add_task("", total=total, line="")
+
+        def line_of(done: int | None, total: int | None, state: str) -> str:
+            return _line(printable(description), done, total, printable(state), bars.console.width - _BAR_WIDTH - 1)
+
+        task = bars.add_task("", total=total, line=line_of(None if total is None else 0, total, ""))
 
         def update(done: int | None, total: int | None, state: str) -> None:
-            room = bars.console.width - _BAR_WIDTH - 1
-            line = _line(printable(description), done, total, printable(state), room)
+            line = line_of(done, total, state)
             bars.update(task, completed=1 if done is None else done, total=1 if done is None else total, line=line)
 
-        if total is not None:
-            update(0, total, "")
-        else:
-            bars.update(task, line=shortened(printable(description), bars.console.width - _BAR_WIDTH - 1))
         try:
             yield update
         finally:

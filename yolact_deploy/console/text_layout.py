@@ -109,12 +109,19 @@ def wrap_words(words: Iterable[str], width: int, indent: str = "") -> list[str]:
 
 
 def command_lines(command: str, width: int, indent: str = "  ") -> list[str]:
-    """The lines of a command, continued as a shell wants it; an option and its value stay together.
+    """The lines of a command, continued as a shell wants it; an option and its value stay together where they fit.
 
     Args:
         indent: before each line but the first
+
+    >>> command_lines("train --set 'config.top_k=(1, 2)'", 28)
+    ['train --set \\\\', "  'config.top_k=(1, 2)'"]
     """
-    *first, last = _joined(_OPTION.findall(command), width - 2, indent)
+    pieces = []
+    for piece in _OPTION.findall(command):
+        fits = width_of(piece.rstrip()) <= width - 2 - len(indent)
+        pieces += [piece] if fits or not piece.startswith("-") else _BLANK.split(piece, maxsplit=1)
+    *first, last = _joined(pieces, width - 2, indent)
     return [*(f"{line} \\" for line in first), last]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from yolact_deploy.cli.data import data_sets
 from yolact_deploy.cli.options.parsing import seed
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
-from yolact_deploy.console import print_text
+from yolact_deploy.console import print_command, print_text
 
 if TYPE_CHECKING:
     from yolact_deploy.config import YolactConfig
@@ -177,7 +177,7 @@ def _priors(args: argparse.Namespace) -> int:
     ]
     columns = ["priors", "best possible recall %", "mean IoU", "scales P3..P7", "% of objects"]
     print_table(columns, rows, title=f"{fit.objects} objects at {size_text(config.image_size)} pixels")
-    print_text(fit.setting)
+    print_command(fit.setting)
     return 0
 
 

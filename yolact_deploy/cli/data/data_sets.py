@@ -147,7 +147,8 @@ def _write(args: argparse.Namespace, dataset: ReadSet, to: str) -> int:
         print_json({**facts, "splits": splits, "notes": dict(dataset.notes)})
         return 0
     rows = [(name, *counts.values()) for name, counts in splits.items()]
-    print_table(["split", "images", "objects", "crowds"], rows, title=f"{dataset.path}: {dataset.title}")
+    title = ", ".join(args.data) if isinstance(args.data, list) else f"{dataset.path}: {dataset.title}"
+    print_table(["split", "images", "objects", "crowds"], rows, title=title)
     for line in dataset.note_lines():
         args.progress.note(f"note: {line}")
     print(path)

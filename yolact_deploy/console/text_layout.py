@@ -226,7 +226,7 @@ class _TableCells:
         return natural, least
 
     def most_lines(self, widths: Sequence[int]) -> int:
-        cells = (wrap(cell, width) for row in self.rows for cell, width in zip(row, widths, strict=True))
+        cells = (_cell_lines(cell, width) for row in self.rows for cell, width in zip(row, widths, strict=True))
         return max(map(len, cells), default=1)
 
     def with_narrow_names(self, natural: Sequence[int], least: Sequence[int], room: int) -> list[int] | None:
@@ -244,13 +244,23 @@ class _TableCells:
             yield from map(Line, self._row(row, widths))
 
     def _row(self, cells: Sequence[str], widths: Sequence[int], *, bottom: bool = False) -> Iterator[str]:
-        wrapped = [wrap(cell, width) for cell, width in zip(cells, widths, strict=True)]
+        wrapped = [_cell_lines(cell, width) for cell, width in zip(cells, widths, strict=True)]
         height = max(map(len, wrapped))
         padding = [[""] * (height - len(lines)) for lines in wrapped]
         filled = [pad + lines if bottom else lines + pad for pad, lines in zip(padding, wrapped, strict=True)]
         for line in zip(*filled, strict=True):
             parts = zip(line, widths, self.right, strict=True)
             yield (" " * _GAP).join(_aligned(*part) for part in parts).rstrip()
+
+
+def _cell_lines(cell: str, width: int) -> list[str]:
+    """The lines of a cell; those of an indented one are indented further.
+
+    >>> _cell_lines("  downsample_layers: ModuleList", 20)
+    ['  downsample_layers:', '    ModuleList']
+    """
+    lead = len(cell) - len(cell.lstrip(" "))
+    return wrap(cell, width, indent=" " * min(lead + _INDENT, width // 2) if lead else "")
 
 
 def _aligned(text: str, width: int, right: bool) -> str:

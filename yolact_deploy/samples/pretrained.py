@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -144,13 +145,15 @@ def _why_failed(name: str, revision: str, error: Exception) -> str:
     gone = gone or type(error).__name__ == "EntryNotFoundError"
     reason = "the hub has no such file any more" if gone else f"no connection to the hub ({_first_line(error)})"
     return (
-        f"cannot download the weights of {name}: {reason}. Get {weights_file(name)} by hand "
-        f"({url}, or the links in the README of dbolya/yolact) and give its path"
+        f"cannot download the weights of {name}: {reason}. Give the path of {weights_file(name)}, which is at {url} and "
+        "behind the links in the README of dbolya/yolact"
     )
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    """The first sentence, or as many of its words as fit."""
+    first = re.split(r"\n|(?<=\.) ", str(error).strip(), maxsplit=1)[0]
+    return textwrap.shorten(first, 160, placeholder=" ...") or type(error).__name__
 
 
 def _declared_sha256(hub: ModuleType, name: str, revision: str, path: Path) -> str | None:

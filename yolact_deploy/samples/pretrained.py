@@ -145,8 +145,8 @@ def _why_failed(name: str, revision: str, error: Exception) -> str:
     gone = gone or type(error).__name__ == "EntryNotFoundError"
     reason = "the hub has no such file any more" if gone else f"no connection to the hub ({_first_line(error)})"
     return (
-        f"cannot download the weights of {name}: {reason}. Give the path of {weights_file(name)}, which is at {url} and "
-        "behind the links in the README of dbolya/yolact"
+        f"cannot download the weights of {name}: {reason}. Give the path of {weights_file(name)}, which is at {url} "
+        "and behind the links in the README of dbolya/yolact"
     )
 
 

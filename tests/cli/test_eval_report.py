@@ -40,7 +40,7 @@ def test_page_of_results() -> None:
         "F1 over the score",
         "Errors by kind",
         "By size",
-        "Every class",
+        "Per class",
         "Worst and best",
     ):
         assert title in page

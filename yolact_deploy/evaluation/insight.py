@@ -179,7 +179,7 @@ def _by_size(images: Sequence[JudgedImage], thresholds: NDArray[np.float64]) -> 
 
 def _by_crowding(images: Sequence[JudgedImage], thresholds: NDArray[np.float64]) -> Iterable[Stratum]:
     for low, high in _CROWDING:
-        name = "apart" if high == 0 else f"IoU up to {high:g}"
+        name = "no overlap" if high == 0 else f"IoU up to {high:g}"
         chosen = [(i.crowding > low) & (i.crowding <= high) if high else i.crowding == 0 for i in images]
         stratum = _stratum(name, images, thresholds, chosen)
         if stratum.objects:

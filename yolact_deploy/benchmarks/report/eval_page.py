@@ -36,11 +36,11 @@ _CONFUSIONS = 15
 _BACKGROUND, _MISSED = "background", "not detected"
 _EXPLAINED = {
     "localization": f"right class, IoU {BACKGROUND_IOU:g} to {RIGHT_IOU:g}",
-    "classification": f"wrong class, IoU from {RIGHT_IOU:g}",
+    "classification": f"wrong class, IoU of at least {RIGHT_IOU:g}",
     "duplicate": "the object has a better detection",
     "background": f"IoU below {BACKGROUND_IOU:g} with every object",
     "both": "wrong class and badly located",
-    "missed": "no detection, nor one of another kind of error",
+    "missed": "no detection, and no error of another kind",
 }
 
 
@@ -112,9 +112,9 @@ def _sections(insight: Insight) -> Iterator[Section]:
     yield Section("ap", "Average precision and recall", [table(t) for t in _ap_tables(insight)])
     yield Section("scores", "Precision, recall and F1 over the score", list(_score_parts(insight)))
     yield Section("errors", "Errors by kind", list(_error_parts(insight)))
-    yield Section("confusion", "What is taken for what", list(_confusion_parts(insight)))
+    yield Section("confusion", "Confusion matrix", list(_confusion_parts(insight)))
     yield Section("strata", "By size and crowding", list(_strata_parts(insight)))
-    yield Section("classes", "Every class", [table(_class_table(insight))])
+    yield Section("classes", "Per class", [table(_class_table(insight))])
 
 
 def _ap_tables(insight: Insight) -> Iterator[Table]:

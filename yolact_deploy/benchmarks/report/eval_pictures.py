@@ -19,8 +19,8 @@ from yolact_deploy.evaluation.insight import ImageScore, Insight
 from yolact_deploy.mask_forms import MaskCrops
 from yolact_deploy.preprocess import read_image
 
-#: objects or detections of a picture that are drawn with names, scores and boxes
-_MOST_NAMED = 20
+#: objects or detections of a picture that are drawn with names, scores and boxes, and pixels of the picture for each
+_MOST_NAMED, _PIXELS_A_NAME = 20, 10_000
 
 
 def picture_parts(insight: Insight, pictures: Mapping[int, Path], truth: Mapping[str, Any]) -> Iterator[str]:
@@ -50,8 +50,8 @@ def _pair(score: ImageScore, insight: Insight, path: Path, truth: Mapping[str, A
     results = [r for r in insight.shown[score.image_id] if score_of(r, kind) > each[r["category_id"]]]
     of_truth = _detections(objects, insight, truth, record, scored=False)
     found = _detections(results, insight, truth, record, scored=True)
-    # Of many objects, names and boxes would hide the masks.
-    crowded = max(len(of_truth), len(found)) > _MOST_NAMED
+    # Of many objects, or in a small picture, names and boxes would hide the masks.
+    crowded = max(len(of_truth), len(found)) > min(_MOST_NAMED, height * width // _PIXELS_A_NAME)
     hidden = {"labels", "scores", *(("boxes",) if insight.kind == "mask" else ())} if crowded else set()
     missed = score.objects - score.right
     caption = f"F1 {100 * score.f1:.0f} %: {score.right} right, {score.wrong} wrong, {missed} missed"

@@ -37,7 +37,9 @@ a {{ color: inherit; text-decoration-color: var(--accent); text-underline-offset
 .alarm {{ border-color: var(--alarm); }}
 
 .scroll {{ overflow-x: auto; margin: .4rem 0 1rem; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }}
+.scroll {{ background: linear-gradient(to left, var(--back) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--line), transparent) right / 1rem 100% no-repeat; }}
+table {{ border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; font-size: .93rem; }}
 .caption {{ font-weight: 600; font-size: .93rem; margin: 1.2rem 0 .2rem; max-width: none; }}
 th, td {{ padding: .28rem .9rem .28rem 0; text-align: right; border-bottom: 1px solid var(--line); }}
 th, td {{ white-space: nowrap; }}

@@ -22,6 +22,8 @@ from yolact_deploy.cli import main as cli
 from yolact_deploy.datasets.shapes import render
 from yolact_deploy.errors import ArtifactError, BackendError, ExportError, InputError
 from yolact_deploy.evaluation.agreement import AgreementMeter
+from yolact_deploy.export.pipeline import export_model
+from yolact_deploy.export.spec import ExportSpec
 from yolact_deploy.export.targets import registry
 from yolact_deploy.export.targets.agreement_check import check_agreement
 from yolact_deploy.export.targets.registry import TARGETS, check_available, write_target
@@ -29,7 +31,7 @@ from yolact_deploy.export.targets.target_source import TargetSource
 from yolact_deploy.graph.onnx_graph import onnx_metadata, read_onnx
 from yolact_deploy.inspection import inspect_file
 from yolact_deploy.model.checkpoint import load_model
-from yolact_deploy.samples import DEMO_MODEL
+from yolact_deploy.samples import DEMO_MODEL, sample_images
 from yolact_deploy.vocabulary import EXPORT_FORMATS
 
 CLIENT = Path(__file__).resolve().parents[2] / "examples/clients/cpp_openvino"
@@ -88,6 +90,18 @@ def test_ncnn(source: TargetSource) -> None:
     write_target("ncnn", source)
     folder = source.onnx_path.with_name("demo_ncnn_model")
     assert files(folder) == ["metadata.json", "model.ncnn.bin", "model.ncnn.param"]
+
+
+def test_ncnn_of_a_file_in_half_precision(tmp_path: Path) -> None:
+    """Where the file has casts, the order of the channels is folded into the first convolution all the same."""
+    pytest.importorskip("ncnn")
+    pytest.importorskip("pnnx")
+    path = tmp_path / "half.onnx"
+    spec = ExportSpec(precision="fp16", overflow_check=False)
+    export_model(str(DEMO_MODEL), path, spec, check_images=sample_images(load_model(DEMO_MODEL).config.class_names)[:1])
+    source = TargetSource(onnx_path=path, metadata=onnx_metadata(read_onnx(path), path))
+    write_target("ncnn", source)
+    assert files(tmp_path / "half_ncnn_model") == ["metadata.json", "model.ncnn.bin", "model.ncnn.param"]
 
 
 @pytest.mark.slow  # half a minute: traces and converts

@@ -88,11 +88,11 @@ def _print_parity(parity: ParityReport) -> None:
             f"signal to noise of {len(parity.noise)} quantized activations: minimum {worst.sqnr_db:.1f} dB, in "
             f"{worst.name}; median {middle.sqnr_db:.1f} dB"
         )
-    rows = [("whole file, eager", parity.eager)]
+    rows = [("eager model", parity.eager)]
     if parity.tail is not None:
-        rows.append(("functions in the file, NumPy from the same heads", parity.tail))
+        rows.append(("NumPy tail, from the same heads", parity.tail))
     print_table(
-        ("compared with", "score above", "detections", "matched", "extra", "box IoU", "mask IoU", "score drift"),
+        ("file against", "score above", "detections", "matched", "extra", "box IoU", "mask IoU", "score drift"),
         [
             (
                 name,

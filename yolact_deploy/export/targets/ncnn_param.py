@@ -59,17 +59,21 @@ def _float_heads(onnx: Any, source: TargetSource) -> Any:
     batch.Clear()
     batch.dim_value = 1
     del model.graph.value_info[:]
-    _drop_cast(model.graph, images.name)
+    _drop_copies(model.graph, images.name)
     _fold_channel_order(onnx, model.graph)
     return model
 
 
-def _drop_cast(graph: Any, images: str) -> None:
-    """Let the readers of the cast of the images read the images: ncnn has no casts."""
-    for cast in [node for node in graph.node if node.op_type == "Cast" and node.input[0] == images]:
+def _drop_copies(graph: Any, images: str) -> None:
+    """Drop the cast of the images, since ncnn has no casts, and what a widened file has in place of its own casts."""
+    outputs = {output.name for output in graph.output}
+    for copy in list(graph.node):
+        is_cast = copy.op_type == "Cast" and copy.input[0] == images
+        if not (is_cast or copy.op_type == "Identity") or copy.output[0] in outputs:
+            continue
         for node in graph.node:
-            node.input[:] = [images if name == cast.output[0] else name for name in node.input]
-        graph.node.remove(cast)
+            node.input[:] = [copy.input[0] if name == copy.output[0] else name for name in node.input]
+        graph.node.remove(copy)
 
 
 def _fold_channel_order(onnx: Any, graph: Any) -> None:
@@ -78,8 +82,10 @@ def _fold_channel_order(onnx: Any, graph: Any) -> None:
     for gather in [node for node in graph.node if node.op_type == "Gather" and node.input[1] in constants]:
         order = onnx.numpy_helper.to_array(constants[gather.input[1]])
         readers = [node for node in graph.node if gather.output[0] in node.input]
-        if order.tolist() != [2, 1, 0] or any(node.op_type != "Conv" for node in readers):
+        if order.tolist() != [2, 1, 0]:
             continue
+        if any(node.op_type != "Conv" for node in readers):
+            raise ExportError("the format ncnn expects a convolution right after the channels are reversed")
         for conv in readers:
             weight = constants[conv.input[1]]
             values = onnx.numpy_helper.to_array(weight)[:, np.argsort(order)]

@@ -240,7 +240,7 @@ def test_text_summary_and_progress(
     captured = capsys.readouterr()
     assert "3 images, 6 detections in" in captured.out
     assert "network" in captured.out
-    assert "predict: 3/3 images" in captured.err
+    assert "predict: 3/3, " in captured.err
 
 
 def test_one_damaged_picture_of_several(

@@ -359,10 +359,9 @@ class PredictionJob:
         with contextlib.ExitStack() as written, pipeline as done:
             written.callback(stop_reading)
             try:
-                for job in self.progress.track(done, "predict", total, "frames"):
+                what = f"predict {streams[0].name}" if len(streams) == 1 else "predict"
+                for job in self.progress.track(self._until_full(done, streams), what, total, "frames"):
                     self._take_frame(job, written, stopped)
-                    if all(self._is_full(one) for one in streams):
-                        break
             except (InputError, BackendError) as error:
                 if not any(one.outputs for one in streams):
                     raise
@@ -371,6 +370,13 @@ class PredictionJob:
             ends = ", ".join(f"{one.stream} ends after {one.outputs.count if one.outputs else 0}" for one in streams)
             self._interrupt(f"{ends} frames")
         return None
+
+    def _until_full(self, jobs: Iterable[StreamFrame], streams: Sequence[RunningStream]) -> Iterator[StreamFrame]:
+        """The jobs until each stream has its --max-frames; ends by itself, so that the last frame is counted."""
+        for job in jobs:
+            yield job
+            if all(self._is_full(one) for one in streams):
+                return
 
     def _is_full(self, one: RunningStream) -> bool:
         return self.max_frames is not None and one.outputs is not None and one.outputs.count >= self.max_frames

@@ -13,11 +13,14 @@ import re
 import reprlib
 import stat
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 _LONGEST_QUOTE = 200
+#: bytes that an archive may unpack to, whatever its size, and times its size
+_UNPACKED, _TIMES_UNPACKED = 64 << 20, 20
 
 # C0 and C1 without tab and line feed, marks that turn the direction of writing, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -54,6 +57,21 @@ def read_bytes(path: str | os.PathLike[str], what: str, error_type: type[Excepti
         raise error_type(f"no such {what}: {path}") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         raise error_type(f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def require_packed_size(path: str | os.PathLike[str], what: str, error_type: type[Exception]) -> None:
+    """Refuse an archive that unpacks to many times its size; .pth and .npz files are archives. Other files pass."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        size = Path(path).stat().st_size
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # what reads the file says it better
+        return
+    if unpacked > max(_UNPACKED, _TIMES_UNPACKED * size):
+        raise error_type(
+            f"{what} {path} unpacks to {unpacked:,} bytes, {unpacked // size} times its size: "
+            "it would fill the memory. Save it again without compression, if it is no forgery"
+        )
 
 
 def exists(path: Path | None) -> bool:

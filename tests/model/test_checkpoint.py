@@ -5,10 +5,13 @@ import json
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from deterministic import deterministic_state
 
@@ -19,6 +22,7 @@ from yolact_deploy.errors import CheckpointError, ConfigError, OutputError
 torch = pytest.importorskip("torch")
 
 from yolact_deploy.model.checkpoint import infer_config
+from yolact_deploy.model.quantized import read_quantized
 from yolact_deploy.model.weights_file import Weights, read_state_dict
 from yolact_deploy.training import YolactModel, load_model, save_checkpoint
 
@@ -502,3 +506,25 @@ def test_repeated_values_are_not_filled_in(tensor: Any, wrapper: str, tmp_path: 
     assert (tmp_path / "w.pth").stat().st_size < 10_000
     with pytest.raises(CheckpointError, match=r"w\.pth: prediction_layers\.0\.conf_layer\.weight of shape .* repeated"):
         read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["deflated", "the same bytes many times", "array"])
+def test_an_archive_that_fills_the_memory_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 MB of zeros in some hundred kilobytes, and bytes that many entries of the archive share."""
+    monkeypatch.setattr(torch, "load", None)
+    monkeypatch.setattr(np, "load", None)
+    file = tmp_path / ("w.npz" if kind == "array" else "w.pth")
+    method = zipfile.ZIP_STORED if kind.startswith("the same") else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(file, "w", method) as archive:
+        if method == zipfile.ZIP_STORED:
+            archive.writestr("archive/data/0", bytes(2_000_000))
+            (entry,) = archive.infolist()
+            archive.filelist += [entry] * 49
+        else:
+            archive.writestr("archive/data/0", bytes(100_000_000))
+    assert file.stat().st_size < 2_100_000
+    read = partial(read_quantized, config=get_config("yolact_base")) if kind == "array" else read_state_dict
+    with pytest.raises(CheckpointError, match=r"unpacks to 100,000,000 bytes, \d+ times its size"):
+        read(file)

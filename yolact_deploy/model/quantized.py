@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import CheckpointError
+from yolact_deploy.untrusted import require_packed_size
 
 _EPSILON = 1e-5  # of torch's batch normalization
 
@@ -48,6 +49,7 @@ def read_quantized(path: Path, config: YolactConfig) -> dict[str, torch.Tensor]:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    require_packed_size(path, "weights file", CheckpointError)
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}

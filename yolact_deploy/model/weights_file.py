@@ -23,6 +23,7 @@ from yolact_deploy.config import YolactConfig
 from yolact_deploy.errors import ArtifactError, CheckpointError, import_optional
 from yolact_deploy.model.origins import NETWORK_NAMES, ORIGINS, find_origin
 from yolact_deploy.model.origins.origin import Origin, StateDict
+from yolact_deploy.untrusted import require_packed_size
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ def _read_safetensors(path: Path) -> tuple[StateDict, YolactConfig | None]:
 
 
 def _read_pickle(path: Path) -> Any:
+    require_packed_size(path, "weights file", CheckpointError)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # torch warns about TorchScript archives before it refuses them

@@ -23,6 +23,7 @@ import torch
 from yolact_deploy.artifact import atomic_write
 from yolact_deploy.errors import CheckpointError, OutputError
 from yolact_deploy.training.distributed import World
+from yolact_deploy.untrusted import require_packed_size
 
 FORMAT = 1
 _NAME = re.compile(r"state_(\d{8})\.pt")
@@ -74,6 +75,7 @@ class StateFolder:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The state given to :meth:`StateFolder.save`, with ``step`` and ``format``."""
+    require_packed_size(path, "state of a training", CheckpointError)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise nearly anything

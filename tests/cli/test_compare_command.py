@@ -165,6 +165,7 @@ def test_lenient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         compare_command._images(parser.parse_args([*options[:4], "--data", "coco/images", "--lenient"]))
 
 
+@pytest.mark.slow  # test_bisect is faster, test_bisect_of_an_int8_engine starts from an engine
 def test_bisect_int8(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     """Blocks and layers with AP if there are annotations; ranges come from the other pictures."""
     pytest.importorskip("pycocotools")

@@ -24,7 +24,8 @@ from yolact_deploy.cli import main as cli
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    tiny.leave_out_pictures(monkeypatch)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

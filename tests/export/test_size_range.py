@@ -133,6 +133,7 @@ def test_metadata(exported: Path) -> None:
     assert shapes["images"][1:] == ["height", "width", 3]
 
 
+@pytest.mark.slow  # test_exported_macs.py counts other exports
 def test_multiply_adds_are_those_of_the_usual_size(exported: Path) -> None:
     from yolact_deploy.graph.macs import count_macs
     from yolact_deploy.model.model_macs import count_model_macs

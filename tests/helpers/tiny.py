@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from yolact_deploy.datasets.shapes import write_shapes
 from yolact_deploy.training.overrides import override
@@ -37,6 +40,13 @@ def tiny_set(folder: Path, train: int = 8, val: int = 2) -> Path:
 def as_arguments(settings: tuple[str, ...] = SETTINGS) -> list[str]:
     """The same for a command line."""
     return [part for setting in settings for part in ("--set", setting)]
+
+
+def leave_out_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No curves.png and no files for TensorBoard, which take longer than the steps: see test_monitors.py."""
+    fit = importlib.import_module("yolact_deploy.training.fit")
+    for name in ("draw_curves", "draw_confusion", "tensorboard"):
+        monkeypatch.setattr(fit, name, lambda *arguments: None)
 
 
 def environment() -> dict[str, str]:

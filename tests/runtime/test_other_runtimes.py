@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from few import few
 
 for _module in ("torch", "onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(_module)
@@ -44,7 +45,7 @@ def assert_agrees(one: str | Path, other: Path, **choices: Any) -> dict[str, Any
 
 
 @pytest.mark.skipif(not HAS_OPENCV_5, reason="OpenCV is older than 5")
-@pytest.mark.parametrize("tail", ["host", "graph"])
+@pytest.mark.parametrize("tail", few(["host", "graph"], 0))
 def test_opencv(tail: str, demo_onnx: Path) -> None:
     before = cv2.getNumThreads()
     described = assert_agrees(f"{demo_onnx}@opencv", demo_onnx, tail=tail, threads=1)

@@ -93,6 +93,7 @@ def test_files(demo_onnx: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "demo" / "old").exists()
 
 
+@pytest.mark.slow
 def test_openvino_format(demo_onnx: Path, tmp_path: Path) -> None:
     """Triton's OpenVINO backend gets a file that gives the same detections."""
     openvino = pytest.importorskip("openvino")

@@ -74,6 +74,7 @@ def test_every_parameter_gets_a_gradient() -> None:
         assert gradient.abs().sum() > 0
 
 
+@pytest.mark.slow  # test_steps trains it, and each of its parameters gets a gradient
 def test_the_mask_iou_network_learns_what_masks_are_worth() -> None:
     """With all else held still, its IoUs come near the true ones: the term falls to a fraction."""
     model = make_model()

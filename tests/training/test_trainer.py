@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -51,10 +50,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out curves.png and TensorBoard's files, which take longer than the steps: see test_monitors.py."""
-    fit_module = importlib.import_module("yolact_deploy.training.fit")
-    for name in ("draw_curves", "draw_confusion", "tensorboard"):
-        monkeypatch.setattr(fit_module, name, lambda *arguments: None)
+    tiny.leave_out_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

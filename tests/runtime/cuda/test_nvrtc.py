@@ -362,6 +362,7 @@ def test_a_cache_that_cannot_be_written(compilations: list[str], monkeypatch: py
     assert entries() == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(needs_library: None) -> None:
     code = (
         "from yolact_deploy.runtime.cuda import nvrtc\n"

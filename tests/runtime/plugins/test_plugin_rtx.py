@@ -81,6 +81,7 @@ def test_cross_class(tmp_path: Path) -> None:
     assert 1 in field(plan, "cross_class", "<i")
 
 
+@pytest.mark.slow  # tests/export/test_tensorrt_build.py builds without them
 def test_without_plugins(tmp_path: Path) -> None:
     for mode in ("off", "auto"):
         report, plan = build(tail_model(), tmp_path, mode)

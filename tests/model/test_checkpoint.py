@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deterministic import deterministic_state
+from few import few_rows
 
 from yolact_deploy.artifact import METADATA_KEY, read_config
 from yolact_deploy.config import YolactConfig, get_config
@@ -475,7 +476,8 @@ def test_a_json_file_that_is_no_configuration(text: str, expected: str, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("backbone", "channels"), [("resnet18", 512), ("resnet34", 512), ("resnet152", 2048), ("mobilenet_v3_large", 160)]
+    ("backbone", "channels"),
+    few_rows([("resnet18", 512), ("resnet34", 512), ("resnet152", 2048), ("mobilenet_v3_large", 160)], 0, 1, 3),
 )
 def test_other_backbones_are_told_by_their_blocks(backbone: str, channels: int) -> None:
     config = YolactConfig(name="own", backbone=backbone, num_classes=3, image_size=128, fpn_channels=32)

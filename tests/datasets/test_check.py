@@ -231,6 +231,8 @@ def test_check_of_a_bad_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["check", "absent.yaml"], "no such dataset"),
         (["shapes", "-o", "{}/s", "--train", "0", "--val", "0"], "one image or more"),
+        (["shapes", "-o", "{}/s", "--frames", "3"], "add --videos, or leave it out"),
+        (["shapes", "-o", "{}/s", "--videos", "1", "--frames", "0"], "1 to 100000 videos and frames"),
         (["shapes", "-o", "{}/s", "--size", "big"], "--size: expected WxH"),
         (["shapes", "-o", "{}/s", "--size", "20"], "at least 64 x 64"),
     ],
@@ -241,6 +243,13 @@ def test_wrong_arguments(
     assert main(["data", *(argument.format(tmp_path) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.glob("s/**/*.png"))
+
+
+@pytest.mark.parametrize("option", ["--train=-1", f"--val={10**30}", "--train=many"])
+def test_numbers_of_pictures_have_a_range(tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", "shapes", "-o", str(tmp_path / "s"), option])
+    assert "expected a whole number from 0 to 10000000" in capsys.readouterr().err
 
 
 def test_an_action_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

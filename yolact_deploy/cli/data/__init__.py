@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from yolact_deploy.cli.data import data_sets
-from yolact_deploy.cli.options.parsing import seed
+from yolact_deploy.cli.options.parsing import seed, whole
 from yolact_deploy.cli.options.size_options import add_size_arguments, size_options
 from yolact_deploy.console import print_command, print_text
 
@@ -50,9 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes = commands.add_parser("shapes", help="generate pictures of shapes with COCO annotations")
     shapes.add_argument("-o", "--output", metavar="DIR", required=True, help="folder to create")
     shapes.add_argument(
-        "--train", type=int, default=2000, metavar="N", help="number of training images (default: 2000)"
+        "--train", type=whole(0, 10**7), default=2000, metavar="N", help="number of training images (default: 2000)"
     )
-    shapes.add_argument("--val", type=int, default=500, metavar="N", help="number of held-out images (default: 500)")
+    shapes.add_argument(
+        "--val", type=whole(0, 10**7), default=500, metavar="N", help="number of held-out images (default: 500)"
+    )
     shapes.add_argument(
         "--size", default="320x240", metavar="WxH", help="size in pixels, or one number for both (default: 320x240)"
     )
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shapes.add_argument(
         "--videos", type=int, metavar="N", help="instead of pictures, N videos with the id of each shape (YouTube-VIS)"
     )
-    shapes.add_argument("--frames", type=int, default=40, metavar="N", help="frames of a video (default: 40)")
+    shapes.add_argument("--frames", type=int, metavar="N", help="frames of a video (default: 40)")
     _add_nuclei(commands)
     for listed in commands._choices_actions:
         command = commands.choices[listed.dest]
@@ -195,10 +197,12 @@ def _shapes(args: argparse.Namespace) -> int:
     from yolact_deploy.datasets.shapes import write_shapes
     from yolact_deploy.errors import InputError
 
-    if min(args.train, args.val) < 0 or args.train + args.val < 1:
+    if args.train + args.val < 1:
         raise InputError(f"expected one image or more, got --train {args.train} --val {args.val}")
     width, height = _size(args.size)
     folder = Path(args.output)
+    if args.videos is None and args.frames is not None:
+        raise InputError("--frames is the length of videos: add --videos, or leave it out")
     if args.videos is not None:
         return _shape_videos(args, folder, width, height)
     counts = {"train": args.train, "val": args.val}
@@ -220,14 +224,15 @@ def _shape_videos(args: argparse.Namespace, folder: Any, width: int, height: int
     from yolact_deploy.datasets.shape_videos import write_shape_videos
     from yolact_deploy.errors import InputError
 
-    if not (1 <= args.videos <= 100_000 and 1 <= args.frames <= 100_000):
-        raise InputError(f"expected 1 to 100000 videos and frames, got --videos {args.videos} --frames {args.frames}")
+    frames = 40 if args.frames is None else args.frames
+    if not (1 <= args.videos <= 100_000 and 1 <= frames <= 100_000):
+        raise InputError(f"expected 1 to 100000 videos and frames, got --videos {args.videos} --frames {frames}")
     size = {"height": height, "width": width}
-    videos = write_shape_videos(folder, args.videos, frames=args.frames, seed=args.seed, **size)
+    videos = write_shape_videos(folder, args.videos, frames=frames, seed=args.seed, **size)
     for _ in args.progress.track(videos, "shapes", args.videos, "videos"):
         pass
     if args.json:
-        facts = {"videos": args.videos, "frames": args.frames, "seed": args.seed, **size}
+        facts = {"videos": args.videos, "frames": frames, "seed": args.seed, **size}
         print_json({"annotations": str(folder / "instances.json"), **facts})
     else:
         print(folder / "instances.json")

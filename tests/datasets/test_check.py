@@ -264,5 +264,5 @@ def test_shapes_are_written_and_pass(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["data", "shapes", *arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["val"] == 2
-    assert "5/5 images" in err
+    assert "5/5, " in err
     assert main(["data", "check", str(tmp_path / "s"), "--quiet"]) == 0

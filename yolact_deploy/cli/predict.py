@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             job = {"reading": reading, "shard": shard, **limits}
             summary = _run_here(args, model, sources, folder, job)
-    _print(summary, args)
+    _print(summary, args, "images" if sources.pictures else "frames")
     return 2 if summary.failed or summary.interrupted else 0
 
 
@@ -257,7 +257,8 @@ def _is_source(text: str, *, alone: bool) -> bool:
     )
 
 
-def _print(summary: Summary, args: argparse.Namespace) -> None:
+def _print(summary: Summary, args: argparse.Namespace, what: str) -> None:
+    """Print what was done; ``what`` says of what the sources consist."""
     from yolact_deploy.console import print_json, print_table
 
     facts = summary.to_dict()
@@ -265,10 +266,10 @@ def _print(summary: Summary, args: argparse.Namespace) -> None:
         print_json(facts)
     elif not args.quiet:
         print_table(["stage", "mean ms"], [(k, f"{v:.2f}") for k, v in facts["mean_ms"].items()])
-        rate = f" ({facts['images_per_second']:.1f} images/s)" if summary.images else ""
+        rate = f" ({facts['images_per_second']:.1f} {what}/s)" if summary.images else ""
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
         print_text(
-            f"{summary.images} images{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}"
+            f"{summary.images} {what}{failed}, {summary.detections} detections in {facts['seconds']:.1f} s{rate}"
         )
         shown = summary.outputs if len(summary.outputs) <= 4 else [*summary.outputs[:3], "..."]
         print_text(f"wrote {len(summary.outputs)} files to {args.output} ({', '.join(map(str, shown))})")

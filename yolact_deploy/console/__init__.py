@@ -34,6 +34,7 @@ _LEAST_DESCRIPTION = 12
 _STYLES = {"title": "italic", "head": "bold", "rule": "", "text": ""}
 
 
+#: whether the next command is printed
 _proposes = ContextVar("proposes", default=True)
 
 
@@ -61,11 +62,10 @@ class ConsoleProgress(Progress):
             for item in items:
                 yield item
                 done += 1
-                rate = done / (time.perf_counter() - start)
+                rate = done / _since(start)
                 update(done, total, describe_pace(rate, unit, None if total is None else max(total - done, 0) / rate))
-            rate = done / (time.perf_counter() - start)
-            took = timedelta(seconds=round(time.perf_counter() - start))
-            update(done, total, f"{describe_pace(rate, unit, None)}, took {took}" if done else "")
+            pace = describe_pace(done / _since(start), unit, None)
+            update(done, total, f"{pace}, {_took(start)}" if done else "")
 
     @contextmanager
     def steps(self, description: str) -> Iterator[ReportStep]:
@@ -81,7 +81,7 @@ class ConsoleProgress(Progress):
         with self._task(description, None) as update:
             yield report
             if not counted and self._draws_bars():
-                update(None, None, f"took {timedelta(seconds=round(time.perf_counter() - start))}")
+                update(None, None, _took(start))
 
     def note(self, text: str) -> None:
         print_text(text, file=sys.stderr)
@@ -127,6 +127,15 @@ class ConsoleProgress(Progress):
                 self._bars = None
             else:
                 bars.remove_task(task)
+
+
+def _since(start: float) -> float:
+    """Seconds, above zero."""
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def _took(start: float) -> str:
+    return f"took {timedelta(seconds=round(_since(start)))}"
 
 
 def _line(description: str, done: int | None, total: int | None, state: str, room: int | None = None) -> str:

@@ -96,12 +96,12 @@ def export(make_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 def short_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are compared with the model on one picture instead of three."""
     from yolact_deploy.export import pipeline
+    from yolact_deploy.export.parity import check_parity
 
-    check = pipeline.check_parity
     monkeypatch.setattr(
         pipeline,
         "check_parity",
-        lambda model, path, images, traced, noise: check(model, path, images[:1], traced[:1], noise),
+        lambda model, path, images, traced, noise: check_parity(model, path, images[:1], traced[:1], noise),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import chromium
 import pytest
+from few import few_rows
 from pictures import encoded
 from served import Served, served
 from services import require_serving
@@ -51,7 +52,7 @@ def drop(browser: chromium.Chromium, content: bytes, kind: str = "image/png") ->
     return status
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+@pytest.mark.parametrize(("width", "dark"), few_rows([(1280, False), (390, False), (390, True)], 0, 2))
 def test_drop_a_picture(browser: chromium.Chromium, service: Served, tmp_path: Path, width: int, dark: bool) -> None:
     made = render(3)
     content = encoded(made.image, ".png")

@@ -177,6 +177,7 @@ def test_pictures_of_the_shapes_are_generated(args: argparse.Namespace, here: Pa
 
 def test_pictures_of_coco_classes_ship(args: argparse.Namespace) -> None:
     assert chosen(args, get_config("yolact_base")) == (3, "000000196393.jpg", True)
+    assert chosen(args, get_config("yolact_base"), 2) == (2, "000000196393.jpg", True)
 
 
 def test_pictures_of_other_classes_have_no_truth(args: argparse.Namespace) -> None:

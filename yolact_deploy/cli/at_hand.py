@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,7 +178,7 @@ def pictures_at_hand(args: argparse.Namespace, config: YolactConfig, limit: int 
     if not _knows(config, images):
         args.progress.note("note: no annotated pictures of the model's classes here, so there is no AP: name some")
         images = plain_images(shipped.paths())
-    yield images
+    yield replace(images, images=images.images[:limit])
 
 
 def _knows(config: YolactConfig, images: CocoImages) -> bool:

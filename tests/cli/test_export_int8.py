@@ -63,7 +63,7 @@ def test_a_file_for_all_runtimes(here: Path, pictures: Path, capsys: pytest.Capt
     arguments = ["export", "--int8", *DEMO, "--calibration", str(pictures), "--engine", "none", "-o", "m"]
     assert cli.main(arguments) == 0
     out, err = capsys.readouterr()
-    assert "calibrating: 36/36 images" in err
+    assert "calibrating: 36/36, " in err
     assert "warning" not in err
     assert "calibrated on 36 images (percentile)" in out
     assert "signal to noise of " in out
@@ -100,7 +100,7 @@ def test_the_rest_in_fp16(here: Path, pictures: Path, capsys: pytest.CaptureFixt
     assert cli.main([*arguments, "--engine", "none", "-o", "m"]) == 0
     out, err = capsys.readouterr()
     assert "exporting shapes_demo (int8, the rest in fp16) to m.onnx ..." in out
-    assert "checking for overflow: 9/9 images" in err
+    assert "checking for overflow: 9/9, " in err
     assert "no layer overflows in 9 images" in out
     assert "calibrated on 6 images (percentile)" in out
     assert "FAILED" not in out
@@ -163,7 +163,7 @@ def test_interrupted(
     assert "interrupted" in error_of(capsys)
     assert list(here.iterdir()) == []
     assert cli.main(arguments) == 0
-    assert "calibrating (8 known already): 28/28 images" in capsys.readouterr().err
+    assert "calibrating (8 known already): 28/28, " in capsys.readouterr().err
     assert 0 <= len(calls) - (9 + 28) <= tensor_probe._AT_ONCE, "none is read again but those that were at work"
 
 

@@ -15,6 +15,7 @@ from yolact_deploy import samples
 from yolact_deploy.cli.main import main
 from yolact_deploy.errors import DownloadError
 from yolact_deploy.samples import weights_address
+from yolact_deploy.samples.first_digests import store_digest
 from yolact_deploy.samples.pretrained import resolve_weights
 from yolact_deploy.samples.weights_address import download_weights
 
@@ -62,7 +63,7 @@ def test_the_first_download_is_remembered(web: tuple[Path, str]) -> None:
     url = f"{address}/plain.safetensors"
     with pytest.raises(DownloadError, match="http:// does not prove who sends"):
         download_weights(url)
-    weights_address.store_digest(url, DIGEST)  # as https:// does
+    store_digest(url, DIGEST)  # as https:// does
     path = download_weights(url)
     path.unlink()
     (folder / "plain.safetensors").write_bytes(b"another file")

@@ -159,9 +159,7 @@ def test_a_killed_run_goes_on(
     (state,) = tmp_path.glob("*.npz")
     again = calibrate(read_onnx(path), pictures, state=tmp_path, progress=ConsoleProgress())
     # The pictures before the last that was read; some of them may have been at work.
-    known, left = map(
-        int, re.findall(r"calibrating \((\d+) known already\): (\d+)/\2, ", capsys.readouterr().err)[-1]
-    )
+    known, left = map(int, re.findall(r"calibrating \((\d+) known already\): (\d+)/\2, ", capsys.readouterr().err)[-1])
     assert 1 <= known <= 6
     assert known + left == len(pictures)
     assert again == calibrate(read_onnx(path), pictures)

@@ -102,7 +102,14 @@ def test_tables_fit_120_columns(tmp_path: Path, capsys: pytest.CaptureFixture[st
     result = bench(tmp_path)
     long = dataclasses.replace(result.engines[1], name="yolact_resnet50.onnx@openvino-bf16", backend="onnxruntime")
     tables = list(bench_tables(dataclasses.replace(result, engines=(result.engines[0], long))))
-    assert [table.title.split()[0] for table in tables] == ["Speed:", "Stages,", "Accuracy:", "Difference", "Agreement", "Of"]
+    assert [table.title.split()[0] for table in tables] == [
+        "Speed:",
+        "Stages,",
+        "Accuracy:",
+        "Difference",
+        "Agreement",
+        "Of",
+    ]
     for table in tables:
         print_table(table.columns, table.rows, title=table.title)
     printed = capsys.readouterr().out

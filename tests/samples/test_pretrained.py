@@ -206,7 +206,7 @@ def test_failures_say_how_to_place_the_file(hub: Hub, error: Exception, reason: 
         fetch_weights("yolact_im700")
     message = str(caught.value)
     assert "https://huggingface.co/dbolya/yolact-im700/resolve/main/yolact_im700_54_800000.pth" in message
-    assert "by hand" in message
+    assert "Give the path of " in message
     assert "\n" not in message
 
 

@@ -75,7 +75,7 @@ def test_every_step_is_shown_from_the_first_on(tmp_path: Path, capsys: pytest.Ca
     fit(recipe, tiny.tiny_set(tmp_path / "set"), tmp_path / "run", workers=0, device="cpu", progress=Recorder())
     assert [done for _, done, _ in lines] == [0, 1, 2, 3, 3, 4, 4]
     assert {total for _, _, total in lines} == {4}
-    assert all(re.match(r"[\d.]+ images/s 0:00:\d\d left", phase) for phase, _, _ in lines[1:])
+    assert all(re.match(r"[\d.]+ images/s, 0:00:\d\d left", phase) for phase, _, _ in lines[1:])
     assert "loss" not in lines[2][0]
     assert "loss" in lines[-1][0]
 

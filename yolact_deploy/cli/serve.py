@@ -52,12 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of one call of the network (default: 1 on the CPU, as exported on a GPU)",
     )  # fmt: skip
     networks.add_argument(
-        "--max-delay-ms",
-        type=float,
-        default=2.0,
-        metavar="MS",
+        "--max-delay-ms", type=float, default=2.0, metavar="MS",
         help="how long a picture waits for its batch (default 2)",
-    )
+    )  # fmt: skip
     networks.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     cluster = parser.add_argument_group("cluster")
     cluster.add_argument(

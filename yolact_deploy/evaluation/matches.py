@@ -143,13 +143,22 @@ class Matches:
                 sums = {key: missed + np.cumsum(own * counted.astype(np.int32), axis=1, dtype=np.int32)}
             reported = sums[key][:, places]
             right = np.cumsum(own[:, places], axis=1, dtype=np.int64)
-            precision = right / (reported + np.spacing(1))
-            envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            reached = _first_at_least(right, needed)
-            inside = reached < places.size
-            values = np.take_along_axis(envelope, np.minimum(reached, places.size - 1), axis=1)
-            interpolated[:, threshold] = np.where(inside, values, 0.0)
+            interpolated[:, threshold] = _precision_at(needed, right, reported)
         return interpolated
+
+
+def _precision_at(needed: Integers, right: Integers, reported: Integers) -> Floats:
+    """Interpolated precision [S, R] where ``needed`` [S, R] hits are reached; 0 where they never are.
+
+    Args:
+        right: hits so far [S, H] at each hit
+        reported: detections so far [S, H]
+    """
+    precision = right / (reported + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    reached = _first_at_least(right, needed)
+    hits = right.shape[1]
+    return np.where(reached < hits, np.take_along_axis(envelope, np.minimum(reached, hits - 1), axis=1), 0.0)
 
 
 def _needed(objects: Integers) -> Integers:

@@ -107,15 +107,12 @@ def export_model(
         InputError: a file is not a picture.
         OutputError: the file cannot be written.
     """
-    if not isinstance(model, YolactModel):
-        weights = resolve_weights(os.fspath(model))
-        model = load_model(weights, **spec.of_checkpoint)
-    compared = check_images or sample_images(model.config.class_names)
-    pictures = _calibration_pictures(spec, progress)
+    model, weights = _loaded(model, weights, spec)
+    compared, pictures = check_images or sample_images(model.config.class_names), _calibration_pictures(spec, progress)
     # First the file, so that an unwritable place is known before the work.
     with atomic_write(output) as temporary, progress.steps(f"writing {Path(output).name}") as report:
         report("tracing", 0, _PHASES)
-        sha256 = "" if weights is None else sha256_file(Path(weights))
+        sha256 = sha256_file(Path(weights)) if weights else ""
         metadata = spec.metadata(model.config, weights_sha256=sha256, versions=tool_versions())
         graph = trace(model, metadata)
         report("measuring", 1, _PHASES)
@@ -124,12 +121,35 @@ def export_model(
         metadata, noise = _lower(graph, metadata, spec, measured, compared)
         write_onnx(graph, metadata, temporary)
         report("comparing with the eager model", 3, _PHASES)
-        parity = check_parity(model, temporary, compared, measured.heads, noise)
-        if parity.failures:
-            reasons, cure = "; ".join(parity.failures), _CURES.get(spec.precision, "try --fp32")
-            raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
+        parity = _compare(model, temporary, spec, compared, measured, noise)
         report("done", _PHASES, _PHASES)
     return Exported(metadata=metadata, parity=parity, measured=measured)
+
+
+def _loaded(
+    model: YolactModel | str | os.PathLike[str], weights: str | os.PathLike[str] | None, spec: ExportSpec
+) -> tuple[YolactModel, str | os.PathLike[str] | None]:
+    """The model in memory, and the checkpoint that it is from."""
+    if isinstance(model, YolactModel):
+        return model, weights
+    weights = resolve_weights(os.fspath(model))
+    return load_model(weights, **spec.of_checkpoint), weights
+
+
+def _compare(
+    model: YolactModel,
+    path: Path,
+    spec: ExportSpec,
+    compared: Sequence[Path],
+    measured: Measurements,
+    noise: Sequence[TensorNoise] = (),
+) -> ParityReport:
+    """The comparison with the model; raises :class:`ExportError` if they disagree."""
+    parity = check_parity(model, path, compared, measured.heads, noise)
+    if parity.failures:
+        reasons, cure = "; ".join(parity.failures), _CURES.get(spec.precision, "try --fp32")
+        raise ExportError(f"the exported file disagrees with the eager model: {reasons}. Nothing was kept; {cure}")
+    return parity
 
 
 def _calibration_pictures(spec: ExportSpec, progress: Progress) -> list[Path]:

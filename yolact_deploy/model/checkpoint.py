@@ -269,23 +269,22 @@ def load_model(
         ConfigError: an unknown name, or a configuration that cannot be built.
     """
     weights = read_weights(path)
-    state, stored = weights.state, weights.config
     try:
+        tensors = _Architecture.of_state(weights.state)
         if config is not None:
             cure = "Give the configuration the weights were trained with, or omit --config to infer it"
-            tensors = _Architecture.of_state(state)
             if isinstance(config, str):
-                config = _with_own_classes(read_config(config), tensors.num_classes, stored)
+                config = _with_own_classes(read_config(config), tensors.num_classes, weights.config)
             chosen = _with_switches(_require_same(config, tensors, cure), weights)
-        elif stored is not None:
-            chosen = _require_same(stored, _Architecture.of_state(state), "The file is damaged: save the weights again")
+        elif weights.config is not None:
+            chosen = _require_same(weights.config, tensors, "The file is damaged: save the weights again")
         else:
             chosen = config_of(weights, path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     with _NothingRandom():
         model = YolactModel(chosen.with_input(image_size, fit=fit, priors=priors))
-    _fill(model, state, path)
+    _fill(model, weights.state, path)
     return model.eval()
 
 

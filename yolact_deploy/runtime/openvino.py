@@ -66,10 +66,8 @@ class OpenVinoBackend(Backend):
         graph = load_graph(path, tail, half="keep" if keeps_bf16 else "fp32")
         self.metadata = graph.metadata if size is None else graph.metadata.at_size(size, path)
         self.tail = numpy_tail(self.metadata.config, heads=graph.on_host, mask_iou=graph.mask_iou)
-        if self.metadata.precision == "int8":
-            self.precision = "int8"
-        else:
-            self.precision = precision or ("bf16" if keeps_bf16 and self.metadata.precision == "bf16" else "fp32")
+        kept = "bf16" if keeps_bf16 and self.metadata.precision == "bf16" else "fp32"
+        self.precision = "int8" if self.metadata.precision == "int8" else precision or kept
         # The hint applies to what is FP32 in the file; its BF16 is computed in BF16 in any case.
         hint = HINTS[precision or "fp32"]
         properties = {**cpu_properties(hint, threads), "PERFORMANCE_HINT": "LATENCY"}

@@ -147,7 +147,7 @@ class Matches:
         return interpolated
 
 
-def _precision_at(needed: Integers, right: Integers, reported: Integers) -> Floats:
+def _precision_at(needed: Integers, right: Integers, reported: NDArray[np.int32]) -> Floats:
     """Interpolated precision [S, R] where ``needed`` [S, R] hits are reached; 0 where they never are.
 
     Args:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _fetch_address(args: argparse.Namespace) -> int:
     from yolact_deploy.artifact import sha256_file
-    from yolact_deploy.console import print_json
+    from yolact_deploy.console import print_json, print_next
     from yolact_deploy.errors import InputError
     from yolact_deploy.samples.weights_address import download_weights
 
@@ -64,6 +64,7 @@ def _fetch_address(args: argparse.Namespace) -> int:
         digest = sha256_file(path)
         print_json({"name": args.name, "path": str(path), "bytes": path.stat().st_size, "sha256": digest})
     else:
-        args.progress.note(f"next: yolact-deploy inspect {path}")
         print(path)
+        if not args.quiet:
+            print_next(["yolact-deploy", "inspect", str(path)])
     return 0

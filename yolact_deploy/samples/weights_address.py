@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import re
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -102,7 +103,14 @@ def _download(address: str, target: Path, progress: Progress) -> str:
                 return _copy(answer, file, _shown(address), progress)
     except urllib.error.HTTPError as error:
         raise DownloadError(f"{_shown(address)}: the server answers {error.code} ({error.reason}): check it") from error
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ValueError) as error:
+    except (
+        urllib.error.URLError,
+        http.client.HTTPException,
+        TimeoutError,
+        ConnectionError,
+        ssl.SSLError,
+        ValueError,
+    ) as error:
         reason = getattr(error, "reason", None) or error or type(error).__name__
         raise DownloadError(
             f"cannot download {_shown(address)}: {reason}. Check the address and the network, or download the file by "

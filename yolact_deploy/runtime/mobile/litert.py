@@ -5,7 +5,6 @@ The file has the heads of the network; NMS and masks run in NumPy.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from yolact_deploy.artifact import read_metadata_beside
 from yolact_deploy.config import Size
 from yolact_deploy.errors import ArtifactError, BackendError, import_optional
+from yolact_deploy.machine.cpu_state import usable_cores
 from yolact_deploy.runtime.backend import Backend
 from yolact_deploy.runtime.tails import HeadOutputs, Outputs, numpy_tail
 
@@ -39,7 +39,7 @@ class LiteRtBackend(Backend):
     def __init__(self, path: Path, *, threads: int | None = None, size: Size | None = None) -> None:
         self.metadata = read_metadata_beside(path).at_size(size, path)
         self.tail = numpy_tail(self.metadata.config, heads=True)
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or usable_cores()
         self._runner = open_runner(path, self._threads)
 
     def run(self, images: NDArray[Any]) -> Outputs:
